@@ -1,0 +1,101 @@
+# make figures   the whole embedded study, from prompts to figures and report
+# make test      linters, types, workflow checks, tests
+# make help      everything else
+#
+# Each target sets itself up: a virtual environment in $(VENV), from the lock in envs/requirements.txt, done once per lock.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+# Further configuration files, laid over config/config.yaml in this order: make figures CONFIG=config/paper.yaml
+CONFIG ?=
+# Any further options of Snakemake: make figures SNAKEMAKE_OPTIONS=--dry-run
+SNAKEMAKE_OPTIONS ?=
+
+LOCK := envs/requirements.txt
+hash = $(shell cat $(1) | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])")
+LOCK_STAMP := $(VENV)/.locked-$(call hash,$(LOCK))
+PACKAGE_STAMP := $(VENV)/.installed-$(call hash,$(LOCK) pyproject.toml)
+PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
+SNAKEMAKE := snakemake --cores $(CORES) $(if $(CONFIG),--configfile config/config.yaml $(CONFIG)) $(SNAKEMAKE_OPTIONS)
+# Two one-thread processes use two cores better than one process with two threads; jobs get theirs from the rules.
+WORKERS := $(shell n=$(CORES); echo $$(( n < 2 ? n : 2 )))
+comma := ,
+say = @printf '\n== %s\n' "$(1)"
+
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PYTHONHASHSEED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup figures study bench test lint format report clean-results
+
+help: ## What can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: $(PACKAGE_STAMP) ## The environment alone
+
+$(LOCK_STAMP):
+	$(call say,Environment: $(VENV) from $(LOCK) with $(PYTHON))
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@# torch first and pinned, so that no other package's requirement picks a different build of it
+	$(PIP) install "$$(grep -E '^torch==' $(LOCK))"
+	$(PIP) install --requirement $(LOCK)
+	@rm -f $(VENV)/.locked-*
+	@touch $@
+
+$(PACKAGE_STAMP): $(LOCK_STAMP)
+	$(call say,Environment: this package$(comma) editable)
+	$(PIP) install --no-deps --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+figures: setup ## Figures, tables and report of the study (CONFIG=, CORES=)
+	$(call say,Study: prompts to figures on $(CORES) core(s))
+	$(SNAKEMAKE) -- all
+	@echo "Figures are in results/figures, tables in results/tables; open results/report.html."
+
+study: setup ## The study over dimension, training steps, seeds and ablations
+	$(call say,Study over dimension$(comma) steps$(comma) seeds and ablations on $(CORES) core(s))
+	$(SNAKEMAKE) -- study
+	$(SNAKEMAKE) --forcerun make_report -- all
+
+report: setup ## Snakemake's own report with figures, run times and code: results/workflow.html
+	$(call say,Workflow report)
+	$(SNAKEMAKE) --report results/workflow.html -- all
+
+bench: setup ## Ratios against TransformerLens, HF generate and faiss: results/bench
+	$(call say,Peers that the benchmarks compare with)
+	$(PIP) install --constraint $(LOCK) --requirement envs/bench.txt
+	$(call say,Benchmarks)
+	OMP_NUM_THREADS=1 python -m bench
+
+lint: setup ## Linters, types and workflow checks
+	$(call say,ruff)
+	ruff check .
+	ruff format --check .
+	$(call say,mypy)
+	mypy
+	$(call say,snakefmt)
+	snakefmt --check Snakefile rules
+	$(call say,snakemake --lint)
+	snakemake --lint
+
+test: lint ## All checks and tests, at most two workers
+	$(call say,pytest with $(WORKERS) worker(s))
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal --durations=10
+
+format: setup ## Rewrite sources in the project's format
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile rules
+
+clean-results: setup ## Remove what the workflow made: data, results, logs and its records
+	$(call say,Removing everything that the workflow made)
+	$(SNAKEMAKE) --quiet all --delete-all-output -- all study
+	rm -rf logs benchmarks .snakemake

@@ -1,0 +1,76 @@
+# InverseScope, from prompts to figures. A table of contents: the rules are in rules/, one file a stage, in pipeline order.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "config/config.yaml"
+
+
+report: "report/workflow.rst"
+
+
+include: "rules/common.smk"
+
+
+wildcard_constraints:
+    task=one_of(TASKS),
+    model=one_of(MODELS),
+    site=SITE_PATTERN,
+    split=one_of(SPLITS),
+    generator=one_of(GENERATORS),
+    variant=one_of(VARIANTS),
+    candidate=one_of(CANDIDATES),
+
+
+include: "rules/prompts.smk"
+include: "rules/targets.smk"
+include: "rules/activations.smk"
+include: "rules/generator.smk"
+include: "rules/sampling.smk"
+include: "rules/fcr.smk"
+include: "rules/figures.smk"
+include: "rules/study.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        of_experiments(*rules.plot_figures.output),
+        rules.make_report.output,
+
+
+rule study:
+    input:
+        of_experiments(*rules.plot_study.output),
+
+
+# Parts of the study, in pipeline order: snakemake --cores 2 -- activations
+rule prompts:
+    input:
+        expand("data/{task}/prompts/{split}.parquet", task=TASKS, split=SPLITS),
+
+
+rule targets:
+    input:
+        [file for task, model in EXPERIMENTS for file in target_files(task, model)],
+
+
+rule activations:
+    input:
+        at_sites("data/{task}/{model}/activations/{split}/{site}.safetensors", split=SPLITS),
+
+
+rule generators:
+    input:
+        of_variants(STUDIED, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
+
+
+rule samples:
+    input:
+        at_sites("results/{task}/{model}/cells/{site}.parquet"),
+
+
+rule tables:
+    input:
+        of_experiments("results/{task}/{model}/fcr.csv"),

@@ -1,0 +1,490 @@
+# Helpers of the rules: the configuration, tables of tasks, models, sites and variants, and input functions. No rules.
+import ast
+import functools
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from snakemake.exceptions import WorkflowError
+
+from inversescope.config import Config, load_config, parse_config
+from inversescope.errors import InputError
+from inversescope.sites import SITE_PATTERN, expand_sites
+
+# Jobs call the command `inversescope` of the environment that runs Snakemake, whether or not it is activated.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+
+
+# ----------------------------------------------------------------------------------------------------------- configuration
+def configuration_files() -> list[str]:
+    """The default configuration, then what --configfile names, in order, as paths that the jobs can be given."""
+    files: list[str] = []
+    for file in [Path("config/config.yaml"), *map(Path, workflow.configfiles)]:
+        path = os.path.relpath(file)
+        if Path(path).is_file() and path not in files:
+            files.append(path)
+    return files
+
+
+def read_configuration() -> Config:
+    """Validate the configuration and make sure that the jobs, which read the files, see what Snakemake sees."""
+    try:
+        loaded = load_config(CONFIG_FILES)
+        if parse_config(dict(config), "the configuration with --config") != loaded:
+            raise InputError(
+                "--config overrides do not reach the jobs",
+                "write them to a YAML file and pass it by --configfile",
+            )
+        return loaded
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
+CONFIG_FILES = configuration_files()
+CONFIG = read_configuration()
+
+
+def used(*keys: str) -> dict[str, object]:
+    """The named parts of the configuration, for `params`: a job reruns when one of them changes, and only then."""
+    everything = CONFIG.model_dump(mode="json")
+    return {key: functools.reduce(lambda part, name: part[name], key.split("/"), everything) for key in keys}
+
+
+# The kernel at the one bandwidth where most of the study is done.
+HEADLINE = ["kernel/epsilon", "kernel/distance", "kernel/kind"]
+
+
+def made_as(variant: str) -> dict[str, object]:
+    """How a variant is made, without what only tells readers about it."""
+    settings = CONFIG.variants[variant].model_dump(mode="json")
+    return {
+        "variant": {key: value for key, value in settings.items() if key not in {"base", "change", "study"}}
+    }
+
+
+def options(wildcards, threads) -> str:
+    """Options that each command takes. It asks for `threads`, so Snakemake does not record it: where files lie and how many
+    threads a job has must not make its results stale."""
+    return " ".join(f"--config {file}" for file in CONFIG_FILES)
+
+
+# --------------------------------------------------------------------------------------------- tables of what is to be done
+EXPERIMENTS = {(e.task, e.model): e for e in CONFIG.experiments.values()}
+TASKS = sorted({task for task, _ in EXPERIMENTS})
+MODELS = sorted({model for _, model in EXPERIMENTS})
+TRAINED = [m for m in MODELS if CONFIG.models[m].source == "trained"]
+FETCHED = [m for m in MODELS if m not in TRAINED]
+CANDIDATES = sorted({c for m in TRAINED for c in CONFIG.models[m].candidates})
+GENERATORS = ["inversescope"]
+SPLITS = ["train", "test", "reference"]
+STUDIED = list(dict.fromkeys(CONFIG.studied_variants))
+STUDY = list(dict.fromkeys(CONFIG.study_variants))
+VARIANTS = list(dict.fromkeys(STUDIED + STUDY))
+
+
+def check_experiments() -> None:
+    """Two experiments may share prompts or activations only if they want the same ones."""
+    if len(EXPERIMENTS) < len(CONFIG.experiments):
+        raise WorkflowError(
+            "Two experiments read the same model on the same task. Merge their lists of sites."
+        )
+    for task in TASKS:
+        sizes = {(e.n_train, e.n_test, e.n_reference) for (t, _), e in EXPERIMENTS.items() if t == task}
+        if len(sizes) > 1:
+            raise WorkflowError(
+                f"Experiments on task {task} differ in n_train, n_test or n_reference. Prompts belong to the task: make them equal."
+            )
+
+
+check_experiments()
+
+
+def one_of(names: list[str]) -> str:
+    """Regular expression that matches these names and nothing else."""
+    return "|".join(name.replace(".", r"\.") for name in names) or "(?!)"
+
+
+@functools.cache
+def shape_of(model: str) -> tuple[int, int]:
+    """Layers and heads of a target model, from the configuration: the set of jobs is known before any model is there."""
+    settings = CONFIG.models[model]
+    if settings.source == "trained":
+        shapes = {(c.shape.n_layers, c.shape.n_heads) for c in settings.candidates.values()}
+        if len(shapes) > 1:
+            raise WorkflowError(
+                f"Candidates of model {model} differ in layers or heads. Give them one shape."
+            )
+        return shapes.pop()
+    if settings.n_layers is None or settings.n_heads is None:
+        raise WorkflowError(
+            f"models.{model} has no n_layers or n_heads. Set both, so that its sites are known beforehand."
+        )
+    return settings.n_layers, settings.n_heads
+
+
+@functools.cache
+def sites_of(task: str, model: str, variant: str | None = None) -> list[str]:
+    """Labels of the sites that an experiment reads, or of those that one of its variants is trained on."""
+    patterns = EXPERIMENTS[task, model].sites
+    try:
+        labels = [site.label for site in expand_sites(patterns, *shape_of(model))]
+        if variant is None or CONFIG.variants[variant].sites is None:
+            return labels
+        chosen = [site.label for site in expand_sites(CONFIG.variants[variant].sites, *shape_of(model))]
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+    unread = sorted(set(chosen) - set(labels))
+    if unread:
+        raise WorkflowError(
+            f"Variant {variant} is trained on {unread[0]}, which no experiment on {model} reads. Add it to sites."
+        )
+    return chosen
+
+
+# -------------------------------------------------------------------------------------------------- blocks of sites for a job
+# Loading PyTorch and the target takes seconds. Where a site takes seconds too, a process reads several sites in turn.
+SITES_PER_JOB = 10
+
+
+class Block:
+    """What one torch job reads: some sites of a small model, or one site, a wildcard, of any model from elsewhere."""
+
+    def __init__(
+        self, task: str, model: str, sites: tuple[str, ...], variants: list[str], name: str = ""
+    ) -> None:
+        self.task, self.model, self.sites, self.variants, self.name = task, model, sites, variants, name
+        self.folder = f"{task}/{model}"
+        self.first = sites[0]
+        self.label = sites[0] if len(sites) == 1 else f"{len(sites)} sites from {sites[0]}"
+        if model == "{model}":
+            self.label = "{wildcards.site}"
+
+    def files(self, pattern: str, **values: list[str]) -> list[str]:
+        """A path for each site; `pattern` has {task}, {model}, {site}, and doubled braces around other wildcards."""
+        return expand(pattern, task=self.task, model=self.model, site=self.sites, **values)
+
+    def target_files(self, wildcards) -> list[str]:
+        """Files of the target model that is read."""
+        return target_files(self.task_of(wildcards), getattr(wildcards, "model", self.model))
+
+    def constraints(self) -> dict[str, str]:
+        """What keeps the rules of different blocks apart."""
+        named = {"variant": one_of(self.variants)} if self.variants else {}
+        return named | ({"model": one_of(FETCHED)} if self.model == "{model}" else {})
+
+    def task_of(self, wildcards) -> str:
+        """The task of a job."""
+        return getattr(wildcards, "task", self.task)
+
+    def options(self, wildcards) -> str:
+        """Options that tell the command what to read."""
+        task, model = self.task_of(wildcards), getattr(wildcards, "model", self.model)
+        sites = [wildcards.site] if hasattr(wildcards, "site") else self.sites
+        return f"--task {task} --model {model} " + " ".join(f"--site {site}" for site in sites)
+
+
+def blocks(variants: list[str] | None = None) -> list[Block]:
+    """Blocks of all sites of all experiments; given variants, of the sites that each set of variants reads."""
+    result = [Block("{task}", "{model}", ("{site}",), variants or [])]
+    for task, model in EXPERIMENTS:
+        if model in FETCHED:
+            continue
+        readers: dict[tuple[str, ...], list[str]] = {}
+        for variant in variants or [None]:
+            readers.setdefault(tuple(sites_of(task, model, variant)), []).append(variant)
+        for sites, names in readers.items():
+            for start in range(0, len(sites), SITES_PER_JOB):
+                chunk = sites[start : start + SITES_PER_JOB]
+                result.append(
+                    Block(task, model, chunk, names if variants else [], f"{task}_{model}_{len(result)}")
+                )
+    return result
+
+
+def rule_name(stage: str, *parts: str) -> str:
+    """Name of what is made in a loop: its stage, then what sets it apart."""
+    return re.sub(r"\W", "_", "_".join([stage, *filter(None, parts)]))
+
+
+# ------------------------------------------------------------------------------------------------------------- source modules
+PACKAGE = Path(os.path.relpath(Path(workflow.basedir) / "src" / "inversescope"))
+# What they say reaches a job by `params`, by its command line, or not at all.
+WITHOUT_EFFECT = {"__init__", "config", "errors", "cli"}
+
+
+def path_of(module: str) -> Path:
+    """Source file of a module, given as stages/common."""
+    package = PACKAGE / module / "__init__.py"
+    return package if package.is_file() else PACKAGE / f"{module}.py"
+
+
+@functools.cache
+def imports_of(module: str) -> frozenset[str]:
+    """Modules of the package that a module imports, anywhere in it."""
+    return imports_in(ast.parse(path_of(module).read_text()))
+
+
+def imports_in(tree: ast.AST) -> frozenset[str]:
+    """Modules of the package that a piece of code imports, but for type checking."""
+    for_types = [
+        n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
+    ]
+    skipped = {id(n) for block in for_types for n in ast.walk(block)}
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "inversescope":
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names if alias.name.startswith("inversescope."))
+    modules = {name.removeprefix("inversescope").strip(".").replace(".", "/") for name in names}
+    return frozenset(m for m in modules if m and path_of(m).is_file())
+
+
+def imports_of_stage(tree: ast.Module, stage: str) -> frozenset[str]:
+    """Modules that the module of a stage imports at its top, in the stage's function, or in functions that this one calls."""
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    needed: set[str] = set()
+    pending = {stage}
+    while pending:
+        name = pending.pop()
+        needed.add(name)
+        names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
+        pending |= (names & functions.keys()) - needed
+    rest = [node for node in tree.body if node not in functions.values()]
+    return imports_in(
+        ast.Module(body=[*rest, *(functions[name] for name in sorted(needed))], type_ignores=[])
+    )
+
+
+@functools.cache
+def modules_of(stage: str) -> tuple[str, ...]:
+    """Modules that a stage's result can depend on: the one that defines it and all that it imports, directly or not."""
+    for home in sorted(PACKAGE.glob("stages/*.py")):
+        tree = ast.parse(home.read_text())
+        if any(isinstance(node, ast.FunctionDef) and node.name == stage for node in tree.body):
+            break
+    else:
+        raise WorkflowError(
+            f"No module in {PACKAGE}/stages defines {stage}. Stages carry the names of their rules."
+        )
+    found = {f"stages/{home.stem}"}
+    pending = set(imports_of_stage(tree, stage))
+    while pending:
+        name = pending.pop()
+        if name not in WITHOUT_EFFECT:
+            found.add(name)
+            pending |= imports_of(name) - found
+    return tuple(sorted(found))
+
+
+def source(stage: str, task: str | None = None):
+    """Input function: source files that a stage depends on; of the tasks, only the one that is asked for."""
+
+    def files(wildcards) -> list[str]:
+        asked = getattr(wildcards, "task", task)
+        others = {f"tasks/{name}" for name in KNOWN_TASKS if name != asked}
+        paths = [path_of(part) for part in modules_of(stage) if part not in others]
+        templates = [path.with_suffix(".html.j2") for path in paths]
+        return [str(path) for path in paths + templates if path.is_file()]
+
+    return files
+
+
+KNOWN_TASKS = [p.stem for p in PACKAGE.glob("tasks/*.py") if p.stem not in {"__init__", "base"}]
+
+
+# ------------------------------------------------------------------------------------------------------------ input functions
+# What a trained model consists of; those from elsewhere stay in the hub's cache or in their own directory.
+TARGET_FILES = ["target.json", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+
+
+def target_files(task: str, model: str) -> list[str]:
+    """Files of the selected target model."""
+    return [
+        f"data/{task}/{model}/target/{name}"
+        for name in (TARGET_FILES if model in TRAINED else ["target.json"])
+    ]
+
+
+def candidate_files(names: list[str]):
+    """Input function: files of each candidate of the target scan."""
+    return lambda w: [
+        f"data/{w.task}/{w.model}/target/candidates/{candidate}/{name}"
+        for candidate in CONFIG.models[w.model].candidates
+        for name in names
+    ]
+
+
+def activations_of_variant(wildcards) -> list[str]:
+    """Cached activations of the sites that a variant is trained on."""
+    sites = sites_of(wildcards.task, wildcards.model, wildcards.variant)
+    return [f"data/{wildcards.task}/{wildcards.model}/activations/train/{site}.safetensors" for site in sites]
+
+
+# Raw candidates of a site, log q of its cached neighbours, seconds spent.
+SAMPLE_SUFFIXES = [".parquet", ".cache.parquet", ".json"]
+
+
+def samples_of(variants: list[str]):
+    """Input function: what sample_prompts writes for variants, at the job's site or at all that each reads."""
+    pattern = "results/{task}/{model}/samples/{generator}/{variant}/{site}{suffix}"
+    return lambda w: [
+        pattern.format(
+            task=w.task, model=w.model, generator=generator, variant=variant, site=label, suffix=suffix
+        )
+        for generator in GENERATORS
+        for variant in variants
+        for label in sites_of(w.task, w.model, variant)
+        if label == getattr(w, "site", label)
+        for suffix in SAMPLE_SUFFIXES
+    ]
+
+
+def descriptions_of(variants: list[str]):
+    """Input function: descriptions of the trained generators of variants."""
+    return lambda w: [
+        f"data/{w.task}/{w.model}/checkpoints/{generator}/{variant}/meta.json"
+        for generator in GENERATORS
+        for variant in variants
+    ]
+
+
+def variant_options(variants: list[str]) -> str:
+    """Options that tell the command which variants to read; it leaves out those that were not trained on its site."""
+    return " ".join(f"--variant {variant}" for variant in variants)
+
+
+def bandwidths() -> list[float]:
+    """All bandwidths at which anything is read."""
+    return sorted(
+        {
+            *CONFIG.kernel.epsilons,
+            CONFIG.kernel.epsilon,
+            *(e for v in VARIANTS for e in CONFIG.epsilons_of(v)),
+        }
+    )
+
+
+def at_all_sites(pattern: str, **values: list[str]):
+    """Input function: a file for each site of the experiment; `pattern` has {task}, {model} and {site}."""
+    return lambda w: expand(pattern, task=w.task, model=w.model, site=sites_of(w.task, w.model), **values)
+
+
+def of_study(pattern: str, **values: list[str]):
+    """Input function: a file for each site that any variant of the study reads."""
+    return lambda w: expand(
+        pattern,
+        task=w.task,
+        model=w.model,
+        site=[
+            site
+            for site in sites_of(w.task, w.model)
+            if any(site in sites_of(w.task, w.model, v) for v in STUDY)
+        ],
+        **values,
+    )
+
+
+def training_logs(variants: list[str]):
+    """Input function: the training logs of variants."""
+    return lambda w: expand(
+        "results/{task}/{model}/training/{generator}/{variant}.csv",
+        task=w.task,
+        model=w.model,
+        generator=GENERATORS,
+        variant=variants,
+    )
+
+
+def size_of_split(task: str, split: str) -> dict[str, object]:
+    """How many prompts a split of a task has; part of `params`."""
+    key = f"n_{split}"
+    return {key: next(getattr(e, key) for (t, _), e in EXPERIMENTS.items() if t == task)}
+
+
+def model_on(task: str) -> str:
+    """A model that reads the task's prompts: prompts depend on the task alone, commands are told an experiment."""
+    return next(model for t, model in EXPERIMENTS if t == task)
+
+
+def literal(module: str, name: str) -> dict[str, str]:
+    """A table that a module spells out, read without importing the module (which would import matplotlib for every job)."""
+    for node in ast.parse(path_of(module).read_text()).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [name]:
+            return ast.literal_eval(node.value)
+    raise WorkflowError(f"{path_of(module)} has no table {name}.")
+
+
+class Experiment(NamedTuple):
+    """A task on a model. Stands in for the wildcards of a job."""
+
+    task: str
+    model: str
+
+    def options(self, wildcards) -> str:
+        """Options that tell the command what to read."""
+        return f"--task {self.task} --model {self.model}"
+
+
+# The experiment that the report shows: the first of the configuration.
+SHOWN = Experiment(*next(iter(EXPERIMENTS)))
+FIGURES = literal("figures", "FIGURES")
+STUDY_FIGURES = literal("figures", "STUDY_FIGURES")
+TABLES = literal("figures", "TABLES")
+
+
+def of_experiments(*patterns: str) -> list[str]:
+    """Files for each experiment; patterns have {task} and {model}."""
+    return [pattern.format(task=task, model=model) for task, model in EXPERIMENTS for pattern in patterns]
+
+
+def at_sites(pattern: str, **values: list[str]) -> list[str]:
+    """Files for each site of each experiment."""
+    return [
+        file
+        for task, model in EXPERIMENTS
+        for file in at_all_sites(pattern, **values)(Experiment(task, model))
+    ]
+
+
+def of_variants(variants: list[str], pattern: str) -> list[str]:
+    """Files for each variant of each generator of each experiment."""
+    return [
+        pattern.format(task=task, model=model, generator=generator, variant=variant)
+        for task, model in EXPERIMENTS
+        for generator in GENERATORS
+        for variant in variants
+    ]
+
+
+def drawn(names: dict[str, str], folder: str, category: str, suffix: str) -> list[str]:
+    """Output files of figures or tables, each with its caption, for Snakemake's report."""
+
+    def captioned(name: str, title: str) -> str:
+        path = f"results/{folder}/{{task}}_{{model}}_{name}.{suffix}"
+        about = {"caption": f"../report/{name}.rst", "category": category, "labels": {"shows": title}}
+        return report(path, subcategory="{task} on {model}", **about)
+
+    return [captioned(name, title) for name, title in names.items()]
+
+
+# ------------------------------------------------------------------------------------------------------------------ resources
+def is_small(wildcards, model: str | None) -> bool:
+    """Whether all models that a job may read are trained here, hence small."""
+    read = getattr(wildcards, "model", model)
+    return not FETCHED if read is None else read in TRAINED
+
+
+def memory(small: int, large: int, model: str | None = None):
+    """MiB for a job that reads a model trained here, or one from elsewhere (the paper's); doubled at each attempt."""
+    return lambda wildcards, attempt: (small if is_small(wildcards, model) else large) * 2 ** (attempt - 1)
+
+
+def minutes(small: int, large: int, model: str | None = None):
+    """Minutes for a job, likewise; they grow with each attempt."""
+    return lambda wildcards, attempt: (small if is_small(wildcards, model) else large) * attempt

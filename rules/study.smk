@@ -1,0 +1,90 @@
+# The study over dimension, training steps and seeds, and the ablations: further variants, trained and sampled by the rules
+# above, compared here.
+
+
+use rule estimate_fcr as estimate_study with:
+    input:
+        source=source("estimate_fcr"),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "test"]),
+        activations=expand(
+            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
+        ),
+        exact="results/{task}/{model}/exact/{site}.parquet",
+        generators=descriptions_of(STUDY),
+        samples=samples_of(STUDY),
+    output:
+        cells="results/{task}/{model}/study/cells/{site}.parquet",
+        fcr="results/{task}/{model}/study/fcr/{site}.csv",
+        refusal="results/{task}/{model}/study/refusal/{site}.csv",
+    log:
+        "logs/estimate_study/{task}/{model}/{site}.log",
+    benchmark:
+        "benchmarks/estimate_study/{task}/{model}/{site}.tsv"
+    params:
+        used=lambda w: used("seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths()},
+        options=options,
+        where=f"{variant_options(STUDY)} --out study",
+    message:
+        "Estimating rates of the study's variants at {wildcards.site}"
+
+
+rule collect_study:
+    input:
+        source=source("collect_study"),
+        parts=of_study("results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]),
+        cells=of_study("results/{task}/{model}/study/cells/{site}.parquet"),
+        activations=of_study("data/{task}/{model}/activations/test/{site}.safetensors"),
+        generators=descriptions_of(STUDY),
+        samples=samples_of(STUDY),
+    output:
+        study="results/{task}/{model}/study.csv",
+        ablations="results/{task}/{model}/ablations.csv",
+        timings="results/{task}/{model}/study_timings.csv",
+    log:
+        "logs/collect_study/{task}/{model}.log",
+    benchmark:
+        "benchmarks/collect_study/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(15, 120),
+    params:
+        used=lambda w: used("seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in STUDY)),
+        options=options,
+    message:
+        "Comparing the variants of the study on {wildcards.model}"
+    shell:
+        "inversescope collect_study --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_study:
+    input:
+        source=source("plot_study"),
+        study="results/{task}/{model}/study.csv",
+        ablations="results/{task}/{model}/ablations.csv",
+    output:
+        figures=drawn(STUDY_FIGURES, "figures", "Study", "png"),
+        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=STUDY_FIGURES),
+        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=STUDY_FIGURES),
+        claim="results/tables/{task}_{model}_misleads.csv",
+    log:
+        "logs/plot_study/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_study/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        used=lambda w: used("kernel", "fcr/confidence"),
+        options=options,
+    message:
+        "Plotting the study of {wildcards.task} on {wildcards.model}"
+    shell:
+        "inversescope plot_study --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

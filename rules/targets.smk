@@ -1,0 +1,115 @@
+# The target model: candidates trained here and one of them selected, or a model from the hub or a local directory.
+
+
+rule train_target:
+    input:
+        source=source("train_target"),
+    output:
+        expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
+    log:
+        "logs/train_target/{task}/{model}/{candidate}.log",
+    benchmark:
+        "benchmarks/train_target/{task}/{model}/{candidate}.tsv"
+    priority: 80
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 2000),
+        runtime=minutes(15, 15),
+    params:
+        used=lambda w: used(
+            "seed", w.task, f"models/{w.model}/training", f"models/{w.model}/candidates/{w.candidate}"
+        ),
+        options=options,
+    message:
+        "Training candidate {wildcards.candidate} of target {wildcards.model}"
+    shell:
+        "inversescope train_target --task {wildcards.task} --model {wildcards.model} --candidate {wildcards.candidate}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule score_target:
+    input:
+        source=source("score_target"),
+        target=expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
+    output:
+        "data/{task}/{model}/target/candidates/{candidate}/score.csv",
+    log:
+        "logs/score_target/{task}/{model}/{candidate}.log",
+    benchmark:
+        "benchmarks/score_target/{task}/{model}/{candidate}.tsv"
+    priority: 80
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 2000),
+        runtime=minutes(10, 10),
+    params:
+        used=lambda w: used("seed", w.task, *HEADLINE, "fcr/features"),
+        options=options,
+    message:
+        "Scoring the heads of candidate {wildcards.candidate} against prior draws"
+    shell:
+        "inversescope score_target --task {wildcards.task} --model {wildcards.model} --candidate {wildcards.candidate}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule select_target:
+    input:
+        source=source("select_target"),
+        scores=candidate_files(["score.csv"]),
+        targets=candidate_files(TARGET_FILES),
+    output:
+        expand("data/{{task}}/{{model}}/target/{file}", file=TARGET_FILES),
+        table="results/{task}/{model}/target_selection.csv",
+    log:
+        "logs/select_target/{task}/{model}.log",
+    benchmark:
+        "benchmarks/select_target/{task}/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(TRAINED),
+    priority: 80
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500, 1500),
+        runtime=minutes(5, 5),
+    params:
+        used=lambda w: used("fcr/features"),
+        options=options,
+    message:
+        "Selecting the candidate of {wildcards.model} whose heads differ most clearly"
+    shell:
+        "inversescope select_target --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule fetch_target:
+    input:
+        source=source("fetch_target"),
+    output:
+        "data/{task}/{model}/target/target.json",
+    log:
+        "logs/fetch_target/{task}/{model}.log",
+    benchmark:
+        "benchmarks/fetch_target/{task}/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(FETCHED),
+    priority: 80
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(30, 120),
+    params:
+        used=lambda w: used(w.task, f"models/{w.model}"),
+        options=options,
+    message:
+        "Fetching target {wildcards.model} at its pinned revision and checking its tokenizer"
+    shell:
+        "inversescope fetch_target --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

@@ -1,0 +1,212 @@
+"""The command line: `inversescope STAGE ...`, each stage by the name of its rule.
+
+Stages are imported only once they are asked for, after the number of threads is fixed, so that each job pays for its own imports alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from inversescope import __version__
+from inversescope.errors import InputError
+
+if TYPE_CHECKING:
+    from inversescope.stages.common import Context
+
+# stage -> (module of inversescope.stages, options that it takes beside --task and --model)
+STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "make_prompts": ("prompts", ("split",)),
+    "train_target": ("targets", ("candidate",)),
+    "score_target": ("targets", ("candidate",)),
+    "select_target": ("targets", ()),
+    "fetch_target": ("targets", ()),
+    "extract_activations": ("activations", ("split",)),
+    "train_backbone": ("generators", ()),
+    "train_generator": ("generators", ("generator", "variant")),
+    "sample_prompts": ("samples", ("generator", "variants", "sites")),
+    "run_mcmc": ("samples", ("sites",)),
+    "compute_exact": ("estimates", ("site",)),
+    "estimate_fcr": ("estimates", ("generator", "variants", "site", "out")),
+    "collect_tables": ("estimates", ("generator",)),
+    "collect_study": ("study", ("generator",)),
+    "draw_exact": ("plots", ()),
+    "plot_figures": ("plots", ()),
+    "plot_study": ("plots", ()),
+    "make_report": ("plots", ()),
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="inversescope", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--version", action="version", version=f"inversescope {__version__}")
+    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for stage in STAGES:
+        command = commands.add_parser(stage, help=f"rule {stage} of the workflow")
+        command.add_argument("--task", default="ioi", help="task, as in 'experiments' of the configuration")
+        command.add_argument("--model", required=True, help="target model, as in 'models'")
+        takes = STAGES[stage][1]
+        if "split" in takes:
+            command.add_argument("--split", required=True, choices=("train", "test", "reference"))
+        if "candidate" in takes:
+            command.add_argument("--candidate", required=True)
+        if "generator" in takes:
+            command.add_argument("--generator", default="inversescope")
+        if "variant" in takes:
+            command.add_argument("--variant", required=True)
+        if "variants" in takes:
+            command.add_argument("--variant", action="append", dest="variants", required=True, help="may be repeated")
+        if "site" in takes:
+            command.add_argument("--site", required=True, help="label (L9H6) or TransformerLens name")
+        if "sites" in takes:
+            command.add_argument("--site", action="append", dest="sites", required=True, help="may be repeated")
+        if "out" in takes:
+            command.add_argument("--out", default="", choices=("", "study"), help="sub-folder for the study's variants")
+        command.add_argument("--log", type=Path, help="also write the progress to this file")
+        command.add_argument("--threads", type=int, default=1, help="threads of this process")
+        _common(command)
+    show = commands.add_parser("show", help="headline numbers of a task beside their goals")
+    show.add_argument("task")
+    _common(show)
+    config = commands.add_parser("config", help="validate the configuration, or write the default and its schema")
+    config.add_argument("--write", action="store_true", help="write config/config.yaml and config/schema.json")
+    _common(config)
+    return parser
+
+
+def _common(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", action="append", help="YAML file, may be repeated; later ones win")
+    command.add_argument("--root", type=Path, default=Path("."), help="where data/ and results/ lie")
+
+
+class _Tee:
+    """Standard error, and a log file."""
+
+    def __init__(self, *streams: IO[str]) -> None:
+        self.streams = streams
+
+    def write(self, text: str) -> int:
+        """Write to all."""
+        for stream in self.streams:
+            stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush all."""
+        for stream in self.streams:
+            stream.flush()
+
+    def isatty(self) -> bool:
+        """A log is no terminal."""
+        return False
+
+
+def _limit_threads(threads: int) -> None:
+    """Fix the number of threads of every numerical library, before any of them is imported: results depend on it."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _run_stage(arguments: argparse.Namespace) -> None:
+    from inversescope.config import load_config
+
+    config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    from inversescope.stages.common import Context
+
+    module, takes = STAGES[arguments.stage]
+    context = Context(arguments.root, config, arguments.task, arguments.model)
+    config.experiment(arguments.task, arguments.model)
+    if hasattr(arguments, "site"):
+        arguments.site = context.site(arguments.site).label
+    if hasattr(arguments, "sites"):
+        arguments.sites = [context.site(site).label for site in arguments.sites]
+    for variant in getattr(arguments, "variants", None) or ([arguments.variant] if hasattr(arguments, "variant") else []):
+        config.variant(variant)
+    stage: Callable[..., None] = getattr(importlib.import_module(f"inversescope.stages.{module}"), arguments.stage)
+    _quiet()
+    if module == "plots":
+        stage(context.root, context.config, context.task_name, context.model_name)
+        return
+    stage(context, **{name: getattr(arguments, name) for name in takes})
+
+
+def _quiet() -> None:
+    """Keep libraries' own progress bars out of the logs."""
+    transformers = sys.modules.get("transformers")
+    if transformers is not None:
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from inversescope.config import load_config
+    from inversescope.show import show_task
+
+    config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    models = [e.model for e in config.experiments.values() if e.task == arguments.task]
+    if not models:
+        raise InputError(f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration")
+    show_task(arguments.root, config, arguments.task)
+
+
+def _config(arguments: argparse.Namespace) -> None:
+    from inversescope.config import default_config, load_config, to_schema, to_yaml
+
+    if arguments.write:
+        folder = arguments.root / "config"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(default_config()))
+        (folder / "schema.json").write_text(to_schema())
+        print(f"wrote {folder / 'config.yaml'} and {folder / 'schema.json'}")
+        return
+    load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    print("the configuration is valid")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours."""
+    arguments = _parser().parse_args(argv)
+    _limit_threads(getattr(arguments, "threads", 1))
+    log: Path | None = getattr(arguments, "log", None)
+    stderr = sys.stderr
+    handle: IO[str] | None = None
+    try:
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            handle = log.open("w")
+            sys.stderr = _Tee(stderr, handle)  # type: ignore[assignment]
+        if arguments.stage == "show":
+            _show(arguments)
+        elif arguments.stage == "config":
+            _config(arguments)
+        else:
+            _run_stage(arguments)
+        return 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return 1
+    finally:
+        sys.stderr = stderr
+        if handle is not None:
+            handle.close()
+
+
+def run_stage(context: Context, stage: str, **options: object) -> None:
+    """Run a stage in this process, by the name of its rule (tests, notebooks)."""
+    module = importlib.import_module(f"inversescope.stages.{STAGES[stage][0]}")
+    getattr(module, stage)(context, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

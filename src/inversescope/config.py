@@ -1,0 +1,437 @@
+"""The whole configuration as pydantic models: the only source of the YAML default and of its JSON schema.
+
+`config/config.yaml` (the embedded study), and `config/schema.json` are generated from here by `inversescope config --write`;
+a test fails with a diff when they drift. `config/paper.yaml` and `config/test/*.yaml` are deltas on the default.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from inversescope.errors import InputError
+
+
+class Strict(BaseModel):
+    """A model that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ArchitectureConfig(Strict):
+    """Shape of a transformer that the workflow builds itself."""
+
+    architecture: Literal["gpt2", "gemma2", "llama"] = "gpt2"
+    n_layers: int = Field(4, ge=1)
+    n_heads: int = Field(4, ge=1)
+    d_model: int = Field(64, ge=8)
+    d_mlp: int | None = Field(None, description="Hidden width of the MLP; 4 d_model if absent.")
+    n_positions: int = Field(32, ge=4)
+    n_kv_heads: int | None = Field(None, description="Grouped-query attention (gemma2, llama); n_heads if absent.")
+    head_dim: int | None = Field(None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart).")
+    tied_embeddings: bool = True
+    initializer_range: float = Field(
+        0.08, gt=0, description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths."
+    )
+
+
+class TargetTraining(Strict):
+    """How `train_target` makes a target model when no trained one is given."""
+
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = 0.1
+    warmup: int = 50
+    max_steps: int = Field(1500, description="Cap: a candidate that has not passed the gate by then fails.")
+    extra_steps: int = Field(100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero.")
+    gate_accuracy: float = Field(0.99, description="Held-out accuracy of the answer token that a candidate must reach.")
+
+
+class ModelConfig(Strict):
+    """A target model: trained by the workflow, a local directory, or a hub repository at a pinned revision."""
+
+    source: Literal["trained", "local", "hub"] = "trained"
+    path: str | None = Field(None, description="Hub repository or local directory.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
+    n_layers: int | None = Field(None, description="Layers of a hub or local model, so that its sites are known before download.")
+    n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
+    candidates: dict[str, TargetCandidate] = Field(
+        default_factory=dict, description="Shapes and seeds that `train_target` tries; `select_target` picks one."
+    )
+    training: TargetTraining = TargetTraining()
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelConfig:
+        if self.source == "trained" and not self.candidates:
+            raise ValueError("a trained model needs at least one entry in 'candidates'")
+        if self.source != "trained" and not self.path:
+            raise ValueError(f"source: {self.source} needs 'path'")
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+
+class TargetCandidate(Strict):
+    """One candidate of the target scan: a shape and a seed."""
+
+    shape: ArchitectureConfig = ArchitectureConfig()
+    seed: int = 0
+
+
+class IOIConfig(Strict):
+    """The prior of the indirect object identification task (paper, D.1.1)."""
+
+    n_names: int = Field(32, ge=4)
+    n_templates: int = Field(8, ge=1)
+    n_places: int = Field(8, ge=1)
+    n_items: int = Field(8, ge=1)
+    held_out_pairs: float = Field(0.05, gt=0, lt=1, description="Share of unordered name pairs kept for the test split.")
+    split_seed: int = 0
+
+
+class ExperimentConfig(Strict):
+    """One study: a task, a target model, the sites that are read."""
+
+    task: Literal["ioi"] = "ioi"
+    model: str
+    sites: list[str] = Field(..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post.")
+    n_train: int = Field(100_000, ge=1, description="Prompts in the activation cache (paper: 100,000).")
+    n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
+    n_reference: int | Literal["all"] = Field("all", description="Prior draws for the exact values, or all of the prior.")
+
+
+class KernelConfig(Strict):
+    """Kernel k, distance d and bandwidth epsilon of P(x; z) (paper, section 2)."""
+
+    distance: Literal["cosine", "euclidean", "normalised_euclidean"] = "cosine"
+    kind: Literal["hard", "gaussian"] = "hard"
+    epsilon: float = Field(0.1, description="Headline bandwidth.")
+    epsilons: list[float] = Field([0.005, 0.02, 0.05, 0.1, 0.15], description="Bandwidths that are read.")
+
+    @field_validator("epsilon")
+    @classmethod
+    def _positive(cls, value: float) -> float:
+        if not (value > 0 and math.isfinite(value)):
+            raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {value}")
+        return value
+
+    @field_validator("epsilons")
+    @classmethod
+    def _all_positive(cls, values: list[float]) -> list[float]:
+        for value in values:
+            cls._positive(value)
+        return values
+
+
+class BackboneConfig(Strict):
+    """The decoder-only backbone and its fine-tuning on the prior (paper, 3.2 and C.1)."""
+
+    init: Literal["scratch", "hub", "local"] = "scratch"
+    path: str | None = None
+    revision: str | None = None
+    shape: ArchitectureConfig = ArchitectureConfig(tied_embeddings=False, initializer_range=0.02)
+    targets: Literal["grammar", "samples"] = Field(
+        "samples", description="'samples': next tokens of drawn prompts (paper). 'grammar': their exact next-token distribution "
+        "under the prior, for tasks that expose it as a grammar: the same optimum without label noise."
+    )  # fmt: skip
+    support_weight: float = Field(
+        20.0, ge=0, description="With 'grammar' targets: weight of -log(probability of all tokens that the grammar allows)."
+    )  # fmt: skip
+    tilt: float = Field(
+        6.0, description="Logit tilt of a prompt's own names on half of the batch (0 = plain fine-tuning). "
+        "The optimum is still the exact prior; it makes the rule 'second name differs' learnable."
+    )  # fmt: skip
+    batch_size: int = Field(64, ge=1)
+    steps: int = Field(3000, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = 0.1
+    warmup: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    gate_in_prior: float = Field(0.9, description="Share of unconditional samples that must be in the prior.")
+    gate_repeated_name: float = Field(0.01, description="Largest share of samples whose two names are equal.")
+
+
+class VariantConfig(Strict):
+    """One way to make the generator. Each ablation differs from `paper` or `default` in one field (`base`, `change`)."""
+
+    base: Literal["paper", "default"]
+    change: str = Field("", description="What this ablation changes, in words; empty for the two bases.")
+    study: Literal["", "dimension", "ablation", "sparse"] = Field("", description="Part of the study that it belongs to.")
+    sites: list[str] | None = Field(None, description="Patterns of the sites that it is trained on; all if absent.")
+    seed: int = 0
+    # pairs
+    pairs: Literal["noise", "kernel"] = Field("noise", description="Appendix B noise, or kernel pairs.")
+    epsilon: float | None = Field(None, description="Bandwidth of training; None = the headline's, or drawn (eps_input).")
+    noise_space: Literal["model", "subspace"] = Field(
+        "model", description="Where Appendix B's noise lives: the residual stream, or a head's own subspace."
+    )
+    norm_band: float = Field(0.1, gt=0, lt=1, description="delta of Appendix B.")
+    see_norm: bool = Field(True, description="Whether the generator sees the norm of z, or z / |z|.")
+    eps_input: bool = Field(False, description="log eps is an input; eps drawn log-uniformly from eps_range an anchor.")
+    eps_range: tuple[float, float] = (0.004, 0.25)
+    mean_embedding: bool = Field(False, description="Condition on the kernel mean embedding of cached neighbours.")
+    soft_targets: bool = Field(False, description="Next-token distribution among neighbours as the target.")
+    disjoint: bool = Field(True, description="Condition and target from disjoint, re-drawn parts of the cache.")
+    empty_anchors: Literal["own", "skip", "widen"] = Field(
+        "own", description="Anchors without a neighbour: own prompt with its prior weight, skipped, or eps widened."
+    )
+    cache_size: int | None = Field(None, ge=4, description="Use only the first n cached prompts.")
+    cache_pairs: Literal["all", "train"] = Field(
+        "all", description="'train' leaves cached prompts with the test split's name pairs out."
+    )
+    # generator
+    n_heads: int = Field(32, ge=1, description="Control heads (paper: 32).")
+    d_head: int = Field(16, ge=1, description="Width of a control head's key (paper: 64).")
+    d_condition: int | None = Field(None, description="Width of the latent space; None = d_model of the target.")
+    site_map_blocks: int = Field(0, ge=0, description="Residual MLP blocks after the linear site map (paper: 0).")
+    freeze_backbone: bool = True
+    # optimisation
+    steps: int = Field(3000, ge=1)
+    per_site: int = Field(8, ge=1, description="Prompts a site in each batch.")
+    learning_rate: float = Field(3e-3, gt=0)
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float | None = Field(1.0, description="Gradient norm; None = no clipping (PyTorch's default, paper).")
+
+
+class SamplingConfig(Strict):
+    """Candidates a target, budgets and decoding options."""
+
+    candidates: int = Field(100, ge=1, description="Draws a (target, epsilon) for each decoding that is read.")
+    max_candidates: int = Field(100, description="Budget: draws before a target is given up.")
+    min_accepted: int = Field(0, description="A target stops when it has so many accepted samples (0 = draw all).")
+    temperature: float = Field(1.0, gt=0)
+    mixing_alpha: float = Field(5.0, gt=0, description="Dirichlet back-off: weight of the generator in cached prompts.")
+    decodings: list[Literal["mixed", "masked", "noised"]] = Field(
+        ["mixed", "noised"],
+        description="Decoding rules read beside 'plain', at the headline bandwidth: cache mixing, masking to the prior's "
+        "grammar, extra noise on z (Figure 8; heads only).",
+    )
+    batch: int = Field(2048, ge=1)
+
+
+class FcrConfig(Strict):
+    """Estimators, intervals and controls."""
+
+    features: list[str] = Field(["object", "subject"], description="Headline features.")
+    bootstrap: int = Field(2000, ge=100)
+    confidence: float = Field(0.95, gt=0, lt=1)
+    mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
+
+
+class FigureConfig(Strict):
+    """What the figures need beyond the tables."""
+
+    noised_draws: int = Field(20, ge=1, description="Draws a target for Figure 8.")
+    extra_noise: float = Field(0.3, description="Cosine-distance radius of the noise injected for Figure 8.")
+
+
+class Config(Strict):
+    """The whole configuration."""
+
+    seed: int = 0
+    budget: float = Field(1.0, gt=0, description="The one knob: scales training steps and sampling budgets.")
+    experiments: dict[str, ExperimentConfig]
+    models: dict[str, ModelConfig]
+    ioi: IOIConfig = IOIConfig()
+    kernel: KernelConfig = KernelConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    variants: dict[str, VariantConfig]
+    studied_variants: list[str] = Field(["paper", "default"])
+    sampling: SamplingConfig = SamplingConfig()
+    fcr: FcrConfig = FcrConfig()
+    figures: FigureConfig = FigureConfig()
+    study_variants: list[str] = Field(
+        default_factory=list, description="Variants of the study over dimension, steps and seeds, and the ablations."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for name, experiment in self.experiments.items():
+            if experiment.model not in self.models:
+                raise ValueError(f"experiment {name} names model {experiment.model!r}, which is not in 'models'")
+        for name in [*self.studied_variants, *self.study_variants]:
+            if name not in self.variants:
+                raise ValueError(f"variant {name!r} is studied but not in 'variants'")
+        for name in [*self.experiments, *self.models, *self.variants]:
+            if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+                raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.' only")
+        return self
+
+    def scaled(self, count: int) -> int:
+        """A number of steps or samples under the budget knob, at least 1."""
+        return max(1, round(count * self.budget))
+
+    def experiment(self, task: str, model: str) -> ExperimentConfig:
+        """The experiment that reads this model on this task. Raises `InputError` if there is none."""
+        for experiment in self.experiments.values():
+            if (experiment.task, experiment.model) == (task, model):
+                return experiment
+        known = ", ".join(f"{e.task}/{e.model}" for e in self.experiments.values())
+        raise InputError(f"no experiment reads model {model!r} on task {task!r}", f"add one to 'experiments' (there: {known})")
+
+    def variant(self, name: str) -> VariantConfig:
+        """A variant by name. Raises `InputError` if it is unknown."""
+        if name not in self.variants:
+            raise InputError(f"unknown variant {name!r}", f"choose one of {', '.join(self.variants)}")
+        return self.variants[name]
+
+    def epsilons_of(self, name: str) -> list[float]:
+        """Bandwidths at which a variant is read: all of them if epsilon is one of its inputs, else the one it was trained for."""
+        variant = self.variant(name)
+        everywhere = name in self.studied_variants or variant.study == "sparse"
+        if variant.eps_input and everywhere:
+            return sorted({*self.kernel.epsilons, self.kernel.epsilon})
+        return [variant.epsilon or self.kernel.epsilon]
+
+    def decodings_of(self, name: str, epsilon: float, is_head: bool) -> list[str]:
+        """Decoding rules under which a variant is read at a bandwidth: 'plain' always, the others at its headline one."""
+        headline = self.variant(name).epsilon or self.kernel.epsilon
+        if epsilon != headline or name not in self.studied_variants:
+            return ["plain"]
+        return ["plain", *(d for d in self.sampling.decodings if d != "noised" or is_head)]
+
+
+ModelConfig.model_rebuild()
+
+MAIN_SITES = ["L*H*", "L*.resid_post"]
+STUDY_SITES = ["L*H0", "L*.resid_post", "L1.mlp_post", "L2.mlp_post"]
+
+PAPER = VariantConfig(base="paper", sites=MAIN_SITES)
+DEFAULT = VariantConfig(
+    base="default",
+    sites=MAIN_SITES,
+    pairs="kernel",
+    noise_space="subspace",
+    eps_input=True,
+    mean_embedding=True,
+    soft_targets=True,
+    d_condition=128,
+    site_map_blocks=2,
+    freeze_backbone=False,
+    steps=4000,
+)
+
+# Ablations: name -> (base, what changes in words, changed fields).
+ABLATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "paper_subspace": ("paper", "noise in the head's own subspace", {"noise_space": "subspace"}),
+    "paper_nonorm": ("paper", "norm of z hidden", {"see_norm": False}),
+    "paper_deepmap": ("paper", "two MLP blocks behind the site map", {"site_map_blocks": 2, "d_condition": 128}),
+    "paper_unfrozen": ("paper", "backbone trained too", {"freeze_backbone": False}),
+    "paper_kernelpairs": ("paper", "kernel pairs instead of noise", {"pairs": "kernel"}),
+    "default_frozen": ("default", "backbone frozen", {"freeze_backbone": True}),
+    "default_nonorm": ("default", "norm of z hidden", {"see_norm": False}),
+    "default_linearmap": ("default", "no MLP blocks behind the site map", {"site_map_blocks": 0}),
+    "default_noembedding": ("default", "no mean embedding", {"mean_embedding": False}),
+    "default_hardtargets": ("default", "one drawn neighbour as label", {"soft_targets": False}),
+    "default_samehalves": ("default", "condition and target from the same cache", {"disjoint": False}),
+    "default_fixedeps": ("default", "trained for the headline bandwidth only", {"eps_input": False}),
+    "default_trainpairs": ("default", "cache without the test prompts' name pairs", {"cache_pairs": "train"}),
+}
+# The sparse setting: few cached prompts, so that many anchors and targets have no neighbour at the smaller bandwidths.
+SPARSE: dict[str, tuple[str, dict[str, Any]]] = {
+    "default_sparse_own": ("cache of 5,000; lonely anchors: own prompt at its prior weight", {"empty_anchors": "own"}),
+    "default_sparse_skip": ("cache of 5,000; lonely anchors skipped", {"empty_anchors": "skip"}),
+    "default_sparse_widen": ("cache of 5,000; lonely anchors: bandwidth doubled", {"empty_anchors": "widen"}),
+}
+STUDY_STEPS = {"paper": 500, "default": 400}  # 1x; comparable seconds
+
+
+def default_variants() -> dict[str, VariantConfig]:
+    """The two bases, the paper's other bandwidths (Figure 9), the dimension study, the ablations, the sparse setting."""
+    bases = {"paper": PAPER, "default": DEFAULT}
+    variants: dict[str, VariantConfig] = dict(bases)
+    for epsilon in (0.05, 0.15):
+        change = {"epsilon": epsilon, "change": f"trained for epsilon {epsilon}", "sites": ["L*H*"]}
+        variants[f"paper_eps{epsilon}"] = PAPER.model_copy(update={**change, "steps": PAPER.steps // 2})
+    for base, model in bases.items():
+        for seed in (0, 1, 2):
+            for multiple in (1, 3):
+                update = {"study": "dimension", "seed": seed, "sites": STUDY_SITES, "steps": multiple * STUDY_STEPS[base]}
+                variants[f"{base}_s{seed}_x{multiple}"] = model.model_copy(update=update)
+    small = {"sites": ["L*H0", "L*.resid_post"]}
+    for name, (base, words, fields) in ABLATIONS.items():
+        update = {**small, "study": "ablation", "change": words, "steps": STUDY_STEPS[base], **fields}
+        variants[name] = bases[base].model_copy(update=update)
+    for name, (words, fields) in SPARSE.items():
+        update = {**small, "study": "sparse", "change": words, "steps": STUDY_STEPS["default"], "cache_size": 5000, **fields}
+        variants[name] = DEFAULT.model_copy(update=update)
+    return variants
+
+
+def default_config() -> Config:
+    """The embedded study: a small GPT-2 trained here, one million prompts, every rate beside its exact value."""
+    variants = default_variants()
+    candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in (1, 2, 3)}
+    sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
+    return Config(
+        backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
+        experiments={"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)},
+        models={"gpt2-embedded": ModelConfig(candidates=candidates)},
+        variants=variants,
+        studied_variants=[name for name, v in variants.items() if not v.study],
+        study_variants=[name for name, v in variants.items() if v.study],
+    )
+
+
+SCHEMA_LINE = "# yaml-language-server: $schema=schema.json"
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration as YAML, its first line pointing editors at the schema."""
+    head = f"{SCHEMA_LINE}\n# Generated by `inversescope config --write`. Do not edit: layer a delta file on it instead.\n"
+    return head + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=110)
+
+
+def to_schema() -> str:
+    """JSON schema of the configuration."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def merge(base: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:
+    """Merge a delta into nested dicts, the way Snakemake layers configuration files."""
+    result = dict(base)
+    for key, value in delta.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def load_config(files: list[Path] | list[str]) -> Config:
+    """Read YAML files in order, later ones layered on earlier ones, and validate the whole.
+
+    Raises:
+        InputError: a file is missing or not YAML, a key is unknown, or a value is out of range; names file and key.
+    """
+    values: dict[str, Any] = {}
+    for file in map(Path, files):
+        if not file.is_file():
+            raise InputError(f"configuration file {file} does not exist", "check --config / --configfile")
+        try:
+            part = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError as error:
+            raise InputError(f"configuration file {file} is not valid YAML: {error}", "mend the file") from error
+        values = merge(values, part)
+    return parse_config(values, ", ".join(map(str, files)))
+
+
+def parse_config(values: dict[str, Any], source: str = "the configuration") -> Config:
+    """Validate configuration values; the first fault becomes one clear `InputError`."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "(top level)"
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{source}: unknown key {key!r}", "remove it or check its spelling in config/schema.json") from error
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{source}: {key}: {message}", "see config/schema.json for what it may hold") from error

@@ -1,0 +1,15 @@
+"""The one error that bad input ends in."""
+
+
+class InputError(Exception):
+    """Bad input, told in one line: who is at fault and what to do about it.
+
+    Args:
+        culprit: what is wrong, with the name of the file, key, site or row.
+        remedy: what the reader should do next.
+    """
+
+    def __init__(self, culprit: str, remedy: str) -> None:
+        self.culprit = culprit.rstrip(". ")
+        self.remedy = remedy.rstrip(". ")
+        super().__init__(f"{self.culprit}. {self.remedy}.")

@@ -1,0 +1,175 @@
+"""Figure 8: does a sample keep the seed's feature, the further its activation lies from the target's?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from inversescope.figures.style import (
+    BLACK,
+    GREY,
+    VARIANT_COLOUR,
+    WIDTH,
+    as_written,
+    new_figure,
+    panel_letters,
+    save,
+    share_axis,
+    styled,
+)
+
+_GRID = 80
+_RESAMPLES = 400
+
+
+@styled
+def plot_fig8(
+    points: pd.DataFrame,
+    exact: pd.DataFrame,
+    reasons: Mapping[str, str],
+    out: Path,
+    epsilon: float,
+    feature: str = "object",
+) -> list[Path]:
+    """Figure 8: distance against agreement with the seed's feature, from samples drawn with extra noise.
+
+    The curve is a Nadaraya-Watson estimate with a Gaussian kernel; its 95% band resamples target prompts. The
+    exact curve is the share of agreeing prompts among *all* reference prompts at that distance, whatever a
+    generator would propose.
+
+    Args:
+        points: one row a parsed sample: site, variant, target_id, distance, agree (0 or 1).
+        exact: site, distance (middle of a bin), n, agreement.
+        reasons: site -> why it is shown; one row of panels each.
+        out: path without suffix.
+        epsilon: headline bandwidth, marked by a dotted line.
+        feature: name of the feature, for the axis.
+    """
+    data = as_written(fig8_table(points, exact))
+    sites, variants = list(reasons), ("paper", "default")
+    figure = new_figure(WIDTH, 2.15 * len(sites) + 0.25)
+    axes = figure.subplots(len(sites), len(variants), sharey=True, squeeze=False)
+    for i, site in enumerate(sites):
+        here = data[data["site"] == site]
+        end = here.loc[here["kind"] == "sample", "distance"].max()
+        end = end if np.isfinite(end) else 2 * epsilon
+        for j, variant in enumerate(variants):
+            ax, colour = axes[i, j], VARIANT_COLOUR.get(variant, GREY)
+            dots = here[(here["variant"] == variant) & (here["kind"] == "sample")]
+            curve = here[(here["variant"] == variant) & (here["kind"] == "smoothed")]
+            truth = here[(here["kind"] == "exact") & (here["distance"] <= end)]
+            ax.axhline(0.5, color=GREY, linewidth=0.8, label="50%")
+            ax.axvline(epsilon, color=GREY, linewidth=0.8, linestyle=":", label=f"ε = {epsilon:g}")
+            ax.plot(
+                dots["distance"],
+                dots["agreement"],
+                "|",
+                color=colour,
+                alpha=0.18,
+                markersize=6,
+                markeredgewidth=0.6,
+                rasterized=True,
+                label="samples",
+            )
+            ax.fill_between(
+                curve["distance"], curve["ci_low"], curve["ci_high"], color=colour, alpha=0.2, linewidth=0
+            )
+            ax.plot(
+                curve["distance"],
+                curve["agreement"],
+                color=colour,
+                linewidth=1.6,
+                label="smoothed, 95% interval",
+            )
+            for k, piece in enumerate(_unbroken(truth)):
+                label = "exact, all prompts" if k == 0 else None
+                ax.plot(
+                    piece["distance"],
+                    piece["agreement"],
+                    color=BLACK,
+                    linewidth=1,
+                    linestyle="--",
+                    label=label,
+                )
+            if dots.empty:
+                ax.text(0.5, 0.25, "no sample in the prior", transform=ax.transAxes, ha="center", color=GREY)
+            share_axis(ax, pad=0.06)
+            ax.set_xlim(0, end * 1.02)
+            ax.set_title(f"{site} ({reasons[site]}), {variant}")
+            ax.set_xlabel("cosine distance d(z, ẑ)" if i == len(sites) - 1 else "")
+            ax.set_ylabel(f"same {feature} as the seed" if j == 0 else "")
+    panel_letters(axes.flat)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+    return save(figure, data, out)
+
+
+def _unbroken(truth: pd.DataFrame) -> list[pd.DataFrame]:
+    """The exact curve in pieces, parted where bins hold too few prompts to say anything."""
+    x = truth["distance"].to_numpy()
+    if len(x) < 2:
+        return [truth]
+    gaps = np.flatnonzero(np.diff(x) > 3.5 * np.diff(x).min()) + 1
+    return [truth.iloc[part] for part in np.split(np.arange(len(x)), gaps)]
+
+
+def fig8_table(points: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
+    """All that Figure 8 draws, in one tidy table; `kind` is `sample`, `smoothed` or `exact`."""
+    parts = []
+    for key, group in points.groupby(["site", "variant"], sort=False):
+        site, variant = (str(part) for part in cast(tuple[Any, Any], key))
+        parts.append(
+            pd.DataFrame({"distance": group["distance"], "agreement": group["agree"].astype(float)}).assign(
+                site=site, variant=variant, kind="sample", target_id=group["target_id"]
+            )
+        )
+        parts.append(
+            smooth(group["distance"], group["agree"], group["target_id"]).assign(
+                site=site, variant=variant, kind="smoothed"
+            )
+        )
+    truth = exact[["site", "distance", "agreement", "n"]].assign(kind="exact", variant="exact")
+    table = pd.concat([*parts, truth], ignore_index=True)
+    table["target_id"] = table["target_id"].astype("Int64")
+    columns = ["site", "variant", "kind", "target_id", "distance", "agreement", "ci_low", "ci_high", "n"]
+    numbers = {name: float for name in ("distance", "agreement", "ci_low", "ci_high", "n")}
+    return table.reindex(columns=columns).astype(numbers)
+
+
+def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataFrame:
+    """Smooth a 0/1 indicator over distance by a Gaussian kernel, with a band that resamples target prompts.
+
+    The bandwidth is Silverman's (0.9 min(sd, IQR / 1.34) n^-1/5), at least a hundredth of the range; the
+    curve spans the 1st to the 99th percentile of distances.
+
+    Returns:
+        distance, agreement, ci_low, ci_high on an even grid; empty for fewer than two distinct distances.
+    """
+    x, y = distance.to_numpy(dtype=float), agree.to_numpy(dtype=float)
+    low, high = (np.quantile(x, [0.01, 0.99])) if len(x) else (0.0, 0.0)
+    if high <= low:
+        return pd.DataFrame({"distance": [], "agreement": [], "ci_low": [], "ci_high": []})
+    spread = min(x.std(), (np.quantile(x, 0.75) - np.quantile(x, 0.25)) / 1.34) or x.std()
+    width = max(0.9 * spread * len(x) ** -0.2, (high - low) / 100)
+    grid = np.linspace(low, high, _GRID)
+    kernel = np.exp(-0.5 * ((grid[:, None] - x[None, :]) / width) ** 2)
+    owner, index = np.unique(target.to_numpy(), return_inverse=True)
+    # Sums a target, so that a resample of targets is one product of small matrices.
+    member = np.zeros((len(x), len(owner)))
+    member[np.arange(len(x)), index] = 1.0
+    top, bottom = (kernel * y) @ member, kernel @ member
+    rng = np.random.default_rng(0)
+    times = rng.multinomial(len(owner), np.full(len(owner), 1 / len(owner)), size=_RESAMPLES).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = np.where(bottom @ times > 1e-9, (top @ times) / (bottom @ times), np.nan)
+        band = np.nanquantile(draws, [0.025, 0.975], axis=1)
+    return pd.DataFrame(
+        {"distance": grid, "agreement": top.sum(1) / bottom.sum(1), "ci_low": band[0], "ci_high": band[1]}
+    )

@@ -1,0 +1,197 @@
+"""The decoder-only backbone: GPT-2, in one file, with a key-value cache that is shared by all draws of a target.
+
+Weights load from and save to the names of Hugging Face's `GPT2LMHeadModel`, so GPT-2 small serves as it is (paper, C.1).
+Shapes: B sequences, T positions, D width, N heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (B, T, D)) -> what is added to it
+
+
+@dataclass(frozen=True)
+class BackboneShape:
+    """Sizes of a GPT-2 decoder."""
+
+    vocab_size: int
+    n_positions: int
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_mlp: int
+    tied_embeddings: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with an optional key-value cache."""
+
+    def __init__(self, shape: BackboneShape) -> None:
+        super().__init__()
+        self.n_heads = shape.n_heads
+        self.c_attn = nn.Linear(shape.d_model, 3 * shape.d_model)
+        self.c_proj = nn.Linear(shape.d_model, shape.d_model)
+
+    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor, int] | None = None) -> Tensor:
+        """Attend: x (B, T, D) -> (B, T, D); with a cache (keys, values, length) the new keys are written in place."""
+        B, T, D = x.shape
+        q, k, v = (t.view(B, T, self.n_heads, -1).transpose(1, 2) for t in self.c_attn(x).chunk(3, dim=-1))
+        if cache is not None:
+            keys, values, length = cache
+            keys[:, :, length : length + T], values[:, :, length : length + T] = k, v
+            k, v = keys[:, :, : length + T], values[:, :, : length + T]
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+        return self.c_proj(y.transpose(1, 2).reshape(B, T, D))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; control enters after the attention's residual (paper, 3.1)."""
+
+    def __init__(self, shape: BackboneShape) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(shape.d_model)
+        self.attn = Attention(shape)
+        self.ln_2 = nn.LayerNorm(shape.d_model)
+        self.c_fc = nn.Linear(shape.d_model, shape.d_mlp)
+        self.c_proj = nn.Linear(shape.d_mlp, shape.d_model)
+
+    def forward(
+        self, h: Tensor, layer: int, control: Control | None, cache: tuple[Tensor, Tensor, int] | None = None
+    ) -> Tensor:
+        """Run the block on hidden states (B, T, D)."""
+        h = h + self.attn(self.ln_1(h), cache)
+        if control is not None:
+            h = h + control(layer, h)
+        return h + self.c_proj(F.gelu(self.c_fc(self.ln_2(h)), approximate="tanh"))
+
+
+class Backbone(nn.Module):
+    """GPT-2: token and position embeddings, blocks, final norm, output projection."""
+
+    def __init__(self, shape: BackboneShape, std: float = 0.02) -> None:
+        super().__init__()
+        self.shape = shape
+        self.wte = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.wpe = nn.Embedding(shape.n_positions, shape.d_model)
+        self.h = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
+        self.ln_f = nn.LayerNorm(shape.d_model)
+        self.lm_head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() > 1:
+                nn.init.normal_(parameter, std=std if "c_proj" not in name else std / (2 * shape.n_layers) ** 0.5)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        if shape.tied_embeddings:
+            self.lm_head.weight = self.wte.weight
+
+    def forward(self, tokens: Tensor, control: Control | None = None) -> Tensor:
+        """Logits (B, T, V) of the next token at each position of tokens (B, T)."""
+        h = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
+        for layer, block in enumerate(self.h):
+            h = block(h, layer, control)
+        return self.lm_head(self.ln_f(h))
+
+    def new_cache(self, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Empty key and value buffers (rows, N, length, D / N), a pair a layer."""
+        shape = self.shape
+        size = (rows, shape.n_heads, length, shape.d_model // shape.n_heads)
+        weight = self.wte.weight
+        return [(weight.new_empty(size), weight.new_empty(size)) for _ in range(shape.n_layers)]
+
+    def step(
+        self, tokens: Tensor, position: int, cache: list[tuple[Tensor, Tensor]], control: Control | None = None
+    ) -> Tensor:
+        """Logits (B, V) after one more token (B,) at `position`, with the cache of the earlier ones."""
+        h = (self.wte(tokens) + self.wpe.weight[position])[:, None]
+        for layer, block in enumerate(self.h):
+            h = block(h, layer, control, (*cache[layer], position))
+        return self.lm_head(self.ln_f(h))[:, 0]
+
+
+_HF_NAMES = {
+    "attn.c_attn": "attn.c_attn",
+    "attn.c_proj": "attn.c_proj",
+    "c_fc": "mlp.c_fc",
+    "c_proj": "mlp.c_proj",
+    "ln_1": "ln_1",
+    "ln_2": "ln_2",
+}
+
+
+def from_hf(model: nn.Module) -> Backbone:
+    """Copy a Hugging Face `GPT2LMHeadModel` into a `Backbone` (its Conv1D weights are transposed Linears)."""
+    config: Any = model.config
+    state = model.state_dict()
+    shape = BackboneShape(
+        vocab_size=config.vocab_size,
+        n_positions=config.n_positions,
+        n_layers=config.n_layer,
+        n_heads=config.n_head,
+        d_model=config.n_embd,
+        d_mlp=config.n_inner or 4 * config.n_embd,
+        tied_embeddings=bool(config.tie_word_embeddings),
+    )
+    new: dict[str, Tensor] = {
+        "wte.weight": state["transformer.wte.weight"],
+        "wpe.weight": state["transformer.wpe.weight"],
+        "ln_f.weight": state["transformer.ln_f.weight"],
+        "ln_f.bias": state["transformer.ln_f.bias"],
+        "lm_head.weight": state["lm_head.weight"],
+    }
+    for layer in range(shape.n_layers):
+        for ours, theirs in _HF_NAMES.items():
+            for part in ("weight", "bias"):
+                value = state[f"transformer.h.{layer}.{theirs}.{part}"]
+                transposed = part == "weight" and not ours.startswith("ln")
+                new[f"h.{layer}.{ours}.{part}"] = value.T if transposed else value
+    backbone = Backbone(shape)
+    backbone.load_state_dict({k: v.contiguous() for k, v in new.items()})
+    return backbone
+
+
+def to_hf(backbone: Backbone) -> nn.Module:
+    """The same backbone as a Hugging Face `GPT2LMHeadModel`: for parity tests and for comparing speeds."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = backbone.shape
+    config = GPT2Config(
+        vocab_size=shape.vocab_size,
+        n_positions=shape.n_positions,
+        n_layer=shape.n_layers,
+        n_head=shape.n_heads,
+        n_embd=shape.d_model,
+        n_inner=shape.d_mlp,
+        tie_word_embeddings=shape.tied_embeddings,
+        activation_function="gelu_pytorch_tanh",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    ours = backbone.state_dict()
+    new = {
+        "transformer.wte.weight": ours["wte.weight"],
+        "transformer.wpe.weight": ours["wpe.weight"],
+        "transformer.ln_f.weight": ours["ln_f.weight"],
+        "transformer.ln_f.bias": ours["ln_f.bias"],
+        "lm_head.weight": ours["lm_head.weight"],
+    }
+    for layer in range(shape.n_layers):
+        for name, theirs in _HF_NAMES.items():
+            for part in ("weight", "bias"):
+                value = ours[f"h.{layer}.{name}.{part}"]
+                transposed = part == "weight" and not name.startswith("ln")
+                new[f"transformer.h.{layer}.{theirs}.{part}"] = (value.T if transposed else value).contiguous()
+    model.load_state_dict(new, strict=False)
+    return model

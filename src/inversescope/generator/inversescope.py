@@ -1,0 +1,196 @@
+"""InverseScope's conditional generator: backbone, control layers, site maps (paper, 3.1), in one file.
+
+Shapes: B activations, T positions, D width of the backbone, H control heads, K width of a control head's key, C latent width,
+S size of the mean embedding.
+
+Since a control head's key and value depend on the activation alone, both sides of its attention are folded once an activation:
+<Q h + q0, k> = <h, Q^T k> + <q0, k>. A token then costs one (D x H) product, a tanh and one (H x D) product, in training as in
+sampling, and nothing is approximated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inversescope.errors import InputError
+from inversescope.generator.backbone import Backbone, BackboneShape, Control
+
+N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
+
+
+@dataclass(frozen=True)
+class GeneratorShape:
+    """Everything that fixes the generator's parameters."""
+
+    backbone: BackboneShape
+    sites: dict[str, int]  # label -> dimension of what the site map takes
+    scales: dict[str, float]  # label -> root mean square norm of the site's activations, divided out
+    n_heads: int = 32
+    d_head: int = 16
+    d_condition: int = 64
+    site_map_blocks: int = 0
+    see_norm: bool = True
+    eps_input: bool = False
+    d_embedding: int = 0  # S; 0 = no mean embedding
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> GeneratorShape:
+        """Inverse of `to_dict`."""
+        return GeneratorShape(**{**values, "backbone": BackboneShape(**values["backbone"])})
+
+
+@dataclass
+class Condition:
+    """What the generator is told about each of B activations of one site or of several.
+
+    Attributes:
+        z: site label -> activations (b, d) in the site map's space; the sites' rows follow each other in dict order.
+        scalars: (B, N_SCALARS) or None; log eps, log share, log count, mean distance / eps.
+        embedding: (B, S) or None; log ratio of the neighbours' marginals to the prior's.
+    """
+
+    z: dict[str, Tensor]
+    scalars: Tensor | None = None
+    embedding: Tensor | None = None
+
+
+@dataclass
+class Folded:
+    """Control layers folded for B activations: lists over layers of (B, H, D), (B, H), (B, H, D)."""
+
+    keys: list[Tensor]
+    offsets: list[Tensor]
+    values: list[Tensor]
+
+
+class ControlLayer(nn.Module):
+    """One control layer (paper, 3.1): q = Q h + q0, k = K c + k0, v = V c + v0, output sum over heads of tanh(<q, k>) v."""
+
+    def __init__(self, d_model: int, d_condition: int, n_heads: int, d_head: int) -> None:
+        super().__init__()
+        self.n_heads, self.d_head = n_heads, d_head
+        self.norm = nn.LayerNorm(d_model)
+        self.query = nn.Linear(d_model, n_heads * d_head)
+        self.key = nn.Linear(d_condition, n_heads * d_head)
+        self.value = nn.Linear(d_condition, n_heads * d_model)
+        for linear in (self.query, self.key):
+            nn.init.kaiming_uniform_(linear.weight, nonlinearity="linear")
+            nn.init.zeros_(linear.bias)
+        # V zero at the start: the untrained generator is the backbone, exactly (paper, C.2).
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+
+    def fold(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Fold latent conditions (B, C) into keys (B, H, D), offsets (B, H) and values (B, H, D)."""
+        B = c.shape[0]
+        k = self.key(c).view(B, self.n_heads, self.d_head) * self.d_head**-0.5
+        weight = self.query.weight.view(self.n_heads, self.d_head, -1)
+        keys = torch.einsum("bhk,hkd->bhd", k, weight)
+        offsets = torch.einsum("bhk,hk->bh", k, self.query.bias.view(self.n_heads, self.d_head))
+        return keys, offsets, self.value(c).view(B, self.n_heads, -1)
+
+    def forward(self, h: Tensor, keys: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
+        """Control signal (B, T, D) for hidden states (B, T, D)."""
+        scores = torch.baddbmm(offsets[:, None, :], self.norm(h), keys.transpose(1, 2))
+        return torch.bmm(torch.tanh(scores), values)
+
+
+class ResidualMLP(nn.Module):
+    """x + W2 gelu(W1 norm(x)) on latent conditions (B, C)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block."""
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+
+class InverseScope(nn.Module):
+    """A backbone steered by control layers that read one activation of any known site."""
+
+    def __init__(self, shape: GeneratorShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.backbone = Backbone(shape.backbone)
+        C = shape.d_condition
+        self.site_maps = nn.ModuleDict({_key(label): nn.Linear(d, C) for label, d in shape.sites.items()})
+        self.scalar_map = nn.Linear(N_SCALARS, C) if shape.eps_input else None
+        self.embedding_map = nn.Linear(shape.d_embedding, C) if shape.d_embedding else None
+        self.blocks = nn.ModuleList(ResidualMLP(C) for _ in range(shape.site_map_blocks))
+        self.final_norm = nn.LayerNorm(C) if shape.site_map_blocks else nn.Identity()
+        self.control = nn.ModuleList(
+            ControlLayer(shape.backbone.d_model, C, shape.n_heads, shape.d_head)
+            for _ in range(shape.backbone.n_layers)
+        )
+
+    def controlled_parameters(self) -> list[nn.Parameter]:
+        """Parameters outside the backbone: site maps, conditions, control layers."""
+        return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
+
+    def encode(self, condition: Condition) -> Tensor:
+        """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""
+        parts = []
+        for label, z in condition.z.items():
+            if _key(label) not in self.site_maps:
+                known = ", ".join(self.shape.sites)
+                raise InputError(f"site {label} is unknown to this generator", f"train it on that site; it knows {known}")
+            if self.shape.see_norm:
+                z = z / self.shape.scales[label] * z.shape[-1] ** 0.5
+            else:
+                z = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
+            parts.append(self.site_maps[_key(label)](z))
+        c = torch.cat(parts)
+        if self.scalar_map is not None:
+            assert condition.scalars is not None
+            c = c + self.scalar_map(condition.scalars)
+        if self.embedding_map is not None:
+            assert condition.embedding is not None
+            c = c + self.embedding_map(condition.embedding)
+        for block in self.blocks:
+            c = block(c)
+        return self.final_norm(c)
+
+    def fold(self, condition: Condition) -> Folded:
+        """Fold all control layers for B activations."""
+        c = self.encode(condition)
+        layers = [layer.fold(c) for layer in self.control]
+        return Folded(*(list(part) for part in zip(*layers, strict=True)))
+
+    def controller(self, folded: Folded) -> Control:
+        """The function that the backbone calls after each attention; rows may be (B, T, D) or (B * draws, 1, D)."""
+
+        def control(layer: int, h: Tensor) -> Tensor:
+            keys = folded.keys[layer]
+            rows = h.reshape(keys.shape[0], -1, h.shape[-1])
+            return self.control[layer](rows, keys, folded.offsets[layer], folded.values[layer]).reshape(h.shape)
+
+        return control
+
+    def log_probabilities(self, tokens: Tensor, condition: Condition) -> Tensor:
+        """Log-probabilities (B, T, V) of the next token at each position of tokens (B, T)."""
+        return F.log_softmax(self.backbone(tokens, self.controller(self.fold(condition))), dim=-1)
+
+    def log_prob(self, tokens: Tensor, lengths: Tensor, condition: Condition) -> Tensor:
+        """log q(x | z) (B,) of sequences (B, T) that hold start token, text and end token, `lengths` tokens in all."""
+        logp = self.log_probabilities(tokens[:, :-1], condition).gather(-1, tokens[:, 1:, None])[..., 0]
+        inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
+        return (logp * inside).sum(-1)
+
+
+def _key(label: str) -> str:
+    """A site label as a module name (PyTorch forbids dots there)."""
+    return label.replace(".", "_")

@@ -1,0 +1,70 @@
+"""Stage `extract_activations`: activations of all sites of an experiment for one split, in one forward."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from inversescope import __version__
+from inversescope.errors import InputError
+from inversescope.stages.common import Context, echo, need
+from inversescope.store import file_hash, read_activations, write_activations
+
+SHARD = 65_536  # prompts a shard: what a killed run repeats at most
+
+
+def extract_activations(context: Context, split: str) -> None:
+    """Write data/{task}/{model}/activations/{split}/{site}.safetensors for every site of the experiment.
+
+    Works shard by shard and keeps finished shards, so that a killed run goes on where it was; per-site files are put together at the
+    end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split.
+    """
+    from inversescope.capture import capture
+    from inversescope.models import encode, load_target
+    from inversescope.training import Progress
+
+    prompts = context.prompts(split, columns=["text"])
+    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    sites = context.sites()
+    size = len(prompts)
+    numbers = sum(target.site_dim(site) for site in sites)
+    prompt_hash = file_hash(context.prompts_path(split))
+    echo(f"extract_activations: {size} prompts, {len(sites)} sites, {4 * size * numbers / 2**20:.0f} MiB to write")
+    folder = context.data / "activations" / split
+    shards = folder / "shards"
+    progress = Progress(f"extract_activations {split}", size, echo)
+    meta = {
+        "model": target.name,
+        "revision": target.revision,
+        "weight_processing": "raw_hf",
+        "dtype": "float32",
+        "tokenizer_hash": target.tokenizer_hash,
+        "prompt_hash": prompt_hash,
+        "package_version": __version__,
+    }
+    starts = range(0, size, SHARD)
+    for low in starts:
+        paths = {site.label: shards / f"{low:09d}" / f"{site.label}.safetensors" for site in sites}
+        if not all(_is_done(path, meta) for path in paths.values()):
+            texts = prompts["text"].iloc[low : low + SHARD].tolist()
+            captured = capture(target, encode(target.tokenizer, texts), sites)
+            for site in sites:
+                write_activations(paths[site.label], captured[site.label], {**meta, "site": str(site)})
+        progress(min(low + SHARD, size))
+    for site in sites:
+        parts = [read_activations(shards / f"{low:09d}" / f"{site.label}.safetensors")[0] for low in starts]
+        write_activations(context.activations_path(split, site.label), np.concatenate(parts), {**meta, "site": str(site)})
+    shutil.rmtree(shards)
+
+
+def _is_done(path: Path, meta: dict[str, str]) -> bool:
+    """Whether a shard is there, whole, and written for these prompts, this model and this tokenizer."""
+    if not path.exists():
+        return False
+    try:
+        found = read_activations(path)[1]
+    except InputError:
+        return False
+    return all(found.get(key) == value for key, value in meta.items())

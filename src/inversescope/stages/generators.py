@@ -1,0 +1,369 @@
+"""Stages `train_backbone` and `train_generator`: the backbone on the prior, then control layers and site maps."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from inversescope import __version__
+from inversescope.config import VariantConfig
+from inversescope.errors import InputError
+from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
+from inversescope.generator.inversescope import GeneratorShape, InverseScope
+from inversescope.models import check_single_tokens, encode, load_tokenizer, tokenizer_hash
+from inversescope.pairs import KernelPairs, NoisePairs, PairSource, Prompts, encode_prompts
+from inversescope.sampling import stream_uniforms
+from inversescope.stages.common import Context, echo, need, stream
+from inversescope.store import load_checkpoint, read_json, save_checkpoint, write_table
+from inversescope.training import Schedule, conditional_loss, next_token_loss, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from inversescope.tasks.base import Grammar
+
+GATE_SAMPLES = 2048
+
+
+def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
+    """The backbone's tokenizer: its own where it is a pre-trained model, the target's where it is trained from scratch."""
+    config = context.config.backbone
+    if config.init == "scratch":
+        return load_tokenizer(need(context.target_dir / "target.json", "select_target").parent)
+    return load_tokenizer(config.path or "", config.revision)
+
+
+def _initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> Backbone:
+    config = context.config.backbone
+    torch.manual_seed(context.config.seed)
+    if config.init == "scratch":
+        shape = config.shape
+        return Backbone(
+            BackboneShape(
+                vocab_size=len(tokenizer),
+                n_positions=shape.n_positions,
+                n_layers=shape.n_layers,
+                n_heads=shape.n_heads,
+                d_model=shape.d_model,
+                d_mlp=shape.d_mlp or 4 * shape.d_model,
+                tied_embeddings=shape.tied_embeddings,
+            ),
+            std=shape.initializer_range,
+        )
+    from transformers import GPT2LMHeadModel
+
+    try:
+        model = GPT2LMHeadModel.from_pretrained(
+            config.path, revision=config.revision, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"backbone {config.path} at revision {config.revision} cannot be loaded: {str(error).splitlines()[0]}",
+            "set backbone.init: local and backbone.path to a directory that holds it, or HF_HOME to a cache that does",
+        ) from error
+    return from_hf(model)
+
+
+class ExactPrior:
+    """Exact next-token distributions of a task's uniform prior, from its grammar.
+
+    Attributes:
+        rows: (n_states, n_tokens) float32 probability of each of the grammar's tokens in each state.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.grammar = grammar
+        completions = _completions(grammar)
+        count = np.where(grammar.table >= 0, completions[np.maximum(grammar.table, 0)], 0.0)
+        self.rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
+
+    def along(self, tokens: np.ndarray) -> np.ndarray:
+        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
+        state = np.full(len(tokens), self.grammar.start, np.int64)
+        states = np.empty(tokens[:, 1:].shape, np.int64)
+        for position in range(tokens.shape[1] - 1):
+            states[:, position] = state
+            state = np.asarray(self.grammar.step(state, tokens[:, position + 1]))
+        return self.rows[np.maximum(states, 0)]
+
+
+def _completions(grammar: Grammar) -> np.ndarray:
+    """Number of texts that can follow each state; the automaton has no cycles."""
+    table = grammar.table
+    final = ~(table >= 0).any(1)
+    count = final.astype(np.float64)
+    for _ in range(10_000):
+        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(1)
+        new = np.where(final, 1.0, following)
+        if np.array_equal(new, count):
+            return count
+        count = new
+    raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
+
+
+def train_backbone(context: Context) -> None:
+    """Fine-tune the backbone on the prior (paper, 3.2 and C.1), and gate it on its own unconditional samples.
+
+    Writes checkpoints/backbone, the training log, and the unconditional samples (the control without any activation).
+
+    Raises:
+        InputError: the in-prior rate or the repeated-name rate misses its gate; names both and the settings to change.
+    """
+    config, task = context.config, context.task
+    settings = config.backbone
+    tokenizer = backbone_tokenizer(context)
+    check_single_tokens(tokenizer, task.single_token_words())
+    backbone = _initial_backbone(context, tokenizer)
+    end = int(tokenizer.eos_token_id)
+    vocabulary = backbone.shape.vocab_size
+    names = torch.zeros(vocabulary, dtype=torch.bool)
+    names[[int(encode(tokenizer, [f" {n}"])[0][-1]) for n in task.names]] = True
+    exact = ExactPrior(task.grammar(tokenizer)) if settings.targets == "grammar" else None
+    exact_tokens = torch.from_numpy(np.asarray(exact.grammar.tokens, np.int64)) if exact is not None else None
+    steps = config.scaled(settings.steps)
+
+    def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = stream(config.seed, "train_backbone", step)
+        texts = task.texts(rng.integers(task.size, size=settings.batch_size))
+        prompts = encode_prompts(encode(tokenizer, texts), end)
+        tokens, lengths = torch.from_numpy(prompts.tokens.astype(np.int64)), torch.from_numpy(prompts.lengths)
+        logits = backbone(tokens)
+        if exact is not None:
+            target = torch.from_numpy(exact.along(prompts.tokens))
+            logp = F.log_softmax(logits[:, :-1], -1)[..., exact_tokens]
+            value = -(target * logp).sum(-1)
+            inside = torch.arange(1, tokens.shape[1])[None] < lengths[:, None]
+            if settings.support_weight:
+                # The prior gives nothing to tokens that leave its grammar: at the optimum this term is zero.
+                allowed = logp.masked_fill((target == 0) & inside[..., None], -torch.inf)
+                value = value - settings.support_weight * torch.logsumexp(allowed, -1)
+            return (value * inside).sum() / inside.sum(), {}
+        if settings.tilt:
+            # Half of the batch: lift the prompt's own names, so that the loss is about which of the two comes, not about 1 / n.
+            half = len(tokens) // 2
+            own = torch.zeros(half, vocabulary).scatter_(1, tokens[:half], 1.0) * names
+            logits = torch.cat([logits[:half] + settings.tilt * own[:, None, :], logits[half:]])
+        return next_token_loss(logits, tokens, lengths), {}
+
+    state = context.data / "state" / "backbone"
+    log_path = context.results / "training" / "backbone.csv"
+    log = train(
+        backbone,
+        loss,
+        Schedule(steps, settings.learning_rate, settings.weight_decay, (0.9, 0.98), settings.warmup, settings.schedule),
+        name="train_backbone",
+        tokens_per_step=settings.batch_size * 17,
+        log_path=log_path,
+        state_dir=state,
+        echo=echo,
+    )
+    texts = _unconditional(backbone, tokenizer, context)
+    index = task.parse(texts)
+    repeated = task.features_of_texts(texts)
+    in_prior = float((index >= 0).mean())
+    repeats = float(np.mean([_repeats_a_name(text, set(task.names)) for text in texts]))
+    frame = pd.DataFrame({"draw": np.arange(len(texts)), "text": texts, "parsed": index >= 0})
+    for feature, values in repeated.items():
+        frame[f"feature_{feature}"] = [task.feature_values[feature][v] if v >= 0 else "" for v in values]
+    write_table(frame, context.results / "samples" / "backbone.parquet")
+    echo(f"train_backbone: in-prior rate {in_prior:.3f}, repeated-name rate {repeats:.4f}")
+    if in_prior < settings.gate_in_prior or repeats > settings.gate_repeated_name:
+        raise InputError(
+            f"the backbone does not know the prior: in-prior rate {in_prior:.3f} (gate {settings.gate_in_prior}), "
+            f"repeated-name rate {repeats:.4f} (gate {settings.gate_repeated_name})",
+            "raise backbone.steps, or set backbone.targets: grammar or backbone.tilt: 6",
+        )
+    meta = {
+        "shape": backbone.shape.to_dict(),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "in_prior": in_prior,
+        "repeated_name": repeats,
+        "train_seconds": float(log["seconds"].iloc[-1]),
+        "steps": steps,
+        "package_version": __version__,
+    }
+    save_checkpoint(context.backbone_dir, _numpy_state(backbone), meta)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def _repeats_a_name(text: str, names: set[str]) -> bool:
+    """Whether the second name of a text is the first one again."""
+    words = [w for w in text.replace(",", " ").replace(".", " ").split() if w in names]
+    return len(words) >= 2 and words[0] == words[1]
+
+
+def _numpy_state(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    return {name: value.detach().cpu().numpy() for name, value in module.state_dict().items()}
+
+
+@torch.inference_mode()
+def _unconditional(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, context: Context) -> list[str]:
+    """Texts that the backbone writes without any activation."""
+    end = int(tokenizer.eos_token_id)
+    length = max(len(ids) for ids in encode(tokenizer, context.task.texts(np.arange(0, context.task.size, 997)))) + 2
+    uniforms = stream_uniforms(context.config.seed, "train_backbone", np.array([0]), np.arange(GATE_SAMPLES), length)[0]
+    cache = backbone.new_cache(GATE_SAMPLES, length + 1)
+    token = torch.full((GATE_SAMPLES,), end)
+    rows = np.full((GATE_SAMPLES, length), end, np.int64)
+    alive = np.ones(GATE_SAMPLES, bool)
+    for position in range(length):
+        p = torch.softmax(backbone.step(token, position, cache).double(), -1).cumsum(-1)
+        u = torch.from_numpy(uniforms[:, position].copy())
+        token = torch.searchsorted(p, (u * p[:, -1])[:, None], right=True)[:, 0].clamp_max(p.shape[-1] - 1)
+        token[torch.from_numpy(~alive)] = end
+        rows[:, position] = token.numpy()
+        alive &= rows[:, position] != end
+    return decode_texts(tokenizer, rows, end)
+
+
+def decode_texts(tokenizer: PreTrainedTokenizerFast, rows: np.ndarray, end: int) -> list[str]:
+    """Texts of token rows (N, T), cut at the end token; each distinct row is decoded once."""
+    unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+    lists = []
+    for row in unique:
+        stop = np.flatnonzero(row == end)
+        lists.append(row[: stop[0]].tolist() if stop.size else row.tolist())
+    texts = tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return [texts[i] for i in inverse.ravel()]
+
+
+def load_backbone(context: Context) -> tuple[Backbone, dict[str, Any]]:
+    """The fine-tuned backbone and its description."""
+    tensors, meta = load_checkpoint(need(context.backbone_dir / "meta.json", "train_backbone").parent)
+    backbone = Backbone(BackboneShape(**meta["shape"]))
+    backbone.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
+    return backbone, meta
+
+
+def cached_prompts(context: Context, tokenizer: PreTrainedTokenizerFast, rows: np.ndarray) -> Prompts:
+    """These rows of the train split as the generator and the mean embedding see them."""
+    frame = context.prompts("train", columns=["prompt_id", "text"]).iloc[rows]
+    index = frame["prompt_id"].to_numpy()
+    features = np.stack(list(context.task.features_of(index).values()), 1)
+    return encode_prompts(encode(tokenizer, frame["text"].tolist()), int(tokenizer.eos_token_id), features)
+
+
+def _pair_source(
+    context: Context, variant: VariantConfig, activations: dict[str, np.ndarray], prompts: Prompts, width: dict[str, int]
+) -> PairSource:
+    kernel, seed = context.config.kernel, context.config.seed + variant.seed
+    task = context.task
+    prior_size = task.size if variant.cache_pairs == "all" else task.split_size("train")
+    epsilon = variant.epsilon or kernel.epsilon
+    if variant.pairs == "noise":
+        return NoisePairs(
+            activations,
+            prompts,
+            width,
+            epsilon=epsilon,
+            per_site=variant.per_site,
+            prior_size=prior_size,
+            seed=seed,
+            distance=kernel.distance,
+            kind=kernel.kind,
+            norm_band=variant.norm_band,
+        )
+    return KernelPairs(
+        activations,
+        prompts,
+        epsilon=variant.eps_range if variant.eps_input else epsilon,
+        per_site=variant.per_site,
+        prior_size=prior_size,
+        seed=seed,
+        distance=kernel.distance,
+        kind=kernel.kind,
+        embed=variant.mean_embedding,
+        soft=variant.soft_targets,
+        disjoint=variant.disjoint,
+        empty=variant.empty_anchors,
+    )
+
+
+def train_generator(context: Context, generator: str, variant_name: str) -> None:
+    """Train control layers and site maps of one variant (paper, 3.2, Appendices B and C; ours: kernel pairs).
+
+    Writes the checkpoint with every snapshot that the variant asks for, and the log with the loss beside its Bayes floor.
+    """
+    variant = context.config.variant(variant_name)
+    if generator != "inversescope":
+        raise InputError(f"unknown generator {generator!r}", "choose inversescope")
+    backbone, backbone_meta = load_backbone(context)
+    tokenizer = backbone_tokenizer(context)
+    if tokenizer_hash(tokenizer) != backbone_meta["tokenizer_hash"]:
+        raise InputError(f"{context.backbone_dir} was trained with another tokenizer", "rerun train_backbone")
+    sites = context.variant_sites(variant_name)
+    rows = context.cache_rows(variant)
+    activations = {s.label: np.ascontiguousarray(context.activations("train", s.label)[rows]) for s in sites}
+    prompts = cached_prompts(context, tokenizer, rows)
+    target_width = residual_width(context)
+    width = {
+        label: max(z.shape[1], target_width) if variant.pairs == "noise" and variant.noise_space == "model" else z.shape[1]
+        for label, z in activations.items()
+    }
+    shape = GeneratorShape(
+        backbone=backbone.shape,
+        sites=width,
+        scales={label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean())) for label, z in activations.items()},
+        n_heads=variant.n_heads,
+        d_head=variant.d_head,
+        d_condition=variant.d_condition or target_width,
+        site_map_blocks=variant.site_map_blocks,
+        see_norm=variant.see_norm,
+        eps_input=variant.eps_input or variant.mean_embedding,
+        d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
+    )
+    torch.manual_seed(context.config.seed + variant.seed)
+    model = InverseScope(shape)
+    model.backbone.load_state_dict(backbone.state_dict())
+    model.backbone.requires_grad_(not variant.freeze_backbone)
+    source = _pair_source(context, variant, activations, prompts, width)
+    steps = context.config.scaled(variant.steps)
+
+    def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        batch = source.batch(step)
+        return conditional_loss(model, batch), {"bayes_floor": batch.floor}
+
+    state = context.data / "state" / generator / variant_name
+    log = train(
+        model,
+        loss,
+        Schedule(
+            steps, variant.learning_rate, variant.weight_decay, variant.betas, variant.warmup, variant.schedule, variant.clip
+        ),
+        name=f"train_generator {variant_name}",
+        tokens_per_step=int(len(sites) * variant.per_site * float(prompts.lengths.mean())),
+        log_path=context.training_log(generator, variant_name),
+        state_dir=state,
+        echo=echo,
+    )
+    meta = {
+        "shape": shape.to_dict(),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "variant": variant.model_dump(mode="json"),
+        "steps": steps,
+        "cache_size": len(rows),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+        "package_version": __version__,
+        "train_seconds": float(log["seconds"].iloc[-1]),
+    }
+    save_checkpoint(context.generator_dir(generator, variant_name), _numpy_state(model), meta)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+def residual_width(context: Context) -> int:
+    """Width of the target's residual stream."""
+    return int(read_json(need(context.target_dir / "target.json", "select_target / fetch_target"))["d_model"])
+
+
+def load_generator(context: Context, generator: str, variant_name: str) -> tuple[InverseScope, dict[str, Any]]:
+    """A trained generator and its description, in evaluation mode."""
+    directory = context.generator_dir(generator, variant_name)
+    tensors, meta = load_checkpoint(need(directory / "meta.json", "train_generator").parent)
+    model = InverseScope(GeneratorShape.from_dict(meta["shape"]))
+    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
+    return model.eval().requires_grad_(False), meta

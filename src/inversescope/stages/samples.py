@@ -1,0 +1,242 @@
+"""Stages `sample_prompts` and `run_mcmc`: candidates, re-computed activations, acceptance."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from inversescope.capture import capture
+from inversescope.errors import InputError
+from inversescope.generator.inversescope import Condition, InverseScope
+from inversescope.kernel import kernel_values, paired_distances, perturb, support_radius
+from inversescope.models import Target, encode, load_target, tokenizer_hash
+from inversescope.neighbours import Cache
+from inversescope.pairs import Prompts
+from inversescope.sampling import decode, log_prob_rows, make_condition, make_mixer, stream_uniforms
+from inversescope.sites import Site
+from inversescope.stages.common import Context, echo, need, stream
+from inversescope.stages.generators import backbone_tokenizer, cached_prompts, decode_texts, load_generator
+from inversescope.store import write_json, write_table
+
+DENSE = 256  # targets with more cached neighbours are dense: `combined` needs no log q of them
+
+
+class Recomputer:
+    """Distances of texts to target activations at one site; each distinct prompt is run once, up to the site's layer."""
+
+    def __init__(self, context: Context, target: Target, site: Site, z: np.ndarray) -> None:
+        self.context, self.target, self.site, self.z = context, target, site, z
+        self.distance = context.config.kernel.distance
+        self.known: dict[int, int] = {}
+        self.rows = np.zeros((0, z.shape[1]), np.float32)
+
+    def activations(self, index: np.ndarray) -> np.ndarray:
+        """Activations (n, d) of prompts of the prior."""
+        new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
+        if new.size:
+            texts = self.context.task.texts(new)
+            captured = capture(self.target, encode(self.target.tokenizer, texts), [self.site])[self.site.label]
+            self.known.update(zip(new.tolist(), range(len(self.rows), len(self.rows) + len(new)), strict=True))
+            self.rows = np.concatenate([self.rows, captured])
+        return self.rows[[self.known[i] for i in index.tolist()]]
+
+    def distances(self, index: np.ndarray, owner: np.ndarray) -> np.ndarray:
+        """Distance (n,) of prompt `index` (n,), -1 = not in the prior, to the activation of target `owner` (n,); NaN for -1."""
+        result = np.full(len(index), np.nan)
+        good = np.flatnonzero(index >= 0)
+        if good.size:
+            result[good] = paired_distances(self.z[owner[good]], self.activations(index[good]), self.distance)
+        return result
+
+
+def sample_prompts(context: Context, generator: str, variants: Sequence[str], labels: Sequence[str]) -> None:
+    """Draw candidates for every target at each site from each variant, re-compute their activations, decide acceptance.
+
+    Writes, a variant and site: results/.../samples/{generator}/{variant}/{site}.parquet (raw candidates, nothing dropped) and
+    {site}.cache.parquet (log q of the cached neighbours of sparse targets, for the combined estimator).
+    """
+    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    tokenizer = backbone_tokenizer(context)
+    models = {name: load_generator(context, generator, name) for name in variants}
+    for name, (_, meta) in models.items():
+        if meta["tokenizer_hash"] != tokenizer_hash(tokenizer):
+            raise InputError(f"generator {name} was trained with another tokenizer", "rerun train_generator")
+    rows_of = {name: context.cache_rows(context.config.variant(name)) for name in variants}
+    prompts_of: dict[bytes, Prompts] = {}
+    for rows in rows_of.values():
+        if rows.tobytes() not in prompts_of:
+            prompts_of[rows.tobytes()] = cached_prompts(context, tokenizer, rows)
+    end = int(tokenizer.eos_token_id)
+    for label in labels:
+        site = context.site(label)
+        z = np.array(context.activations("test", label))
+        z_train = context.activations("train", label)
+        recomputer = Recomputer(context, target, site, z)
+        caches: dict[bytes, Cache] = {}
+        for name, (model, _) in models.items():
+            if label not in model.shape.sites:
+                continue
+            rows = rows_of[name]
+            key = rows.tobytes()
+            if key not in caches:
+                caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance)
+            start = time.monotonic()
+            run = _Run(context, name, model, site, z, caches[key], prompts_of[key], rows, recomputer, tokenizer, end)
+            frames, log_qs = [], []
+            for epsilon in context.config.epsilons_of(name):
+                for decoding in context.config.decodings_of(name, epsilon, site.head is not None):
+                    frames.append(run.candidates(epsilon, decoding))
+                log_qs.append(run.cached_log_q(epsilon))
+            frame = pd.concat(frames, ignore_index=True)
+            write_table(frame, context.samples_path(generator, name, label))
+            write_table(pd.concat(log_qs, ignore_index=True), context.cache_logq_path(generator, name, label))
+            seconds = time.monotonic() - start
+            write_json({"sample_seconds": round(seconds, 2)}, context.samples_path(generator, name, label).with_suffix(".json"))
+            rate = 1.0 - frame.loc[frame["decoding"] == "plain", "accepted"].mean()
+            echo(f"sample_prompts {name} {label}: {len(frame)} candidates, refusal {rate:.3f}, {seconds:.1f} s")
+
+
+class _Run:
+    """Candidates of one variant at one site."""
+
+    def __init__(
+        self,
+        context: Context,
+        name: str,
+        model: InverseScope,
+        site: Site,
+        z: np.ndarray,
+        cache: Cache,
+        prompts: Prompts,
+        cache_rows: np.ndarray,
+        recomputer: Recomputer,
+        tokenizer: object,
+        end: int,
+    ) -> None:
+        self.context, self.name, self.model, self.site, self.z = context, name, model, site, z
+        self.cache, self.prompts, self.cache_rows, self.recomputer = cache, prompts, cache_rows, recomputer
+        self.tokenizer, self.end = tokenizer, end
+        self.grammar = None
+
+    def condition(self, epsilon: float, rows: np.ndarray, z: np.ndarray | None = None) -> Condition:
+        queries = self.z[rows] if z is None else z
+        return make_condition(self.model, self.site.label, queries, epsilon, self.cache, self.prompts, self.z[rows])
+
+    def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
+        """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
+        config = self.context.config
+        sampling = config.sampling
+        budget = config.scaled(sampling.max_candidates)
+        first = min(config.scaled(sampling.candidates), budget)
+        if decoding == "noised":
+            first = budget = config.scaled(config.figures.noised_draws)
+        waiting = np.arange(len(self.z))
+        done = 0
+        frames = []
+        while waiting.size and done < budget:
+            count = first if done == 0 else min(first, budget - done)
+            block = max(1, sampling.batch // count)
+            for low in range(0, len(waiting), block):
+                frames.append(self._draw(epsilon, decoding, waiting[low : low + block], np.arange(done, done + count)))
+            done += count
+            if not sampling.min_accepted:
+                break
+            accepted = pd.concat(frames).groupby("target_id")["accepted"].sum()
+            waiting = waiting[accepted.reindex(waiting).to_numpy() < sampling.min_accepted]
+        return pd.concat(frames, ignore_index=True).sort_values(["target_id", "draw"], kind="stable", ignore_index=True)
+
+    def _draw(self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
+        config, task = self.context.config, self.context.task
+        sampling, kernel = config.sampling, config.kernel
+        length = self.prompts.tokens.shape[1] - 1  # text and end token
+        stream_name = f"{self.site.label}/{self.name}/{decoding}/{epsilon}"
+        uniforms = stream_uniforms(config.seed, stream_name, rows, draws, length)
+        mixer = None
+        if decoding == "mixed":
+            vocabulary = self.model.shape.backbone.vocab_size
+            mixer = make_mixer(self.cache, self.prompts, self.z[rows], epsilon, vocabulary, sampling.mixing_alpha)
+        if decoding == "masked" and self.grammar is None:
+            self.grammar = task.grammar(self.tokenizer)  # type: ignore[arg-type]
+        if decoding == "noised":
+            # One condition a draw: the activation itself is moved (Figure 8).
+            rng = stream(config.seed, "noised", self.site.label, self.name, int(rows[0]), int(draws[0]))
+            wide = np.repeat(self.z[rows], len(draws), 0)
+            wide = perturb(wide, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01).astype(np.float32)
+            condition = self.condition(epsilon, np.repeat(rows, len(draws)), wide)
+            uniforms = uniforms.reshape(-1, 1, length)
+        else:
+            condition = self.condition(epsilon, rows)
+        drawn = decode(
+            self.model,
+            condition,
+            uniforms,
+            end=self.end,
+            temperature=sampling.temperature,
+            mixer=mixer,
+            grammar=self.grammar if decoding == "masked" else None,
+        )
+        texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)  # type: ignore[arg-type]
+        index = np.where(drawn.finished.ravel(), task.parse(texts), -1)
+        owner = np.repeat(rows, len(draws))
+        d = self.recomputer.distances(index, owner)
+        accepted = np.nan_to_num(d, nan=np.inf) < support_radius(epsilon, kernel.kind)
+        frame = pd.DataFrame(
+            {
+                "target_id": owner.astype(np.int32),
+                "draw": np.tile(draws, len(rows)).astype(np.int32),
+                "text": texts,
+                "prompt_id": index,
+                "parsed": index >= 0,
+                "distance": d.astype(np.float32),
+                "accepted": accepted,
+                "logq": drawn.log_q.ravel(),
+            }
+        )
+        for feature, values in task.features_of(index).items():
+            names = np.array([*task.feature_values[feature], ""], dtype=object)
+            frame[f"feature_{feature}"] = pd.Categorical(names[values])
+        return frame.assign(epsilon=epsilon, decoding=decoding, temperature=sampling.temperature)
+
+    def cached_log_q(self, epsilon: float) -> pd.DataFrame:
+        """log q of the cached neighbours of each sparse target (at most `DENSE` neighbours), under plain decoding."""
+        radius = support_radius(epsilon, self.context.config.kernel.kind)
+        near = self.cache.search(self.cache.prepare(self.z), radius)
+        owner = np.repeat(np.arange(len(self.z)), near.counts)
+        sparse = near.counts[owner] <= DENSE
+        owner, rows = owner[sparse], near.rows[sparse]
+        condition = self.condition(epsilon, np.arange(len(self.z)))
+        values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024)
+        return pd.DataFrame({"target_id": owner.astype(np.int32), "row": self.cache_rows[rows], "logq": values, "epsilon": epsilon})
+
+
+def run_mcmc(context: Context, labels: Sequence[str]) -> None:
+    """Run one swap-move chain a target on the prior, from the target's own prompt, at the headline bandwidth.
+
+    The honest competitor that needs no training: a stated number of target evaluations a chain. Writes
+    results/.../mcmc/{site}.parquet with the chain's states: target_id, step, prompt_id, accepted.
+    """
+    kernel, budget = context.config.kernel, context.config.fcr.mcmc_evaluations
+    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    seeds = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
+    for label in labels:
+        z = np.array(context.activations("test", label))
+        recomputer = Recomputer(context, target, context.site(label), z)
+        rng = stream(context.config.seed, "run_mcmc", label)
+        state = seeds.copy()
+        owner = np.arange(len(seeds))
+        weight = kernel_values(recomputer.distances(state, owner), kernel.epsilon, kernel.kind)
+        rows = []
+        for step in range(context.config.scaled(budget) if budget else 0):
+            proposal = context.task.moves(state, rng)
+            new = kernel_values(recomputer.distances(proposal, owner), kernel.epsilon, kernel.kind)
+            # Moves are symmetric and the prior is uniform: Metropolis on the kernel alone.
+            accept = rng.random(len(state)) * weight < new
+            state, weight = np.where(accept, proposal, state), np.where(accept, new, weight)
+            rows.append(pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state, "accepted": accept}))
+        empty = pd.DataFrame({"target_id": [], "step": [], "prompt_id": [], "accepted": []}).astype(int)
+        frame = pd.concat(rows, ignore_index=True) if rows else empty
+        write_table(frame.assign(epsilon=kernel.epsilon), context.results / "mcmc" / f"{label}.parquet")
+        echo(f"run_mcmc {label}: {len(seeds)} chains of {len(rows)} evaluations")

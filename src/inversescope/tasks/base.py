@@ -1,0 +1,295 @@
+"""What a task offers to the rest of the package: a finite prior of prompts and what follows from it.
+
+A prior is a uniform distribution over prompts, each addressed by an integer, its index. Everything downstream
+(exact values, log-probabilities, Markov chains, masks) works on indices; texts exist only at the borders.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from inversescope.errors import InputError
+
+SPLITS = ("train", "test")
+
+State = TypeVar("State", bound=Hashable)
+
+
+class TextEncoder(Protocol):
+    """The part of a Hugging Face tokenizer that a grammar needs."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Id of the token that ends a text."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return the token ids of a text."""
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A deterministic automaton whose language is exactly the prior's texts, each followed by the end token.
+
+    Attributes:
+        tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
+        table: next state, int32 (n_states, n_tokens); column j belongs to `tokens[j]`; -1 = forbidden.
+        start: state before the first token of a text (no begin token is expected).
+        final: state after the end token; nothing is allowed there.
+        accept_token: id of the end token.
+    """
+
+    tokens: np.ndarray
+    table: np.ndarray
+    start: int
+    final: int
+    accept_token: int
+
+    @property
+    def n_states(self) -> int:
+        """Number of states."""
+        return int(self.table.shape[0])
+
+    def allowed(self, state: int) -> np.ndarray:
+        """Return the ids of the tokens that may follow in a state, int64."""
+        return self.tokens[self.table[state] >= 0]
+
+    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
+        """Return the next states, int32, -1 where a token is forbidden or the state is -1; broadcasts."""
+        state, token = np.asarray(state), np.asarray(token)
+        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
+        known = (self.tokens[column] == token) & (state >= 0)
+        return np.where(known, self.table[state, column], np.int32(-1)).astype(np.int32)
+
+
+def build_grammar(
+    start: State, successors: Callable[[State], Mapping[int, State]], final: State, accept_token: int
+) -> Grammar:
+    """Number the states that can be reached from `start` and fill the transition table.
+
+    Args:
+        start: first state.
+        successors: next states of a state by token id; the automaton must have no cycle.
+        final: the state after `accept_token`; it has no successors.
+        accept_token: id of the end token.
+    """
+    numbers: dict[State, int] = {start: 0}
+    queue: list[State] = [start]
+    source: list[int] = []
+    token: list[int] = []
+    target: list[int] = []
+    for state in queue:  # grows while it is read
+        if state == final:
+            continue
+        number = numbers[state]
+        for token_id, following in successors(state).items():
+            reached = numbers.get(following)
+            if reached is None:
+                reached = numbers[following] = len(queue)
+                queue.append(following)
+            source.append(number)
+            token.append(token_id)
+            target.append(reached)
+    tokens, column = np.unique(np.asarray(token, dtype=np.int64), return_inverse=True)
+    table = np.full((len(queue), len(tokens)), -1, dtype=np.int32)
+    table[np.asarray(source), column] = np.asarray(target, dtype=np.int32)
+    return Grammar(tokens=tokens, table=table, start=0, final=numbers[final], accept_token=accept_token)
+
+
+class Task(ABC):
+    """A finite, uniformly weighted prior of prompts, addressed by an index in [0, size).
+
+    Attributes:
+        name: the task's name, as in paths and in the configuration.
+        slot_names: slots of a prompt, in the order of the columns of `slots`.
+        slot_values: values of each slot; `slots` holds their positions in these lists.
+        features: names of the feature functions, without the prefix `feature_`.
+        feature_values: labels of each feature; `features_of` holds their positions in these lists.
+        size: number of prompts in the prior.
+        names: the names (of persons, cities, ...) that must be single tokens after a space.
+        move_counts: number of equally likely values of each kind of move (see `move`).
+    """
+
+    name: str
+    slot_names: tuple[str, ...]
+    slot_values: dict[str, list[str]]
+    features: tuple[str, ...]
+    feature_values: dict[str, list[str]]
+    size: int
+    names: list[str]
+    move_counts: tuple[int, ...]
+
+    # The prior and its prompts
+
+    @abstractmethod
+    def slots(self, index: np.ndarray) -> np.ndarray:
+        """Return the slot codes of prompts, int16 (N, n_slots); raises IndexError outside the prior."""
+
+    @abstractmethod
+    def index(self, slots: np.ndarray) -> np.ndarray:
+        """Return the indices of slot codes (N, n_slots), int64; -1 where no prompt has these codes."""
+
+    @abstractmethod
+    def texts(self, index: np.ndarray) -> list[str]:
+        """Return the prompts' texts; raises IndexError outside the prior."""
+
+    @abstractmethod
+    def parse(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior."""
+
+    @abstractmethod
+    def answers(self, index: np.ndarray) -> list[str]:
+        """Return the word that should follow each prompt, without its leading space."""
+
+    def check_index(self, index: np.ndarray) -> np.ndarray:
+        """Return the indices as int64 (N,), or raise IndexError if one lies outside the prior."""
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        if index.size and (index.min() < 0 or index.max() >= self.size):
+            raise IndexError(f"prompt index outside [0, {self.size}): {index.min()} to {index.max()}")
+        return index
+
+    # Features
+
+    @abstractmethod
+    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
+
+    @abstractmethod
+    def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return label codes of texts in the prior or not, int32 (N,); -1 where a feature is undefined."""
+
+    @abstractmethod
+    def chance(self, feature: str) -> float:
+        """Return the probability that two independent draws from the prior share a feature's label."""
+
+    # Splits
+
+    @abstractmethod
+    def split_of(self, index: np.ndarray) -> np.ndarray:
+        """Return the split of each prompt, int8 (N,): the position in `SPLITS`."""
+
+    @abstractmethod
+    def split_size(self, split: str | None = None) -> int:
+        """Return the number of prompts of a split, or of the prior if `split` is None."""
+
+    @abstractmethod
+    def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
+        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
+
+    def log_prior(self, index: np.ndarray, split: str | None = None) -> np.ndarray:
+        """Return log P(x) in nats, float64 (N,), -inf where the index is -1 or outside the split given."""
+        if split is not None:
+            return self.split_log_prior(index, split)
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        return np.where(index >= 0, -np.log(self.size), -np.inf)
+
+    def split_log_prior(self, index: np.ndarray, split: str) -> np.ndarray:
+        """Return log P(x) in nats under the uniform distribution on a split, float64 (N,), -inf outside."""
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        number = self.split_size(split)
+        result = np.full(len(index), -np.inf)
+        known = np.flatnonzero(index >= 0)
+        inside = known[self.split_of(index[known]) == SPLITS.index(split)]
+        if number:
+            result[inside] = -np.log(number)
+        return result
+
+    def sample(
+        self, n: int, split: str | None, rng: np.random.Generator, replace: bool = False
+    ) -> np.ndarray:
+        """Draw prompts uniformly from a split, or from the whole prior if `split` is None.
+
+        Args:
+            n: number of prompts.
+            split: "train", "test" or None.
+            rng: source of randomness.
+            replace: whether a prompt may be drawn twice.
+
+        Returns:
+            Indices in random order, int64 (n,), distinct unless `replace`.
+
+        Raises:
+            InputError: the split is empty, or has fewer than n prompts.
+        """
+        number = self.split_size(split)
+        where = f"the {split} split of task {self.name}" if split else f"the prior of task {self.name}"
+        if number == 0:
+            raise InputError(f"{where} is empty", self.split_remedy(split))
+        if replace:
+            return self.split_index(rng.integers(0, number, size=n), split)
+        if n > number:
+            raise InputError(
+                f"{n} distinct prompts were asked of {where}, which has {number}",
+                f"lower the number of prompts, or {self.split_remedy(split)}",
+            )
+        return self.split_index(rng.choice(number, size=n, replace=False), split)
+
+    def split_remedy(self, split: str | None) -> str:
+        """Return what makes a split larger, in words, for error messages."""
+        return "enlarge the prior in the configuration"
+
+    def enumerate(self, split: str | None = None) -> np.ndarray:
+        """Return the indices of all prompts of the prior, or of a split, ascending, int64."""
+        return self.split_index(np.arange(self.split_size(split), dtype=np.int64), split)
+
+    # Tables
+
+    def frame(self, index: np.ndarray) -> pd.DataFrame:
+        """Return prompts as a table: `prompt_id`, `text`, a column a slot, and `feature_<name>`.
+
+        `prompt_id` is the index (int64); slots and features are categorical columns of strings.
+        """
+        index = self.check_index(index)
+        columns: dict[str, object] = {"prompt_id": index, "text": self.texts(index)}
+        codes = self.slots(index)
+        for position, slot in enumerate(self.slot_names):
+            categories = pd.Index(self.slot_values[slot])
+            columns[slot] = pd.Categorical.from_codes(codes[:, position], categories=categories)
+        for feature, labels in self.features_of(index).items():
+            categories = pd.Index(self.feature_values[feature])
+            columns[f"feature_{feature}"] = pd.Categorical.from_codes(labels, categories=categories)
+        return pd.DataFrame(columns)
+
+    # Words and grammar
+
+    @abstractmethod
+    def words(self) -> list[str]:
+        """Return all words, with the space before them if there is one, and punctuation marks, each once.
+
+        They are the vocabulary of a word-level tokenizer: "When", " and", " Mary", ",".
+        """
+
+    @abstractmethod
+    def single_token_words(self) -> list[str]:
+        """Return the words, without spaces, that a tokenizer must encode as one token after a space."""
+
+    @abstractmethod
+    def grammar(self, tokenizer: TextEncoder) -> Grammar:
+        """Return the automaton of the prior's texts over a tokenizer's ids; raises InputError."""
+
+    # Markov chain
+
+    @abstractmethod
+    def move(self, index: np.ndarray, kind: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Return where a move leads, int64 (N,); deterministic, so that the kernel can be written down.
+
+        Args:
+            index: prompts (N,).
+            kind: kind of the move, in [0, len(move_counts)) (N,).
+            value: value of the move, in [0, move_counts[kind]) (N,).
+        """
+
+    def moves(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Propose one move a prompt, int64 (N,): its kind uniformly, then its value uniformly.
+
+        The proposal is symmetric: P(i -> j) = P(j -> i), so that a Metropolis chain needs no correction.
+        """
+        index = self.check_index(index)
+        counts = np.asarray(self.move_counts, dtype=np.int64)
+        kind = rng.integers(0, len(counts), size=len(index))
+        return self.move(index, kind, rng.integers(0, counts[kind]))

@@ -1,0 +1,225 @@
+"""One training loop for target models, backbones and generators: schedule, gate, resume, log, progress.
+
+Examples are a function of the seed and the step, so a run that was killed goes on from its last saved state to the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inversescope.errors import InputError
+from inversescope.generator.inversescope import Condition, InverseScope
+from inversescope.pairs import Batch
+from inversescope.store import load_checkpoint, save_checkpoint, write_table
+
+LossFunction = Callable[[int], tuple[Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimiser settings of one run."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = 100
+    shape: str = "cosine"
+    clip: float | None = 1.0
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step: linear warm-up, then constant or cosine to zero."""
+        if step < self.warmup:
+            return self.learning_rate * (step + 1) / self.warmup
+        if self.shape == "constant":
+            return self.learning_rate
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class Progress:
+    """Lines of progress for a log: at most one every `every` seconds."""
+
+    def __init__(self, name: str, total: int, echo: Callable[[str], None] = print, every: float = 10.0) -> None:
+        self.name, self.total, self.echo, self.every = name, total, echo, every
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Report `done` of `total`."""
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.total:
+            return
+        self.last = now
+        left = (now - self.start) / max(done, 1) * (self.total - done)
+        self.echo(f"{self.name}: {done}/{self.total} ({now - self.start:.0f} s, {left:.0f} s to go) {note}")
+
+
+def train(
+    model: nn.Module,
+    loss: LossFunction,
+    schedule: Schedule,
+    *,
+    name: str,
+    tokens_per_step: int,
+    log_path: Path | None = None,
+    state_dir: Path | None = None,
+    save_every: int = 500,
+    log_every: int = 50,
+    echo: Callable[[str], None] = print,
+    stop: Callable[[int], bool] | None = None,
+    rate: Callable[[int], float] | None = None,
+    on_step: Callable[[int], None] | None = None,
+) -> pd.DataFrame:
+    """Minimise `loss(step)` over the trainable parameters of `model`.
+
+    Args:
+        loss: step -> (scalar loss, extra values to log); must depend on nothing but the step and the model.
+        state_dir: where the resumable state lives; removed by the caller once the result is written.
+        stop: asked after each step; True ends the run early.
+        rate: learning rate at a step, if not the schedule's.
+        on_step: called after each step (evaluation, snapshots).
+
+    Returns:
+        The log: step, seconds, loss (mean since the last row), learning_rate, tokens_per_second, and the extra values.
+
+    Raises:
+        InputError: the loss became NaN or infinite.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decay = [p for p in parameters if p.dim() > 1]
+    rest = [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
+    optimizer = accelerator.prepare(optimizer)
+    first, before, rows = 0, 0.0, []
+    if state_dir is not None and (state_dir / "meta.json").exists():
+        first, before, rows = _restore(model, optimizer, parameters, state_dir)
+        echo(f"{name}: resuming at step {first} of {schedule.steps}")
+    progress = Progress(name, schedule.steps, echo)
+    start = time.monotonic()
+    sums: dict[str, list[float]] = {}
+    logged = first
+    model.train()
+    for step in range(first, schedule.steps):
+        learning_rate = (rate or schedule.rate)(step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        value, extra = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        accelerator.backward(value)
+        if schedule.clip is not None:
+            accelerator.clip_grad_norm_(parameters, schedule.clip)
+        optimizer.step()
+        for key, number in {"loss": float(value.detach()), **extra}.items():
+            if not math.isnan(number) or key == "loss":
+                sums.setdefault(key, []).append(number)
+        done = step + 1
+        if not math.isfinite(sums["loss"][-1] if "loss" in sums else 0.0):
+            raise InputError(f"{name}: the loss is {sums['loss'][-1]} at step {done}", "lower the learning rate")
+        if done % log_every == 0 or done == schedule.steps:
+            seconds = before + time.monotonic() - start
+            speed = tokens_per_step * (done - logged) / max(time.monotonic() - start - (rows[-1]["_run"] if rows else 0.0), 1e-9)
+            row: dict[str, Any] = {"step": done, "seconds": round(seconds, 2), "learning_rate": learning_rate}
+            row.update({key: float(np.mean(numbers)) for key, numbers in sums.items()})
+            row.update({"tokens_per_second": speed, "_run": time.monotonic() - start})
+            rows.append(row)
+            logged, sums = done, {}
+            progress(done, f"loss {row['loss']:.3f}")
+        if on_step is not None:
+            on_step(done)
+        if stop is not None and stop(done):
+            break
+        if state_dir is not None and done % save_every == 0 and done < schedule.steps:
+            _save(model, optimizer, parameters, state_dir, done, before + time.monotonic() - start, rows)
+    model.eval()
+    log = pd.DataFrame(rows).drop(columns="_run", errors="ignore")
+    if log_path is not None:
+        write_table(log, log_path)
+    return log
+
+
+def _save(
+    model: nn.Module, optimizer: Any, parameters: list[nn.Parameter], state_dir: Path, step: int, seconds: float, rows: list
+) -> None:
+    tensors = {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
+    for index, parameter in enumerate(parameters):
+        state = optimizer.state.get(parameter, {})
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            if key in state:
+                tensors[f"optimizer.{index}.{key}"] = np.atleast_1d(state[key].detach().cpu().numpy())
+    kept = [{**row, "_run": row["_run"] - rows[-1]["_run"]} for row in rows] if rows else []
+    save_checkpoint(state_dir, tensors, {"step": step, "seconds": seconds, "rows": kept})
+
+
+def _restore(
+    model: nn.Module, optimizer: Any, parameters: list[nn.Parameter], state_dir: Path
+) -> tuple[int, float, list[dict[str, Any]]]:
+    tensors, meta = load_checkpoint(state_dir)
+    state = {k[len("model.") :]: torch.from_numpy(np.array(v)) for k, v in tensors.items() if k.startswith("model.")}
+    model.load_state_dict(state)
+    for index, parameter in enumerate(parameters):
+        if f"optimizer.{index}.exp_avg" in tensors:
+            device = parameter.device
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(tensors[f"optimizer.{index}.step"][0]), device=device),
+                "exp_avg": torch.from_numpy(np.array(tensors[f"optimizer.{index}.exp_avg"])).to(device),
+                "exp_avg_sq": torch.from_numpy(np.array(tensors[f"optimizer.{index}.exp_avg_sq"])).to(device),
+            }
+    return int(meta["step"]), float(meta["seconds"]), list(meta["rows"])
+
+
+# ----------------------------------------------------------------------------------------------------------------- losses
+
+
+def condition_of(batch: Batch, device: torch.device | str = "cpu") -> Condition:
+    """The generator's inputs of a batch, as tensors."""
+    return Condition(
+        z={label: torch.from_numpy(z).to(device) for label, z in batch.z.items()},
+        scalars=None if batch.scalars is None else torch.from_numpy(batch.scalars).to(device),
+        embedding=None if batch.embedding is None else torch.from_numpy(batch.embedding).to(device),
+    )
+
+
+def conditional_loss(model: InverseScope, batch: Batch) -> Tensor:
+    """Weighted mean over examples of the next-token loss in nats a sequence (paper, 3.2), with soft targets where there are any.
+
+    With soft targets the label at position t is the weighted next-token distribution among the target sequences that share the
+    path's first t tokens: the same expected gradient as one drawn neighbour, with far less variance.
+    """
+    device = next(model.parameters()).device
+    path = torch.from_numpy(batch.path.astype(np.int64)).to(device)
+    length = int(batch.lengths.max())
+    path = path[:, :length]
+    logp = model.log_probabilities(path[:, :-1], condition_of(batch, device))
+    inside = (torch.arange(1, length)[None] < torch.from_numpy(batch.lengths)[:, None]).to(device)
+    if batch.targets is None or batch.target_weight is None:
+        token = logp.gather(-1, path[:, 1:, None])[..., 0]
+    else:
+        targets = torch.from_numpy(batch.targets[:, :, :length].astype(np.int64)).to(device)
+        shared = (targets[:, :, :-1] == path[:, None, :-1]).to(torch.int8).cumprod(-1)  # (B, M, T - 1)
+        weight = torch.from_numpy(batch.target_weight).to(device)[:, :, None] * shared
+        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-30)
+        token = (logp.gather(-1, targets[:, :, 1:].transpose(1, 2)) * weight.transpose(1, 2)).sum(-1)
+    weights = torch.from_numpy(batch.weight).to(device)
+    return -((token * inside).sum(-1) * weights).sum() / weights.sum().clamp_min(1e-9)
+
+
+def next_token_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Mean next-token cross-entropy in nats a token of padded sequences: logits (B, T, V), tokens (B, T)."""
+    loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
+    return (loss * inside).sum() / inside.sum()

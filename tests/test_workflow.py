@@ -1,0 +1,327 @@
+"""The workflow as Snakemake sees it: which jobs there are, what reruns after an edit, and that it is well written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inversescope.cli import STAGES
+from inversescope.config import Config, load_config
+from inversescope.sites import expand_sites
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ["Snakefile", "rules", "profiles", "envs", "report", "config", "src"]
+STUDY_TARGETS = ("all", "study")
+
+
+def snakemake(root: Path, *arguments: str, check: bool = True) -> str:
+    """Run Snakemake on a copy of the workflow and return all that it prints."""
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+        cwd=root,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=300,
+    )
+    assert not check or done.returncode == 0, done.stdout[-4000:]
+    return done.stdout
+
+
+def jobs(output: str) -> Counter[str]:
+    """Number of jobs by stage in a dry run; what a loop adds to a rule's name is left out."""
+    _, _, table = output.rpartition("Job stats:")
+    found: Counter[str] = Counter()
+    for name, count in re.findall(r"^([a-z]\w*) +(\d+)$", table, flags=re.M):
+        if name != "total":
+            found[re.sub(r"^(extract_activations|sample_prompts|run_mcmc)_.*", r"\1", name)] += int(count)
+    return found
+
+
+def copy(destination: Path) -> Path:
+    """A copy of the workflow, so that it can be edited."""
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, destination / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, destination / part)
+    return destination
+
+
+def layer(root: Path, values: dict, name: str = "delta") -> list[str]:
+    """Write a delta and give the options that lay it over the default configuration."""
+    file = root / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return ["--configfile", "config/config.yaml", file.name]
+
+
+@pytest.fixture(scope="module")
+def workflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workflow in which nothing has run."""
+    return copy(tmp_path_factory.mktemp("workflow"))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workflow in which everything has run, as far as Snakemake's records say; the files are empty."""
+    root = copy(tmp_path_factory.mktemp("finished"))
+    summary = snakemake(root, "--summary", *STUDY_TARGETS)
+    outputs = [line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))]
+    assert len(outputs) > 100
+    for output in outputs:
+        (root / output).parent.mkdir(parents=True, exist_ok=True)
+        (root / output).touch()
+    snakemake(root, "--touch", "--forceall", "--quiet", "all", "--", *STUDY_TARGETS)
+    return root
+
+
+@pytest.fixture(scope="module")
+def config() -> Config:
+    return load_config([ROOT / "config" / "config.yaml"])
+
+
+def expected(config: Config) -> Counter[str]:
+    """Jobs of the target `all`, from the configuration alone; torch stages of small models do several sites a job."""
+    (experiment,) = config.experiments.values()
+    model = config.models[experiment.model]
+    trained = model.source == "trained"
+    if trained:
+        shape = next(iter(model.candidates.values())).shape
+        n_layers, n_heads = shape.n_layers, shape.n_heads
+    else:
+        assert model.n_layers is not None and model.n_heads is not None
+        n_layers, n_heads = model.n_layers, model.n_heads
+    n_sites = len(expand_sites(experiment.sites, n_layers, n_heads))
+    n_read = [
+        len(expand_sites(config.variants[v].sites or experiment.sites, n_layers, n_heads))
+        for v in config.studied_variants
+    ]
+    size = 10 if trained else 1
+    counts = Counter(
+        make_prompts=3,
+        extract_activations=3,
+        train_backbone=1,
+        train_generator=len(config.studied_variants),
+        sample_prompts=sum(-(-n // size) for n in n_read),
+        run_mcmc=-(-n_sites // size),
+        compute_exact=n_sites,
+        estimate_fcr=n_sites,
+        collect_tables=1,
+        draw_exact=1,
+        plot_figures=1,
+        make_report=1,
+        all=1,
+    )
+    if trained:
+        counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
+    else:
+        counts.update(fetch_target=1)
+    return counts
+
+
+def test_embedded_study_has_the_right_jobs(workflow: Path, config: Config) -> None:
+    assert jobs(snakemake(workflow, "--dry-run")) == expected(config)
+
+
+def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
+    found = jobs(snakemake(workflow, "--dry-run", "--", "study"))
+    assert found["train_generator"] == len(set(config.study_variants))
+    assert found["collect_study"] == found["plot_study"] == 1
+    assert "plot_figures" not in found
+
+
+def test_paper_configuration_has_the_right_jobs(workflow: Path) -> None:
+    files = ["config/config.yaml", "config/paper.yaml"]
+    paper = load_config([ROOT / file for file in files])
+    (experiment,) = paper.experiments.values()
+    model = paper.models[experiment.model]
+    assert model.source == "hub" and model.revision
+    found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
+    assert found == expected(paper)
+    heads = [
+        s
+        for s in expand_sites(experiment.sites, model.n_layers or 0, model.n_heads or 0)
+        if s.head is not None
+    ]
+    assert len(heads) == 144
+    assert found["estimate_fcr"] >= 144 and found["sample_prompts"] >= 144 * len({"paper", "default"})
+
+
+def test_paper_configuration_runs_under_the_slurm_profile(workflow: Path) -> None:
+    pytest.importorskip("snakemake_executor_plugin_slurm")
+    files = ["config/config.yaml", "config/paper.yaml"]
+    found = jobs(snakemake(workflow, "--dry-run", "--profile", "profiles/slurm", "--configfile", *files))
+    assert found["estimate_fcr"] >= 144
+
+
+@pytest.mark.parametrize("config_file", sorted(p.name for p in (ROOT / "config" / "test").glob("*.yaml")))
+def test_small_configurations_are_whole(workflow: Path, config_file: str) -> None:
+    found = jobs(
+        snakemake(workflow, "--dry-run", "--configfile", "config/config.yaml", f"config/test/{config_file}")
+    )
+    assert found["plot_figures"] == found["make_report"] == 1
+
+
+def test_jobs_are_told_the_same_files(workflow: Path) -> None:
+    options = layer(workflow, {"seed": 3}, "told")
+    shell = snakemake(
+        workflow, "--dry-run", "--printshellcmds", *options, "--", "data/ioi/prompts/test.parquet"
+    )
+    assert "--config config/config.yaml --config told.yaml" in " ".join(shell.split())
+
+
+def test_nothing_to_do_after_a_run(finished: Path) -> None:
+    assert "Nothing to be done" in snakemake(finished, "--dry-run", "--", *STUDY_TARGETS)
+
+
+AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_report"}
+# What is edited: the delta, stages that must not rerun, stages that must.
+EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
+    "intervals": (
+        {"fcr": {"confidence": 0.9}},
+        {"compute_exact", "sample_prompts", "train_generator"},
+        AFTER_ESTIMATES,
+    ),
+    "sampling": (
+        {"sampling": {"temperature": 0.9}},
+        {"compute_exact", "run_mcmc", "train_generator", "extract_activations"},
+        {"sample_prompts", *AFTER_ESTIMATES},
+    ),
+    "the chain's budget": (
+        {"fcr": {"mcmc_evaluations": 7}},
+        {"compute_exact", "sample_prompts", "train_generator"},
+        {"run_mcmc", *AFTER_ESTIMATES},
+    ),
+    "one variant": (
+        {"variants": {"default": {"per_site": 5}}},
+        {"compute_exact", "run_mcmc", "train_backbone", "extract_activations"},
+        {"train_generator", "sample_prompts", *AFTER_ESTIMATES},
+    ),
+    "the backbone": (
+        {"backbone": {"warmup": 7}},
+        {"compute_exact", "run_mcmc", "train_target", "extract_activations"},
+        {"train_backbone", "train_generator", "sample_prompts", *AFTER_ESTIMATES},
+    ),
+    "the number of targets": (
+        {"experiments": {"ioi": {"n_test": 7}}},
+        {"train_target", "train_backbone", "train_generator"},
+        {
+            "make_prompts",
+            "extract_activations",
+            "compute_exact",
+            "sample_prompts",
+            "run_mcmc",
+            *AFTER_ESTIMATES,
+        },
+    ),
+    "a description": (
+        {"variants": {"default": {"change": "nothing"}}},
+        {"train_generator", "sample_prompts", *AFTER_ESTIMATES},
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_reruns_what_depends_on_it(finished: Path, edit: str) -> None:
+    values, untouched, rerun = EDITS[edit]
+    found = jobs(snakemake(finished, "--dry-run", *layer(finished, values)))
+    assert not untouched & set(found), f"rerun without need: {sorted(untouched & set(found))}"
+    assert rerun <= set(found), f"missed: {sorted(rerun - set(found))}"
+    if edit == "one variant":
+        assert found["train_generator"] == 1
+    if edit == "the number of targets":
+        assert found["make_prompts"] == found["extract_activations"] == 1
+
+
+def test_a_code_edit_reruns_what_imports_it(finished: Path) -> None:
+    source = finished / "src" / "inversescope" / "fcr.py"
+    text = source.read_text()
+    try:
+        source.touch()
+        assert "Nothing to be done" in snakemake(finished, "--dry-run"), "the content counts, not the time"
+        source.write_text(text + "\n# edited\n")
+        found = jobs(snakemake(finished, "--dry-run"))
+    finally:
+        source.write_text(text)
+    assert {"compute_exact", "estimate_fcr"} <= set(found)
+    assert not {"make_prompts", "extract_activations", "train_generator", "sample_prompts"} & set(found)
+
+
+def test_a_lost_file_is_made_again(finished: Path) -> None:
+    lost = next((finished / "results").glob("*/*/cells/*.parquet"))
+    lost.rename(lost.with_suffix(".away"))
+    try:
+        found = jobs(snakemake(finished, "--dry-run", "--", str(lost.relative_to(finished))))
+    finally:
+        lost.with_suffix(".away").rename(lost)
+    assert found == {"estimate_fcr": 1}
+
+
+BAD = {
+    "unknown key": ({"kernel": {"bandwith": 0.1}}, "kernel.bandwith"),
+    "bandwidth": ({"kernel": {"epsilon": 0.0}}, "bandwidth"),
+    "unknown site": ({"experiments": {"ioi": {"sites": ["L0.residual"]}}}, "L0.residual"),
+    "head out of range": ({"experiments": {"ioi": {"sites": ["L0H99"]}}}, "99"),
+    "hub model without revision": ({"models": {"far": {"source": "hub", "path": "org/name"}}}, "revision"),
+    "path in a name": ({"models": {"../up": {"source": "local", "path": "x"}}}, "../up"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_configuration_is_one_clear_error(workflow: Path, case: str) -> None:
+    values, culprit = BAD[case]
+    output = snakemake(workflow, "--dry-run", *layer(workflow, values, "bad"), check=False)
+    (message,) = [line for line in output.splitlines() if culprit in line]
+    assert message.endswith("."), message
+    assert "WorkflowError" in output and "Traceback" not in output
+
+
+def test_overrides_on_the_command_line_are_refused(workflow: Path) -> None:
+    output = snakemake(workflow, "--dry-run", "--config", "seed=3", check=False)
+    assert "--config overrides do not reach the jobs" in output
+
+
+def test_wildcards_cannot_leave_the_tree(workflow: Path) -> None:
+    output = snakemake(workflow, "--dry-run", "--", "data/../../prompts/test.parquet", check=False)
+    assert "MissingRuleException" in output
+
+
+def test_lint_is_clean() -> None:
+    assert "good condition" in snakemake(ROOT, "--lint")
+
+
+def test_format_is_clean() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakefmt.snakefmt", "--check", "Snakefile", "rules"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_rules_and_commands_have_the_same_names() -> None:
+    rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
+    assert set(re.findall(r'"inversescope (\w+)', rules)) == set(STAGES)
+    named = set(re.findall(r"^rule (\w+)|rule_name\(\"(\w+)\"", rules, flags=re.M))
+    assert {a or b for a, b in named} == set(STAGES)
+
+
+def test_every_work_rule_has_the_same_blocks() -> None:
+    order = "input output log benchmark threads resources params message shell".split()
+    for file in sorted((ROOT / "rules").glob("*.smk")):
+        for rule in re.split(r"^ *(?=rule\b)", file.read_text(), flags=re.M)[1:]:
+            blocks = [b for b in re.findall(r"^ +(\w+):", rule, flags=re.M) if b in order]
+            assert blocks == order, f"{file.name}: {rule.splitlines()[0]}"
