@@ -11,7 +11,7 @@ SHELL := bash
 
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # Further configuration files, laid over config/config.yaml in this order: make figures CONFIG=config/paper.yaml
 CONFIG ?=
 # Any further options of Snakemake: make figures SNAKEMAKE_OPTIONS=--dry-run
@@ -88,7 +88,7 @@ lint: setup ## Linters, types and workflow checks
 
 test: lint ## All checks and tests, at most two workers
 	$(call say,pytest with $(WORKERS) worker(s))
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist worksteal --durations=10
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --durations=10
 
 format: setup ## Rewrite sources in the project's format
 	ruff check --fix .

@@ -64,6 +64,12 @@ def made_as(variant: str) -> dict[str, object]:
     }
 
 
+def drawn_as(variant: str) -> dict[str, object]:
+    """How candidates of a variant are drawn; how many at a time makes no difference to what is drawn."""
+    settings = CONFIG.sampling.model_dump(mode="json", exclude={"batch"})
+    return {"sampling": settings, "studied": variant in STUDIED, "epsilons": CONFIG.epsilons_of(variant)}
+
+
 def options(wildcards, threads) -> str:
     """Options that each command takes. It asks for `threads`, so Snakemake does not record it: where files lie and how many
     threads a job has must not make its results stale."""
@@ -436,6 +442,11 @@ SHOWN = Experiment(*next(iter(EXPERIMENTS)))
 FIGURES = literal("figures", "FIGURES")
 STUDY_FIGURES = literal("figures", "STUDY_FIGURES")
 TABLES = literal("figures", "TABLES")
+CAPTIONS = expand("report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *TABLES])
+# Parts of the configuration that captions quote.
+CAPTION_KEYS = sorted(
+    {key for file in CAPTIONS for key in re.findall(r'snakemake\.config\["(\w+)"\]', Path(file).read_text())}
+)
 
 
 def of_experiments(*patterns: str) -> list[str]:

@@ -60,7 +60,7 @@ rule plot_figures:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 30),
     params:
-        used=lambda w: used(w.task, "kernel", "fcr", "figures", "studied_variants"),
+        used=lambda w: used("kernel", "fcr", "figures", "studied_variants") | {"epsilons": bandwidths()},
         options=options,
     message:
         "Plotting the figures and writing the tables of {wildcards.task} on {wildcards.model}"
@@ -82,7 +82,7 @@ rule make_report:
         tables=expand(
             "results/tables/{task}_{model}_{name}.csv", task=SHOWN.task, model=SHOWN.model, name=TABLES
         ),
-        captions=expand("report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *TABLES]),
+        captions=CAPTIONS,
     output:
         report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),
         headline=expand(
@@ -102,7 +102,7 @@ rule make_report:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used("seed", "kernel", "fcr", "studied_variants"),
+        used=lambda w: used("seed", "kernel", "fcr", "studied_variants", *CAPTION_KEYS),
         options=options,
         where=SHOWN.options,
     message:

@@ -33,10 +33,8 @@ for block in blocks(VARIANTS):
             mem_mb=memory(3000, 16000, block.model),
             runtime=minutes(20, 360, block.model),
         params:
-            used=lambda w, block=block: used(
-                "seed", "budget", block.task_of(w), *HEADLINE, "sampling", "figures"
-            )
-            | {"studied": w.variant in STUDIED, "epsilons": CONFIG.epsilons_of(w.variant)},
+            used=lambda w, block=block: used("seed", "budget", block.task_of(w), *HEADLINE, "figures")
+            | drawn_as(w.variant),
             options=options,
             where=block.options,
         message:

@@ -298,6 +298,23 @@ def test_wildcards_cannot_leave_the_tree(workflow: Path) -> None:
     assert "MissingRuleException" in output
 
 
+def test_dvc_asks_for_targets_and_outputs_that_there_are(workflow: Path) -> None:
+    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+    values = {key: value for part in pipeline["vars"] for key, value in part.items()}
+
+    def fill(text: str) -> str:
+        return re.sub(r"\$\{(\w+)\}", lambda match: values[match.group(1)], text)
+
+    targets = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), flags=re.M))
+    summary = snakemake(workflow, "--summary", "all")
+    outputs = {line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))}
+    for name, stage in pipeline["stages"].items():
+        assert fill(stage["cmd"]).split()[-1] in targets, name
+        for entry in stage["outs"]:
+            path = fill(next(iter(entry)))
+            assert any(output == path or output.startswith(f"{path}/") for output in outputs), path
+
+
 def test_lint_is_clean() -> None:
     assert "good condition" in snakemake(ROOT, "--lint")
 

@@ -177,6 +177,9 @@ class VariantConfig(Strict):
     eps_input: bool = Field(False, description="log eps is an input; eps drawn log-uniformly from eps_range an anchor.")
     eps_range: tuple[float, float] = (0.004, 0.25)
     mean_embedding: bool = Field(False, description="Condition on the kernel mean embedding of cached neighbours.")
+    neighbour_logits: bool = Field(
+        False, description="Attention over cached neighbours: their next tokens after the same prefix are an input."
+    )
     soft_targets: bool = Field(False, description="Next-token distribution among neighbours as the target.")
     disjoint: bool = Field(True, description="Condition and target from disjoint, re-drawn parts of the cache.")
     empty_anchors: Literal["own", "skip", "widen"] = Field(
@@ -314,6 +317,7 @@ DEFAULT = VariantConfig(
     noise_space="subspace",
     eps_input=True,
     mean_embedding=True,
+    neighbour_logits=True,
     soft_targets=True,
     d_condition=128,
     site_map_blocks=2,
@@ -331,7 +335,8 @@ ABLATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "default_frozen": ("default", "backbone frozen", {"freeze_backbone": True}),
     "default_nonorm": ("default", "norm of z hidden", {"see_norm": False}),
     "default_linearmap": ("default", "no MLP blocks behind the site map", {"site_map_blocks": 0}),
-    "default_noembedding": ("default", "no mean embedding", {"mean_embedding": False}),
+    "default_noneighbourinput": ("default", "no neighbours as input", {"mean_embedding": False, "neighbour_logits": False}),
+    "default_noneighbours": ("default", "mean embedding, but no attention over neighbours", {"neighbour_logits": False}),
     "default_hardtargets": ("default", "one drawn neighbour as label", {"soft_targets": False}),
     "default_samehalves": ("default", "condition and target from the same cache", {"disjoint": False}),
     "default_fixedeps": ("default", "trained for the headline bandwidth only", {"eps_input": False}),

@@ -74,7 +74,7 @@ def kernel_values(d: np.ndarray, epsilon: float | np.ndarray, kind: str = "hard"
     raise InputError(f"unknown kernel {kind!r}", f"choose one of {', '.join(KERNELS)}")
 
 
-def support_radius(epsilon: float, kind: str = "hard") -> float:
+def support_radius[E: (float, np.ndarray)](epsilon: E, kind: str = "hard") -> E:
     """Distance beyond which the kernel is treated as zero: epsilon for `hard`, 3.7 epsilon (k < 1.2e-6) for `gaussian`."""
     return epsilon if kind == "hard" else 3.7 * epsilon
 

@@ -17,12 +17,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from inversescope.errors import InputError
-from inversescope.kernel import kernel_values, perturb
+from inversescope.kernel import kernel_values, perturb, support_radius
 from inversescope.neighbours import Cache, Neighbours
 
 EMBEDDING_SMOOTHING = 2.0  # pseudo-count of the prior in a mean embedding
 MAX_CONDITION = 256  # neighbours that a training condition averages over
-MAX_TARGETS = 256  # neighbours that a soft target averages over
+MAX_TARGETS = 128  # neighbours that a soft target averages over
 
 
 @dataclass
@@ -116,6 +116,8 @@ class Batch:
         targets: (B, M, T) int32 sequences that share the soft target, or None: the path itself.
         target_weight: (B, M) float32 their weights (0 = padding).
         scalars, embedding: the generator's other inputs, or None.
+        neighbours: (B, K, T) int32 sequences of the condition's neighbours (attention over neighbours), or None.
+        neighbour_weight: (B, K) float32, 0 = padding.
         floor: mean over examples of the Bayes floor of the loss, nats a sequence (nan where not computed).
     """
 
@@ -127,6 +129,8 @@ class Batch:
     target_weight: np.ndarray | None = None
     scalars: np.ndarray | None = None
     embedding: np.ndarray | None = None
+    neighbours: np.ndarray | None = None
+    neighbour_weight: np.ndarray | None = None
     floor: float = float("nan")
 
 
@@ -224,12 +228,14 @@ class KernelPairs:
         soft: bool = True,
         disjoint: bool = True,
         empty: Literal["own", "skip", "widen"] = "own",
+        attend: bool = False,
         chunk: int = 16,
     ) -> None:
         if prompts.size < 4:
             raise InputError(f"a cache of {prompts.size} prompts has no neighbours to learn from", "raise n_train")
         self.prompts, self.epsilon, self.per_site = prompts, epsilon, per_site
         self.prior_size, self.seed, self.kind, self.distance = prior_size, seed, kind, distance
+        self.attend = attend
         self.embed, self.soft, self.disjoint, self.empty, self.chunk = embed, soft, disjoint, empty, chunk
         self.activations = activations
         self.caches = {label: Cache(z, distance) for label, z in activations.items()}
@@ -258,8 +264,12 @@ class KernelPairs:
 
             rows = join("rows")
             members = join("members")
-            width = max(int((members >= 0).sum(1).max()), 1)
+            width = 1 + int((members[:, 1:] >= 0).sum(1).max())
             members = members[:, :width]
+            near = None
+            if self.attend:
+                near = join("near")
+                near = near[:, : max(int((near >= 0).sum(1).max()), 1)]
             batches.append(
                 Batch(
                     z=z,
@@ -268,8 +278,10 @@ class KernelPairs:
                     weight=join("weight"),
                     targets=self.prompts.tokens[np.maximum(members, 0)] if self.soft else None,
                     target_weight=join("member_weight")[:, :width] if self.soft else None,
-                    scalars=join("scalars") if self.embed else None,
+                    scalars=join("scalars"),
                     embedding=join("embedding") if self.embed else None,
+                    neighbours=None if near is None else self.prompts.tokens[np.maximum(near, 0)],
+                    neighbour_weight=None if near is None else (near >= 0).astype(np.float32),
                     floor=float(np.nanmean(join("floor"))),
                 )
             )
@@ -284,7 +296,7 @@ class KernelPairs:
             epsilon = np.exp(rng.uniform(low, high, count))
         else:
             epsilon = np.full(count, float(self.epsilon))
-        radius = epsilon if self.kind == "hard" else 3.7 * epsilon
+        radius = support_radius(epsilon, self.kind)
         # One random cut of the cache, at a random place of its (random) row order: condition from one part, target from the other.
         first = int(rng.integers(size))
         cut = int(size * rng.uniform(0.4, 0.8)) if self.embed else 0
@@ -298,7 +310,7 @@ class KernelPairs:
                 if not lonely.size:
                     break
                 epsilon[lonely] *= 2.0
-                radius = epsilon if self.kind == "hard" else 3.7 * epsilon
+                radius = support_radius(epsilon, self.kind)
                 found = cache.search(queries, radius, anchors, MAX_TARGETS, target_span)
         n = found.counts
         members = np.full((count, MAX_TARGETS + 1), -1, np.int64)
@@ -337,4 +349,9 @@ class KernelPairs:
             near = cache.search(queries, radius, anchors, MAX_CONDITION, condition_span)
             result["embedding"] = mean_embedding(self.prompts, near)
             result["scalars"] = scalar_inputs(near, epsilon)
+            if self.attend:
+                table = np.full((count, MAX_CONDITION), -1, np.int64)
+                owner = np.repeat(np.arange(count), near.counts)
+                table[owner, np.arange(len(owner)) - near.start[owner]] = near.rows
+                result["near"] = table
         return result

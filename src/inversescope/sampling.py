@@ -80,10 +80,24 @@ class Mixer:
         child = np.searchsorted(self.starts[depth], row, side="right") - 1
         return self.keys[depth][child] % self.vocabulary
 
+    def counts(self, depth: int, node: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """How many neighbours go on with each token below each node: (rows, V) float32; zero rows where `count` is 0."""
+        result = np.zeros((len(node), self.vocabulary), np.float32)
+        if not len(self.keys[depth]):
+            return result
+        low = np.searchsorted(self.keys[depth], node * self.vocabulary)
+        high = np.where(count > 0, np.searchsorted(self.keys[depth], (node + 1) * self.vocabulary), low)
+        owner = np.repeat(np.arange(len(node)), high - low)
+        child = np.arange(len(owner)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[owner]
+        result[owner, self.keys[depth][child] % self.vocabulary] = self.sizes[depth][child]
+        return result
+
     def descend(
         self, depth: int, node: np.ndarray, count: np.ndarray, token: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Child reached by each token: node, first row, number of rows (0 where no neighbour goes on like that)."""
+        if not len(self.keys[depth]):
+            return node, np.zeros_like(node), np.zeros_like(node)
         key = node * self.vocabulary + token
         at = np.minimum(np.searchsorted(self.keys[depth], key), len(self.keys[depth]) - 1)
         hit = (count > 0) & (self.keys[depth][at] == key)
@@ -115,6 +129,7 @@ def decode(
     temperature: float = 1.0,
     mixer: Mixer | None = None,
     grammar: Grammar | None = None,
+    neighbours: Mixer | None = None,
 ) -> Draws:
     """Draw sequences for B targets: uniforms (B, draws, T) give one token each.
 
@@ -122,11 +137,13 @@ def decode(
         temperature: divides the generator's logits.
         mixer: mixes cached neighbours in (one root a target, in the same order).
         grammar: masks tokens that leave the prior's grammar.
+        neighbours: what the generator attends to, if it was made with `neighbour_logits`.
     """
     device = next(model.parameters()).device
     targets, draws, length = uniforms.shape
     rows = targets * draws
-    control = model.controller(model.fold(condition))
+    folded = model.fold(condition)
+    control = model.controller(folded)
     cache = model.backbone.new_cache(rows, length + 1)
     token = torch.full((rows,), end, dtype=torch.long, device=device)
     u = torch.from_numpy(uniforms.reshape(rows, length)).to(device)
@@ -134,9 +151,14 @@ def decode(
     log_q = torch.zeros(rows, dtype=torch.float64, device=device)
     out = torch.full((rows, length), end, dtype=torch.long, device=device)
     nodes = mixer.roots(draws) if mixer is not None else None
+    attended = neighbours.roots(draws) if neighbours is not None else None
     state = np.full(rows, grammar.start if grammar is not None else 0, np.int64)
     for position in range(length):
-        logits = model.backbone.step(token, position, cache, control).double()
+        readout = None
+        if neighbours is not None and attended is not None:
+            counts = neighbours.counts(position, attended[0], attended[2])
+            readout = model.readout(folded, torch.from_numpy(counts).to(device)[:, None])
+        logits = model.backbone.step(token, position, cache, control, readout).double()
         if temperature != 1.0:
             logits = logits / temperature
         if grammar is not None:
@@ -149,6 +171,8 @@ def decode(
         else:
             token = _inverse_cdf(p, at)
             chosen = p.gather(-1, token[:, None])[:, 0]
+        if neighbours is not None and attended is not None:
+            attended = neighbours.descend(position, attended[0], attended[2], token.cpu().numpy())
         log_q += torch.where(alive, chosen.log(), 0.0)
         token = torch.where(alive, token, end)
         if grammar is not None:
@@ -232,28 +256,54 @@ def make_condition(
     return Condition({label: torch.from_numpy(padded)}, scalars, embedding)
 
 
-def make_mixer(cache: Cache, prompts: Prompts, z: np.ndarray, epsilon: float, vocabulary: int, alpha: float) -> Mixer:
+def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Counts (E, T - 1, V) along cached prompts (E, T), each left out of its own counts."""
+    node, count = owner, neighbours.root_count[owner]
+    result = []
+    row = np.arange(len(owner))
+    for depth in range(tokens.shape[1] - 1):
+        here = neighbours.counts(depth, node, count)
+        following = tokens[:, depth + 1]
+        here[row, following] = np.maximum(here[row, following] - 1.0, 0.0)
+        result.append(here)
+        node, _, count = neighbours.descend(depth, node, count, following)
+    return np.stack(result, 1)
+
+
+def make_mixer(
+    cache: Cache, prompts: Prompts, z: np.ndarray, epsilon: float, vocabulary: int, alpha: float, limit: int = MAX_MIXED
+) -> Mixer:
     """Prefix tree of each target's cached neighbours: z (B, d)."""
-    near = cache.search(cache.prepare(z), epsilon, limit=MAX_MIXED)
+    near = cache.search(cache.prepare(z), epsilon, limit=limit)
     return Mixer([prompts.tokens[near.of(i), 1:] for i in range(len(z))], vocabulary, alpha)
 
 
 @torch.inference_mode()
-def log_prob_rows(model: InverseScope, condition: Condition, owner: np.ndarray, prompts: Prompts, rows: np.ndarray, batch: int) -> np.ndarray:
-    """log q(x | z) of cached prompts `rows` (E,) under the targets `owner` (E,) of a condition: (E,) float64."""
+def log_prob_rows(
+    model: InverseScope,
+    condition: Condition,
+    owner: np.ndarray,
+    prompts: Prompts,
+    rows: np.ndarray,
+    batch: int,
+    neighbours: Mixer | None = None,
+) -> np.ndarray:
+    """log q(x | z) of cached prompts `rows` (E,) under the targets `owner` (E,) of a condition: (E,) float64.
+
+    A cached neighbour is one of those that the generator attends to; it is left out of its own counts, so that its q is what a
+    prompt like it that is not cached would get.
+    """
     folded = model.fold(condition)
     result = np.zeros(len(rows))
     order = np.argsort(prompts.lengths[rows], kind="stable")
-    from inversescope.generator.inversescope import Folded
-
     for low in range(0, len(rows), batch):
         part = order[low : low + batch]
-        who = torch.from_numpy(owner[part])
-        here = Folded(*([layer[who] for layer in group] for group in (folded.keys, folded.offsets, folded.values)))
+        here = folded.rows(torch.from_numpy(owner[part]))
         length = int(prompts.lengths[rows[part]].max())
         tokens = torch.from_numpy(prompts.tokens[rows[part], :length].astype(np.int64))
-        logp = torch.log_softmax(model.backbone(tokens[:, :-1], model.controller(here)), -1)
-        token = logp.gather(-1, tokens[:, 1:, None])[..., 0]
-        inside = torch.arange(1, length)[None] < torch.from_numpy(prompts.lengths[rows[part]])[:, None]
-        result[part] = (token * inside).sum(-1).double().numpy()
+        counts = None
+        if neighbours is not None:
+            counts = torch.from_numpy(_counts_along(neighbours, owner[part], tokens.numpy()))
+        lengths = torch.from_numpy(prompts.lengths[rows[part]])
+        result[part] = model.log_prob(tokens, lengths, here, counts).double().numpy()
     return result

@@ -204,7 +204,12 @@ def conditional_loss(model: InverseScope, batch: Batch) -> Tensor:
     path = torch.from_numpy(batch.path.astype(np.int64)).to(device)
     length = int(batch.lengths.max())
     path = path[:, :length]
-    logp = model.log_probabilities(path[:, :-1], condition_of(batch, device))
+    counts = None
+    if batch.neighbours is not None and batch.neighbour_weight is not None:
+        weight = torch.from_numpy(batch.neighbour_weight).to(device)
+        neighbours = torch.from_numpy(batch.neighbours[:, :, :length].astype(np.int64)).to(device)
+        counts = prefix_counts(path, neighbours, weight, model.shape.backbone.vocab_size)
+    logp = model.log_probabilities(path[:, :-1], model.fold(condition_of(batch, device)), counts)
     inside = (torch.arange(1, length)[None] < torch.from_numpy(batch.lengths)[:, None]).to(device)
     if batch.targets is None or batch.target_weight is None:
         token = logp.gather(-1, path[:, 1:, None])[..., 0]
@@ -216,6 +221,16 @@ def conditional_loss(model: InverseScope, batch: Batch) -> Tensor:
         token = (logp.gather(-1, targets[:, :, 1:].transpose(1, 2)) * weight.transpose(1, 2)).sum(-1)
     weights = torch.from_numpy(batch.weight).to(device)
     return -((token * inside).sum(-1) * weights).sum() / weights.sum().clamp_min(1e-9)
+
+
+def prefix_counts(path: Tensor, sequences: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
+    """How many sequences share each prefix of a path and go on with each token.
+
+    path (B, T), sequences (B, K, T), weight (B, K) -> (B, T - 1, V).
+    """
+    shared = (sequences[:, :, :-1] == path[:, None, :-1]).to(torch.int8).cumprod(-1) * weight[:, :, None]
+    counts = torch.zeros(path.shape[0], path.shape[1] - 1, vocabulary, device=path.device)
+    return counts.scatter_add_(-1, sequences[:, :, 1:].transpose(1, 2), shared.transpose(1, 2))
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

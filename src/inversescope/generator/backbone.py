@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (B, T, D)) -> what is added to it
+Readout = Callable[[Tensor], Tensor]  # final hidden states (B, T, D) -> what is added to the logits (B, T, V)
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,16 @@ class Backbone(nn.Module):
         if shape.tied_embeddings:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, tokens: Tensor, control: Control | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, control: Control | None = None, readout: Readout | None = None) -> Tensor:
         """Logits (B, T, V) of the next token at each position of tokens (B, T)."""
         h = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for layer, block in enumerate(self.h):
             h = block(h, layer, control)
-        return self.lm_head(self.ln_f(h))
+        return self._logits(self.ln_f(h), readout)
+
+    def _logits(self, h: Tensor, readout: Readout | None) -> Tensor:
+        logits = self.lm_head(h)
+        return logits if readout is None else logits + readout(h)
 
     def new_cache(self, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
         """Empty key and value buffers (rows, N, length, D / N), a pair a layer."""
@@ -110,13 +115,18 @@ class Backbone(nn.Module):
         return [(weight.new_empty(size), weight.new_empty(size)) for _ in range(shape.n_layers)]
 
     def step(
-        self, tokens: Tensor, position: int, cache: list[tuple[Tensor, Tensor]], control: Control | None = None
+        self,
+        tokens: Tensor,
+        position: int,
+        cache: list[tuple[Tensor, Tensor]],
+        control: Control | None = None,
+        readout: Readout | None = None,
     ) -> Tensor:
         """Logits (B, V) after one more token (B,) at `position`, with the cache of the earlier ones."""
         h = (self.wte(tokens) + self.wpe.weight[position])[:, None]
         for layer, block in enumerate(self.h):
             h = block(h, layer, control, (*cache[layer], position))
-        return self.lm_head(self.ln_f(h))[:, 0]
+        return self._logits(self.ln_f(h), readout)[:, 0]
 
 
 _HF_NAMES = {

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.errors import InputError
-from inversescope.generator.backbone import Backbone, BackboneShape, Control
+from inversescope.generator.backbone import Backbone, BackboneShape, Control, Readout
 
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
 
@@ -37,6 +37,7 @@ class GeneratorShape:
     see_norm: bool = True
     eps_input: bool = False
     d_embedding: int = 0  # S; 0 = no mean embedding
+    neighbour_logits: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,6 +72,12 @@ class Folded:
     keys: list[Tensor]
     offsets: list[Tensor]
     values: list[Tensor]
+    latent: Tensor  # (B, C), what they were folded from
+
+    def rows(self, index: Tensor) -> Folded:
+        """The same for a selection of activations."""
+        parts = ([layer[index] for layer in group] for group in (self.keys, self.offsets, self.values))
+        return Folded(*parts, self.latent[index])
 
 
 class ControlLayer(nn.Module):
@@ -119,6 +126,31 @@ class ResidualMLP(nn.Module):
         return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
+class NeighbourLogits(nn.Module):
+    """Attention over cached neighbours, by prefix: logits + gate * log(1 + count / kappa).
+
+    `count` (B, T, V) is how many of the activation's cached neighbours share the prefix and go on with each token. The gate, a
+    softplus of the final hidden state, the latent condition and log(1 + sum of counts), and kappa are learned: where there are
+    no neighbours nothing is added, where there are many the distribution is theirs, corrected by the generator.
+    """
+
+    def __init__(self, d_model: int, d_condition: int) -> None:
+        super().__init__()
+        self.from_hidden = nn.Linear(d_model, 1)
+        self.from_condition = nn.Linear(d_condition, 1, bias=False)
+        self.from_count = nn.Parameter(torch.zeros(1))
+        self.log_kappa = nn.Parameter(torch.zeros(1))
+        nn.init.zeros_(self.from_hidden.weight)
+        nn.init.zeros_(self.from_condition.weight)
+        nn.init.constant_(self.from_hidden.bias, -0.4)
+
+    def forward(self, h: Tensor, c: Tensor, counts: Tensor) -> Tensor:
+        """What is added to the logits: h (B, T, D), c (B, C), counts (B, T, V) -> (B, T, V)."""
+        total = torch.log1p(counts.sum(-1, keepdim=True)) / 3.0
+        gate = F.softplus(self.from_hidden(h) + self.from_condition(c)[:, None] + self.from_count * total)
+        return gate * torch.log1p(counts * torch.exp(-self.log_kappa))
+
+
 class InverseScope(nn.Module):
     """A backbone steered by control layers that read one activation of any known site."""
 
@@ -132,6 +164,7 @@ class InverseScope(nn.Module):
         self.embedding_map = nn.Linear(shape.d_embedding, C) if shape.d_embedding else None
         self.blocks = nn.ModuleList(ResidualMLP(C) for _ in range(shape.site_map_blocks))
         self.final_norm = nn.LayerNorm(C) if shape.site_map_blocks else nn.Identity()
+        self.neighbour_logits = NeighbourLogits(shape.backbone.d_model, C) if shape.neighbour_logits else None
         self.control = nn.ModuleList(
             ControlLayer(shape.backbone.d_model, C, shape.n_heads, shape.d_head)
             for _ in range(shape.backbone.n_layers)
@@ -168,7 +201,7 @@ class InverseScope(nn.Module):
         """Fold all control layers for B activations."""
         c = self.encode(condition)
         layers = [layer.fold(c) for layer in self.control]
-        return Folded(*(list(part) for part in zip(*layers, strict=True)))
+        return Folded(*(list(part) for part in zip(*layers, strict=True)), c)
 
     def controller(self, folded: Folded) -> Control:
         """The function that the backbone calls after each attention; rows may be (B, T, D) or (B * draws, 1, D)."""
@@ -180,13 +213,32 @@ class InverseScope(nn.Module):
 
         return control
 
-    def log_probabilities(self, tokens: Tensor, condition: Condition) -> Tensor:
-        """Log-probabilities (B, T, V) of the next token at each position of tokens (B, T)."""
-        return F.log_softmax(self.backbone(tokens, self.controller(self.fold(condition))), dim=-1)
+    def readout(self, folded: Folded, counts: Tensor | None) -> Readout | None:
+        """The function that adds cached neighbours' counts (B, T, V), or (B * draws, 1, V), to the logits."""
+        if self.neighbour_logits is None:
+            return None
+        layer = self.neighbour_logits
 
-    def log_prob(self, tokens: Tensor, lengths: Tensor, condition: Condition) -> Tensor:
+        def read(h: Tensor) -> Tensor:
+            assert counts is not None
+            draws = h.shape[0] // folded.latent.shape[0]
+            latent = folded.latent.repeat_interleave(draws, 0) if draws > 1 else folded.latent
+            return layer(h, latent, counts)
+
+        return read
+
+    def log_probabilities(self, tokens: Tensor, folded: Folded, counts: Tensor | None = None) -> Tensor:
+        """Log-probabilities (B, T, V) of the next token at each position of tokens (B, T).
+
+        Args:
+            counts: (B, T, V) cached neighbours that share the prefix and go on with each token; needed if the generator was made
+                with `neighbour_logits`.
+        """
+        return F.log_softmax(self.backbone(tokens, self.controller(folded), self.readout(folded, counts)), dim=-1)
+
+    def log_prob(self, tokens: Tensor, lengths: Tensor, folded: Folded, counts: Tensor | None = None) -> Tensor:
         """log q(x | z) (B,) of sequences (B, T) that hold start token, text and end token, `lengths` tokens in all."""
-        logp = self.log_probabilities(tokens[:, :-1], condition).gather(-1, tokens[:, 1:, None])[..., 0]
+        logp = self.log_probabilities(tokens[:, :-1], folded, counts).gather(-1, tokens[:, 1:, None])[..., 0]
         inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
         return (logp * inside).sum(-1)
 

@@ -281,6 +281,7 @@ def _pair_source(
         soft=variant.soft_targets,
         disjoint=variant.disjoint,
         empty=variant.empty_anchors,
+        attend=variant.neighbour_logits,
     )
 
 
@@ -316,6 +317,7 @@ def train_generator(context: Context, generator: str, variant_name: str) -> None
         see_norm=variant.see_norm,
         eps_input=variant.eps_input or variant.mean_embedding,
         d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
+        neighbour_logits=variant.neighbour_logits,
     )
     torch.manual_seed(context.config.seed + variant.seed)
     model = InverseScope(shape)

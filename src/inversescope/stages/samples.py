@@ -15,7 +15,15 @@ from inversescope.kernel import kernel_values, paired_distances, perturb, suppor
 from inversescope.models import Target, encode, load_target, tokenizer_hash
 from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts
-from inversescope.sampling import decode, log_prob_rows, make_condition, make_mixer, stream_uniforms
+from inversescope.sampling import (
+    SAMPLING_CONDITION,
+    Mixer,
+    decode,
+    log_prob_rows,
+    make_condition,
+    make_mixer,
+    stream_uniforms,
+)
 from inversescope.sites import Site
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.stages.generators import backbone_tokenizer, cached_prompts, decode_texts, load_generator
@@ -125,6 +133,13 @@ class _Run:
         queries = self.z[rows] if z is None else z
         return make_condition(self.model, self.site.label, queries, epsilon, self.cache, self.prompts, self.z[rows])
 
+    def neighbours(self, epsilon: float, rows: np.ndarray) -> Mixer | None:
+        """What the generator attends to, if it attends to neighbours."""
+        if not self.model.shape.neighbour_logits:
+            return None
+        vocabulary = self.model.shape.backbone.vocab_size
+        return make_mixer(self.cache, self.prompts, self.z[rows], epsilon, vocabulary, 1.0, SAMPLING_CONDITION)
+
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
         config = self.context.config
@@ -177,6 +192,7 @@ class _Run:
             temperature=sampling.temperature,
             mixer=mixer,
             grammar=self.grammar if decoding == "masked" else None,
+            neighbours=self.neighbours(epsilon, np.repeat(rows, len(draws)) if decoding == "noised" else rows),
         )
         texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)  # type: ignore[arg-type]
         index = np.where(drawn.finished.ravel(), task.parse(texts), -1)
@@ -208,7 +224,7 @@ class _Run:
         sparse = near.counts[owner] <= DENSE
         owner, rows = owner[sparse], near.rows[sparse]
         condition = self.condition(epsilon, np.arange(len(self.z)))
-        values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024)
+        values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024, self.neighbours(epsilon, np.arange(len(self.z))))
         return pd.DataFrame({"target_id": owner.astype(np.int32), "row": self.cache_rows[rows], "logq": values, "epsilon": epsilon})
 
 

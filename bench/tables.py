@@ -1,0 +1,58 @@
+"""What the benchmarks share: options, the machine in words, a table on the screen and in a file."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+# One thread each, fixed before any numerical library is imported: peers must not differ in how many they take.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pandas as pd
+
+from inversescope.store import write_table
+
+
+def options(description: str, stem: str) -> argparse.ArgumentParser:
+    """Options that every benchmark takes."""
+    parser = argparse.ArgumentParser(prog=f"python -m bench.{stem}", description=description)
+    parser.add_argument("--out", type=Path, help=f"CSV to write, e.g. results/bench/{stem}.csv")
+    return parser
+
+
+def processor() -> str:
+    """The processor in words, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def fastest(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of each run, the best of `repeats` turns, turn by turn: others may use the machine."""
+    seconds = dict.fromkeys(runs, float("inf"))
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return seconds
+
+
+def finish(rows: list[dict[str, object]], out: Path | None) -> None:
+    """Print the rows as a table, and write them where asked."""
+    table = pd.DataFrame(rows)
+    print(f"{processor()}, one thread")
+    with pd.option_context("display.width", 220, "display.max_columns", None, "display.max_colwidth", 60):
+        print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
+    if out is not None:
+        write_table(table, out)
