@@ -54,7 +54,19 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("embedded", BackboneShape(81, 32, 4, 4, 64, 256, False), 16, 128, 16, 2, 50, 40, 20, (5, 10, 25, 50), 4),
+    Setting(
+        "embedded",
+        BackboneShape(81, 32, 4, 4, 64, 256, False),
+        16,
+        128,
+        16,
+        2,
+        50,
+        40,
+        20,
+        (5, 10, 25, 50),
+        4,
+    ),
     Setting("gpt2-small", BackboneShape(50257, 1024, 12, 12, 768, 3072), 64, 768, 64, 0, 4, 16, 6, (4,), 2),
 )
 
@@ -74,7 +86,10 @@ def measure(setting: Setting) -> list[dict[str, object]]:
     """Rows of one generator: ours, then each way to use `generate`."""
     model, condition = make_generator(setting)
     peer = Peer(model)
-    signals = {"generate, hooks": unfolded_signals(model, condition), "generate, hooks_folded": folded_signals(model, condition)}
+    signals = {
+        "generate, hooks": unfolded_signals(model, condition),
+        "generate, hooks_folded": folded_signals(model, condition),
+    }
     difference = {name: check_equal(model, condition, peer, make, setting) for name, make in signals.items()}
 
     targets = np.arange(setting.targets)
@@ -104,7 +119,10 @@ def measure(setting: Setting) -> list[dict[str, object]]:
             batch[name] = setting.batches[0]
         runs[name] = tried[str(batch[name])]
     if setting.name == "embedded":
-        runs["inversescope, cache mixing"], batch["inversescope, cache mixing"] = (lambda: ours(True)), setting.targets
+        runs["inversescope, cache mixing"], batch["inversescope, cache mixing"] = (
+            (lambda: ours(True)),
+            setting.targets,
+        )
 
     tokens = {name: count_tokens(run()) for name, run in runs.items()}
     seconds = fastest(runs, setting.repeats)
@@ -164,7 +182,9 @@ class Peer:
         self.entering: Tensor | None = None
         for index, block in enumerate(self.hf.transformer.h):
             block.register_forward_pre_hook(self._remember)
-            block.attn.register_forward_hook(lambda module, args, output, index=index: self._control(index, output))
+            block.attn.register_forward_hook(
+                lambda module, args, output, index=index: self._control(index, output)
+            )
 
     def _remember(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self.entering = args[0]
@@ -235,7 +255,9 @@ def select(condition: Condition, rows: Tensor) -> Condition:
     return Condition({label: z[rows] for label, z in condition.z.items()})
 
 
-def check_equal(model: InverseScope, condition: Condition, peer: Peer, make: Signals, setting: Setting) -> float:
+def check_equal(
+    model: InverseScope, condition: Condition, peer: Peer, make: Signals, setting: Setting
+) -> float:
     """Largest difference of log-probabilities between ours and a peer's, along sequences that ours drew.
 
     Raises:

@@ -258,3 +258,19 @@ def test_half_precision_weights_give_float32_activations() -> None:
     rough = capture(target, prompts(), [Site(2, "result", 1)])["L2H1"]
     assert rough.dtype == np.float32
     close(rough, exact, tolerance=0.1)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("length", [24, 90])
+def test_long_prompts_agree_with_eager_hugging_face(architecture: str, length: int) -> None:
+    spec, overrides = SHAPES[architecture]
+    model = build_model(spec.model_copy(update={"n_positions": 100}), VOCABULARY, seed=3, **overrides)
+    target = Target(model, tokenizer=None, name="long")
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (12, length))
+    tokens[:, : length - 5] = tokens[0, : length - 5]  # shared, so that few positions attend to many
+    tokens[0, 3] += 1
+    hidden, _ = reference(target, tokens)
+    got = capture(target, tokens, expand_sites(["L*.resid_pre"], 3, 4))
+    for layer in range(target.n_layers):
+        close(got[f"L{layer}.resid_pre"], hidden[layer][:, -1])
+    assert model.config._attn_implementation == "sdpa"

@@ -1,6 +1,7 @@
 """The command line: `inversescope STAGE ...`, each stage by the name of its rule.
 
-Stages are imported only once they are asked for, after the number of threads is fixed, so that each job pays for its own imports alone.
+Stages are imported only once they are asked for, after the number of threads is fixed, so that each job pays for its own
+imports alone.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="inversescope", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        prog="inversescope", description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--version", action="version", version=f"inversescope {__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage in STAGES:
@@ -61,21 +64,31 @@ def _parser() -> argparse.ArgumentParser:
         if "variant" in takes:
             command.add_argument("--variant", required=True)
         if "variants" in takes:
-            command.add_argument("--variant", action="append", dest="variants", required=True, help="may be repeated")
+            command.add_argument(
+                "--variant", action="append", dest="variants", required=True, help="may be repeated"
+            )
         if "site" in takes:
             command.add_argument("--site", required=True, help="label (L9H6) or TransformerLens name")
         if "sites" in takes:
-            command.add_argument("--site", action="append", dest="sites", required=True, help="may be repeated")
+            command.add_argument(
+                "--site", action="append", dest="sites", required=True, help="may be repeated"
+            )
         if "out" in takes:
-            command.add_argument("--out", default="", choices=("", "study"), help="sub-folder for the study's variants")
+            command.add_argument(
+                "--out", default="", choices=("", "study"), help="sub-folder for the study's variants"
+            )
         command.add_argument("--log", type=Path, help="also write the progress to this file")
         command.add_argument("--threads", type=int, default=1, help="threads of this process")
         _common(command)
     show = commands.add_parser("show", help="headline numbers of a task beside their goals")
     show.add_argument("task")
     _common(show)
-    config = commands.add_parser("config", help="validate the configuration, or write the default and its schema")
-    config.add_argument("--write", action="store_true", help="write config/config.yaml and config/schema.json")
+    config = commands.add_parser(
+        "config", help="validate the configuration, or write the default and its schema"
+    )
+    config.add_argument(
+        "--write", action="store_true", help="write config/config.yaml and config/schema.json"
+    )
     _common(config)
     return parser
 
@@ -128,9 +141,13 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         arguments.site = context.site(arguments.site).label
     if hasattr(arguments, "sites"):
         arguments.sites = [context.site(site).label for site in arguments.sites]
-    for variant in getattr(arguments, "variants", None) or ([arguments.variant] if hasattr(arguments, "variant") else []):
+    for variant in getattr(arguments, "variants", None) or (
+        [arguments.variant] if hasattr(arguments, "variant") else []
+    ):
         config.variant(variant)
-    stage: Callable[..., None] = getattr(importlib.import_module(f"inversescope.stages.{module}"), arguments.stage)
+    stage: Callable[..., None] = getattr(
+        importlib.import_module(f"inversescope.stages.{module}"), arguments.stage
+    )
     _quiet()
     if module == "plots":
         stage(context.root, context.config, context.task_name, context.model_name)
@@ -153,7 +170,9 @@ def _show(arguments: argparse.Namespace) -> None:
     config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
     models = [e.model for e in config.experiments.values() if e.task == arguments.task]
     if not models:
-        raise InputError(f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration")
+        raise InputError(
+            f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration"
+        )
     show_task(arguments.root, config, arguments.task)
 
 
@@ -182,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             handle = log.open("w")
-            sys.stderr = _Tee(stderr, handle)  # type: ignore[assignment]
+            sys.stderr = _Tee(stderr, handle)
         if arguments.stage == "show":
             _show(arguments)
         elif arguments.stage == "config":

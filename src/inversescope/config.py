@@ -32,11 +32,17 @@ class ArchitectureConfig(Strict):
     d_model: int = Field(64, ge=8)
     d_mlp: int | None = Field(None, description="Hidden width of the MLP; 4 d_model if absent.")
     n_positions: int = Field(32, ge=4)
-    n_kv_heads: int | None = Field(None, description="Grouped-query attention (gemma2, llama); n_heads if absent.")
-    head_dim: int | None = Field(None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart).")
+    n_kv_heads: int | None = Field(
+        None, description="Grouped-query attention (gemma2, llama); n_heads if absent."
+    )
+    head_dim: int | None = Field(
+        None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
+    )
     tied_embeddings: bool = True
     initializer_range: float = Field(
-        0.08, gt=0, description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths."
+        0.08,
+        gt=0,
+        description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths.",
     )
 
 
@@ -48,8 +54,12 @@ class TargetTraining(Strict):
     weight_decay: float = 0.1
     warmup: int = 50
     max_steps: int = Field(1500, description="Cap: a candidate that has not passed the gate by then fails.")
-    extra_steps: int = Field(100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero.")
-    gate_accuracy: float = Field(0.99, description="Held-out accuracy of the answer token that a candidate must reach.")
+    extra_steps: int = Field(
+        100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
+    )
+    gate_accuracy: float = Field(
+        0.99, description="Held-out accuracy of the answer token that a candidate must reach."
+    )
 
 
 class ModelConfig(Strict):
@@ -60,10 +70,13 @@ class ModelConfig(Strict):
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
-    n_layers: int | None = Field(None, description="Layers of a hub or local model, so that its sites are known before download.")
+    n_layers: int | None = Field(
+        None, description="Layers of a hub or local model, so that its sites are known before download."
+    )
     n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
     candidates: dict[str, TargetCandidate] = Field(
-        default_factory=dict, description="Shapes and seeds that `train_target` tries; `select_target` picks one."
+        default_factory=dict,
+        description="Shapes and seeds that `train_target` tries; `select_target` picks one.",
     )
     training: TargetTraining = TargetTraining()
 
@@ -92,7 +105,9 @@ class IOIConfig(Strict):
     n_templates: int = Field(8, ge=1)
     n_places: int = Field(8, ge=1)
     n_items: int = Field(8, ge=1)
-    held_out_pairs: float = Field(0.05, gt=0, lt=1, description="Share of unordered name pairs kept for the test split.")
+    held_out_pairs: float = Field(
+        0.05, gt=0, lt=1, description="Share of unordered name pairs kept for the test split."
+    )
     split_seed: int = 0
 
 
@@ -101,10 +116,14 @@ class ExperimentConfig(Strict):
 
     task: Literal["ioi"] = "ioi"
     model: str
-    sites: list[str] = Field(..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post.")
+    sites: list[str] = Field(
+        ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
+    )
     n_train: int = Field(100_000, ge=1, description="Prompts in the activation cache (paper: 100,000).")
     n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
-    n_reference: int | Literal["all"] = Field("all", description="Prior draws for the exact values, or all of the prior.")
+    n_reference: int | Literal["all"] = Field(
+        "all", description="Prior draws for the exact values, or all of the prior."
+    )
 
 
 class KernelConfig(Strict):
@@ -163,27 +182,41 @@ class VariantConfig(Strict):
 
     base: Literal["paper", "default"]
     change: str = Field("", description="What this ablation changes, in words; empty for the two bases.")
-    study: Literal["", "dimension", "ablation", "sparse"] = Field("", description="Part of the study that it belongs to.")
-    sites: list[str] | None = Field(None, description="Patterns of the sites that it is trained on; all if absent.")
+    study: Literal["", "dimension", "ablation", "sparse"] = Field(
+        "", description="Part of the study that it belongs to."
+    )
+    sites: list[str] | None = Field(
+        None, description="Patterns of the sites that it is trained on; all if absent."
+    )
     seed: int = 0
     # pairs
     pairs: Literal["noise", "kernel"] = Field("noise", description="Appendix B noise, or kernel pairs.")
-    epsilon: float | None = Field(None, description="Bandwidth of training; None = the headline's, or drawn (eps_input).")
+    epsilon: float | None = Field(
+        None, description="Bandwidth of training; None = the headline's, or drawn (eps_input)."
+    )
     noise_space: Literal["model", "subspace"] = Field(
         "model", description="Where Appendix B's noise lives: the residual stream, or a head's own subspace."
     )
     norm_band: float = Field(0.1, gt=0, lt=1, description="delta of Appendix B.")
     see_norm: bool = Field(True, description="Whether the generator sees the norm of z, or z / |z|.")
-    eps_input: bool = Field(False, description="log eps is an input; eps drawn log-uniformly from eps_range an anchor.")
+    eps_input: bool = Field(
+        False, description="log eps is an input; eps drawn log-uniformly from eps_range an anchor."
+    )
     eps_range: tuple[float, float] = (0.004, 0.25)
-    mean_embedding: bool = Field(False, description="Condition on the kernel mean embedding of cached neighbours.")
+    mean_embedding: bool = Field(
+        False, description="Condition on the kernel mean embedding of cached neighbours."
+    )
     neighbour_logits: bool = Field(
-        False, description="Attention over cached neighbours: their next tokens after the same prefix are an input."
+        False,
+        description="Attention over cached neighbours: their next tokens after the same prefix are an input.",
     )
     soft_targets: bool = Field(False, description="Next-token distribution among neighbours as the target.")
-    disjoint: bool = Field(True, description="Condition and target from disjoint, re-drawn parts of the cache.")
+    disjoint: bool = Field(
+        True, description="Condition and target from disjoint, re-drawn parts of the cache."
+    )
     empty_anchors: Literal["own", "skip", "widen"] = Field(
-        "own", description="Anchors without a neighbour: own prompt with its prior weight, skipped, or eps widened."
+        "own",
+        description="Anchors without a neighbour: own prompt with its prior weight, skipped, or eps widened.",
     )
     cache_size: int | None = Field(None, ge=4, description="Use only the first n cached prompts.")
     cache_pairs: Literal["all", "train"] = Field(
@@ -192,8 +225,12 @@ class VariantConfig(Strict):
     # generator
     n_heads: int = Field(32, ge=1, description="Control heads (paper: 32).")
     d_head: int = Field(16, ge=1, description="Width of a control head's key (paper: 64).")
-    d_condition: int | None = Field(None, description="Width of the latent space; None = d_model of the target.")
-    site_map_blocks: int = Field(0, ge=0, description="Residual MLP blocks after the linear site map (paper: 0).")
+    d_condition: int | None = Field(
+        None, description="Width of the latent space; None = d_model of the target."
+    )
+    site_map_blocks: int = Field(
+        0, ge=0, description="Residual MLP blocks after the linear site map (paper: 0)."
+    )
     freeze_backbone: bool = True
     # optimisation
     steps: int = Field(3000, ge=1)
@@ -203,17 +240,40 @@ class VariantConfig(Strict):
     betas: tuple[float, float] = (0.9, 0.98)
     warmup: int = 100
     schedule: Literal["cosine", "constant"] = "cosine"
-    clip: float | None = Field(1.0, description="Gradient norm; None = no clipping (PyTorch's default, paper).")
+    clip: float | None = Field(
+        1.0, description="Gradient norm; None = no clipping (PyTorch's default, paper)."
+    )
+
+    @model_validator(mode="after")
+    def _trainable(self) -> VariantConfig:
+        low, high = self.eps_range
+        for value in (low, high, self.epsilon):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {value}")
+        if low > high:
+            raise ValueError(f"eps_range runs from {low} down to {high}")
+        if self.pairs == "noise" and (self.eps_input or self.mean_embedding or self.neighbour_logits):
+            raise ValueError("eps_input, mean_embedding and neighbour_logits need pairs: kernel")
+        if self.neighbour_logits and not self.mean_embedding:
+            raise ValueError("neighbour_logits needs mean_embedding")
+        return self
 
 
 class SamplingConfig(Strict):
     """Candidates a target, budgets and decoding options."""
 
-    candidates: int = Field(100, ge=1, description="Draws a (target, epsilon) for each decoding that is read.")
+    candidates: int = Field(
+        100, ge=1, description="Draws a target at the headline bandwidth, for each decoding that is read."
+    )
+    candidates_elsewhere: int = Field(60, ge=1, description="Draws a target at the other bandwidths.")
     max_candidates: int = Field(100, description="Budget: draws before a target is given up.")
-    min_accepted: int = Field(0, description="A target stops when it has so many accepted samples (0 = draw all).")
+    min_accepted: int = Field(
+        0, description="A target stops when it has so many accepted samples (0 = draw all)."
+    )
     temperature: float = Field(1.0, gt=0)
-    mixing_alpha: float = Field(5.0, gt=0, description="Dirichlet back-off: weight of the generator in cached prompts.")
+    mixing_alpha: float = Field(
+        5.0, gt=0, description="Dirichlet back-off: weight of the generator in cached prompts."
+    )
     decodings: list[Literal["mixed", "masked", "noised"]] = Field(
         ["mixed", "noised"],
         description="Decoding rules read beside 'plain', at the headline bandwidth: cache mixing, masking to the prior's "
@@ -254,14 +314,17 @@ class Config(Strict):
     fcr: FcrConfig = FcrConfig()
     figures: FigureConfig = FigureConfig()
     study_variants: list[str] = Field(
-        default_factory=list, description="Variants of the study over dimension, steps and seeds, and the ablations."
+        default_factory=list,
+        description="Variants of the study over dimension, steps and seeds, and the ablations.",
     )
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for name, experiment in self.experiments.items():
             if experiment.model not in self.models:
-                raise ValueError(f"experiment {name} names model {experiment.model!r}, which is not in 'models'")
+                raise ValueError(
+                    f"experiment {name} names model {experiment.model!r}, which is not in 'models'"
+                )
         for name in [*self.studied_variants, *self.study_variants]:
             if name not in self.variants:
                 raise ValueError(f"variant {name!r} is studied but not in 'variants'")
@@ -280,7 +343,10 @@ class Config(Strict):
             if (experiment.task, experiment.model) == (task, model):
                 return experiment
         known = ", ".join(f"{e.task}/{e.model}" for e in self.experiments.values())
-        raise InputError(f"no experiment reads model {model!r} on task {task!r}", f"add one to 'experiments' (there: {known})")
+        raise InputError(
+            f"no experiment reads model {model!r} on task {task!r}",
+            f"add one to 'experiments' (there: {known})",
+        )
 
     def variant(self, name: str) -> VariantConfig:
         """A variant by name. Raises `InputError` if it is unknown."""
@@ -307,7 +373,7 @@ class Config(Strict):
 ModelConfig.model_rebuild()
 
 MAIN_SITES = ["L*H*", "L*.resid_post"]
-STUDY_SITES = ["L*H0", "L*.resid_post", "L1.mlp_post", "L2.mlp_post"]
+STUDY_SITES = ["L*H0", "L*.resid_post", "L2.mlp_post"]
 
 PAPER = VariantConfig(base="paper", sites=MAIN_SITES)
 DEFAULT = VariantConfig(
@@ -322,21 +388,33 @@ DEFAULT = VariantConfig(
     d_condition=128,
     site_map_blocks=2,
     freeze_backbone=False,
-    steps=4000,
+    steps=2800,
 )
 
 # Ablations: name -> (base, what changes in words, changed fields).
 ABLATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "paper_subspace": ("paper", "noise in the head's own subspace", {"noise_space": "subspace"}),
     "paper_nonorm": ("paper", "norm of z hidden", {"see_norm": False}),
-    "paper_deepmap": ("paper", "two MLP blocks behind the site map", {"site_map_blocks": 2, "d_condition": 128}),
+    "paper_deepmap": (
+        "paper",
+        "two MLP blocks behind the site map",
+        {"site_map_blocks": 2, "d_condition": 128},
+    ),
     "paper_unfrozen": ("paper", "backbone trained too", {"freeze_backbone": False}),
     "paper_kernelpairs": ("paper", "kernel pairs instead of noise", {"pairs": "kernel"}),
     "default_frozen": ("default", "backbone frozen", {"freeze_backbone": True}),
     "default_nonorm": ("default", "norm of z hidden", {"see_norm": False}),
     "default_linearmap": ("default", "no MLP blocks behind the site map", {"site_map_blocks": 0}),
-    "default_noneighbourinput": ("default", "no neighbours as input", {"mean_embedding": False, "neighbour_logits": False}),
-    "default_noneighbours": ("default", "mean embedding, but no attention over neighbours", {"neighbour_logits": False}),
+    "default_noneighbourinput": (
+        "default",
+        "no neighbours as input",
+        {"mean_embedding": False, "neighbour_logits": False},
+    ),
+    "default_noneighbours": (
+        "default",
+        "mean embedding, but no attention over neighbours",
+        {"neighbour_logits": False},
+    ),
     "default_hardtargets": ("default", "one drawn neighbour as label", {"soft_targets": False}),
     "default_samehalves": ("default", "condition and target from the same cache", {"disjoint": False}),
     "default_fixedeps": ("default", "trained for the headline bandwidth only", {"eps_input": False}),
@@ -344,7 +422,10 @@ ABLATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
 }
 # The sparse setting: few cached prompts, so that many anchors and targets have no neighbour at the smaller bandwidths.
 SPARSE: dict[str, tuple[str, dict[str, Any]]] = {
-    "default_sparse_own": ("cache of 5,000; lonely anchors: own prompt at its prior weight", {"empty_anchors": "own"}),
+    "default_sparse_own": (
+        "cache of 5,000; lonely anchors: own prompt at its prior weight",
+        {"empty_anchors": "own"},
+    ),
     "default_sparse_skip": ("cache of 5,000; lonely anchors skipped", {"empty_anchors": "skip"}),
     "default_sparse_widen": ("cache of 5,000; lonely anchors: bandwidth doubled", {"empty_anchors": "widen"}),
 }
@@ -357,18 +438,37 @@ def default_variants() -> dict[str, VariantConfig]:
     variants: dict[str, VariantConfig] = dict(bases)
     for epsilon in (0.05, 0.15):
         change = {"epsilon": epsilon, "change": f"trained for epsilon {epsilon}", "sites": ["L*H*"]}
-        variants[f"paper_eps{epsilon}"] = PAPER.model_copy(update={**change, "steps": PAPER.steps // 2})
+        variants[f"paper_eps{epsilon}"] = PAPER.model_copy(update={**change, "steps": 1000})
+    sparse = {
+        "change": "cache of 5,000 prompts",
+        "cache_size": 5000,
+        "sites": ["L*H0", "L*.resid_post"],
+        "steps": 600,
+    }
+    variants["default_sparse"] = DEFAULT.model_copy(update=sparse)
     for base, model in bases.items():
         for seed in (0, 1, 2):
             for multiple in (1, 3):
-                update = {"study": "dimension", "seed": seed, "sites": STUDY_SITES, "steps": multiple * STUDY_STEPS[base]}
+                update = {
+                    "study": "dimension",
+                    "seed": seed,
+                    "sites": STUDY_SITES,
+                    "steps": multiple * STUDY_STEPS[base],
+                }
                 variants[f"{base}_s{seed}_x{multiple}"] = model.model_copy(update=update)
     small = {"sites": ["L*H0", "L*.resid_post"]}
     for name, (base, words, fields) in ABLATIONS.items():
         update = {**small, "study": "ablation", "change": words, "steps": STUDY_STEPS[base], **fields}
         variants[name] = bases[base].model_copy(update=update)
     for name, (words, fields) in SPARSE.items():
-        update = {**small, "study": "sparse", "change": words, "steps": STUDY_STEPS["default"], "cache_size": 5000, **fields}
+        update = {
+            **small,
+            "study": "sparse",
+            "change": words,
+            "steps": STUDY_STEPS["default"],
+            "cache_size": 5000,
+            **fields,
+        }
         variants[name] = DEFAULT.model_copy(update=update)
     return variants
 
@@ -424,7 +524,9 @@ def load_config(files: list[Path] | list[str]) -> Config:
         try:
             part = yaml.safe_load(file.read_text()) or {}
         except yaml.YAMLError as error:
-            raise InputError(f"configuration file {file} is not valid YAML: {error}", "mend the file") from error
+            raise InputError(
+                f"configuration file {file} is not valid YAML: {error}", "mend the file"
+            ) from error
         values = merge(values, part)
     return parse_config(values, ", ".join(map(str, files)))
 
@@ -437,6 +539,10 @@ def parse_config(values: dict[str, Any], source: str = "the configuration") -> C
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "(top level)"
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{source}: unknown key {key!r}", "remove it or check its spelling in config/schema.json") from error
+            raise InputError(
+                f"{source}: unknown key {key!r}", "remove it or check its spelling in config/schema.json"
+            ) from error
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{source}: {key}: {message}", "see config/schema.json for what it may hold") from error
+        raise InputError(
+            f"{source}: {key}: {message}", "see config/schema.json for what it may hold"
+        ) from error

@@ -10,6 +10,7 @@ class InputError(Exception):
     """
 
     def __init__(self, culprit: str, remedy: str) -> None:
-        self.culprit = culprit.rstrip(". ")
-        self.remedy = remedy.rstrip(". ")
+        # Messages of other libraries may come in several lines.
+        self.culprit = " ".join(culprit.split()).rstrip(". ")
+        self.remedy = " ".join(remedy.split()).rstrip(". ")
         super().__init__(f"{self.culprit}. {self.remedy}.")

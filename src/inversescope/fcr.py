@@ -20,7 +20,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from inversescope.kernel import distances, effective_sample_size, kernel_values, support_radius, truncate_weights
+from inversescope.kernel import (
+    distances,
+    effective_sample_size,
+    kernel_values,
+    support_radius,
+    truncate_weights,
+)
 
 LOW_ESS = 10.0  # cells with a smaller effective sample size are flagged
 
@@ -86,9 +92,11 @@ def exact_reference(
                 match[name] += np.bincount(key, weights=hits, minlength=Q * E).reshape(Q, E)
             continue
         for e, epsilon in enumerate(sorted_eps):
-            k = kernel_values(value, epsilon, kind)
+            # Cut off as everywhere else: the tail of all of the prior could outweigh a small ball.
+            inside = value < np.float32(support_radius(float(epsilon), kind))
+            k = kernel_values(value, epsilon, kind) * inside
             mass[:, e] += np.bincount(owner, weights=k, minlength=Q)
-            count[:, e] += np.bincount(owner, minlength=Q)
+            count[:, e] += np.bincount(owner[inside], minlength=Q)
             log_mass[:, e] += np.bincount(owner, weights=k * np.log(np.maximum(k, 1e-300)), minlength=Q)
             for name, hits in same.items():
                 match[name][:, e] += np.bincount(owner, weights=k * hits, minlength=Q)
@@ -126,7 +134,9 @@ def weighted_match(match: np.ndarray, weight: np.ndarray) -> Estimate:
     total = float(weight.sum())
     if total <= 0.0:
         return Estimate.missing()
-    return Estimate(float((match * weight).sum()) / total, int((weight > 0).sum()), effective_sample_size(weight))
+    return Estimate(
+        float((match * weight).sum()) / total, int((weight > 0).sum()), effective_sample_size(weight)
+    )
 
 
 def relative_weights(log_weight: np.ndarray) -> np.ndarray:
@@ -192,7 +202,9 @@ def combined(cache: CacheDraws, generator: GeneratorDraws) -> Estimate:
     drawn_base = log_n1 + generator.log_q[keep]
     if cache.log_q is None:
         cached_log = np.log(cache.kernel) + cache.log_prior - cached_base
-        drawn_log = np.where(inside, -np.inf, np.log(generator.kernel[keep]) + generator.log_prior[keep] - drawn_base)
+        drawn_log = np.where(
+            inside, -np.inf, np.log(generator.kernel[keep]) + generator.log_prior[keep] - drawn_base
+        )
     else:
         cached_log = np.log(cache.kernel) + cache.log_prior - np.logaddexp(cached_base, log_n1 + cache.log_q)
         mixture = np.logaddexp(log_n0 + generator.log_density[keep], drawn_base)
@@ -226,7 +238,11 @@ class Refusal:
 
 
 def refusal(
-    parsed: np.ndarray, accepted: np.ndarray, log_q: np.ndarray, is_copy: np.ndarray, log_prior: np.ndarray | None = None
+    parsed: np.ndarray,
+    accepted: np.ndarray,
+    log_q: np.ndarray,
+    is_copy: np.ndarray,
+    log_prior: np.ndarray | None = None,
 ) -> Refusal:
     """Refusal rates from raw candidates (n,), and the entropy of the accepted ones.
 

@@ -23,7 +23,9 @@ def check_bandwidth(epsilon: float) -> None:
         InputError: epsilon is not a positive finite number.
     """
     if not (epsilon > 0 and math.isfinite(epsilon)):
-        raise InputError(f"kernel bandwidth epsilon = {epsilon} is not positive", "set kernel.epsilon > 0, for example 0.1")
+        raise InputError(
+            f"kernel bandwidth epsilon = {epsilon} is not positive", "set kernel.epsilon > 0, for example 0.1"
+        )
 
 
 def prepare(z: Any, distance: str) -> Any:
@@ -32,7 +34,10 @@ def prepare(z: Any, distance: str) -> Any:
         return z
     norm = (z * z).sum(-1)[..., None] ** 0.5
     if bool((norm == 0).any()):
-        raise InputError("an activation is exactly zero, so its cosine distance is undefined", "choose another site or distance")
+        raise InputError(
+            "an activation is exactly zero, so its cosine distance is undefined",
+            "choose another site or distance",
+        )
     return z / norm
 
 
@@ -74,7 +79,7 @@ def kernel_values(d: np.ndarray, epsilon: float | np.ndarray, kind: str = "hard"
     raise InputError(f"unknown kernel {kind!r}", f"choose one of {', '.join(KERNELS)}")
 
 
-def support_radius[E: (float, np.ndarray)](epsilon: E, kind: str = "hard") -> E:
+def support_radius(epsilon: Any, kind: str = "hard") -> Any:
     """Distance beyond which the kernel is treated as zero: epsilon for `hard`, 3.7 epsilon (k < 1.2e-6) for `gaussian`."""
     return epsilon if kind == "hard" else 3.7 * epsilon
 
@@ -113,7 +118,9 @@ def _angle_log_density(theta: np.ndarray, n: int, epsilon: float, kind: str) -> 
 def sample_angles(u: np.ndarray, n: int, epsilon: float, kind: str = "hard") -> np.ndarray:
     """Angles in radians with density k((1 - cos t) / epsilon) sin(t)^(n - 2), by the inverse CDF at uniforms `u`."""
     high = math.acos(max(1.0 - epsilon, -1.0)) if kind == "hard" else math.pi
-    return _inverse_cdf(lambda t: _angle_log_density(t, n, epsilon, kind), 0.0, high, np.asarray(u, np.float64))
+    return _inverse_cdf(
+        lambda t: _angle_log_density(t, n, epsilon, kind), 0.0, high, np.asarray(u, np.float64)
+    )
 
 
 def sample_radii(u: np.ndarray, n: int, epsilon: float, kind: str = "hard") -> np.ndarray:

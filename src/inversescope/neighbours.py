@@ -118,7 +118,9 @@ class Cache:
             rows, value, owner = rows[keep], value[keep], owner[keep]
             counts = np.bincount(owner, minlength=count)
             full = np.diff(start)
-            scanned = np.where(full > counts, (scanned * counts / np.maximum(full, 1)).astype(np.int64), scanned)
+            scanned = np.where(
+                full > counts, (scanned * counts / np.maximum(full, 1)).astype(np.int64), scanned
+            )
             start = np.concatenate([[0], np.cumsum(counts)])
         return Neighbours(start, rows, value.astype(np.float32), scanned)
 

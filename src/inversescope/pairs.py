@@ -21,7 +21,7 @@ from inversescope.kernel import kernel_values, perturb, support_radius
 from inversescope.neighbours import Cache, Neighbours
 
 EMBEDDING_SMOOTHING = 2.0  # pseudo-count of the prior in a mean embedding
-MAX_CONDITION = 256  # neighbours that a training condition averages over
+MAX_CONDITION = 128  # neighbours that a training condition averages over
 MAX_TARGETS = 128  # neighbours that a soft target averages over
 
 
@@ -67,7 +67,7 @@ def encode_prompts(tokens: list[np.ndarray], end: int, slots: np.ndarray | None 
         values, code = np.unique(table[:, column], return_inverse=True)
         columns.append(np.where(inside, code + offset, -1))
         offset += len(values)
-    for slot in (slots.T if slots is not None else ()):
+    for slot in slots.T if slots is not None else ():
         values, code = np.unique(slot, return_inverse=True)
         columns.append(code + offset)
         offset += len(values)
@@ -95,13 +95,20 @@ def mean_embedding(prompts: Prompts, neighbours: Neighbours) -> np.ndarray:
 
 
 def scalar_inputs(neighbours: Neighbours, epsilon: np.ndarray) -> np.ndarray:
-    """Scalars beside the mean embedding: log eps, log share, log(1 + n), mean distance / eps: (Q, 4) float32, each about unit scale."""
+    """Scalars beside the mean embedding, (Q, 4) float32 of about unit scale: log eps, log share, log(1 + n), mean d / eps."""
     n = neighbours.counts
     share = (n + 0.5) / np.maximum(neighbours.scanned, 1)
     owner = np.repeat(np.arange(len(n)), n)
     mean = np.bincount(owner, weights=neighbours.distance, minlength=len(n)) / np.maximum(n, 1) / epsilon
     columns = [np.log(epsilon) + 3.0, np.log(share) / 3.0 + 1.5, np.log1p(n) / 3.0, mean]
     return np.stack(columns, 1).astype(np.float32)
+
+
+def bandwidth_scalars(epsilon: np.ndarray) -> np.ndarray:
+    """The scalars of a generator that is told epsilon alone: log eps as in `scalar_inputs`, the rest 0: (Q, 4) float32."""
+    scalars = np.zeros((len(epsilon), 4), np.float32)
+    scalars[:, 0] = np.log(epsilon) + 3.0
+    return scalars
 
 
 @dataclass
@@ -188,7 +195,9 @@ class NoisePairs:
                 cache = self.caches[label]
                 padded = np.zeros((cache.size, self.width[label]), np.float32)
                 padded[:, : cached.shape[1]] = cached[: cache.size]
-                share = Cache(padded, self.distance).counts(cache.prepare(z[label]), np.array([self.epsilon]))[:, 0]
+                share = Cache(padded, self.distance).counts(
+                    cache.prepare(z[label]), np.array([self.epsilon])
+                )[:, 0]
                 floors.append(np.log(np.maximum(share / cache.size, 1.0 / self.prior_size) * self.prior_size))
         index = np.concatenate(rows)
         return Batch(
@@ -232,7 +241,9 @@ class KernelPairs:
         chunk: int = 16,
     ) -> None:
         if prompts.size < 4:
-            raise InputError(f"a cache of {prompts.size} prompts has no neighbours to learn from", "raise n_train")
+            raise InputError(
+                f"a cache of {prompts.size} prompts has no neighbours to learn from", "raise n_train"
+            )
         self.prompts, self.epsilon, self.per_site = prompts, epsilon, per_site
         self.prior_size, self.seed, self.kind, self.distance = prior_size, seed, kind, distance
         self.attend = attend
@@ -282,7 +293,7 @@ class KernelPairs:
                     embedding=join("embedding") if self.embed else None,
                     neighbours=None if near is None else self.prompts.tokens[np.maximum(near, 0)],
                     neighbour_weight=None if near is None else (near >= 0).astype(np.float32),
-                    floor=float(np.nanmean(join("floor"))),
+                    floor=_mean_of_known(join("floor")),
                 )
             )
         return batches
@@ -344,6 +355,7 @@ class KernelPairs:
             "member_weight": member_weight,
             "weight": weight,
             "floor": np.where(n > 0, np.log(np.maximum(mass + 1.0, 1.0)), np.nan),
+            "scalars": bandwidth_scalars(epsilon),
         }
         if self.embed:
             near = cache.search(queries, radius, anchors, MAX_CONDITION, condition_span)
@@ -355,3 +367,9 @@ class KernelPairs:
                 table[owner, np.arange(len(owner)) - near.start[owner]] = near.rows
                 result["near"] = table
         return result
+
+
+def _mean_of_known(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN if all are (a sparse cache may leave every anchor alone)."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")

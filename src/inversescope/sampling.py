@@ -1,7 +1,8 @@
 """Batched sampling with a key-value cache, cache mixing, grammar masks, and exact log q of what was drawn.
 
-Rows are laid out (targets, draws): a target's folded control layers are shared by its draws, never copied. Each draw has its own
-random stream, keyed by (seed, site, decoding, target, draw), so that what is drawn does not depend on the batch size or the order of jobs.
+Rows are laid out (targets, draws): a target's folded control layers are shared by its draws, never copied. Each draw has its
+own random stream, keyed by (seed, site, decoding, target, draw), so that what is drawn does not depend on the batch size or
+the order of jobs.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ import torch
 from torch import Tensor
 
 from inversescope.generator.inversescope import Condition, InverseScope
+from inversescope.kernel import support_radius
 from inversescope.neighbours import Cache
-from inversescope.pairs import Prompts, mean_embedding, scalar_inputs
+from inversescope.pairs import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
 
 if TYPE_CHECKING:
     from inversescope.tasks.base import Grammar
 
-SAMPLING_CONDITION = 1024  # neighbours that the mean embedding averages over when sampling
+SAMPLING_CONDITION = 512  # neighbours that the mean embedding averages over when sampling
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
 
 
-def stream_uniforms(seed: int, name: str, target_ids: np.ndarray, draws: np.ndarray, length: int) -> np.ndarray:
-    """Uniforms (targets, draws, length), each draw from a stream of its own (Philox, keyed by seed and name, counted by target and draw)."""
+def stream_uniforms(
+    seed: int, name: str, target_ids: np.ndarray, draws: np.ndarray, length: int
+) -> np.ndarray:
+    """Uniforms (targets, draws, length): a Philox stream a draw, keyed by seed and name, counted by target and draw."""
     key = [seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(name.encode())]
     result = np.empty((len(target_ids), len(draws), length))
     for i, target in enumerate(target_ids):
@@ -62,7 +66,10 @@ class Mixer:
         self.sizes: list[np.ndarray] = []
         for depth in range(tokens.shape[1]):
             key, start, inverse, size = np.unique(
-                node * vocabulary + tokens[:, depth], return_index=True, return_inverse=True, return_counts=True
+                node * vocabulary + tokens[:, depth],
+                return_index=True,
+                return_inverse=True,
+                return_counts=True,
             )
             self.keys.append(key)
             self.starts.append(start)
@@ -88,7 +95,9 @@ class Mixer:
         low = np.searchsorted(self.keys[depth], node * self.vocabulary)
         high = np.where(count > 0, np.searchsorted(self.keys[depth], (node + 1) * self.vocabulary), low)
         owner = np.repeat(np.arange(len(node)), high - low)
-        child = np.arange(len(owner)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[owner]
+        child = (
+            np.arange(len(owner)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[owner]
+        )
         result[owner, self.keys[depth][child] % self.vocabulary] = self.sizes[depth][child]
         return result
 
@@ -183,7 +192,9 @@ def decode(
             break
     shape = (targets, draws)
     return Draws(
-        out.view(*shape, length).cpu().numpy(), (~alive).view(shape).cpu().numpy(), log_q.view(shape).cpu().numpy()
+        out.view(*shape, length).cpu().numpy(),
+        (~alive).view(shape).cpu().numpy(),
+        log_q.view(shape).cpu().numpy(),
     )
 
 
@@ -234,12 +245,14 @@ def make_condition(
     cache: Cache | None,
     prompts: Prompts | None,
     raw: np.ndarray | None = None,
+    kind: str = "hard",
 ) -> Condition:
     """The generator's inputs for target activations z (B, d) of one site at one bandwidth.
 
     Args:
         cache, prompts: what the mean embedding is taken from; needed if the generator was trained with one.
         raw: activations (B, d) whose neighbours are looked up, if not `z` itself (z may carry extra noise).
+        kind: kernel, which says how far neighbours are looked for; as in training.
     """
     width = model.shape.sites[label]
     padded = np.zeros((len(z), width), np.float32)
@@ -247,12 +260,12 @@ def make_condition(
     scalars = embedding = None
     if model.shape.d_embedding:
         assert cache is not None and prompts is not None
-        near = cache.search(cache.prepare(raw if raw is not None else z), epsilon, limit=SAMPLING_CONDITION)
+        queries = cache.prepare(raw if raw is not None else z)
+        near = cache.search(queries, support_radius(epsilon, kind), limit=SAMPLING_CONDITION)
         embedding = torch.from_numpy(mean_embedding(prompts, near))
         scalars = torch.from_numpy(scalar_inputs(near, np.full(len(z), epsilon)))
     elif model.shape.eps_input:
-        scalars = torch.zeros(len(z), 4)
-        scalars[:, 0] = float(np.log(epsilon)) + 3.0
+        scalars = torch.from_numpy(bandwidth_scalars(np.full(len(z), epsilon)))
     return Condition({label: torch.from_numpy(padded)}, scalars, embedding)
 
 
@@ -271,7 +284,13 @@ def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> n
 
 
 def make_mixer(
-    cache: Cache, prompts: Prompts, z: np.ndarray, epsilon: float, vocabulary: int, alpha: float, limit: int = MAX_MIXED
+    cache: Cache,
+    prompts: Prompts,
+    z: np.ndarray,
+    epsilon: float,
+    vocabulary: int,
+    alpha: float,
+    limit: int = MAX_MIXED,
 ) -> Mixer:
     """Prefix tree of each target's cached neighbours: z (B, d)."""
     near = cache.search(cache.prepare(z), epsilon, limit=limit)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -19,9 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.errors import InputError
-from inversescope.generator.inversescope import Condition, InverseScope
-from inversescope.pairs import Batch
+from inversescope.progress import Progress
 from inversescope.store import load_checkpoint, save_checkpoint, write_table
+
+if TYPE_CHECKING:
+    from inversescope.generator.inversescope import Condition, InverseScope
+    from inversescope.pairs import Batch
 
 LossFunction = Callable[[int], tuple[Tensor, dict[str, float]]]
 
@@ -46,23 +49,6 @@ class Schedule:
             return self.learning_rate
         progress = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
-
-
-class Progress:
-    """Lines of progress for a log: at most one every `every` seconds."""
-
-    def __init__(self, name: str, total: int, echo: Callable[[str], None] = print, every: float = 10.0) -> None:
-        self.name, self.total, self.echo, self.every = name, total, echo, every
-        self.start = self.last = time.monotonic()
-
-    def __call__(self, done: int, note: str = "") -> None:
-        """Report `done` of `total`."""
-        now = time.monotonic()
-        if now - self.last < self.every and done < self.total:
-            return
-        self.last = now
-        left = (now - self.start) / max(done, 1) * (self.total - done)
-        self.echo(f"{self.name}: {done}/{self.total} ({now - self.start:.0f} s, {left:.0f} s to go) {note}")
 
 
 def train(
@@ -105,7 +91,8 @@ def train(
     groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
     optimizer = accelerator.prepare(optimizer)
-    first, before, rows = 0, 0.0, []
+    first, before = 0, 0.0
+    rows: list[dict[str, Any]] = []
     if state_dir is not None and (state_dir / "meta.json").exists():
         first, before, rows = _restore(model, optimizer, parameters, state_dir)
         echo(f"{name}: resuming at step {first} of {schedule.steps}")
@@ -129,10 +116,17 @@ def train(
                 sums.setdefault(key, []).append(number)
         done = step + 1
         if not math.isfinite(sums["loss"][-1] if "loss" in sums else 0.0):
-            raise InputError(f"{name}: the loss is {sums['loss'][-1]} at step {done}", "lower the learning rate")
-        if done % log_every == 0 or done == schedule.steps:
+            raise InputError(
+                f"{name}: the loss is {sums['loss'][-1]} at step {done}", "lower the learning rate"
+            )
+        ended = stop is not None and stop(done)
+        if done % log_every == 0 or done == schedule.steps or ended:
             seconds = before + time.monotonic() - start
-            speed = tokens_per_step * (done - logged) / max(time.monotonic() - start - (rows[-1]["_run"] if rows else 0.0), 1e-9)
+            speed = (
+                tokens_per_step
+                * (done - logged)
+                / max(time.monotonic() - start - (rows[-1]["_run"] if rows else 0.0), 1e-9)
+            )
             row: dict[str, Any] = {"step": done, "seconds": round(seconds, 2), "learning_rate": learning_rate}
             row.update({key: float(np.mean(numbers)) for key, numbers in sums.items()})
             row.update({"tokens_per_second": speed, "_run": time.monotonic() - start})
@@ -141,7 +135,7 @@ def train(
             progress(done, f"loss {row['loss']:.3f}")
         if on_step is not None:
             on_step(done)
-        if stop is not None and stop(done):
+        if ended:
             break
         if state_dir is not None and done % save_every == 0 and done < schedule.steps:
             _save(model, optimizer, parameters, state_dir, done, before + time.monotonic() - start, rows)
@@ -153,7 +147,13 @@ def train(
 
 
 def _save(
-    model: nn.Module, optimizer: Any, parameters: list[nn.Parameter], state_dir: Path, step: int, seconds: float, rows: list
+    model: nn.Module,
+    optimizer: Any,
+    parameters: list[nn.Parameter],
+    state_dir: Path,
+    step: int,
+    seconds: float,
+    rows: list,
 ) -> None:
     tensors = {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
     for index, parameter in enumerate(parameters):
@@ -169,7 +169,11 @@ def _restore(
     model: nn.Module, optimizer: Any, parameters: list[nn.Parameter], state_dir: Path
 ) -> tuple[int, float, list[dict[str, Any]]]:
     tensors, meta = load_checkpoint(state_dir)
-    state = {k[len("model.") :]: torch.from_numpy(np.array(v)) for k, v in tensors.items() if k.startswith("model.")}
+    state = {
+        k[len("model.") :]: torch.from_numpy(np.array(v))
+        for k, v in tensors.items()
+        if k.startswith("model.")
+    }
     model.load_state_dict(state)
     for index, parameter in enumerate(parameters):
         if f"optimizer.{index}.exp_avg" in tensors:
@@ -187,6 +191,8 @@ def _restore(
 
 def condition_of(batch: Batch, device: torch.device | str = "cpu") -> Condition:
     """The generator's inputs of a batch, as tensors."""
+    from inversescope.generator.inversescope import Condition
+
     return Condition(
         z={label: torch.from_numpy(z).to(device) for label, z in batch.z.items()},
         scalars=None if batch.scalars is None else torch.from_numpy(batch.scalars).to(device),

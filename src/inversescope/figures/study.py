@@ -178,7 +178,6 @@ def plot_ablations(ablations: pd.DataFrame, out: Path) -> list[Path]:
         "fcr_error_weighted",
         "ci_low",
         "ci_high",
-        "train_seconds",
     ]
     data = as_written(rows[keep])
     variants = list(dict.fromkeys(data["variant"]))

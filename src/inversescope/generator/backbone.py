@@ -90,13 +90,17 @@ class Backbone(nn.Module):
         self.lm_head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=std if "c_proj" not in name else std / (2 * shape.n_layers) ** 0.5)
+                nn.init.normal_(
+                    parameter, std=std if "c_proj" not in name else std / (2 * shape.n_layers) ** 0.5
+                )
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
         if shape.tied_embeddings:
             self.lm_head.weight = self.wte.weight
 
-    def forward(self, tokens: Tensor, control: Control | None = None, readout: Readout | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, control: Control | None = None, readout: Readout | None = None
+    ) -> Tensor:
         """Logits (B, T, V) of the next token at each position of tokens (B, T)."""
         h = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for layer, block in enumerate(self.h):
@@ -202,6 +206,8 @@ def to_hf(backbone: Backbone) -> nn.Module:
             for part in ("weight", "bias"):
                 value = ours[f"h.{layer}.{name}.{part}"]
                 transposed = part == "weight" and not name.startswith("ln")
-                new[f"transformer.h.{layer}.{theirs}.{part}"] = (value.T if transposed else value).contiguous()
+                new[f"transformer.h.{layer}.{theirs}.{part}"] = (
+                    value.T if transposed else value
+                ).contiguous()
     model.load_state_dict(new, strict=False)
     return model

@@ -76,8 +76,10 @@ class Folded:
 
     def rows(self, index: Tensor) -> Folded:
         """The same for a selection of activations."""
-        parts = ([layer[index] for layer in group] for group in (self.keys, self.offsets, self.values))
-        return Folded(*parts, self.latent[index])
+        keys, offsets, values = (
+            [layer[index] for layer in g] for g in (self.keys, self.offsets, self.values)
+        )
+        return Folded(keys, offsets, values, self.latent[index])
 
 
 class ControlLayer(nn.Module):
@@ -180,7 +182,9 @@ class InverseScope(nn.Module):
         for label, z in condition.z.items():
             if _key(label) not in self.site_maps:
                 known = ", ".join(self.shape.sites)
-                raise InputError(f"site {label} is unknown to this generator", f"train it on that site; it knows {known}")
+                raise InputError(
+                    f"site {label} is unknown to this generator", f"train it on that site; it knows {known}"
+                )
             if self.shape.see_norm:
                 z = z / self.shape.scales[label] * z.shape[-1] ** 0.5
             else:
@@ -200,8 +204,14 @@ class InverseScope(nn.Module):
     def fold(self, condition: Condition) -> Folded:
         """Fold all control layers for B activations."""
         c = self.encode(condition)
-        layers = [layer.fold(c) for layer in self.control]
-        return Folded(*(list(part) for part in zip(*layers, strict=True)), c)
+        keys, offsets, values = [], [], []
+        for module in self.control:
+            assert isinstance(module, ControlLayer)
+            k, o, v = module.fold(c)
+            keys.append(k)
+            offsets.append(o)
+            values.append(v)
+        return Folded(keys, offsets, values, c)
 
     def controller(self, folded: Folded) -> Control:
         """The function that the backbone calls after each attention; rows may be (B, T, D) or (B * draws, 1, D)."""
@@ -209,7 +219,9 @@ class InverseScope(nn.Module):
         def control(layer: int, h: Tensor) -> Tensor:
             keys = folded.keys[layer]
             rows = h.reshape(keys.shape[0], -1, h.shape[-1])
-            return self.control[layer](rows, keys, folded.offsets[layer], folded.values[layer]).reshape(h.shape)
+            return self.control[layer](rows, keys, folded.offsets[layer], folded.values[layer]).reshape(
+                h.shape
+            )
 
         return control
 
@@ -234,9 +246,13 @@ class InverseScope(nn.Module):
             counts: (B, T, V) cached neighbours that share the prefix and go on with each token; needed if the generator was made
                 with `neighbour_logits`.
         """
-        return F.log_softmax(self.backbone(tokens, self.controller(folded), self.readout(folded, counts)), dim=-1)
+        return F.log_softmax(
+            self.backbone(tokens, self.controller(folded), self.readout(folded, counts)), dim=-1
+        )
 
-    def log_prob(self, tokens: Tensor, lengths: Tensor, folded: Folded, counts: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self, tokens: Tensor, lengths: Tensor, folded: Folded, counts: Tensor | None = None
+    ) -> Tensor:
         """log q(x | z) (B,) of sequences (B, T) that hold start token, text and end token, `lengths` tokens in all."""
         logp = self.log_probabilities(tokens[:, :-1], folded, counts).gather(-1, tokens[:, 1:, None])[..., 0]
         inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]

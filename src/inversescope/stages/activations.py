@@ -9,6 +9,7 @@ import numpy as np
 
 from inversescope import __version__
 from inversescope.errors import InputError
+from inversescope.progress import Progress
 from inversescope.stages.common import Context, echo, need
 from inversescope.store import file_hash, read_activations, write_activations
 
@@ -18,12 +19,11 @@ SHARD = 65_536  # prompts a shard: what a killed run repeats at most
 def extract_activations(context: Context, split: str) -> None:
     """Write data/{task}/{model}/activations/{split}/{site}.safetensors for every site of the experiment.
 
-    Works shard by shard and keeps finished shards, so that a killed run goes on where it was; per-site files are put together at the
-    end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split.
+    Works shard by shard and keeps finished shards, so that a killed run goes on where it was; per-site files are put together
+    at the end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split.
     """
     from inversescope.capture import capture
     from inversescope.models import encode, load_target
-    from inversescope.training import Progress
 
     prompts = context.prompts(split, columns=["text"])
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
@@ -31,7 +31,9 @@ def extract_activations(context: Context, split: str) -> None:
     size = len(prompts)
     numbers = sum(target.site_dim(site) for site in sites)
     prompt_hash = file_hash(context.prompts_path(split))
-    echo(f"extract_activations: {size} prompts, {len(sites)} sites, {4 * size * numbers / 2**20:.0f} MiB to write")
+    echo(
+        f"extract_activations: {size} prompts, {len(sites)} sites, {4 * size * numbers / 2**20:.0f} MiB to write"
+    )
     folder = context.data / "activations" / split
     shards = folder / "shards"
     progress = Progress(f"extract_activations {split}", size, echo)
@@ -55,7 +57,9 @@ def extract_activations(context: Context, split: str) -> None:
         progress(min(low + SHARD, size))
     for site in sites:
         parts = [read_activations(shards / f"{low:09d}" / f"{site.label}.safetensors")[0] for low in starts]
-        write_activations(context.activations_path(split, site.label), np.concatenate(parts), {**meta, "site": str(site)})
+        write_activations(
+            context.activations_path(split, site.label), np.concatenate(parts), {**meta, "site": str(site)}
+        )
     shutil.rmtree(shards)
 
 

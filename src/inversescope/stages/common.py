@@ -34,7 +34,10 @@ def need(path: Path, rule: str) -> Path:
 
 def stream(*parts: int | str) -> np.random.Generator:
     """A random stream of its own for (seed, stage, site, ...): numbers and names."""
-    keys = [p if isinstance(p, int) else int.from_bytes(hashlib.sha256(p.encode()).digest()[:4], "little") for p in parts]
+    keys = [
+        p if isinstance(p, int) else int.from_bytes(hashlib.sha256(p.encode()).digest()[:4], "little")
+        for p in parts
+    ]
     return np.random.default_rng(keys)
 
 
@@ -128,7 +131,9 @@ class Context:
         if model.source == "trained":
             shapes = [c.shape for c in model.candidates.values()]
             if len({(s.n_layers, s.n_heads) for s in shapes}) > 1:
-                raise InputError(f"candidates of {self.model_name} differ in layers or heads", "give them one shape")
+                raise InputError(
+                    f"candidates of {self.model_name} differ in layers or heads", "give them one shape"
+                )
             return shapes[0].n_layers, shapes[0].n_heads
         if model.n_layers is not None and model.n_heads is not None:
             return model.n_layers, model.n_heads

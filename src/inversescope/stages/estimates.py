@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -38,7 +39,7 @@ REFUSAL_COLUMNS = (
 ).split()
 
 
-def compute_exact(context: Context, label: str) -> None:
+def compute_exact(context: Context, site: str) -> None:
     """Weigh the reference prompts by the kernel at one site: exact values of every target, bandwidth and feature.
 
     Writes results/.../exact/{site}.parquet: target_id, epsilon, n_ball, log_size (nats, of the preimage in prompts of the
@@ -48,14 +49,22 @@ def compute_exact(context: Context, label: str) -> None:
     epsilons = _epsilons(context)
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
-    queries = prepare(np.array(context.activations("test", label)), kernel.distance)
-    z = context.activations("reference", label)
+    queries = prepare(np.array(context.activations("test", site)), kernel.distance)
+    z = context.activations("reference", site)
     values = exact_reference(
-        queries, z, task.features_of(test), task.features_of(reference), epsilons, kernel.distance, kernel.kind
+        queries,
+        z,
+        task.features_of(test),
+        task.features_of(reference),
+        epsilons,
+        kernel.distance,
+        kernel.kind,
     )
     rows = []
     for e, epsilon in enumerate(epsilons):
-        frame = pd.DataFrame({"target_id": np.arange(len(test)), "epsilon": epsilon, "n_ball": values.count[:, e]})
+        frame = pd.DataFrame(
+            {"target_id": np.arange(len(test)), "epsilon": epsilon, "n_ball": values.count[:, e]}
+        )
         with np.errstate(divide="ignore"):
             frame["log_size"] = np.log(values.mass[:, e] / len(reference)) + math.log(task.size)
         # The entropy of the posterior over prompts of the prior; draws stand for more than themselves.
@@ -63,13 +72,17 @@ def compute_exact(context: Context, label: str) -> None:
         for name, match in values.match.items():
             frame[f"fcr_{name}"] = match[:, e]
         rows.append(frame)
-    write_table(pd.concat(rows, ignore_index=True), context.results / "exact" / f"{label}.parquet")
-    echo(f"compute_exact {label}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths")
+    write_table(pd.concat(rows, ignore_index=True), context.results / "exact" / f"{site}.parquet")
+    echo(
+        f"compute_exact {site}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths"
+    )
 
 
 def _epsilons(context: Context) -> list[float]:
     config = context.config
-    used = {e for name in [*config.studied_variants, *config.study_variants] for e in config.epsilons_of(name)}
+    used = {
+        e for name in [*config.studied_variants, *config.study_variants] for e in config.epsilons_of(name)
+    }
     return sorted({*config.kernel.epsilons, config.kernel.epsilon, *used})
 
 
@@ -118,7 +131,9 @@ class _Site:
             }
         )
 
-    def cached(self, target: int, epsilon: float, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def cached(
+        self, target: int, epsilon: float, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows and distances of a target's neighbours among the cached prompts, or the allowed ones of them (N,) bool."""
         part = slice(self.near.start[target], self.near.start[target + 1])
         rows, d = self.near.rows[part], self.near.distance[part]
@@ -150,35 +165,35 @@ def _load_site(context: Context, label: str) -> _Site:
     )
 
 
-def estimate_fcr(context: Context, generator: str, variants: Sequence[str], label: str, out: str = "") -> None:
+def estimate_fcr(context: Context, generator: str, variants: Sequence[str], site: str, out: str = "") -> None:
     """Turn raw candidates into rates at one site: all estimators, controls, refusal, coverage, with intervals.
 
     Writes results/.../cells/{site}.parquet, fcr/{site}.csv, refusal/{site}.csv and coverage/{site}.csv. With `out` the files go to
     results/.../{out}/ and only this generator's rows are written (the study's variants, one at a time).
     """
     base = context.results / out if out else context.results
-    site = _load_site(context, label)
+    here = _load_site(context, site)
     epsilons = _epsilons(context)
     if not out:
-        _untrained(site, epsilons)
+        _untrained(here, epsilons)
     refusals: list[dict[str, object]] = []
     for variant in variants:
         meta = read_json(need(context.generator_dir(generator, variant) / "meta.json", "train_generator"))
-        if label in meta["shape"]["sites"]:
-            refusals += _variant(site, generator, variant)
-    cells = pd.DataFrame(site.cells)
-    for feature in site.features:
-        truth = site.exact[f"fcr_{feature}"]
+        if site in meta["shape"]["sites"]:
+            refusals += _variant(here, generator, variant)
+    cells = pd.DataFrame(here.cells)
+    for feature in here.features:
+        truth = here.exact[f"fcr_{feature}"]
         rows = cells["feature"] == feature
         index = pd.MultiIndex.from_frame(cells.loc[rows, ["epsilon", "target_id"]])
         cells.loc[rows, "exact"] = truth.reindex(index).to_numpy()
-    write_table(cells, base / "cells" / f"{label}.parquet")
-    rates = _summarise(site, cells)
-    write_table(rates, base / "fcr" / f"{label}.csv")
-    write_table(_finish_refusals(site, refusals, rates), base / "refusal" / f"{label}.csv")
+    write_table(cells, base / "cells" / f"{site}.parquet")
+    rates = _summarise(here, cells)
+    write_table(rates, base / "fcr" / f"{site}.csv")
+    write_table(_finish_refusals(here, refusals, rates), base / "refusal" / f"{site}.csv")
     if not out:
-        write_table(_coverage(site, epsilons), base / "coverage" / f"{label}.csv")
-    echo(f"estimate_fcr {label}: {len(cells)} cells, {len(rates)} rates")
+        write_table(_coverage(here, epsilons), base / "coverage" / f"{site}.csv")
+    echo(f"estimate_fcr {site}: {len(cells)} cells, {len(rates)} rates")
 
 
 def _untrained(site: _Site, epsilons: list[float]) -> None:
@@ -202,7 +217,9 @@ def _untrained(site: _Site, epsilons: list[float]) -> None:
             for epsilon in epsilons:
                 row = site.exact.loc[(epsilon, target)]
                 mass = float(row["n_ball"])
-                site.add(feature, target, epsilon, "exact", Estimate(float(row[f"fcr_{feature}"]), int(mass), mass))
+                site.add(
+                    feature, target, epsilon, "exact", Estimate(float(row[f"fcr_{feature}"]), int(mass), mass)
+                )
                 site.add(feature, target, epsilon, "prior", prior)
                 rows, d = site.cached(target, epsilon)
                 weight = kernel_values(d, epsilon, kernel.kind)
@@ -216,7 +233,13 @@ def _untrained(site: _Site, epsilons: list[float]) -> None:
             grouped = pd.Series(match.astype(float)).groupby(chain["target_id"].to_numpy())
             for target, value in grouped.mean().items():
                 n = int(grouped.size()[target])
-                site.add(feature, int(target), context.config.kernel.epsilon, "mcmc", Estimate(float(value), n, float(n)))
+                site.add(
+                    feature,
+                    int(target),
+                    context.config.kernel.epsilon,
+                    "mcmc",
+                    Estimate(float(value), n, float(n)),
+                )
 
 
 def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object]]:
@@ -229,7 +252,9 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
     kernel, task = context.config.kernel, context.task
     path = need(context.samples_path(generator, variant, site.site.label), "sample_prompts")
     samples = read_table(path)
-    log_q_rows = read_table(need(context.cache_logq_path(generator, variant, site.site.label), "sample_prompts"))
+    log_q_rows = read_table(
+        need(context.cache_logq_path(generator, variant, site.site.label), "sample_prompts")
+    )
     cached_log_q = {
         (float(e), int(t)): (g["row"].to_numpy(), g["logq"].to_numpy())
         for (e, t), g in log_q_rows.groupby(["epsilon", "target_id"])
@@ -242,14 +267,23 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
     for (epsilon, decoding), block in samples.groupby(["epsilon", "decoding"], sort=True):
         if decoding == "noised":
             continue
-        names = {"generator": generator, "variant": variant, "decoding": str(decoding), "cache_size": cache_size}
+        names: dict[str, Any] = {
+            "generator": generator,
+            "variant": variant,
+            "decoding": str(decoding),
+            "cache_size": cache_size,
+        }
         per_target = {int(t): g for t, g in block.groupby("target_id")}
         for target in range(len(site.test)):
             group = per_target[target]
             index = group["prompt_id"].to_numpy().astype(np.int64)
             parsed, accepted = group["parsed"].to_numpy(bool), group["accepted"].to_numpy(bool)
             log_q = group["logq"].to_numpy(float)
-            k = np.where(accepted, kernel_values(group["distance"].fillna(np.inf).to_numpy(float), epsilon, kernel.kind), 0.0)
+            k = np.where(
+                accepted,
+                kernel_values(group["distance"].fillna(np.inf).to_numpy(float), epsilon, kernel.kind),
+                0.0,
+            )
             outcome = refusal(parsed, accepted, log_q, index == site.test[target])
             truth = site.exact.loc[(epsilon, target)]
             refusals.append(
@@ -281,21 +315,32 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
             for feature in site.features:
                 own = site.labels[feature][target]
                 match = (labels[feature] == own).astype(float)
-                uniform = weighted_match(match, k)
+                # Candidates follow P(x; z), kernel and all: a plain mean over the accepted ones (equation 1).
+                plain = accepted.astype(float)
+                uniform = weighted_match(match, plain)
                 site.add(feature, target, epsilon, "generated", uniform, **names)
                 site.add(feature, target, epsilon, "reweighted", reweighted(match, k, priors, log_q), **names)
                 other = (labels[feature] == site.labels[feature][shuffle[target]]).astype(float)
-                site.add(feature, int(shuffle[target]), epsilon, "shuffled", weighted_match(other, k), **names)
+                site.add(
+                    feature, int(shuffle[target]), epsilon, "shuffled", weighted_match(other, plain), **names
+                )
                 if decoding == "plain":
                     draws = GeneratorDraws(match, k, priors, density, log_q)
                     cached_match = (site.train_labels[feature][rows] == own).astype(float)
                     constant = np.full(len(rows), log_prior)
                     cached = CacheDraws(
-                        cached_match, cached_k, constant, np.full(len(rows), log_density), cached_q, cache_size
+                        cached_match,
+                        cached_k,
+                        constant,
+                        np.full(len(rows), log_density),
+                        cached_q,
+                        cache_size,
                     )
                     site.add(feature, target, epsilon, "combined", combined(cached, draws), **names)
                     if cache_size != len(site.train):
-                        site.add(feature, target, epsilon, "cache", weighted_match(cached_match, cached_k), **names)
+                        site.add(
+                            feature, target, epsilon, "cache", weighted_match(cached_match, cached_k), **names
+                        )
     return refusals
 
 
@@ -360,7 +405,11 @@ def _identify(site: _Site, frame: pd.DataFrame) -> pd.DataFrame:
     context = site.context
     head = site.site.head if site.site.head is not None else ""
     return frame.assign(
-        task=context.task_name, model=context.model_name, site=site.site.label, layer=site.site.layer, head=head
+        task=context.task_name,
+        model=context.model_name,
+        site=site.site.label,
+        layer=site.site.layer,
+        head=head,
     )
 
 
@@ -375,11 +424,23 @@ def _finish_refusals(site: _Site, rows: list[dict[str, object]], rates: pd.DataF
     for key, group in frame.groupby(keys, sort=True):
         names = dict(zip(keys, key, strict=True))
         values = group.sort_values("target_id")["refusal_rate"].to_numpy()[None]
-        _, low, high = bootstrap_means(values, settings.bootstrap, settings.confidence, site.context.config.seed)
+        _, low, high = bootstrap_means(
+            values, settings.bootstrap, settings.confidence, site.context.config.seed
+        )
         same = rates[(rates["estimator"] == "generated") & rates["feature"].isin(settings.features)]
         for name, value in names.items():
             same = same[same[name] == value]
-        means = group[["refusal_rate", "parse_refusal", "distance_refusal", "entropy_gap", "copies", "bits", "bits_generated"]].mean()
+        means = group[
+            [
+                "refusal_rate",
+                "parse_refusal",
+                "distance_refusal",
+                "entropy_gap",
+                "copies",
+                "bits",
+                "bits_generated",
+            ]
+        ].mean()
         result.append(
             {
                 **names,
@@ -412,7 +473,9 @@ def collect_tables(context: Context, generator: str) -> None:
     """
     labels = [site.label for site in context.sites()]
     for name in ("fcr", "refusal", "coverage"):
-        parts = [read_table(need(context.results / name / f"{label}.csv", "estimate_fcr")) for label in labels]
+        parts = [
+            read_table(need(context.results / name / f"{label}.csv", "estimate_fcr")) for label in labels
+        ]
         write_table(pd.concat(parts, ignore_index=True), context.results / f"{name}.csv")
     write_timings(context, generator, context.config.studied_variants, context.results / "timings.csv")
     echo(f"collect_tables: {len(labels)} sites")

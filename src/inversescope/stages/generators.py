@@ -95,11 +95,11 @@ class ExactPrior:
 def _completions(grammar: Grammar) -> np.ndarray:
     """Number of texts that can follow each state; the automaton has no cycles."""
     table = grammar.table
-    final = ~(table >= 0).any(1)
-    count = final.astype(np.float64)
+    final = ~(table >= 0).any(axis=1)
+    count: np.ndarray = np.where(final, 1.0, 0.0)
     for _ in range(10_000):
-        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(1)
-        new = np.where(final, 1.0, following)
+        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(axis=1)
+        new: np.ndarray = np.where(final, 1.0, following)
         if np.array_equal(new, count):
             return count
         count = new
@@ -119,6 +119,12 @@ def train_backbone(context: Context) -> None:
     tokenizer = backbone_tokenizer(context)
     check_single_tokens(tokenizer, task.single_token_words())
     backbone = _initial_backbone(context, tokenizer)
+    needed = _longest(context, tokenizer) + 2
+    if backbone.shape.n_positions < needed:
+        raise InputError(
+            f"the backbone has {backbone.shape.n_positions} positions, but prompts take up to {needed}",
+            "raise backbone.shape.n_positions",
+        )
     end = int(tokenizer.eos_token_id)
     vocabulary = backbone.shape.vocab_size
     names = torch.zeros(vocabulary, dtype=torch.bool)
@@ -155,7 +161,14 @@ def train_backbone(context: Context) -> None:
     log = train(
         backbone,
         loss,
-        Schedule(steps, settings.learning_rate, settings.weight_decay, (0.9, 0.98), settings.warmup, settings.schedule),
+        Schedule(
+            steps,
+            settings.learning_rate,
+            settings.weight_decay,
+            (0.9, 0.98),
+            settings.warmup,
+            settings.schedule,
+        ),
         name="train_backbone",
         tokens_per_step=settings.batch_size * 17,
         log_path=log_path,
@@ -191,6 +204,15 @@ def train_backbone(context: Context) -> None:
     shutil.rmtree(state, ignore_errors=True)
 
 
+def _longest(context: Context, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Tokens of the longest prompt."""
+    size = context.task.size
+    index = np.arange(
+        0, size, 997 if size > 100_000 else 1
+    )  # in a small prior few prompts may be the longest
+    return max(len(ids) for ids in encode(tokenizer, context.task.texts(index)))
+
+
 def _repeats_a_name(text: str, names: set[str]) -> bool:
     """Whether the second name of a text is the first one again."""
     words = [w for w in text.replace(",", " ").replace(".", " ").split() if w in names]
@@ -205,8 +227,10 @@ def _numpy_state(module: torch.nn.Module) -> dict[str, np.ndarray]:
 def _unconditional(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, context: Context) -> list[str]:
     """Texts that the backbone writes without any activation."""
     end = int(tokenizer.eos_token_id)
-    length = max(len(ids) for ids in encode(tokenizer, context.task.texts(np.arange(0, context.task.size, 997)))) + 2
-    uniforms = stream_uniforms(context.config.seed, "train_backbone", np.array([0]), np.arange(GATE_SAMPLES), length)[0]
+    length = _longest(context, tokenizer) + 2
+    uniforms = stream_uniforms(
+        context.config.seed, "train_backbone", np.array([0]), np.arange(GATE_SAMPLES), length
+    )[0]
     cache = backbone.new_cache(GATE_SAMPLES, length + 1)
     token = torch.full((GATE_SAMPLES,), end)
     rows = np.full((GATE_SAMPLES, length), end, np.int64)
@@ -249,7 +273,11 @@ def cached_prompts(context: Context, tokenizer: PreTrainedTokenizerFast, rows: n
 
 
 def _pair_source(
-    context: Context, variant: VariantConfig, activations: dict[str, np.ndarray], prompts: Prompts, width: dict[str, int]
+    context: Context,
+    variant: VariantConfig,
+    activations: dict[str, np.ndarray],
+    prompts: Prompts,
+    width: dict[str, int],
 ) -> PairSource:
     kernel, seed = context.config.kernel, context.config.seed + variant.seed
     task = context.task
@@ -285,75 +313,86 @@ def _pair_source(
     )
 
 
-def train_generator(context: Context, generator: str, variant_name: str) -> None:
+def train_generator(context: Context, generator: str, variant: str) -> None:
     """Train control layers and site maps of one variant (paper, 3.2, Appendices B and C; ours: kernel pairs).
 
     Writes the checkpoint with every snapshot that the variant asks for, and the log with the loss beside its Bayes floor.
     """
-    variant = context.config.variant(variant_name)
+    settings = context.config.variant(variant)
     if generator != "inversescope":
         raise InputError(f"unknown generator {generator!r}", "choose inversescope")
     backbone, backbone_meta = load_backbone(context)
     tokenizer = backbone_tokenizer(context)
     if tokenizer_hash(tokenizer) != backbone_meta["tokenizer_hash"]:
         raise InputError(f"{context.backbone_dir} was trained with another tokenizer", "rerun train_backbone")
-    sites = context.variant_sites(variant_name)
-    rows = context.cache_rows(variant)
+    sites = context.variant_sites(variant)
+    rows = context.cache_rows(settings)
     activations = {s.label: np.ascontiguousarray(context.activations("train", s.label)[rows]) for s in sites}
     prompts = cached_prompts(context, tokenizer, rows)
     target_width = residual_width(context)
     width = {
-        label: max(z.shape[1], target_width) if variant.pairs == "noise" and variant.noise_space == "model" else z.shape[1]
+        label: max(z.shape[1], target_width)
+        if settings.pairs == "noise" and settings.noise_space == "model"
+        else z.shape[1]
         for label, z in activations.items()
     }
     shape = GeneratorShape(
         backbone=backbone.shape,
         sites=width,
-        scales={label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean())) for label, z in activations.items()},
-        n_heads=variant.n_heads,
-        d_head=variant.d_head,
-        d_condition=variant.d_condition or target_width,
-        site_map_blocks=variant.site_map_blocks,
-        see_norm=variant.see_norm,
-        eps_input=variant.eps_input or variant.mean_embedding,
-        d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
-        neighbour_logits=variant.neighbour_logits,
+        scales={
+            label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean()))
+            for label, z in activations.items()
+        },
+        n_heads=settings.n_heads,
+        d_head=settings.d_head,
+        d_condition=settings.d_condition or target_width,
+        site_map_blocks=settings.site_map_blocks,
+        see_norm=settings.see_norm,
+        eps_input=settings.eps_input or settings.mean_embedding,
+        d_embedding=len(prompts.prior) if settings.mean_embedding else 0,
+        neighbour_logits=settings.neighbour_logits,
     )
-    torch.manual_seed(context.config.seed + variant.seed)
+    torch.manual_seed(context.config.seed + settings.seed)
     model = InverseScope(shape)
     model.backbone.load_state_dict(backbone.state_dict())
-    model.backbone.requires_grad_(not variant.freeze_backbone)
-    source = _pair_source(context, variant, activations, prompts, width)
-    steps = context.config.scaled(variant.steps)
+    model.backbone.requires_grad_(not settings.freeze_backbone)
+    source = _pair_source(context, settings, activations, prompts, width)
+    steps = context.config.scaled(settings.steps)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         batch = source.batch(step)
         return conditional_loss(model, batch), {"bayes_floor": batch.floor}
 
-    state = context.data / "state" / generator / variant_name
+    state = context.data / "state" / generator / variant
     log = train(
         model,
         loss,
         Schedule(
-            steps, variant.learning_rate, variant.weight_decay, variant.betas, variant.warmup, variant.schedule, variant.clip
+            steps,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.betas,
+            settings.warmup,
+            settings.schedule,
+            settings.clip,
         ),
-        name=f"train_generator {variant_name}",
-        tokens_per_step=int(len(sites) * variant.per_site * float(prompts.lengths.mean())),
-        log_path=context.training_log(generator, variant_name),
+        name=f"train_generator {variant}",
+        tokens_per_step=int(len(sites) * settings.per_site * float(prompts.lengths.mean())),
+        log_path=context.training_log(generator, variant),
         state_dir=state,
         echo=echo,
     )
     meta = {
         "shape": shape.to_dict(),
         "tokenizer_hash": tokenizer_hash(tokenizer),
-        "variant": variant.model_dump(mode="json"),
+        "variant": settings.model_dump(mode="json"),
         "steps": steps,
         "cache_size": len(rows),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "package_version": __version__,
         "train_seconds": float(log["seconds"].iloc[-1]),
     }
-    save_checkpoint(context.generator_dir(generator, variant_name), _numpy_state(model), meta)
+    save_checkpoint(context.generator_dir(generator, variant), _numpy_state(model), meta)
     shutil.rmtree(state, ignore_errors=True)
 
 
@@ -362,7 +401,9 @@ def residual_width(context: Context) -> int:
     return int(read_json(need(context.target_dir / "target.json", "select_target / fetch_target"))["d_model"])
 
 
-def load_generator(context: Context, generator: str, variant_name: str) -> tuple[InverseScope, dict[str, Any]]:
+def load_generator(
+    context: Context, generator: str, variant_name: str
+) -> tuple[InverseScope, dict[str, Any]]:
     """A trained generator and its description, in evaluation mode."""
     directory = context.generator_dir(generator, variant_name)
     tensors, meta = load_checkpoint(need(directory / "meta.json", "train_generator").parent)

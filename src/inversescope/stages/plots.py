@@ -191,6 +191,7 @@ def plot_study(root: Path, config: Config, task: str, model: str) -> None:
     study, ablations = (_read(context, name, "collect_study") for name in ("study.csv", "ablations.csv"))
     epsilon = config.kernel.epsilon
     figures.plot_misleads(study, figure_path(root, task, model, "misleads"), epsilon)
+    ablations = ablations[ablations["epsilon"] == config.kernel.epsilon]
     figures.plot_ablations(ablations, figure_path(root, task, model, "ablations"))
     claim = misleading_claim(study, epsilon, config.fcr.confidence)
     write_table(claim, table_path(root, task, model, "misleads").with_suffix(".csv"))

@@ -28,6 +28,7 @@ from inversescope.sites import Site
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.stages.generators import backbone_tokenizer, cached_prompts, decode_texts, load_generator
 from inversescope.store import write_json, write_table
+from inversescope.tasks.base import Grammar
 
 DENSE = 256  # targets with more cached neighbours are dense: `combined` needs no log q of them
 
@@ -46,8 +47,12 @@ class Recomputer:
         new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
         if new.size:
             texts = self.context.task.texts(new)
-            captured = capture(self.target, encode(self.target.tokenizer, texts), [self.site])[self.site.label]
-            self.known.update(zip(new.tolist(), range(len(self.rows), len(self.rows) + len(new)), strict=True))
+            captured = capture(self.target, encode(self.target.tokenizer, texts), [self.site])[
+                self.site.label
+            ]
+            self.known.update(
+                zip(new.tolist(), range(len(self.rows), len(self.rows) + len(new)), strict=True)
+            )
             self.rows = np.concatenate([self.rows, captured])
         return self.rows[[self.known[i] for i in index.tolist()]]
 
@@ -60,7 +65,7 @@ class Recomputer:
         return result
 
 
-def sample_prompts(context: Context, generator: str, variants: Sequence[str], labels: Sequence[str]) -> None:
+def sample_prompts(context: Context, generator: str, variants: Sequence[str], sites: Sequence[str]) -> None:
     """Draw candidates for every target at each site from each variant, re-compute their activations, decide acceptance.
 
     Writes, a variant and site: results/.../samples/{generator}/{variant}/{site}.parquet (raw candidates, nothing dropped) and
@@ -78,7 +83,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], la
         if rows.tobytes() not in prompts_of:
             prompts_of[rows.tobytes()] = cached_prompts(context, tokenizer, rows)
     end = int(tokenizer.eos_token_id)
-    for label in labels:
+    for label in sites:
         site = context.site(label)
         z = np.array(context.activations("test", label))
         z_train = context.activations("train", label)
@@ -92,7 +97,9 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], la
             if key not in caches:
                 caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance)
             start = time.monotonic()
-            run = _Run(context, name, model, site, z, caches[key], prompts_of[key], rows, recomputer, tokenizer, end)
+            run = _Run(
+                context, name, model, site, z, caches[key], prompts_of[key], rows, recomputer, tokenizer, end
+            )
             frames, log_qs = [], []
             for epsilon in context.config.epsilons_of(name):
                 for decoding in context.config.decodings_of(name, epsilon, site.head is not None):
@@ -102,9 +109,14 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], la
             write_table(frame, context.samples_path(generator, name, label))
             write_table(pd.concat(log_qs, ignore_index=True), context.cache_logq_path(generator, name, label))
             seconds = time.monotonic() - start
-            write_json({"sample_seconds": round(seconds, 2)}, context.samples_path(generator, name, label).with_suffix(".json"))
+            write_json(
+                {"sample_seconds": round(seconds, 2)},
+                context.samples_path(generator, name, label).with_suffix(".json"),
+            )
             rate = 1.0 - frame.loc[frame["decoding"] == "plain", "accepted"].mean()
-            echo(f"sample_prompts {name} {label}: {len(frame)} candidates, refusal {rate:.3f}, {seconds:.1f} s")
+            echo(
+                f"sample_prompts {name} {label}: {len(frame)} candidates, refusal {rate:.3f}, {seconds:.1f} s"
+            )
 
 
 class _Run:
@@ -127,25 +139,30 @@ class _Run:
         self.context, self.name, self.model, self.site, self.z = context, name, model, site, z
         self.cache, self.prompts, self.cache_rows, self.recomputer = cache, prompts, cache_rows, recomputer
         self.tokenizer, self.end = tokenizer, end
-        self.grammar = None
+        self.grammar: Grammar | None = None
 
     def condition(self, epsilon: float, rows: np.ndarray, z: np.ndarray | None = None) -> Condition:
         queries = self.z[rows] if z is None else z
-        return make_condition(self.model, self.site.label, queries, epsilon, self.cache, self.prompts, self.z[rows])
+        kind = self.context.config.kernel.kind
+        return make_condition(
+            self.model, self.site.label, queries, epsilon, self.cache, self.prompts, self.z[rows], kind
+        )
 
     def neighbours(self, epsilon: float, rows: np.ndarray) -> Mixer | None:
         """What the generator attends to, if it attends to neighbours."""
         if not self.model.shape.neighbour_logits:
             return None
         vocabulary = self.model.shape.backbone.vocab_size
-        return make_mixer(self.cache, self.prompts, self.z[rows], epsilon, vocabulary, 1.0, SAMPLING_CONDITION)
+        radius = support_radius(epsilon, self.context.config.kernel.kind)
+        return make_mixer(self.cache, self.prompts, self.z[rows], radius, vocabulary, 1.0, SAMPLING_CONDITION)
 
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
         config = self.context.config
         sampling = config.sampling
         budget = config.scaled(sampling.max_candidates)
-        first = min(config.scaled(sampling.candidates), budget)
+        headline = epsilon == (config.variant(self.name).epsilon or config.kernel.epsilon)
+        first = min(config.scaled(sampling.candidates if headline else sampling.candidates_elsewhere), budget)
         if decoding == "noised":
             first = budget = config.scaled(config.figures.noised_draws)
         waiting = np.arange(len(self.z))
@@ -155,13 +172,17 @@ class _Run:
             count = first if done == 0 else min(first, budget - done)
             block = max(1, sampling.batch // count)
             for low in range(0, len(waiting), block):
-                frames.append(self._draw(epsilon, decoding, waiting[low : low + block], np.arange(done, done + count)))
+                frames.append(
+                    self._draw(epsilon, decoding, waiting[low : low + block], np.arange(done, done + count))
+                )
             done += count
             if not sampling.min_accepted:
                 break
             accepted = pd.concat(frames).groupby("target_id")["accepted"].sum()
             waiting = waiting[accepted.reindex(waiting).to_numpy() < sampling.min_accepted]
-        return pd.concat(frames, ignore_index=True).sort_values(["target_id", "draw"], kind="stable", ignore_index=True)
+        return pd.concat(frames, ignore_index=True).sort_values(
+            ["target_id", "draw"], kind="stable", ignore_index=True
+        )
 
     def _draw(self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
         config, task = self.context.config, self.context.task
@@ -172,14 +193,19 @@ class _Run:
         mixer = None
         if decoding == "mixed":
             vocabulary = self.model.shape.backbone.vocab_size
-            mixer = make_mixer(self.cache, self.prompts, self.z[rows], epsilon, vocabulary, sampling.mixing_alpha)
+            mixer = make_mixer(
+                self.cache, self.prompts, self.z[rows], epsilon, vocabulary, sampling.mixing_alpha
+            )
         if decoding == "masked" and self.grammar is None:
             self.grammar = task.grammar(self.tokenizer)  # type: ignore[arg-type]
         if decoding == "noised":
             # One condition a draw: the activation itself is moved (Figure 8).
-            rng = stream(config.seed, "noised", self.site.label, self.name, int(rows[0]), int(draws[0]))
-            wide = np.repeat(self.z[rows], len(draws), 0)
-            wide = perturb(wide, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01).astype(np.float32)
+            moved = []
+            for row in rows:
+                rng = stream(config.seed, "noised", self.site.label, self.name, int(row), int(draws[0]))
+                copies = np.repeat(self.z[[row]], len(draws), 0)
+                moved.append(perturb(copies, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01))
+            wide = np.concatenate(moved).astype(np.float32)
             condition = self.condition(epsilon, np.repeat(rows, len(draws)), wide)
             uniforms = uniforms.reshape(-1, 1, length)
         else:
@@ -192,9 +218,11 @@ class _Run:
             temperature=sampling.temperature,
             mixer=mixer,
             grammar=self.grammar if decoding == "masked" else None,
-            neighbours=self.neighbours(epsilon, np.repeat(rows, len(draws)) if decoding == "noised" else rows),
+            neighbours=self.neighbours(
+                epsilon, np.repeat(rows, len(draws)) if decoding == "noised" else rows
+            ),
         )
-        texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)  # type: ignore[arg-type]
+        texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)
         index = np.where(drawn.finished.ravel(), task.parse(texts), -1)
         owner = np.repeat(rows, len(draws))
         d = self.recomputer.distances(index, owner)
@@ -224,11 +252,19 @@ class _Run:
         sparse = near.counts[owner] <= DENSE
         owner, rows = owner[sparse], near.rows[sparse]
         condition = self.condition(epsilon, np.arange(len(self.z)))
-        values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024, self.neighbours(epsilon, np.arange(len(self.z))))
-        return pd.DataFrame({"target_id": owner.astype(np.int32), "row": self.cache_rows[rows], "logq": values, "epsilon": epsilon})
+        attended = self.neighbours(epsilon, np.arange(len(self.z)))
+        values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024, attended)
+        return pd.DataFrame(
+            {
+                "target_id": owner.astype(np.int32),
+                "row": self.cache_rows[rows],
+                "logq": values,
+                "epsilon": epsilon,
+            }
+        )
 
 
-def run_mcmc(context: Context, labels: Sequence[str]) -> None:
+def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     """Run one swap-move chain a target on the prior, from the target's own prompt, at the headline bandwidth.
 
     The honest competitor that needs no training: a stated number of target evaluations a chain. Writes
@@ -237,7 +273,7 @@ def run_mcmc(context: Context, labels: Sequence[str]) -> None:
     kernel, budget = context.config.kernel, context.config.fcr.mcmc_evaluations
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
     seeds = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
-    for label in labels:
+    for label in sites:
         z = np.array(context.activations("test", label))
         recomputer = Recomputer(context, target, context.site(label), z)
         rng = stream(context.config.seed, "run_mcmc", label)
@@ -251,7 +287,9 @@ def run_mcmc(context: Context, labels: Sequence[str]) -> None:
             # Moves are symmetric and the prior is uniform: Metropolis on the kernel alone.
             accept = rng.random(len(state)) * weight < new
             state, weight = np.where(accept, proposal, state), np.where(accept, new, weight)
-            rows.append(pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state, "accepted": accept}))
+            rows.append(
+                pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state, "accepted": accept})
+            )
         empty = pd.DataFrame({"target_id": [], "step": [], "prompt_id": [], "accepted": []}).astype(int)
         frame = pd.concat(rows, ignore_index=True) if rows else empty
         write_table(frame.assign(epsilon=kernel.epsilon), context.results / "mcmc" / f"{label}.parquet")

@@ -25,12 +25,15 @@ def collect_study(context: Context, generator: str) -> None:
     features = config.fcr.features
     folder = context.results / "study"
     labels = [s.label for s in context.sites() if _read_by_study(context, s.label)]
-    fcr = pd.concat([read_table(need(folder / "fcr" / f"{x}.csv", "estimate_study")) for x in labels], ignore_index=True)
+    fcr = pd.concat(
+        [read_table(need(folder / "fcr" / f"{x}.csv", "estimate_study")) for x in labels], ignore_index=True
+    )
     refusal = pd.concat([read_table(folder / "refusal" / f"{x}.csv") for x in labels], ignore_index=True)
     cells = pd.concat(
         [read_table(folder / "cells" / f"{x}.parquet").assign(site=x) for x in labels], ignore_index=True
     )
     cells = cells[cells["feature"].isin(features)]
+    cells["group"] = cells["site"].map({x: _group(context.site(x)) for x in labels})
     shortest = min(v.steps for v in map(config.variant, config.study_variants))
     rows, ablations = [], []
     for name in config.study_variants:
@@ -40,7 +43,9 @@ def collect_study(context: Context, generator: str) -> None:
         own = cells[(cells["variant"] == name) & (cells["decoding"] == "plain")]
         if variant.study == "dimension":
             for label, dim in meta["shape"]["sites"].items():
-                part = refused[(refused["site"] == label) & (refused["epsilon"] == config.kernel.epsilon)].iloc[0]
+                part = refused[
+                    (refused["site"] == label) & (refused["epsilon"] == config.kernel.epsilon)
+                ].iloc[0]
                 here = own[(own["site"] == label) & (own["epsilon"] == config.kernel.epsilon)]
                 rows.append(
                     {
@@ -62,15 +67,19 @@ def collect_study(context: Context, generator: str) -> None:
         if variant.study != "dimension" or (variant.seed == 0 and variant.steps == shortest):
             for epsilon in sorted(own["epsilon"].unique()):
                 for group in ("heads", "residual"):
-                    mine = own[(own["epsilon"] == epsilon) & own["site"].map(lambda x: _group(context.site(x)) == group)]
+                    mine = own[(own["epsilon"] == epsilon) & (own["group"] == group)]
                     if mine.empty:
                         continue
-                    part = refused[(refused["epsilon"] == epsilon) & refused["site"].isin(mine["site"].unique())]
+                    part = refused[
+                        (refused["epsilon"] == epsilon) & refused["site"].isin(mine["site"].unique())
+                    ]
                     ablations.append(_ablation(context, name, variant, group, epsilon, mine, part))
     write_table(pd.DataFrame(rows), context.results / "study.csv")
     write_table(pd.DataFrame(ablations), context.results / "ablations.csv")
     write_timings(context, generator, config.study_variants, context.results / "study_timings.csv")
-    echo(f"collect_study: {len(rows)} rows of the dimension study, {len(ablations)} of ablations; FCR rows {len(fcr)}")
+    echo(
+        f"collect_study: {len(rows)} rows of the dimension study, {len(ablations)} of ablations; FCR rows {len(fcr)}"
+    )
 
 
 def _read_by_study(context: Context, label: str) -> bool:
@@ -108,7 +117,13 @@ def _rmse(cells: pd.DataFrame, estimator: str) -> float:
 
 
 def _ablation(
-    context: Context, name: str, variant: VariantConfig, group: str, epsilon: float, cells: pd.DataFrame, refused: pd.DataFrame
+    context: Context,
+    name: str,
+    variant: VariantConfig,
+    group: str,
+    epsilon: float,
+    cells: pd.DataFrame,
+    refused: pd.DataFrame,
 ) -> dict[str, object]:
     """One row of ablations.csv."""
     settings = context.config.fcr
@@ -121,7 +136,7 @@ def _ablation(
     tail = (1.0 - settings.confidence) / 2.0
     near = cells[(cells["estimator"] == "cache") & cells["feature"].eq(settings.features[0])]
     return {
-        "variant": name,
+        "variant": variant.base if variant.study == "dimension" else name,
         "base": variant.base,
         "study": variant.study,
         "change": variant.change,

@@ -72,7 +72,9 @@ def train_target(context: Context, candidate: str) -> None:
             last = accuracy()
             if last >= settings.gate_accuracy and not reached:
                 reached.append(step)
-                echo(f"train_target {candidate}: gate {settings.gate_accuracy} passed at step {step} with {last:.3f}")
+                echo(
+                    f"train_target {candidate}: gate {settings.gate_accuracy} passed at step {step} with {last:.3f}"
+                )
         return bool(reached) and step >= reached[0] + settings.extra_steps
 
     def rate(step: int) -> float:
@@ -80,10 +82,22 @@ def train_target(context: Context, candidate: str) -> None:
         return settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * left
 
     schedule = Schedule(
-        settings.max_steps, settings.learning_rate, settings.weight_decay, (0.9, 0.98), settings.warmup, "constant"
+        settings.max_steps,
+        settings.learning_rate,
+        settings.weight_decay,
+        (0.9, 0.98),
+        settings.warmup,
+        "constant",
     )
     log = train(
-        model, loss, schedule, name=f"train_target {candidate}", tokens_per_step=settings.batch_size * 17, echo=echo, stop=stop, rate=rate
+        model,
+        loss,
+        schedule,
+        name=f"train_target {candidate}",
+        tokens_per_step=settings.batch_size * 17,
+        echo=echo,
+        stop=stop,
+        rate=rate,
     )
     final = accuracy()
     passed = final >= settings.gate_accuracy
@@ -117,7 +131,9 @@ def score_target(context: Context, candidate: str) -> None:
     directory = context.candidate_dir(candidate)
     target = load_target(need(directory / "target.json", "train_target").parent)
     task = context.task
-    index = task.sample(min(SCAN_POOL, task.split_size("train")), "train", stream(context.config.seed, "score_target"))
+    index = task.sample(
+        min(SCAN_POOL, task.split_size("train")), "train", stream(context.config.seed, "score_target")
+    )
     sites = expand_sites(["L*H*"], target.n_layers, target.n_heads)
     activations = capture(target, encode(target.tokenizer, task.texts(index)), sites)
     labels = {name: task.features_of(index)[name] for name in context.config.fcr.features}
@@ -126,7 +142,11 @@ def score_target(context: Context, candidate: str) -> None:
         cache = Cache(activations[site.label], kernel.distance)
         near = cache.search(cache.keys[:SCAN_TARGETS], kernel.epsilon)
         owner = np.repeat(np.arange(len(near.counts)), near.counts)
-        row: dict[str, object] = {"candidate": candidate, "site": site.label, "share": near.counts.mean() / cache.size}
+        row: dict[str, object] = {
+            "candidate": candidate,
+            "site": site.label,
+            "share": near.counts.mean() / cache.size,
+        }
         for name, label in labels.items():
             same = label[near.rows] == label[owner]
             row[f"fcr_{name}"] = float((np.bincount(owner, weights=same) / near.counts).mean())
@@ -153,7 +173,12 @@ def select_target(context: Context) -> None:
         directory = context.candidate_dir(name)
         about = read_json(need(directory / "target.json", "train_target"))
         score = read_table(need(directory / "score.csv", "score_target"))
-        row = {"candidate": name, "accuracy": about["accuracy"], "passed": about["passed"], "steps": about["steps"]}
+        row = {
+            "candidate": name,
+            "accuracy": about["accuracy"],
+            "passed": about["passed"],
+            "steps": about["steps"],
+        }
         for feature in features:
             best = score[f"fcr_{feature}"].idxmax()
             row[f"best_{feature}"] = float(score[f"fcr_{feature}"].max())
@@ -173,7 +198,10 @@ def select_target(context: Context) -> None:
     table["selected"] = table["candidate"] == winner
     chosen = load_target(context.candidate_dir(winner))
     about = read_json(context.candidate_dir(winner) / "target.json")
-    kept = {k: about[k] for k in ("candidate", "seed", "accuracy", "passed", "steps", "n_layers", "n_heads", "d_model")}
+    kept = {
+        k: about[k]
+        for k in ("candidate", "seed", "accuracy", "passed", "steps", "n_layers", "n_heads", "d_model")
+    }
     save_trained(context.target_dir, chosen.model, chosen.tokenizer, context.model_name, kept)
     write_table(table, context.results / "target_selection.csv")
     echo(f"select_target: {winner} of {len(table)} candidates")
@@ -209,5 +237,6 @@ def fetch_target(context: Context) -> None:
     check_single_tokens(target.tokenizer, context.task.single_token_words())
     (pending / "target.json").unlink()
     pending.rmdir()
-    write_json({**about, "n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}, context.target_dir / "target.json")
+    sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}
+    write_json({**about, **sizes}, context.target_dir / "target.json")
     echo(f"fetch_target: {context.model_name} from {config.source} {path}")

@@ -1,0 +1,25 @@
+"""Lines of progress for logs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+class Progress:
+    """Lines of progress for a log: at most one every `every` seconds."""
+
+    def __init__(
+        self, name: str, total: int, echo: Callable[[str], None] = print, every: float = 10.0
+    ) -> None:
+        self.name, self.total, self.echo, self.every = name, total, echo, every
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, done: int, note: str = "") -> None:
+        """Report `done` of `total`."""
+        now = time.monotonic()
+        if now - self.last < self.every and done < self.total:
+            return
+        self.last = now
+        left = (now - self.start) / max(done, 1) * (self.total - done)
+        self.echo(f"{self.name}: {done}/{self.total} ({now - self.start:.0f} s, {left:.0f} s to go) {note}")
