@@ -253,7 +253,9 @@ def test_zero_activation_and_unknown_names_are_refused() -> None:
 def test_kernels() -> None:
     d = np.array([0.0, 0.05, 0.1, 0.2, np.inf])
     np.testing.assert_array_equal(kernel_values(d, 0.1, "hard"), [1, 1, 0, 0, 0])
-    np.testing.assert_allclose(kernel_values(d, 0.1, "gaussian"), [1, math.exp(-0.25), math.exp(-1), math.exp(-4), 0])
+    np.testing.assert_allclose(
+        kernel_values(d, 0.1, "gaussian"), [1, math.exp(-0.25), math.exp(-1), math.exp(-4), 0]
+    )
     np.testing.assert_array_equal(kernel_values(d[:3], np.array([0.0, 0.1, 0.2])), [0, 1, 1])
     assert support_radius(0.2, "hard") == 0.2
     assert kernel_values(np.array([support_radius(0.2, "gaussian")]), 0.2, "gaussian")[0] < 1.2e-6

@@ -35,8 +35,9 @@ _COPY_COST = 6.0
 _PASS_COST = 0.05
 #: Cuts are made only if they save this share of the work: a single causal pass has the faster attention.
 _LEAST_GAIN = 0.15
-#: Name of our attention function among those of transformers, and up to how many positions it multiplies plainly
-#: (measured on one core: faster than fused attention by 1.3 to 3 times at 16 positions, equal at 32, slower from 64).
+#: Name of our attention function among those of transformers, and up to how many positions it multiplies
+#: plainly (measured on one core: faster than fused attention by 1.3 to 3 times at 16 positions, equal at
+#: 32, slower from 64).
 _ATTENTION = "inversescope_short"
 _SHORT = 24
 

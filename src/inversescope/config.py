@@ -266,6 +266,7 @@ class SamplingConfig(Strict):
         100, ge=1, description="Draws a target at the headline bandwidth, for each decoding that is read."
     )
     candidates_elsewhere: int = Field(60, ge=1, description="Draws a target at the other bandwidths.")
+    candidates_study: int = Field(40, ge=1, description="Draws a target for the variants of the study.")
     max_candidates: int = Field(100, description="Budget: draws before a target is given up.")
     min_accepted: int = Field(
         0, description="A target stops when it has so many accepted samples (0 = draw all)."
@@ -429,7 +430,7 @@ SPARSE: dict[str, tuple[str, dict[str, Any]]] = {
     "default_sparse_skip": ("cache of 5,000; lonely anchors skipped", {"empty_anchors": "skip"}),
     "default_sparse_widen": ("cache of 5,000; lonely anchors: bandwidth doubled", {"empty_anchors": "widen"}),
 }
-STUDY_STEPS = {"paper": 500, "default": 400}  # 1x; comparable seconds
+STUDY_STEPS = {"paper": 320, "default": 240}  # 1x; comparable seconds
 
 
 def default_variants() -> dict[str, VariantConfig]:

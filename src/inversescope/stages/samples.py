@@ -161,8 +161,12 @@ class _Run:
         config = self.context.config
         sampling = config.sampling
         budget = config.scaled(sampling.max_candidates)
-        headline = epsilon == (config.variant(self.name).epsilon or config.kernel.epsilon)
-        first = min(config.scaled(sampling.candidates if headline else sampling.candidates_elsewhere), budget)
+        if self.name in config.study_variants:
+            per_target = sampling.candidates_study
+        else:
+            headline = epsilon == (config.variant(self.name).epsilon or config.kernel.epsilon)
+            per_target = sampling.candidates if headline else sampling.candidates_elsewhere
+        first = min(config.scaled(per_target), budget)
         if decoding == "noised":
             first = budget = config.scaled(config.figures.noised_draws)
         waiting = np.arange(len(self.z))
