@@ -265,7 +265,7 @@ class SamplingConfig(Strict):
     candidates: int = Field(
         100, ge=1, description="Draws a target at the headline bandwidth, for each decoding that is read."
     )
-    candidates_elsewhere: int = Field(60, ge=1, description="Draws a target at the other bandwidths.")
+    candidates_elsewhere: int = Field(30, ge=1, description="Draws a target at the other bandwidths.")
     candidates_study: int = Field(40, ge=1, description="Draws a target for the variants of the study.")
     max_candidates: int = Field(100, description="Budget: draws before a target is given up.")
     min_accepted: int = Field(
@@ -277,7 +277,7 @@ class SamplingConfig(Strict):
     )
     decodings: list[Literal["mixed", "masked", "noised"]] = Field(
         ["mixed", "noised"],
-        description="Decoding rules read beside 'plain', at the headline bandwidth: cache mixing, masking to the prior's "
+        description="Decoding rules of paper and default read beside 'plain', at the headline bandwidth: cache mixing, masking to the prior's "
         "grammar, extra noise on z (Figure 8; heads only).",
     )
     batch: int = Field(2048, ge=1)
@@ -366,7 +366,7 @@ class Config(Strict):
     def decodings_of(self, name: str, epsilon: float, is_head: bool) -> list[str]:
         """Decoding rules under which a variant is read at a bandwidth: 'plain' always, the others at its headline one."""
         headline = self.variant(name).epsilon or self.kernel.epsilon
-        if epsilon != headline or name not in self.studied_variants:
+        if epsilon != headline or name not in ("paper", "default"):
             return ["plain"]
         return ["plain", *(d for d in self.sampling.decodings if d != "noised" or is_head)]
 
@@ -439,7 +439,7 @@ def default_variants() -> dict[str, VariantConfig]:
     variants: dict[str, VariantConfig] = dict(bases)
     for epsilon in (0.05, 0.15):
         change = {"epsilon": epsilon, "change": f"trained for epsilon {epsilon}", "sites": ["L*H*"]}
-        variants[f"paper_eps{epsilon}"] = PAPER.model_copy(update={**change, "steps": 1000})
+        variants[f"paper_eps{epsilon}"] = PAPER.model_copy(update={**change, "steps": 700})
     sparse = {
         "change": "cache of 5,000 prompts",
         "cache_size": 5000,
