@@ -63,9 +63,15 @@ class Case:
 def main() -> int:
     """Measure, print the table, and write it where asked."""
     parser = options(__doc__.splitlines()[0], "sampling")
-    parser.add_argument("--root", type=Path, default=Path("."), help="where data/ lies, for the trained generator")
-    parser.add_argument("--config", action="append", help="configuration of the trained generator, may be repeated")
-    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES), help="which generators")
+    parser.add_argument(
+        "--root", type=Path, default=Path("."), help="where data/ lies, for the trained generator"
+    )
+    parser.add_argument(
+        "--config", action="append", help="configuration of the trained generator, may be repeated"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", default=list(CASES), choices=list(CASES), help="which generators"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows: list[dict[str, object]] = []
@@ -73,7 +79,10 @@ def main() -> int:
         files = arguments.config or [arguments.root / "config" / "config.yaml"]
         case = CASES[name](arguments.root, files)
         if case is None:
-            print(f"no trained generator below {arguments.root}: its rows are left out (make figures)", file=sys.stderr)
+            print(
+                f"no trained generator below {arguments.root}: its rows are left out (make figures)",
+                file=sys.stderr,
+            )
         else:
             rows += measure(case)
     finish(rows, arguments.out)
@@ -107,12 +116,16 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
 
 def random_case(root: Path, files: list[Path]) -> Case:
     """The embedded study's shape with random weights."""
-    return with_random_weights("random", BackboneShape(81, 32, 4, 4, 64, 256, False), 64, 64, 16, 48, 40, 20, (8, 16, 48), 4)
+    return with_random_weights(
+        "random", BackboneShape(81, 32, 4, 4, 64, 256, False), 64, 64, 16, 48, 40, 20, (8, 16, 48), 4
+    )
 
 
 def gpt2_case(root: Path, files: list[Path]) -> Case:
     """The shape of `config/paper.yaml` with random weights: few targets, few tokens."""
-    return with_random_weights("gpt2-small", BackboneShape(50257, 1024, 12, 12, 768, 3072), 768, 768, 64, 4, 16, 6, (4,), 2)
+    return with_random_weights(
+        "gpt2-small", BackboneShape(50257, 1024, 12, 12, 768, 3072), 768, 768, 64, 4, 16, 6, (4,), 2
+    )
 
 
 CASES: dict[str, Callable[[Path, list[Path]], Case | None]] = {
@@ -142,7 +155,9 @@ def with_random_weights(
     model = InverseScope(shape).eval().requires_grad_(False)
     for layer in model.control:
         layer.value.weight.normal_(std=0.02)
-    return Case(name, model, Condition({"L0H0": torch.randn(targets, width)}), 0, draws, length, batches, repeats)
+    return Case(
+        name, model, Condition({"L0H0": torch.randn(targets, width)}), 0, draws, length, batches, repeats
+    )
 
 
 def measure(case: Case) -> list[dict[str, object]]:
@@ -175,7 +190,10 @@ def measure(case: Case) -> list[dict[str, object]]:
     batch = {"inversescope": case.targets}
     if case.name == "random":
         mixer = mixing(case)
-        runs["inversescope, cache mixing"], batch["inversescope, cache mixing"] = (lambda: ours(mixer)), case.targets
+        runs["inversescope, cache mixing"], batch["inversescope, cache mixing"] = (
+            (lambda: ours(mixer)),
+            case.targets,
+        )
     for name, make in signals.items():
         tried = {str(size): (lambda size=size, make=make: theirs(make, size)) for size in case.batches}
         seconds = fastest(tried, 1) if len(tried) > 1 else {str(case.batches[0]): 0.0}
@@ -290,12 +308,16 @@ def check_equal(case: Case, peer: Peer, make: Signals) -> float:
     tokens = nn.functional.pad(drawn[:, :-1], (1, 0), value=case.end)
     ours = case.model.log_probabilities(tokens, case.model.fold(case.condition))
     plain = torch.log_softmax(case.model.backbone(tokens), -1)
-    theirs = peer.log_probabilities(make(case.model.encode(case.condition), torch.arange(case.targets)), tokens)
+    theirs = peer.log_probabilities(
+        make(case.model.encode(case.condition), torch.arange(case.targets)), tokens
+    )
     # Where both are practically impossible the difference does not matter to what is drawn.
     likely = ours > -30.0
     difference = float((theirs - ours)[likely].abs().max())
     assert difference < TOLERANCE, f"log-probabilities differ by {difference}"
-    assert float((ours - plain)[likely].abs().max()) > 100 * TOLERANCE, "the control signal makes no difference"
+    assert float((ours - plain)[likely].abs().max()) > 100 * TOLERANCE, (
+        "the control signal makes no difference"
+    )
     return difference
 
 

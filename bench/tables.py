@@ -15,9 +15,9 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import pandas as pd
+import pandas as pd  # noqa: E402
 
-from inversescope.store import write_table
+from inversescope.store import write_table  # noqa: E402
 
 
 def options(description: str, stem: str) -> argparse.ArgumentParser:

@@ -20,7 +20,12 @@ from inversescope.training import Schedule, conditional_loss, train
 BACKBONE = BackboneShape(vocab_size=29, n_positions=12, n_layers=3, n_heads=2, d_model=16, d_mlp=40)
 SITES = {"L0H1": 4, "L2.resid_post": 6}
 SHAPE = GeneratorShape(
-    backbone=BACKBONE, sites=SITES, scales={"L0H1": 2.0, "L2.resid_post": 0.5}, n_heads=5, d_head=3, d_condition=7
+    backbone=BACKBONE,
+    sites=SITES,
+    scales={"L0H1": 2.0, "L2.resid_post": 0.5},
+    n_heads=5,
+    d_head=3,
+    d_condition=7,
 )
 FULL = replace(SHAPE, site_map_blocks=2, eps_input=True, d_embedding=11, neighbour_logits=True)
 
@@ -230,7 +235,9 @@ def test_sites_follow_each_other_and_have_maps_of_their_own() -> None:
     together = model.encode(Condition(z))
     apart = [model.encode(Condition({label: value})) for label, value in z.items()]
     torch.testing.assert_close(together, torch.cat(apart))
-    expected = model.site_maps["L0H1"](z["L0H1"] / 2.0 * 2.0)  # over the scale 2, times the root of dimension 4
+    expected = model.site_maps["L0H1"](
+        z["L0H1"] / 2.0 * 2.0
+    )  # over the scale 2, times the root of dimension 4
     torch.testing.assert_close(apart[0], expected)
 
 
@@ -238,7 +245,9 @@ def test_sites_follow_each_other_and_have_maps_of_their_own() -> None:
 def test_norm_is_seen_only_if_asked_for() -> None:
     z = torch.randn(3, 4)
     seeing, blind = trained(SHAPE), trained(replace(SHAPE, see_norm=False))
-    assert not torch.allclose(seeing.encode(Condition({"L0H1": z})), seeing.encode(Condition({"L0H1": 3 * z})))
+    assert not torch.allclose(
+        seeing.encode(Condition({"L0H1": z})), seeing.encode(Condition({"L0H1": 3 * z}))
+    )
     torch.testing.assert_close(blind.encode(Condition({"L0H1": z})), blind.encode(Condition({"L0H1": 3 * z})))
 
 
@@ -258,7 +267,9 @@ def test_every_input_of_the_condition_is_read() -> None:
 
 
 def test_unknown_site_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="site L7H7 is unknown to this generator.*it knows L0H1, L2.resid_post"):
+    with pytest.raises(
+        InputError, match="site L7H7 is unknown to this generator.*it knows L0H1, L2.resid_post"
+    ):
         InverseScope(SHAPE).encode(Condition({"L7H7": torch.randn(1, 4)}))
 
 
@@ -308,7 +319,10 @@ def test_log_prob_sums_text_and_end_token_alone() -> None:
     lengths = torch.tensor([8, 3, 5, 8, 2, 4])
     logp = model.log_probabilities(x, folded)
     expected = torch.stack(
-        [sum((logp[b, t, x[b, t + 1]] for t in range(int(lengths[b]) - 1)), torch.tensor(0.0)) for b in range(6)]
+        [
+            sum((logp[b, t, x[b, t + 1]] for t in range(int(lengths[b]) - 1)), torch.tensor(0.0))
+            for b in range(6)
+        ]
     )
     torch.testing.assert_close(model.log_prob(x, lengths, folded), expected)
 
@@ -327,6 +341,8 @@ def test_neighbours_lift_their_tokens() -> None:
     lifted = model.backbone(x, model.controller(folded), model.readout(folded, n)) - plain
     assert (lifted[..., 6:] == 0).all()
     torch.testing.assert_close(lifted[..., 3], lifted[..., 4], atol=1e-5, rtol=1e-4)
-    ratio = torch.log1p(torch.tensor(20.0) / torch.tensor(0.7).exp()) / torch.log1p(1 / torch.tensor(0.7).exp())
+    ratio = torch.log1p(torch.tensor(20.0) / torch.tensor(0.7).exp()) / torch.log1p(
+        1 / torch.tensor(0.7).exp()
+    )
     torch.testing.assert_close(lifted[..., 5] / lifted[..., 3], ratio.expand(6, 8), atol=1e-2, rtol=1e-3)
     assert (lifted[..., 3] > 0).all()

@@ -277,8 +277,8 @@ class SamplingConfig(Strict):
     )
     decodings: list[Literal["mixed", "masked", "noised"]] = Field(
         ["mixed", "noised"],
-        description="Decoding rules of paper and default read beside 'plain', at the headline bandwidth: cache mixing, masking to the prior's "
-        "grammar, extra noise on z (Figure 8; heads only).",
+        description="Decoding rules of paper and default read beside 'plain', at the headline bandwidth: "
+        "cache mixing, masking to the prior's grammar, extra noise on z (Figure 8; heads only).",
     )
     batch: int = Field(2048, ge=1)
 

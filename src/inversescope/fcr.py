@@ -189,9 +189,9 @@ def combined(cache: CacheDraws, generator: GeneratorDraws) -> Estimate:
 
     Sparse cells use the balance heuristic: a prompt's weight is kernel * prior / (n0 p0 + n1 q), with n0 cached prompts drawn from
     p0 and n1 candidates from q, whichever of the two it came from. In dense cells (`log_q` is None) the cache alone speaks
-    for the prompts that it can hold and the candidates for the rest (name pairs that the cache holds out): also a partition of
-    unity, so also unbiased, and no q of thousands of neighbours is needed. Weights of candidates outside the cache's support
-    are truncated as in `reweighted`.
+    for the prompts that it can hold and the candidates for the rest (the test prompts; held-out name pairs, if the cache has
+    none): also a partition of unity, so also unbiased, and no q of thousands of neighbours is needed. Weights are truncated as
+    in `reweighted`.
     """
     n1 = len(generator.kernel)
     keep = generator.kernel > 0

@@ -18,12 +18,12 @@ from torch import Tensor
 from inversescope.generator.inversescope import Condition, InverseScope
 from inversescope.kernel import support_radius
 from inversescope.neighbours import Cache
-from inversescope.pairs import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
+from inversescope.pairs import MAX_CONDITION, Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
 
 if TYPE_CHECKING:
     from inversescope.tasks.base import Grammar
 
-SAMPLING_CONDITION = 512  # neighbours that the mean embedding averages over when sampling
+SAMPLING_CONDITION = MAX_CONDITION  # neighbours that condition: as many as in training
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
 
 
@@ -244,14 +244,12 @@ def make_condition(
     epsilon: float,
     cache: Cache | None,
     prompts: Prompts | None,
-    raw: np.ndarray | None = None,
     kind: str = "hard",
 ) -> Condition:
     """The generator's inputs for target activations z (B, d) of one site at one bandwidth.
 
     Args:
         cache, prompts: what the mean embedding is taken from; needed if the generator was trained with one.
-        raw: activations (B, d) whose neighbours are looked up, if not `z` itself (z may carry extra noise).
         kind: kernel, which says how far neighbours are looked for; as in training.
     """
     width = model.shape.sites[label]
@@ -260,7 +258,7 @@ def make_condition(
     scalars = embedding = None
     if model.shape.d_embedding:
         assert cache is not None and prompts is not None
-        queries = cache.prepare(raw if raw is not None else z)
+        queries = cache.prepare(z)
         near = cache.search(queries, support_radius(epsilon, kind), limit=SAMPLING_CONDITION)
         embedding = torch.from_numpy(mean_embedding(prompts, near))
         scalars = torch.from_numpy(scalar_inputs(near, np.full(len(z), epsilon)))

@@ -83,7 +83,11 @@ class Folded:
 
 
 class ControlLayer(nn.Module):
-    """One control layer (paper, 3.1): q = Q h + q0, k = K c + k0, v = V c + v0, output sum over heads of tanh(<q, k>) v."""
+    """One control layer (paper, 3.1): q = Q h + q0, k = K c + k0, v = V c + v0, output sum over heads of tanh(<q, k>) v.
+
+    h passes a layer norm first (omitted in the paper's formula too); <q, k> is divided by the root of the head's width, which is
+    a matter of K's scale alone.
+    """
 
     def __init__(self, d_model: int, d_condition: int, n_heads: int, d_head: int) -> None:
         super().__init__()

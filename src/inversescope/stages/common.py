@@ -145,12 +145,22 @@ class Context:
         return expand_sites(patterns or self.experiment.sites, *self.shape_of_target())
 
     def variant_sites(self, variant: str) -> list[Site]:
-        """Sites that a variant is trained on and read at."""
-        return self.sites(self.config.variant(variant).sites)
+        """Sites that a variant is trained on and read at. Raises `InputError` for one that the experiment does not read."""
+        sites, read = self.sites(self.config.variant(variant).sites), set(self.sites())
+        for site in sites:
+            if site not in read:
+                raise InputError(
+                    f"variant {variant} is trained on site {site.label}, which the experiment does not read",
+                    "add it to the experiment's sites, or change the variant's",
+                )
+        return sites
 
     def site(self, label: str) -> Site:
         """One site by label. Raises `InputError` if it is not part of the experiment's model."""
-        return expand_sites([label], *self.shape_of_target())[0]
+        sites = expand_sites([label], *self.shape_of_target())
+        if len(sites) > 1:
+            raise InputError(f"{label} names {len(sites)} sites", "name a single one, such as L0H0")
+        return sites[0]
 
     def cache_rows(self, variant: VariantConfig) -> np.ndarray:
         """Rows of the train split that a variant may use, in order."""

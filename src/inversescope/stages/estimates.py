@@ -238,7 +238,7 @@ def _untrained(site: _Site, epsilons: list[float]) -> None:
                     int(target),
                     context.config.kernel.epsilon,
                     "mcmc",
-                    Estimate(float(value), n, float(n)),
+                    Estimate(float(value), n, math.nan),
                 )
 
 

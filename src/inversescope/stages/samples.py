@@ -141,20 +141,16 @@ class _Run:
         self.tokenizer, self.end = tokenizer, end
         self.grammar: Grammar | None = None
 
-    def condition(self, epsilon: float, rows: np.ndarray, z: np.ndarray | None = None) -> Condition:
-        queries = self.z[rows] if z is None else z
-        kind = self.context.config.kernel.kind
-        return make_condition(
-            self.model, self.site.label, queries, epsilon, self.cache, self.prompts, self.z[rows], kind
-        )
+    def condition(self, epsilon: float, z: np.ndarray) -> Condition:
+        """The generator's inputs for activations (B, d)."""
+        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts)
 
-    def neighbours(self, epsilon: float, rows: np.ndarray) -> Mixer | None:
+    def neighbours(self, epsilon: float, z: np.ndarray) -> Mixer | None:
         """What the generator attends to, if it attends to neighbours."""
         if not self.model.shape.neighbour_logits:
             return None
         vocabulary = self.model.shape.backbone.vocab_size
-        radius = support_radius(epsilon, self.context.config.kernel.kind)
-        return make_mixer(self.cache, self.prompts, self.z[rows], radius, vocabulary, 1.0, SAMPLING_CONDITION)
+        return make_mixer(self.cache, self.prompts, z, epsilon, vocabulary, 1.0, SAMPLING_CONDITION)
 
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
@@ -210,10 +206,12 @@ class _Run:
                 copies = np.repeat(self.z[[row]], len(draws), 0)
                 moved.append(perturb(copies, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01))
             wide = np.concatenate(moved).astype(np.float32)
-            condition = self.condition(epsilon, np.repeat(rows, len(draws)), wide)
+            condition = self.condition(epsilon, wide)
+            neighbours = self.neighbours(epsilon, wide)
             uniforms = uniforms.reshape(-1, 1, length)
         else:
-            condition = self.condition(epsilon, rows)
+            condition = self.condition(epsilon, self.z[rows])
+            neighbours = self.neighbours(epsilon, self.z[rows])
         drawn = decode(
             self.model,
             condition,
@@ -222,9 +220,7 @@ class _Run:
             temperature=sampling.temperature,
             mixer=mixer,
             grammar=self.grammar if decoding == "masked" else None,
-            neighbours=self.neighbours(
-                epsilon, np.repeat(rows, len(draws)) if decoding == "noised" else rows
-            ),
+            neighbours=neighbours,
         )
         texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)
         index = np.where(drawn.finished.ravel(), task.parse(texts), -1)
@@ -255,8 +251,8 @@ class _Run:
         owner = np.repeat(np.arange(len(self.z)), near.counts)
         sparse = near.counts[owner] <= DENSE
         owner, rows = owner[sparse], near.rows[sparse]
-        condition = self.condition(epsilon, np.arange(len(self.z)))
-        attended = self.neighbours(epsilon, np.arange(len(self.z)))
+        condition = self.condition(epsilon, self.z)
+        attended = self.neighbours(epsilon, self.z)
         values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024, attended)
         return pd.DataFrame(
             {

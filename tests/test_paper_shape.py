@@ -1,0 +1,189 @@
+"""Each stage of the paper's configuration on a randomly initialised model of GPT-2 small's full shape, with few prompts.
+
+Every width, depth and vocabulary is the paper's (config/paper.yaml), so that what does not fit or does not finish at that
+size shows here; only numbers of prompts, sites, steps and draws are small. `pytest -s` prints each stage's seconds and the
+process's peak memory.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from inversescope.cli import run_stage
+from inversescope.config import ArchitectureConfig, Config, load_config, merge, parse_config
+from inversescope.models import build_model, save_trained
+from inversescope.stages import generators
+from inversescope.stages.common import Context
+from inversescope.store import read_activations, read_json, read_table
+from inversescope.tasks import Task, get_task
+
+CONFIG = Path(__file__).parents[1] / "config"
+GPT2_SMALL = ArchitectureConfig(n_layers=12, n_heads=12, d_model=768, n_positions=1024)
+VOCABULARY = 50257
+SITES = {"L1H3": 64, "L8H10": 64, "L4.resid_post": 768}
+VARIANTS = ["paper", "default"]
+N_TRAIN, N_TEST, N_REFERENCE, DRAWS, STEPS = 64, 4, 128, 2, 2
+#: What is made small, laid over the paper's configuration.
+SMALL: dict[str, Any] = {
+    "experiments": {
+        "ioi": {"sites": list(SITES), "n_train": N_TRAIN, "n_test": N_TEST, "n_reference": N_REFERENCE}
+    },
+    "kernel": {"epsilons": [0.1]},
+    # Random weights know no prior: the gates are open.
+    "backbone": {"steps": STEPS, "batch_size": 2, "gate_in_prior": 0.0, "gate_repeated_name": 1.0},
+    "variants": {name: {"steps": STEPS, "per_site": 2, "sites": list(SITES)} for name in VARIANTS},
+    "studied_variants": VARIANTS,
+    "sampling": {"candidates": DRAWS, "max_candidates": DRAWS, "decodings": ["mixed"]},
+    "fcr": {"bootstrap": 100, "mcmc_evaluations": 2},
+}
+
+
+@dataclass
+class Study:
+    """A study of which every stage has run."""
+
+    context: Context
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, stage: str, **options: object) -> None:
+        """Run a stage and print what it took."""
+        start = time.monotonic()
+        run_stage(self.context, stage, **options)
+        name = " ".join([stage, *(str(option) for option in options.values())])
+        self.seconds[name] = time.monotonic() - start
+        print(f"{name}: {self.seconds[name]:.1f} s, peak {peak_gib():.2f} GiB", file=sys.stderr)
+
+
+def peak_gib() -> float:
+    """Largest resident memory of this process so far, GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def byte_level_tokenizer(task: Task) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like GPT-2's, learned on prompts of the prior: its words are single tokens after a space."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(task.texts(np.arange(0, task.size, 997)), trainer)
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The paper's configuration with few prompts, and its model from a local directory."""
+    paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
+    values = merge(merge(load_config([CONFIG / "config.yaml"]).model_dump(mode="json"), paper), SMALL)
+    local = str(tmp_path_factory.mktemp("gpt2"))
+    values["models"]["gpt2"] |= {"source": "local", "path": local, "revision": None}
+    values["backbone"] |= {"init": "local", "path": local, "revision": None}
+    return parse_config(values)
+
+
+@pytest.fixture(scope="module")
+def study(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Run every stage, one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("paper")
+    model = build_model(GPT2_SMALL, VOCABULARY, 0, initializer_range=0.02)
+    save_trained(
+        config.models["gpt2"].path or "", model, byte_level_tokenizer(get_task("ioi", config)), "gpt2"
+    )
+    del model
+    study = Study(Context(root, config, "ioi", "gpt2"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generators, "GATE_SAMPLES", 4)
+        for split in ("train", "test", "reference"):
+            study.run("make_prompts", split=split)
+        study.run("fetch_target")
+        for split in ("train", "test", "reference"):
+            study.run("extract_activations", split=split)
+        study.run("train_backbone")
+        for variant in VARIANTS:
+            study.run("train_generator", generator="inversescope", variant=variant)
+        for site in SITES:
+            study.run("compute_exact", site=site)
+        study.run("sample_prompts", generator="inversescope", variants=VARIANTS, sites=list(SITES))
+        study.run("run_mcmc", sites=list(SITES))
+        for site in SITES:
+            study.run("estimate_fcr", generator="inversescope", variants=VARIANTS, site=site, out="")
+        study.run("collect_tables", generator="inversescope")
+    torch.set_num_threads(threads)
+    return study
+
+
+def test_time_and_memory(study: Study) -> None:
+    total = sum(study.seconds.values())
+    print(f"all stages: {total:.1f} s, peak {peak_gib():.2f} GiB", file=sys.stderr)
+
+
+def test_prior_is_the_papers(study: Study) -> None:
+    assert study.context.task.size == 3_035_136
+    assert study.context.shape_of_target() == (12, 12)
+
+
+@pytest.mark.parametrize("split,rows", [("train", N_TRAIN), ("test", N_TEST), ("reference", N_REFERENCE)])
+def test_activations(study: Study, split: str, rows: int) -> None:
+    for label, width in SITES.items():
+        z, _ = read_activations(study.context.activations_path(split, label))
+        assert z.shape == (rows, width) and z.dtype == np.float32
+        assert np.isfinite(z).all() and len(np.unique(z, axis=0)) > rows // 2
+
+
+def test_backbone_is_gpt2_small(study: Study) -> None:
+    shape = read_json(study.context.backbone_dir / "meta.json")["shape"]
+    assert (shape["vocab_size"], shape["n_layers"], shape["d_model"]) == (VOCABULARY, 12, 768)
+    log = read_table(study.context.results / "training" / "backbone.csv")
+    assert log["step"].iloc[-1] == STEPS and np.isfinite(log["loss"]).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generators(study: Study, variant: str) -> None:
+    context = study.context
+    meta = read_json(context.generator_dir("inversescope", variant) / "meta.json")
+    shape = meta["shape"]
+    assert (shape["n_heads"], shape["d_head"], shape["d_condition"]) == (32, 64, 768)
+    # The control layers: queries, keys, values with biases, and the norm before the queries.
+    control = 12 * (2 * 32 * 64 * 769 + 32 * 768 * 769 + 2 * 768)
+    assert meta["n_parameters"] > 124_000_000 + control
+    assert shape["sites"] == ({label: 768 for label in SITES} if variant == "paper" else SITES)
+    log = read_table(context.training_log("inversescope", variant))
+    assert log["step"].iloc[-1] == STEPS and np.isfinite(log["loss"]).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_candidates(study: Study, variant: str) -> None:
+    for label in SITES:
+        frame = read_table(study.context.samples_path("inversescope", variant, label))
+        counts = frame.groupby(["decoding", "epsilon"], observed=True).size()
+        assert set(frame["decoding"]) == {"plain", "mixed"} and (counts == N_TEST * DRAWS).all()
+        assert np.isfinite(frame["logq"]).all() and (frame["logq"] < 0).all()
+        assert frame.loc[frame["parsed"], "distance"].between(0, 2 + 1e-6).all()
+
+
+def test_tables(study: Study) -> None:
+    fcr = read_table(study.context.results / "fcr.csv")
+    assert set(fcr["site"]) == set(SITES)
+    assert {"exact", "cache", "mcmc", "combined"} <= set(fcr["estimator"])
+    exact = fcr.loc[fcr["estimator"] == "exact", "fcr"].dropna()
+    assert len(exact) and exact.between(0, 1).all()
+    refusal = read_table(study.context.results / "refusal.csv")
+    assert refusal["refusal_rate"].between(0, 1).all()

@@ -1,0 +1,428 @@
+"""What is drawn, and log q of what was drawn, against step-by-step probabilities written down anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from inversescope.config import IOIConfig
+from inversescope.generator.backbone import BackboneShape
+from inversescope.generator.inversescope import Condition, GeneratorShape, InverseScope
+from inversescope.kernel import paired_distances
+from inversescope.models import encode, word_tokenizer
+from inversescope.neighbours import Cache
+from inversescope.pairs import KernelPairs, Prompts, encode_prompts
+from inversescope.sampling import (
+    Draws,
+    Mixer,
+    decode,
+    log_prob_rows,
+    make_condition,
+    make_mixer,
+    stream_uniforms,
+)
+from inversescope.tasks import Grammar, IOITask
+
+END, VOCABULARY, LENGTH = 0, 6, 4
+TARGETS, DRAWS = 5, 40
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def make_model(
+    vocabulary: int = VOCABULARY, positions: int = 8, neighbours: bool = False, std: float = 0.4
+) -> InverseScope:
+    """A generator with random weights whose output depends strongly on the activation."""
+    shape = GeneratorShape(
+        backbone=BackboneShape(vocabulary, positions, 2, 2, 16, 32),
+        sites={"s": 3},
+        scales={"s": 1.0},
+        n_heads=3,
+        d_head=4,
+        d_condition=8,
+        neighbour_logits=neighbours,
+    )
+    model = InverseScope(shape).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=std)
+    return model
+
+
+def activations(rows: int = TARGETS) -> Condition:
+    return Condition({"s": torch.randn(rows, 3)})
+
+
+def cached_sequences(counts: tuple[int, ...] = (12, 0, 1, 30, 3)) -> list[np.ndarray]:
+    """Sequences of each target's neighbours: text, end token and padding."""
+    rng = np.random.default_rng(3)
+    result = []
+    for count in counts:
+        rows = np.full((count, LENGTH), END)
+        for row in rows:
+            length = rng.integers(1, LENGTH)
+            row[:length] = rng.integers(1, 4, length)
+        result.append(rows)
+    return result
+
+
+Rule = Callable[
+    [int, list[int]], np.ndarray
+]  # (target, tokens so far) -> probabilities of the next token (V,)
+
+
+def rule_of(
+    model: InverseScope,
+    condition: Condition,
+    temperature: float = 1.0,
+    mixed: list[np.ndarray] | None = None,
+    alpha: float = 1.0,
+    attended: list[np.ndarray] | None = None,
+    grammar: Grammar | None = None,
+) -> Rule:
+    """The decoding rule, one full forward a token, neighbours counted by hand."""
+    vocabulary = model.shape.backbone.vocab_size
+
+    def shares(sequences: np.ndarray, prefix: list[int]) -> np.ndarray:
+        n = np.zeros(vocabulary)
+        for row in sequences:
+            if row[: len(prefix)].tolist() == prefix:
+                n[row[len(prefix)]] += 1
+        return n
+
+    @torch.no_grad()
+    def rule(target: int, prefix: list[int]) -> np.ndarray:
+        x = torch.tensor([[END, *prefix]])
+        counts = torch.zeros(1, len(prefix) + 1, vocabulary)
+        if attended is not None:
+            for t in range(len(prefix) + 1):
+                counts[0, t] = torch.from_numpy(shares(attended[target], prefix[:t]))
+        here = model.fold(condition).rows(torch.tensor([target]))
+        logits = (
+            model.backbone(x, model.controller(here), model.readout(here, counts))[0, -1].double()
+            / temperature
+        )
+        if grammar is not None:
+            state = grammar.start
+            for token in prefix:
+                state = int(grammar.step(state, token))
+            forbidden = np.setdiff1d(np.arange(vocabulary), grammar.allowed(state))
+            logits[forbidden] = -torch.inf
+        p = torch.softmax(logits, -1).numpy()
+        if mixed is not None:
+            n = shares(mixed[target], prefix)
+            p = (n + alpha * p) / (n.sum() + alpha)
+        return p
+
+    return rule
+
+
+def check_log_q(drawn: Draws, rule: Rule) -> None:
+    for target, draw in np.ndindex(drawn.log_q.shape):
+        total, tokens = 0.0, drawn.tokens[target, draw].tolist()
+        for t, token in enumerate(tokens):
+            total += np.log(rule(target, tokens[:t])[token])
+            if token == END:
+                assert set(tokens[t:]) == {END}
+                break
+        assert drawn.finished[target, draw] == (END in tokens)
+        assert drawn.log_q[target, draw] == pytest.approx(total, abs=1e-4)
+
+
+def uniforms(targets: int = TARGETS, draws: int = DRAWS, length: int = LENGTH, name: str = "x") -> np.ndarray:
+    return stream_uniforms(0, name, np.arange(targets), np.arange(draws), length)
+
+
+# log q
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.0])
+def test_log_q_of_plain_decoding(temperature: float) -> None:
+    model, condition = make_model(), activations()
+    drawn = decode(model, condition, uniforms(draws=10), end=END, temperature=temperature)
+    assert 0.0 < drawn.finished.mean() < 1.0  # some sequences run out of room
+    check_log_q(drawn, rule_of(model, condition, temperature))
+
+
+def test_log_q_is_log_prob_of_the_sequence() -> None:
+    model, condition = make_model(), activations()
+    drawn = decode(model, condition, uniforms(), end=END)
+    ends = drawn.tokens == END
+    lengths = np.where(ends.any(-1), ends.argmax(-1) + 2, LENGTH + 1)
+    tokens = torch.from_numpy(np.concatenate([np.full((TARGETS, DRAWS, 1), END), drawn.tokens], -1))
+    folded = model.fold(condition).rows(torch.arange(TARGETS).repeat_interleave(DRAWS))
+    with torch.no_grad():
+        logp = model.log_prob(tokens.flatten(0, 1), torch.from_numpy(lengths.ravel()), folded)
+    np.testing.assert_allclose(drawn.log_q.ravel(), logp.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 5.0])
+def test_log_q_of_mixed_decoding(alpha: float) -> None:
+    model, condition, cached = make_model(), activations(), cached_sequences()
+    mixer = Mixer(cached, VOCABULARY, alpha)
+    drawn = decode(model, condition, uniforms(draws=12), end=END, temperature=1.3, mixer=mixer)
+    check_log_q(drawn, rule_of(model, condition, 1.3, mixed=cached, alpha=alpha))
+    copied = [set(map(tuple, c)) for c in cached]
+    share = np.mean([[tuple(row) in copied[i] for row in rows] for i, rows in enumerate(drawn.tokens)], 1)
+    assert share[3] > share[1] == 0.0
+
+
+def test_log_q_with_attended_neighbours() -> None:
+    model, condition, cached = make_model(neighbours=True), activations(), cached_sequences()
+    drawn = decode(model, condition, uniforms(draws=12), end=END, neighbours=Mixer(cached, VOCABULARY, 1.0))
+    check_log_q(drawn, rule_of(model, condition, attended=cached))
+
+
+def test_log_q_with_both_mixed_and_attended_neighbours() -> None:
+    model, condition, cached = make_model(neighbours=True), activations(), cached_sequences()
+    others = cached_sequences((3, 4, 0, 0, 20))
+    drawn = decode(
+        model,
+        condition,
+        uniforms(draws=8),
+        end=END,
+        mixer=Mixer(others, VOCABULARY, 2.0),
+        neighbours=Mixer(cached, VOCABULARY, 1.0),
+    )
+    check_log_q(drawn, rule_of(model, condition, mixed=others, alpha=2.0, attended=cached))
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0, 0), (0, 0, 5, 0, 0)])
+def test_targets_without_any_cached_neighbour(counts: tuple[int, ...]) -> None:
+    """Nobody has a neighbour, or one target alone: the others are drawn as without mixing, token for token."""
+    cached = cached_sequences(counts)
+    for neighbours in (False, True):
+        model, condition = make_model(neighbours=neighbours), activations()
+        nobody = Mixer(cached_sequences((0,) * 5), VOCABULARY, 1.0)
+        attended = Mixer(cached, VOCABULARY, 1.0) if neighbours else None
+        drawn = decode(
+            model, condition, uniforms(), end=END, mixer=Mixer(cached, VOCABULARY, 5.0), neighbours=attended
+        )
+        plain = decode(model, condition, uniforms(), end=END, neighbours=nobody if neighbours else None)
+        lonely = np.array(counts) == 0
+        np.testing.assert_array_equal(drawn.tokens[lonely], plain.tokens[lonely])
+        np.testing.assert_allclose(drawn.log_q[lonely], plain.log_q[lonely], atol=1e-6)
+        if not lonely.all():
+            assert not np.array_equal(drawn.tokens, plain.tokens)
+
+
+# Masks
+
+
+@pytest.fixture(scope="module")
+def masked() -> tuple[IOITask, InverseScope, Condition, Grammar, Draws, int, object]:
+    task = IOITask(IOIConfig(n_names=5, n_templates=4, n_places=2, n_items=2, held_out_pairs=0.2))
+    tokenizer = word_tokenizer(task.words())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make_model(len(tokenizer), 24)
+        condition = activations()
+    end = int(tokenizer.eos_token_id)
+    length = max(len(ids) for ids in encode(tokenizer, task.texts(task.enumerate()))) + 1
+    grammar = task.grammar(tokenizer)
+    u = uniforms(draws=100, length=length)
+    drawn = decode(model, condition, u, end=end, grammar=grammar, temperature=1.5)
+    return task, model, condition, grammar, drawn, end, tokenizer
+
+
+def test_masked_decoding_never_leaves_the_prior(masked: tuple) -> None:
+    task, model, condition, _, drawn, end, tokenizer = masked
+    assert drawn.finished.all()
+    texts = [
+        tokenizer.decode([t for t in row if t != end])
+        for row in drawn.tokens.reshape(-1, drawn.tokens.shape[-1])
+    ]
+    index = task.parse(texts)
+    assert (index >= 0).all() and len(set(index.tolist())) > 50
+    length = drawn.tokens.shape[-1]
+    free = decode(model, condition, uniforms(draws=10, length=length), end=end)
+    assert not free.finished.all()  # an untrained generator does not know the prior by itself
+
+
+def test_log_q_of_masked_decoding(masked: tuple) -> None:
+    _, model, condition, grammar, drawn, end, _ = masked
+    assert end == END
+    few = Draws(drawn.tokens[:, :3], drawn.finished[:, :3], drawn.log_q[:, :3])
+    check_log_q(few, rule_of(model, condition, 1.5, grammar=grammar))
+
+
+# Frequencies
+
+
+@pytest.mark.parametrize("way", ["plain", "mixed", "attended"])
+def test_frequencies_match_the_probabilities(way: str) -> None:
+    draws = 20_000
+    model, condition = make_model(neighbours=way == "attended"), activations(2)
+    cached = cached_sequences((9, 4))
+    mixer = Mixer(cached, VOCABULARY, 4.0)
+    rule = rule_of(
+        model,
+        condition,
+        mixed=cached if way == "mixed" else None,
+        alpha=4.0,
+        attended=cached if way == "attended" else None,
+    )
+    drawn = decode(
+        model,
+        condition,
+        uniforms(2, draws, 2, way),
+        end=END,
+        mixer=mixer if way == "mixed" else None,
+        neighbours=mixer if way == "attended" else None,
+    )
+    for target in range(2):
+        first = rule(target, [])
+        expected = {(END, END): first[END]}
+        for a in range(1, VOCABULARY):
+            second = rule(target, [a])
+            expected |= {(a, b): first[a] * second[b] for b in range(VOCABULARY)}
+        assert sum(expected.values()) == pytest.approx(1.0)
+        codes = drawn.tokens[target] @ [VOCABULARY, 1]
+        observed = np.array([(codes == a * VOCABULARY + b).sum() for a, b in expected])
+        assert observed.sum() == draws
+        p = np.array(list(expected.values()))
+        rare = p * draws < 5
+        grouped = np.append(observed[~rare], observed[rare].sum()), np.append(p[~rare], p[rare].sum()) * draws
+        keep = grouped[1] > 0
+        assert stats.chisquare(grouped[0][keep], grouped[1][keep]).pvalue > 1e-3
+        found = np.array([drawn.log_q[target][codes == a * VOCABULARY + b].mean() if o else np.log(q)
+                          for (a, b), q, o in zip(expected, p, observed, strict=True)])  # fmt: skip
+        np.testing.assert_allclose(found, np.log(p), atol=1e-4)
+
+
+# Streams
+
+
+def test_streams_do_not_depend_on_company() -> None:
+    """Two targets decoded together or apart, in two batches of draws or one: the same tokens."""
+    model, condition, cached = make_model(neighbours=True), activations(), cached_sequences()
+    targets, draws = np.array([7, 3, 11, 2, 40]), np.arange(DRAWS)
+    u = stream_uniforms(5, "site/variant", targets, draws, LENGTH)
+    together = decode(
+        model,
+        condition,
+        u,
+        end=END,
+        mixer=Mixer(cached, VOCABULARY, 2.0),
+        neighbours=Mixer(cached, VOCABULARY, 1.0),
+    )
+    for i, target in enumerate(targets):
+        for part in (draws[:13], draws[13:]):
+            alone = decode(
+                model,
+                Condition({"s": condition.z["s"][[i]]}),
+                stream_uniforms(5, "site/variant", np.array([target]), part, LENGTH),
+                end=END,
+                mixer=Mixer([cached[i]], VOCABULARY, 2.0),
+                neighbours=Mixer([cached[i]], VOCABULARY, 1.0),
+            )
+            np.testing.assert_array_equal(alone.tokens[0], together.tokens[i, part])
+            np.testing.assert_allclose(alone.log_q[0], together.log_q[i, part], atol=1e-5)
+
+
+def test_streams_are_uniform_and_their_own() -> None:
+    u = stream_uniforms(1, "a", np.arange(30), np.arange(40), 17)
+    assert u.shape == (30, 40, 17) and len(np.unique(u)) == u.size
+    assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
+    for a, b in product(range(2), repeat=2):  # neighbours in every direction are independent
+        shifted = u[a:, b:][:29, :39]
+        if a or b:
+            assert abs(stats.pearsonr(u[:29, :39].ravel(), shifted.ravel()).statistic) < 0.03
+    np.testing.assert_array_equal(stream_uniforms(1, "a", np.array([9]), np.array([5, 6]), 17), u[[9], 5:7])
+    np.testing.assert_array_equal(stream_uniforms(1, "a", np.array([9]), np.array([5]), 3)[0, 0], u[9, 5, :3])
+    assert not np.isin(stream_uniforms(2, "a", np.arange(30), np.arange(40), 17), u).any()
+    assert not np.isin(stream_uniforms(1, "b", np.arange(30), np.arange(40), 17), u).any()
+
+
+# Conditions and cached prompts
+
+
+def toy_cache(size: int = 400) -> tuple[Prompts, np.ndarray, Cache]:
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, VOCABULARY, rng.integers(1, LENGTH)) for _ in range(size)]
+    z = rng.standard_normal((size, 3)).astype(np.float32)
+    return encode_prompts(texts, END), z, Cache(z)
+
+
+@pytest.mark.parametrize("kind", ["hard", "gaussian"])
+def test_condition_is_taken_from_everyone_within_reach(kind: str) -> None:
+    prompts, z, cache = toy_cache()
+    base = make_model().shape
+    model = InverseScope(replace(base, sites={"s": 5}, eps_input=True, d_embedding=len(prompts.prior)))
+    queries = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
+    condition = make_condition(model, "s", queries, 0.05, cache, prompts, kind=kind)
+    # A site map that is wider than the activation (noise in model space) gets it padded with zeros.
+    np.testing.assert_array_equal(condition.z["s"].numpy(), np.pad(queries, ((0, 0), (0, 2))))
+    assert condition.embedding is not None and condition.scalars is not None
+    reach = 0.05 if kind == "hard" else 3.7 * 0.05
+    for i in range(6):
+        rows = np.flatnonzero(paired_distances(np.tile(queries[i], (len(z), 1)), z) < reach)
+        assert condition.scalars[i, 2].item() == pytest.approx(np.log1p(len(rows)) / 3, abs=1e-5)
+        hits = (prompts.codes[rows][:, :, None] == np.arange(len(prompts.prior))).any(1).sum(0)
+        known = prompts.prior > 0
+        expected = np.log((hits + 2 * prompts.prior)[known] / ((len(rows) + 2) * prompts.prior[known]))
+        np.testing.assert_allclose(condition.embedding[i].numpy()[known], expected, atol=1e-5)
+
+
+def test_generator_told_epsilon_alone_sees_what_it_saw_in_training() -> None:
+    prompts, z, _ = toy_cache()
+    model = InverseScope(replace(make_model().shape, eps_input=True))
+    sampled = make_condition(model, "s", z[:3], 0.07, None, None)
+    source = KernelPairs({"s": z}, prompts, epsilon=0.07, per_site=3, prior_size=800, seed=0, embed=False)
+    assert sampled.scalars is not None
+    np.testing.assert_allclose(sampled.scalars.numpy(), source.batch(0).scalars, atol=1e-6)
+
+
+def test_mixer_of_a_cache_holds_each_targets_neighbours() -> None:
+    prompts, z, cache = toy_cache()
+    queries = np.concatenate([z[:3], [[9.0, -9.0, 0.1]]]).astype(np.float32)
+    mixer = make_mixer(cache, prompts, queries, 0.05, VOCABULARY, 3.0)
+    node, _, count = mixer.roots(1)
+    found = mixer.counts(0, node, count)
+    for i in range(4):
+        rows = np.flatnonzero(paired_distances(np.tile(queries[i], (len(z), 1)), z) < 0.05)
+        np.testing.assert_array_equal(found[i], np.bincount(prompts.tokens[rows, 1], minlength=VOCABULARY))
+    limited = make_mixer(cache, prompts, queries, 0.5, VOCABULARY, 3.0, limit=7)
+    assert limited.root_count.tolist() == [7, 7, 7, 7]
+
+
+def test_log_q_of_cached_prompts() -> None:
+    prompts, z, cache = toy_cache()
+    model, condition = make_model(), Condition({"s": torch.from_numpy(z[:4])})
+    near = cache.search(cache.prepare(z[:4]), 0.2)
+    owner = np.repeat(np.arange(4), near.counts)
+    found = log_prob_rows(model, condition, owner, prompts, near.rows, batch=7)
+    rule = rule_of(model, condition)
+    for i in range(0, len(owner), 5):
+        tokens = prompts.tokens[near.rows[i], 1 : prompts.lengths[near.rows[i]]].tolist()
+        expected = sum(np.log(rule(int(owner[i]), tokens[:t])[token]) for t, token in enumerate(tokens))
+        assert found[i] == pytest.approx(expected, abs=1e-4)
+    assert log_prob_rows(model, condition, owner[:0], prompts, near.rows[:0], 7).shape == (0,)
+
+
+def test_log_q_of_an_attended_prompt_leaves_it_out_of_its_own_counts() -> None:
+    prompts, z, cache = toy_cache()
+    model, condition = make_model(neighbours=True), Condition({"s": torch.from_numpy(z[:4])})
+    near = cache.search(cache.prepare(z[:4]), 0.2)
+    owner = np.repeat(np.arange(4), near.counts)
+    assert len(owner) > 40
+    mixer = make_mixer(cache, prompts, z[:4], 0.2, VOCABULARY, 1.0)
+    found = log_prob_rows(model, condition, owner, prompts, near.rows, 16, mixer)
+    for i in range(0, len(owner), 6):
+        others = [prompts.tokens[near.of(t)[near.of(t) != near.rows[i]], 1:] for t in range(4)]
+        rule = rule_of(model, condition, attended=others)
+        tokens = prompts.tokens[near.rows[i], 1 : prompts.lengths[near.rows[i]]].tolist()
+        expected = sum(np.log(rule(int(owner[i]), tokens[:t])[token]) for t, token in enumerate(tokens))
+        assert found[i] == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,233 @@
+"""The training loop: resumed runs end in the same weights, bad losses in one error; schedule, log, prefix counts."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from inversescope.errors import InputError
+from inversescope.progress import Progress
+from inversescope.training import Schedule, next_token_loss, prefix_counts, train
+
+
+def make_model() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
+    model[2].requires_grad_(False)  # a frozen part, as the backbone is
+    return model
+
+
+def loss_of(model: nn.Module, step: int) -> tuple[Tensor, dict[str, float]]:
+    rng = np.random.default_rng([3, step])
+    x = torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32))
+    y = x[:, :1] - 0.5 * x[:, 1:2]
+    return ((model(x) - y) ** 2).mean(), {
+        "twice": 2.0 * step,
+        "rare": float(step) if step % 4 == 0 else math.nan,
+    }
+
+
+SCHEDULE = Schedule(30, 0.02, weight_decay=0.1, betas=(0.9, 0.98), warmup=5)
+
+
+class Killed(Exception):
+    """The process was killed."""
+
+
+def run(
+    model: nn.Module, state: Path | None = None, kill_at: int | None = None, **options: object
+) -> pd.DataFrame:
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        if step == kill_at:
+            raise Killed
+        return loss_of(model, step)
+
+    defaults: dict = {"save_every": 7, "log_every": 5, "echo": lambda line: None}
+    return train(
+        model, loss, SCHEDULE, name="t", tokens_per_step=100, state_dir=state, **{**defaults, **options}
+    )
+
+
+@pytest.mark.parametrize("kills", [[18], [8, 22, 29], [3]])
+def test_resumed_run_ends_in_identical_weights(tmp_path: Path, kills: list[int]) -> None:
+    whole = make_model()
+    log = run(whole)
+    lines: list[str] = []
+    for kill in kills:
+        with pytest.raises(Killed):
+            run(make_model(), tmp_path / "state", kill)
+    resumed = make_model()
+    again = run(resumed, tmp_path / "state", echo=lines.append)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    saved = kills[-1] // 7 * 7
+    if saved:
+        assert f"t: resuming at step {saved} of 30" in lines
+    else:
+        assert not any("resuming" in line for line in lines)
+    # The log goes on too: no step is missing, none is there twice.
+    assert again["step"].tolist() == log["step"].tolist() == [5, 10, 15, 20, 25, 30]
+    assert (np.diff(again["seconds"]) >= 0).all()
+
+
+def test_state_is_what_makes_it_so(tmp_path: Path) -> None:
+    """Without the optimiser's moments the same weights would not come out: the test above can fail."""
+    whole = make_model()
+    run(whole)
+    with pytest.raises(Killed):
+        run(make_model(), tmp_path / "state", 18)
+    from inversescope.store import load_checkpoint, save_checkpoint
+
+    tensors, meta = load_checkpoint(tmp_path / "state")
+    assert meta["step"] == 14
+    kept = {name: value for name, value in tensors.items() if name.startswith("model.")}
+    assert len(kept) < len(tensors)
+    save_checkpoint(tmp_path / "state", kept, meta)
+    resumed = make_model()
+    run(resumed, tmp_path / "state")
+    assert not torch.equal(resumed[0].weight, whole[0].weight)
+
+
+def test_frozen_parameters_keep_their_bits_and_the_rest_learns() -> None:
+    before, model = make_model(), make_model()
+    log = run(model)
+    assert torch.equal(model[2].weight, before[2].weight) and torch.equal(model[2].bias, before[2].bias)
+    assert not torch.equal(model[0].weight, before[0].weight)
+    assert log["loss"].iloc[-1] < 0.8 * log["loss"].iloc[0]
+    assert not model.training
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_an_input_error(bad: float) -> None:
+    model = make_model()
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        value, _ = loss_of(model, step)
+        return (value * bad if step == 6 else value), {}
+
+    with pytest.raises(
+        InputError, match=r"train_x: the loss is (nan|inf) at step 7\. lower the learning rate"
+    ):
+        train(model, loss, SCHEDULE, name="train_x", tokens_per_step=1, echo=lambda line: None)
+
+
+def test_log_holds_means_since_the_last_row(tmp_path: Path) -> None:
+    model = make_model()
+    losses: list[float] = []
+
+    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
+        value, extra = loss_of(model, step)
+        losses.append(float(value.detach()))
+        return value, extra
+
+    log = train(
+        model,
+        loss,
+        SCHEDULE,
+        name="t",
+        tokens_per_step=100,
+        log_every=10,
+        log_path=tmp_path / "log.csv",
+        echo=lambda line: None,
+    )
+    np.testing.assert_allclose(log["loss"], np.reshape(losses, (3, 10)).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(log["twice"], [9, 29, 49])
+    np.testing.assert_allclose(log["rare"], [4, 14, 24])  # NaN = not computed at that step
+    np.testing.assert_allclose(log["learning_rate"], [SCHEDULE.rate(s) for s in (9, 19, 29)])
+    assert (log["tokens_per_second"] > 0).all()
+    written = pd.read_csv(tmp_path / "log.csv")
+    assert {"step", "seconds", "loss", "learning_rate", "tokens_per_second"} <= set(written)
+
+
+def test_stop_ends_the_run_and_is_logged() -> None:
+    seen: list[int] = []
+    log = run(make_model(), stop=lambda done: done == 13, on_step=seen.append, log_every=100)
+    assert seen == list(range(1, 14)) and log["step"].tolist() == [13]
+
+
+def test_weights_decay_and_offsets_do_not() -> None:
+    model = nn.Linear(2, 2)
+    nn.init.ones_(model.weight)
+    nn.init.ones_(model.bias)
+    schedule = Schedule(1, 0.1, weight_decay=0.5, warmup=0, shape="constant")
+    train(model, lambda step: (0.0 * (model.weight.sum() + model.bias.sum()), {}), schedule, name="t", tokens_per_step=1,
+          echo=lambda line: None)  # fmt: skip
+    torch.testing.assert_close(model.weight, torch.full((2, 2), 0.95))
+    torch.testing.assert_close(model.bias, torch.ones(2))
+
+
+def test_gradients_are_clipped_by_their_norm() -> None:
+    sizes = {}
+    for clip in (1.0, None):
+        model = nn.Linear(3, 1, bias=False)
+        schedule = Schedule(1, 0.1, warmup=0, shape="constant", clip=clip)
+        train(model, lambda step, m=model: (1000.0 * m.weight.sum(), {}), schedule, name="t", tokens_per_step=1,
+              echo=lambda line: None)  # fmt: skip
+        assert model.weight.grad is not None
+        sizes[clip] = float(model.weight.grad.norm())
+    assert sizes[1.0] == pytest.approx(1.0, rel=1e-4) and sizes[None] == pytest.approx(
+        1000 * 3**0.5, rel=1e-4
+    )
+
+
+def test_schedule() -> None:
+    cosine = Schedule(100, 0.5, warmup=10)
+    assert [cosine.rate(0), cosine.rate(4), cosine.rate(9), cosine.rate(10)] == pytest.approx(
+        [0.05, 0.25, 0.5, 0.5]
+    )
+    assert cosine.rate(55) == pytest.approx(0.25) and cosine.rate(100) == pytest.approx(0.0, abs=1e-12)
+    constant = Schedule(100, 0.5, warmup=2, shape="constant")
+    assert [constant.rate(0), constant.rate(1), constant.rate(99)] == pytest.approx([0.25, 0.5, 0.5])
+    assert Schedule(10, 0.5, warmup=0).rate(0) == 0.5
+
+
+def test_progress_speaks_now_and_then_and_at_the_end() -> None:
+    lines: list[str] = []
+    progress = Progress("stage", 3, lines.append, every=3600.0)
+    for done in (1, 2, 3):
+        progress(done, f"note {done}")
+    assert len(lines) == 1 and lines[0].startswith("stage: 3/3") and lines[0].endswith("note 3")
+
+
+# Losses
+
+
+def test_prefix_counts_equal_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    B, K, T, V = 6, 20, 5, 3
+    sequences = rng.integers(0, V, (B, K, T))
+    sequences[:, :, 0] = 0
+    path = sequences[:, 0].copy()
+    path[5] = [0, 2, 2, 2, 2]
+    weight = (rng.random((B, K)) < 0.7).astype(np.float32)
+    weight[4] = 0.0
+    expected = np.zeros((B, T - 1, V))
+    for b in range(B):
+        for k in range(K):
+            for t in range(T - 1):
+                if sequences[b, k, : t + 1].tolist() == path[b, : t + 1].tolist():
+                    expected[b, t, sequences[b, k, t + 1]] += weight[b, k]
+    found = prefix_counts(torch.from_numpy(path), torch.from_numpy(sequences), torch.from_numpy(weight), V)
+    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(found.sum(-1)[:, 0].numpy(), weight.sum(1))
+    assert (expected[:, 2:] > 0).any() and (expected[4] == 0).all()
+
+
+def test_next_token_loss_leaves_padding_out() -> None:
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 5, 4, generator=rng)
+    tokens = torch.randint(0, 4, (3, 5), generator=rng)
+    lengths = torch.tensor([5, 2, 3])
+    logp = torch.log_softmax(logits, -1)
+    terms = [-logp[b, t, tokens[b, t + 1]] for b in range(3) for t in range(int(lengths[b]) - 1)]
+    torch.testing.assert_close(next_token_loss(logits, tokens, lengths), torch.stack(terms).mean())
+    tokens[1, 2:] = 3
+    logits[1, 2:] = 100.0
+    torch.testing.assert_close(next_token_loss(logits, tokens, lengths), torch.stack(terms).mean())
