@@ -16,7 +16,14 @@ import yaml
 from conftest import MODEL, make_target, run, write_config
 
 from inversescope.errors import InputError
-from inversescope.store import read_activations, read_json, read_table, write_activations, write_json, write_table
+from inversescope.store import (
+    read_activations,
+    read_json,
+    read_table,
+    write_activations,
+    write_json,
+    write_table,
+)
 
 Copied = Callable[..., Path]
 Capture = pytest.CaptureFixture[str]
@@ -49,26 +56,62 @@ def empty(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("delta", "culprit", "remedy"),
     [
-        ({"kernel": {"epsilon": 0.0}}, "kernel.epsilon: kernel bandwidth epsilon must be positive and finite, got 0.0", "see config/schema.json"),
+        (
+            {"kernel": {"epsilon": 0.0}},
+            "kernel.epsilon: kernel bandwidth epsilon must be positive and finite, got 0.0",
+            "see config/schema.json",
+        ),
         ({"kernel": {"epsilon": -0.1}}, "positive and finite, got -0.1", "see config/schema.json"),
-        ({"kernel": {"epsilons": [0.1, -0.2]}}, "kernel.epsilons: kernel bandwidth epsilon must be", "see config/schema.json"),
-        ({"variants": {"paper": {"epsilon": 0.0}}}, "variants.paper: kernel bandwidth epsilon must be positive and finite, got 0.0", "schema.json"),
-        ({"variants": {"default": {"eps_range": [0.0, 0.1]}}}, "variants.default: kernel bandwidth epsilon must be", "schema.json"),
-        ({"variants": {"default": {"eps_range": [0.2, 0.1]}}}, "eps_range runs from 0.2 down to 0.1", "schema.json"),
+        (
+            {"kernel": {"epsilons": [0.1, -0.2]}},
+            "kernel.epsilons: kernel bandwidth epsilon must be",
+            "see config/schema.json",
+        ),
+        (
+            {"variants": {"paper": {"epsilon": 0.0}}},
+            "variants.paper: kernel bandwidth epsilon must be positive and finite, got 0.0",
+            "schema.json",
+        ),
+        (
+            {"variants": {"default": {"eps_range": [0.0, 0.1]}}},
+            "variants.default: kernel bandwidth epsilon must be",
+            "schema.json",
+        ),
+        (
+            {"variants": {"default": {"eps_range": [0.2, 0.1]}}},
+            "eps_range runs from 0.2 down to 0.1",
+            "schema.json",
+        ),
         ({"kernel": {"kind": "box"}}, "kernel.kind: Input should be 'hard' or 'gaussian'", "schema.json"),
         ({"kernel": {"bandwidth": 1.0}}, "unknown key 'kernel.bandwidth'", "check its spelling"),
         ({"sedd": 1}, "unknown key 'sedd'", "check its spelling"),
         ({"variants": {"paper": {"step": 1}}}, "unknown key 'variants.paper.step'", "check its spelling"),
         ({"variants": {"paper": {"mean_embedding": True}}}, "need pairs: kernel", "schema.json"),
-        ({"variants": {"told": {"neighbour_logits": True}}}, "neighbour_logits needs mean_embedding", "schema.json"),
-        ({"studied_variants": ["paper", "papper"]}, "variant 'papper' is studied but not in 'variants'", "schema.json"),
-        ({"experiments": {"ioi": {"model": "gpt3"}}}, "names model 'gpt3', which is not in 'models'", "schema.json"),
+        (
+            {"variants": {"told": {"neighbour_logits": True}}},
+            "neighbour_logits needs mean_embedding",
+            "schema.json",
+        ),
+        (
+            {"studied_variants": ["paper", "papper"]},
+            "variant 'papper' is studied but not in 'variants'",
+            "schema.json",
+        ),
+        (
+            {"experiments": {"ioi": {"model": "gpt3"}}},
+            "names model 'gpt3', which is not in 'models'",
+            "schema.json",
+        ),
         ({"models": {MODEL: {"source": "hub", "path": "a/b"}}}, "needs a pinned 'revision'", "schema.json"),
-        ({"models": {"../evil": {"source": "local", "path": "x"}}}, "name '../evil' may hold letters", "schema.json"),
+        (
+            {"models": {"../evil": {"source": "local", "path": "x"}}},
+            "name '../evil' may hold letters",
+            "schema.json",
+        ),
         ({"ioi": {"held_out_pairs": 0.0}}, "ioi.held_out_pairs", "schema.json"),
         ({"budget": "much"}, "budget: Input should be a valid number", "schema.json"),
     ],
-)  # fmt: skip
+)
 def test_configuration(empty: Path, capsys: Capture, delta: dict, culprit: str, remedy: str) -> None:
     write_config(empty, delta)
     refused(capsys, empty, "make_prompts", "--split", "test", culprit=culprit, remedy=remedy)
@@ -78,11 +121,18 @@ def test_configuration(empty: Path, capsys: Capture, delta: dict, culprit: str, 
 def test_configuration_that_is_no_yaml(empty: Path, capsys: Capture) -> None:
     (empty / "config/config.yaml").write_text("seed: [1\nkernel: }")
     refused(
-        capsys, empty, "make_prompts", "--split", "test",
-        culprit="config/config.yaml is not valid YAML", remedy="mend the file",
-    )  # fmt: skip
+        capsys,
+        empty,
+        "make_prompts",
+        "--split",
+        "test",
+        culprit="config/config.yaml is not valid YAML",
+        remedy="mend the file",
+    )
     (empty / "config/config.yaml").unlink()
-    refused(capsys, empty, "train_backbone", culprit="config/config.yaml does not exist", remedy="check --config")
+    refused(
+        capsys, empty, "train_backbone", culprit="config/config.yaml does not exist", remedy="check --config"
+    )
 
 
 # Sites, variants, models
@@ -117,10 +167,23 @@ def test_head_out_of_range_names_the_range(empty: Path, capsys: Capture) -> None
 
 def test_unknown_names(empty: Path, capsys: Capture) -> None:
     refused(
-        capsys, empty, "train_generator", "--variant", "papre",
-        culprit="unknown variant 'papre'", remedy="choose one of paper, default, told, few",
-    )  # fmt: skip
-    refused(capsys, empty, "train_target", "--candidate", "x", culprit="unknown candidate 'x'", remedy="choose one of s")
+        capsys,
+        empty,
+        "train_generator",
+        "--variant",
+        "papre",
+        culprit="unknown variant 'papre'",
+        remedy="choose one of default, few, paper, told",
+    )
+    refused(
+        capsys,
+        empty,
+        "train_target",
+        "--candidate",
+        "x",
+        culprit="unknown candidate 'x'",
+        remedy="choose one of s",
+    )
     config = str(empty / "config/config.yaml")
     from inversescope.cli import main
 
@@ -135,17 +198,29 @@ def test_unknown_names(empty: Path, capsys: Capture) -> None:
 
 def test_unknown_generator(study: Path, capsys: Capture) -> None:
     refused(
-        capsys, study, "train_generator", "--variant", "paper", "--generator", "vec2text",
-        culprit="unknown generator 'vec2text'", remedy="choose inversescope",
-    )  # fmt: skip
+        capsys,
+        study,
+        "train_generator",
+        "--variant",
+        "paper",
+        "--generator",
+        "vec2text",
+        culprit="unknown generator 'vec2text'",
+        remedy="choose inversescope",
+    )
 
 
 def test_variant_on_a_site_that_is_not_read(copied: Copied, capsys: Capture) -> None:
     root = copied({"variants": {"told": {"sites": ["L0H1"]}}})
     refused(
-        capsys, root, "train_generator", "--variant", "told",
-        culprit="variant told is trained on site L0H1, which the experiment does not read", remedy="add it",
-    )  # fmt: skip
+        capsys,
+        root,
+        "train_generator",
+        "--variant",
+        "told",
+        culprit="variant told is trained on site L0H1, which the experiment does not read",
+        remedy="add it",
+    )
 
 
 # Prompts
@@ -155,22 +230,45 @@ def test_split_without_any_name_pair(empty: Path, capsys: Capture) -> None:
     write_config(empty, {"ioi": {"held_out_pairs": 0.001}})
     for split in ("test", "train"):
         refused(
-            capsys, empty, "make_prompts", "--split", split,
-            culprit="the test split of task ioi is empty", remedy="held_out_pairs",
-        )  # fmt: skip
+            capsys,
+            empty,
+            "make_prompts",
+            "--split",
+            split,
+            culprit="the test split of task ioi is empty",
+            remedy="held_out_pairs",
+        )
     assert not list(empty.glob("data/**/*.parquet"))
 
 
 def test_more_prompts_than_there_are(empty: Path, capsys: Capture) -> None:
     write_config(empty, {"experiments": {"ioi": {"n_test": 100_000}}})
-    refused(capsys, empty, "make_prompts", "--split", "test", culprit="100000 distinct prompts were asked of the test split", remedy="lower")
+    refused(
+        capsys,
+        empty,
+        "make_prompts",
+        "--split",
+        "test",
+        culprit="100000 distinct prompts were asked of the test split",
+        remedy="lower",
+    )
     write_config(empty, {"experiments": {"ioi": {"n_train": 720}}})
-    refused(capsys, empty, "make_prompts", "--split", "train", culprit="the prior has 720 prompts, too few for n_train = 720", remedy="lower n_train")
+    refused(
+        capsys,
+        empty,
+        "make_prompts",
+        "--split",
+        "train",
+        culprit="the prior has 720 prompts, too few for n_train = 720",
+        remedy="lower n_train",
+    )
 
 
 def test_too_many_names(empty: Path, capsys: Capture) -> None:
     write_config(empty, {"ioi": {"n_names": 5000}})
-    refused(capsys, empty, "make_prompts", "--split", "test", culprit="n_names is 5000, but there are", remedy="")
+    refused(
+        capsys, empty, "make_prompts", "--split", "test", culprit="n_names is 5000, but there are", remedy=""
+    )
 
 
 # Upstream files
@@ -182,17 +280,41 @@ def test_too_many_names(empty: Path, capsys: Capture) -> None:
         ("data/ioi/prompts/train.parquet", ["extract_activations", "--split", "train"], "make_prompts"),
         (DATA / "target/target.json", ["extract_activations", "--split", "train"], "select_target"),
         (DATA / "target/target.json", ["train_backbone"], "select_target"),
-        (DATA / "checkpoints/backbone/meta.json", ["train_generator", "--variant", "paper"], "train_backbone"),
-        (DATA / "activations/train/L0H0.safetensors", ["train_generator", "--variant", "paper"], "extract_activations"),
-        (DATA / "checkpoints/inversescope/told/meta.json", ["sample_prompts", "--variant", "told", "--site", "L0H0"], "train_generator"),
+        (
+            DATA / "checkpoints/backbone/meta.json",
+            ["train_generator", "--variant", "paper"],
+            "train_backbone",
+        ),
+        (
+            DATA / "activations/train/L0H0.safetensors",
+            ["train_generator", "--variant", "paper"],
+            "extract_activations",
+        ),
+        (
+            DATA / "checkpoints/inversescope/told/meta.json",
+            ["sample_prompts", "--variant", "told", "--site", "L0H0"],
+            "train_generator",
+        ),
         (DATA / "activations/test/L0H0.safetensors", ["run_mcmc", "--site", "L0H0"], "extract_activations"),
-        (DATA / "activations/reference/L0H0.safetensors", ["compute_exact", "--site", "L0H0"], "extract_activations"),
-        (Path("results/ioi") / MODEL / "exact/L0H0.parquet", ["estimate_fcr", "--variant", "paper", "--site", "L0H0"], "compute_exact"),
-        (Path("results/ioi") / MODEL / "samples/inversescope/paper/L0H0.parquet", ["estimate_fcr", "--variant", "paper", "--site", "L0H0"], "sample_prompts"),
+        (
+            DATA / "activations/reference/L0H0.safetensors",
+            ["compute_exact", "--site", "L0H0"],
+            "extract_activations",
+        ),
+        (
+            Path("results/ioi") / MODEL / "exact/L0H0.parquet",
+            ["estimate_fcr", "--variant", "paper", "--site", "L0H0"],
+            "compute_exact",
+        ),
+        (
+            Path("results/ioi") / MODEL / "samples/inversescope/paper/L0H0.parquet",
+            ["estimate_fcr", "--variant", "paper", "--site", "L0H0"],
+            "sample_prompts",
+        ),
         (Path("results/ioi") / MODEL / "fcr/L1H1.csv", ["collect_tables"], "estimate_fcr"),
         (DATA / "target/candidates/s/target.json", ["score_target", "--candidate", "s"], "train_target"),
     ],
-)  # fmt: skip
+)
 def test_missing_file_names_the_rule_that_makes_it(
     copied: Copied, capsys: Capture, gone: Path | str, stage: list[str], rule: str
 ) -> None:
@@ -213,9 +335,14 @@ def test_activations_with_nan(copied: Copied, capsys: Capture) -> None:
     write_activations(path, z, meta)
     before = sorted((root / DATA / "checkpoints").rglob("*"))
     refused(
-        capsys, root, "train_generator", "--variant", "paper",
-        culprit="L1H1.safetensors holds NaN or infinity, first in row 41", remedy="rerun extract_activations",
-    )  # fmt: skip
+        capsys,
+        root,
+        "train_generator",
+        "--variant",
+        "paper",
+        culprit="L1H1.safetensors holds NaN or infinity, first in row 41",
+        remedy="rerun extract_activations",
+    )
     assert sorted((root / DATA / "checkpoints").rglob("*")) == before
 
 
@@ -225,9 +352,14 @@ def test_truncated_activations(copied: Copied, capsys: Capture, kept: int) -> No
     path = root / DATA / "activations/reference/L0H0.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
     refused(
-        capsys, root, "compute_exact", "--site", "L0H0",
-        culprit="L0H0.safetensors is cut short", remedy="Delete it and rerun extract_activations",
-    )  # fmt: skip
+        capsys,
+        root,
+        "compute_exact",
+        "--site",
+        "L0H0",
+        culprit="L0H0.safetensors is cut short",
+        remedy="Delete it and rerun extract_activations",
+    )
 
 
 def test_truncated_shard_is_made_anew(copied: Copied, capsys: Capture) -> None:
@@ -259,9 +391,12 @@ def test_activations_of_other_prompts(copied: Copied, capsys: Capture, split: st
     path = root / f"data/ioi/prompts/{split}.parquet"
     write_table(read_table(path).iloc[::-1], path)  # the same prompts in another order
     refused(
-        capsys, root, *stage,
-        culprit=f"activations/{split}/L0H0.safetensors: prompt hash is", remedy="rerun the stage that writes it",
-    )  # fmt: skip
+        capsys,
+        root,
+        *stage,
+        culprit=f"activations/{split}/L0H0.safetensors: prompt hash is",
+        remedy="rerun the stage that writes it",
+    )
 
 
 def test_truncated_checkpoints_and_tables(copied: Copied, capsys: Capture) -> None:
@@ -269,19 +404,32 @@ def test_truncated_checkpoints_and_tables(copied: Copied, capsys: Capture) -> No
     model = root / DATA / "checkpoints/inversescope/told/model.safetensors"
     model.write_bytes(model.read_bytes()[:-8])
     stage = ["sample_prompts", "--variant", "told", "--site", "L0H0"]
-    refused(capsys, root, *stage, culprit="told/model.safetensors is cut short", remedy="rerun the stage that trains it")
+    refused(
+        capsys,
+        root,
+        *stage,
+        culprit="told/model.safetensors is cut short",
+        remedy="rerun the stage that trains it",
+    )
     meta = root / DATA / "checkpoints/inversescope/told/meta.json"
     meta.write_text(meta.read_text()[:-40])
-    shutil.copy(
-        root / DATA / "checkpoints/inversescope/paper/model.safetensors", model
+    shutil.copy(root / DATA / "checkpoints/inversescope/paper/model.safetensors", model)
+    refused(
+        capsys, root, *stage, culprit="told/meta.json is not JSON", remedy="rerun the stage that writes it"
     )
-    refused(capsys, root, *stage, culprit="told/meta.json is not JSON", remedy="rerun the stage that writes it")
     exact = root / "results/ioi" / MODEL / "exact/L0H0.parquet"
     exact.write_bytes(exact.read_bytes()[:-30])
     refused(
-        capsys, root, "estimate_fcr", "--variant", "paper", "--site", "L0H0",
-        culprit="exact/L0H0.parquet cannot be read", remedy="rerun the stage that writes it",
-    )  # fmt: skip
+        capsys,
+        root,
+        "estimate_fcr",
+        "--variant",
+        "paper",
+        "--site",
+        "L0H0",
+        culprit="exact/L0H0.parquet cannot be read",
+        remedy="rerun the stage that writes it",
+    )
 
 
 # Models and tokenizers
@@ -301,44 +449,76 @@ def test_generator_of_another_tokenizer(copied: Copied, capsys: Capture) -> None
     root = copied()
     other_tokenizer(root)
     refused(
-        capsys, root, "sample_prompts", "--variant", "paper", "--site", "L0H0",
-        culprit="generator paper was trained with another tokenizer", remedy="rerun train_generator",
-    )  # fmt: skip
+        capsys,
+        root,
+        "sample_prompts",
+        "--variant",
+        "paper",
+        "--site",
+        "L0H0",
+        culprit="generator paper was trained with another tokenizer",
+        remedy="rerun train_generator",
+    )
     refused(
-        capsys, root, "train_generator", "--variant", "paper",
-        culprit="checkpoints/backbone was trained with another tokenizer", remedy="rerun train_backbone",
-    )  # fmt: skip
+        capsys,
+        root,
+        "train_generator",
+        "--variant",
+        "paper",
+        culprit="checkpoints/backbone was trained with another tokenizer",
+        remedy="rerun train_backbone",
+    )
 
 
 def test_backbone_that_does_not_learn_the_prior(copied: Copied, capsys: Capture) -> None:
     root = copied({"backbone": {"gate_in_prior": 0.9, "steps": 2}})
     before = (root / DATA / "checkpoints/backbone/model.safetensors").read_bytes()
     refused(
-        capsys, root, "train_backbone", before=2,
-        culprit="the backbone does not know the prior: in-prior rate 0.0", remedy="raise backbone.steps",
-    )  # fmt: skip
+        capsys,
+        root,
+        "train_backbone",
+        before=2,
+        culprit="the backbone does not know the prior: in-prior rate 0.0",
+        remedy="raise backbone.steps",
+    )
     assert (root / DATA / "checkpoints/backbone/model.safetensors").read_bytes() == before
 
 
 def test_backbone_too_short_for_the_prompts(copied: Copied, capsys: Capture) -> None:
     root = copied({"backbone": {"shape": {"n_positions": 8}}})
     refused(
-        capsys, root, "train_backbone",
-        culprit="the backbone has 8 positions, but prompts take up to", remedy="raise backbone.shape.n_positions",
-    )  # fmt: skip
+        capsys,
+        root,
+        "train_backbone",
+        culprit="the backbone has 8 positions, but prompts take up to",
+        remedy="raise backbone.shape.n_positions",
+    )
 
 
 def test_target_too_short_for_the_prompts(empty: Path, capsys: Capture) -> None:
     write_config(empty, {"models": {MODEL: {"candidates": {"s": {"shape": {"n_positions": 6}}}}}})
-    refused(capsys, empty, "train_target", "--candidate", "s", culprit="6 positions", remedy="n_positions")
+    refused(
+        capsys,
+        empty,
+        "train_target",
+        "--candidate",
+        "s",
+        culprit="candidate s has 6 positions, but prompts take up to",
+        remedy="raise models.tiny.candidates.s.shape.n_positions",
+    )
 
 
 def test_diverging_training(copied: Copied, capsys: Capture) -> None:
     root = copied({"variants": {"paper": {"learning_rate": 1e30, "clip": None, "warmup": 0}}})
     refused(
-        capsys, root, "train_generator", "--variant", "paper",
-        culprit="train_generator paper: the loss is", remedy="lower the learning rate",
-    )  # fmt: skip
+        capsys,
+        root,
+        "train_generator",
+        "--variant",
+        "paper",
+        culprit="train_generator paper: the loss is",
+        remedy="lower the learning rate",
+    )
 
 
 def test_no_candidate_target_passes_the_gate(tmp_path: Path, capsys: Capture) -> None:
@@ -353,13 +533,18 @@ def test_no_candidate_target_passes_the_gate(tmp_path: Path, capsys: Capture) ->
     assert run(tmp_path, "train_target", "--candidate", "s") == 0
     assert run(tmp_path, "score_target", "--candidate", "s") == 0
     refused(
-        capsys, tmp_path, "select_target",
-        culprit=f"no candidate of {MODEL} reached the gate", remedy=f"raise models.{MODEL}.training.max_steps",
-    )  # fmt: skip
+        capsys,
+        tmp_path,
+        "select_target",
+        culprit=f"no candidate of {MODEL} reached the gate",
+        remedy=f"raise models.{MODEL}.training.max_steps",
+    )
 
 
 def test_local_model_that_is_not_there(empty: Path, capsys: Capture) -> None:
-    write_config(empty, {"models": {MODEL: {"source": "local", "path": str(empty / "nowhere"), "candidates": {}}}})
+    write_config(
+        empty, {"models": {MODEL: {"source": "local", "path": str(empty / "nowhere"), "candidates": {}}}}
+    )
     refused(capsys, empty, "fetch_target", culprit="nowhere holds no model", remedy="Check 'path'")
 
 
@@ -385,12 +570,22 @@ def test_hub_model_that_cannot_be_downloaded(empty: Path, study: Path, what: str
         write_config(empty, {"backbone": {"init": "hub", **hub}})
         stage = "train_backbone"
     done = subprocess.run(
-        [sys.executable, "-m", "inversescope.cli", stage, "--model", MODEL, "--root", str(empty),
-         "--config", str(empty / "config/config.yaml")],
+        [
+            sys.executable,
+            "-m",
+            "inversescope.cli",
+            stage,
+            "--model",
+            MODEL,
+            "--root",
+            str(empty),
+            "--config",
+            str(empty / "config/config.yaml"),
+        ],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(empty / "hub")},
         capture_output=True,
         text=True,
-    )  # fmt: skip
+    )
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ") and "nobody/no-such-model" in line and "HF_HOME" in line
@@ -407,7 +602,15 @@ def test_errors_are_one_sentence_for_the_culprit_and_one_for_the_remedy() -> Non
 
 def test_log_holds_the_error_too(empty: Path, capsys: Capture) -> None:
     log = empty / "logs/deep/x.log"
-    refused(capsys, empty, "train_backbone", "--log", str(log), culprit="target.json does not exist", remedy="select_target")
+    refused(
+        capsys,
+        empty,
+        "train_backbone",
+        "--log",
+        str(log),
+        culprit="target.json does not exist",
+        remedy="select_target",
+    )
     assert log.read_text().startswith("error: ") and len(log.read_text().splitlines()) == 1
 
 

@@ -220,8 +220,11 @@ def test_a_selection_of_folded_rows_is_the_fold_of_the_selection() -> None:
     index = torch.tensor([3, 0, 3, 4])
     some = model.fold(Condition({"L0H1": z})).rows(index)
     again = model.fold(Condition({"L0H1": z[index]}))
-    for a, b in zip([*some.keys, *some.offsets, *some.values, some.latent],
-                    [*again.keys, *again.offsets, *again.values, again.latent], strict=True):  # fmt: skip
+    for a, b in zip(
+        [*some.keys, *some.offsets, *some.values, some.latent],
+        [*again.keys, *again.offsets, *again.values, again.latent],
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 

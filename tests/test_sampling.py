@@ -297,8 +297,12 @@ def test_frequencies_match_the_probabilities(way: str) -> None:
         grouped = np.append(observed[~rare], observed[rare].sum()), np.append(p[~rare], p[rare].sum()) * draws
         keep = grouped[1] > 0
         assert stats.chisquare(grouped[0][keep], grouped[1][keep]).pvalue > 1e-3
-        found = np.array([drawn.log_q[target][codes == a * VOCABULARY + b].mean() if o else np.log(q)
-                          for (a, b), q, o in zip(expected, p, observed, strict=True)])  # fmt: skip
+        found = np.array(
+            [
+                drawn.log_q[target][codes == a * VOCABULARY + b].mean() if o else np.log(q)
+                for (a, b), q, o in zip(expected, p, observed, strict=True)
+            ]
+        )
         np.testing.assert_allclose(found, np.log(p), atol=1e-4)
 
 
@@ -349,10 +353,13 @@ def test_streams_are_uniform_and_their_own() -> None:
 # Conditions and cached prompts
 
 
-def toy_cache(size: int = 400) -> tuple[Prompts, np.ndarray, Cache]:
+def toy_cache() -> tuple[Prompts, np.ndarray, Cache]:
+    """All 155 texts of up to three words, in random order; every one is there once, as in a cache of the workflow."""
     rng = np.random.default_rng(0)
-    texts = [rng.integers(1, VOCABULARY, rng.integers(1, LENGTH)) for _ in range(size)]
-    z = rng.standard_normal((size, 3)).astype(np.float32)
+    words = range(1, VOCABULARY)
+    texts = [np.array(text) for n in range(1, LENGTH) for text in product(words, repeat=n)]
+    texts = [texts[i] for i in rng.permutation(len(texts))]
+    z = rng.standard_normal((len(texts), 3)).astype(np.float32)
     return encode_prompts(texts, END), z, Cache(z)
 
 
@@ -412,16 +419,19 @@ def test_log_q_of_cached_prompts() -> None:
     assert log_prob_rows(model, condition, owner[:0], prompts, near.rows[:0], 7).shape == (0,)
 
 
-def test_log_q_of_an_attended_prompt_leaves_it_out_of_its_own_counts() -> None:
+@pytest.mark.parametrize("limit", [4096, 8])
+def test_log_q_of_an_attended_prompt_leaves_it_out_of_its_own_counts(limit: int) -> None:
+    """Of its own only: a cached prompt that is not attended to, since there are too many, changes nobody's counts."""
     prompts, z, cache = toy_cache()
     model, condition = make_model(neighbours=True), Condition({"s": torch.from_numpy(z[:4])})
     near = cache.search(cache.prepare(z[:4]), 0.2)
     owner = np.repeat(np.arange(4), near.counts)
     assert len(owner) > 40
-    mixer = make_mixer(cache, prompts, z[:4], 0.2, VOCABULARY, 1.0)
+    mixer = make_mixer(cache, prompts, z[:4], 0.2, VOCABULARY, 1.0, limit)
     found = log_prob_rows(model, condition, owner, prompts, near.rows, 16, mixer)
-    for i in range(0, len(owner), 6):
-        others = [prompts.tokens[near.of(t)[near.of(t) != near.rows[i]], 1:] for t in range(4)]
+    for i in range(0, len(owner), 3):
+        attended = [near.of(t)[:limit] for t in range(4)]
+        others = [prompts.tokens[rows[rows != near.rows[i]], 1:] for rows in attended]
         rule = rule_of(model, condition, attended=others)
         tokens = prompts.tokens[near.rows[i], 1 : prompts.lengths[near.rows[i]]].tolist()
         expected = sum(np.log(rule(int(owner[i]), tokens[:t])[token]) for t, token in enumerate(tokens))

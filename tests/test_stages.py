@@ -19,6 +19,7 @@ from inversescope.fcr import effective_sample_size
 from inversescope.generator.inversescope import Condition
 from inversescope.kernel import paired_distances
 from inversescope.models import encode, load_target
+from inversescope.neighbours import Cache
 from inversescope.pairs import encode_prompts
 from inversescope.sites import Site
 from inversescope.stages.common import Context
@@ -412,10 +413,21 @@ def test_a_wider_cut_of_the_same_study_finds_everyone(copied: Copied) -> None:
     np.testing.assert_allclose(exact["fcr_order"], 0.5)
 
 
-@pytest.mark.parametrize("kernel", [{"kind": "gaussian"}, {"distance": "normalised_euclidean", "epsilon": 0.5, "epsilons": [0.5]}],
-                         ids=["gaussian", "normalised_euclidean"])  # fmt: skip
-def test_other_kernels_run_through(copied: Copied, kernel: dict) -> None:
+@pytest.mark.parametrize(
+    "kernel",
+    [{"kind": "gaussian"}, {"distance": "normalised_euclidean", "epsilon": 0.5, "epsilons": [0.5]}],
+    ids=["gaussian", "normalised_euclidean"],
+)
+def test_other_kernels_run_through(copied: Copied, kernel: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last steps with another kernel: candidates are judged, and cells filled, by it."""
+    reached = []  # how far neighbours are looked for, in training and in sampling
+    search = Cache.search
+
+    def spy(self: Cache, queries: np.ndarray, radius: float, *rest: object, **options: object) -> object:
+        reached.append(np.unique(radius).tolist())
+        return search(self, queries, radius, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Cache, "search", spy)
     root = copied(
         {"kernel": kernel, "studied_variants": ["paper", "default"], "sampling": {"decodings": ["mixed"]}}
     )
@@ -429,6 +441,11 @@ def test_other_kernels_run_through(copied: Copied, kernel: dict) -> None:
     assert run(root, "estimate_fcr", *each("--variant", ["paper", "default"]), "--site", "L1.resid_post") == 0
     c = context(root)
     epsilon, gaussian = c.config.kernel.epsilon, "kind" in kernel
+    low, high = (min(min(r) for r in reached), max(max(r) for r in reached))
+    assert low >= (3.7 if gaussian else 1.0) * 0.004 and high <= (3.7 if gaussian else 1.0) * 0.5001
+    assert [3.7 * epsilon if gaussian else epsilon] in reached
+    mixing = [r for r in reached if r == [epsilon]]
+    assert mixing  # cache mixing takes its neighbours from within epsilon, whatever the kernel
     frame = samples(root, "default", "L1.resid_post")
     frame = frame[frame["epsilon"] == epsilon]
     reach = 3.7 * epsilon if gaussian else epsilon

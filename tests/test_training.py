@@ -157,8 +157,14 @@ def test_weights_decay_and_offsets_do_not() -> None:
     nn.init.ones_(model.weight)
     nn.init.ones_(model.bias)
     schedule = Schedule(1, 0.1, weight_decay=0.5, warmup=0, shape="constant")
-    train(model, lambda step: (0.0 * (model.weight.sum() + model.bias.sum()), {}), schedule, name="t", tokens_per_step=1,
-          echo=lambda line: None)  # fmt: skip
+    train(
+        model,
+        lambda step: (0.0 * (model.weight.sum() + model.bias.sum()), {}),
+        schedule,
+        name="t",
+        tokens_per_step=1,
+        echo=lambda line: None,
+    )
     torch.testing.assert_close(model.weight, torch.full((2, 2), 0.95))
     torch.testing.assert_close(model.bias, torch.ones(2))
 
@@ -168,8 +174,14 @@ def test_gradients_are_clipped_by_their_norm() -> None:
     for clip in (1.0, None):
         model = nn.Linear(3, 1, bias=False)
         schedule = Schedule(1, 0.1, warmup=0, shape="constant", clip=clip)
-        train(model, lambda step, m=model: (1000.0 * m.weight.sum(), {}), schedule, name="t", tokens_per_step=1,
-              echo=lambda line: None)  # fmt: skip
+        train(
+            model,
+            lambda step, m=model: (1000.0 * m.weight.sum(), {}),
+            schedule,
+            name="t",
+            tokens_per_step=1,
+            echo=lambda line: None,
+        )
         assert model.weight.grad is not None
         sizes[clip] = float(model.weight.grad.norm())
     assert sizes[1.0] == pytest.approx(1.0, rel=1e-4) and sizes[None] == pytest.approx(

@@ -268,14 +268,20 @@ def make_condition(
 
 
 def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Counts (E, T - 1, V) along cached prompts (E, T), each left out of its own counts."""
+    """Counts (E, T - 1, V) along cached prompts (E, T), each left out of its own counts if it is among the neighbours."""
+    node, count = owner, neighbours.root_count[owner]
+    for depth in range(tokens.shape[1] - 1):
+        node, _, count = neighbours.descend(depth, node, count, tokens[:, depth + 1])
+    own = np.minimum(
+        count, 1
+    )  # cached prompts are distinct: whoever is reached at the end is the prompt itself
     node, count = owner, neighbours.root_count[owner]
     result = []
     row = np.arange(len(owner))
     for depth in range(tokens.shape[1] - 1):
         here = neighbours.counts(depth, node, count)
         following = tokens[:, depth + 1]
-        here[row, following] = np.maximum(here[row, following] - 1.0, 0.0)
+        here[row, following] -= own
         result.append(here)
         node, _, count = neighbours.descend(depth, node, count, following)
     return np.stack(result, 1)
@@ -307,8 +313,8 @@ def log_prob_rows(
 ) -> np.ndarray:
     """log q(x | z) of cached prompts `rows` (E,) under the targets `owner` (E,) of a condition: (E,) float64.
 
-    A cached neighbour is one of those that the generator attends to; it is left out of its own counts, so that its q is what a
-    prompt like it that is not cached would get.
+    A cached neighbour that the generator attends to is left out of its own counts, so that its q is what a prompt like it that is
+    not cached would get.
     """
     folded = model.fold(condition)
     result = np.zeros(len(rows))

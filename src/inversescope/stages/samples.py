@@ -143,14 +143,16 @@ class _Run:
 
     def condition(self, epsilon: float, z: np.ndarray) -> Condition:
         """The generator's inputs for activations (B, d)."""
-        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts)
+        kind = self.context.config.kernel.kind
+        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts, kind)
 
     def neighbours(self, epsilon: float, z: np.ndarray) -> Mixer | None:
         """What the generator attends to, if it attends to neighbours."""
         if not self.model.shape.neighbour_logits:
             return None
         vocabulary = self.model.shape.backbone.vocab_size
-        return make_mixer(self.cache, self.prompts, z, epsilon, vocabulary, 1.0, SAMPLING_CONDITION)
+        radius = support_radius(epsilon, self.context.config.kernel.kind)
+        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, SAMPLING_CONDITION)
 
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""

@@ -34,7 +34,10 @@ def collect_study(context: Context, generator: str) -> None:
     )
     cells = cells[cells["feature"].isin(features)]
     cells["group"] = cells["site"].map({x: _group(context.site(x)) for x in labels})
-    shortest = min(v.steps for v in map(config.variant, config.study_variants))
+    dimension = [v for v in map(config.variant, config.study_variants) if v.study == "dimension"]
+    shortest = {
+        base: min((v.steps for v in dimension if v.base == base), default=1) for base in ("paper", "default")
+    }
     rows, ablations = [], []
     for name in config.study_variants:
         variant = config.variant(name)
@@ -52,7 +55,7 @@ def collect_study(context: Context, generator: str) -> None:
                         "variant": name,
                         "base": variant.base,
                         "seed": variant.seed,
-                        "steps_multiple": round(variant.steps / shortest),
+                        "steps_multiple": round(variant.steps / shortest[variant.base]),
                         "site": label,
                         "dim": _dimension(context, label, dim),
                         "kind": _group(context.site(label)),
@@ -64,7 +67,7 @@ def collect_study(context: Context, generator: str) -> None:
                         "fcr_error_combined": _error(here, "combined"),
                     }
                 )
-        if variant.study != "dimension" or (variant.seed == 0 and variant.steps == shortest):
+        if variant.study != "dimension" or (variant.seed == 0 and variant.steps == shortest[variant.base]):
             for epsilon in sorted(own["epsilon"].unique()):
                 for group in ("heads", "residual"):
                     mine = own[(own["epsilon"] == epsilon) & (own["group"] == group)]

@@ -41,6 +41,11 @@ def train_target(context: Context, candidate: str) -> None:
             texts = [f"{text} {word}" for text, word in zip(texts, task.answers(index), strict=True)]
         ids = encode(tokenizer, texts)
         lengths = torch.tensor([len(i) for i in ids])
+        if int(lengths.max()) > spec.shape.n_positions:
+            raise InputError(
+                f"candidate {candidate} has {spec.shape.n_positions} positions, but prompts take up to {int(lengths.max())}",
+                f"raise models.{context.model_name}.candidates.{candidate}.shape.n_positions",
+            )
         table = np.full((len(ids), int(lengths.max())), end)
         for row, i in enumerate(ids):
             table[row, : len(i)] = i
