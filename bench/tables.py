@@ -38,20 +38,23 @@ def processor() -> str:
 
 
 def fastest(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of each run, the best of `repeats` turns, turn by turn: others may use the machine."""
+    """Seconds of each run, the best of `repeats` turns, turn by turn.
+
+    It is processor time of this process's one thread, which other work on the machine disturbs less than the wall clock.
+    """
     seconds = dict.fromkeys(runs, float("inf"))
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            seconds[name] = min(seconds[name], time.process_time() - start)
     return seconds
 
 
 def finish(rows: list[dict[str, object]], out: Path | None) -> None:
     """Print the rows as a table, and write them where asked."""
     table = pd.DataFrame(rows)
-    print(f"{processor()}, one thread")
+    print(f"{processor()}, one thread, processor time")
     with pd.option_context("display.width", 220, "display.max_columns", None, "display.max_colwidth", 60):
         print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep=""))
     if out is not None:

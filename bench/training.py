@@ -150,9 +150,9 @@ def recorded() -> Iterator[Timeline]:
 
     def record(original: Any) -> Any:
         def batch(self: Any, step: int) -> Batch:
-            timeline.starts.append(time.perf_counter())
+            timeline.starts.append(time.process_time())
             result: Batch = original(self, step)
-            timeline.pairs.append(time.perf_counter() - timeline.starts[-1])
+            timeline.pairs.append(time.process_time() - timeline.starts[-1])
             timeline.sequences.append(len(result.lengths))
             timeline.tokens.append(
                 int(result.lengths.sum()) - len(result.lengths)

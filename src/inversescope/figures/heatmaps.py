@@ -31,7 +31,7 @@ from inversescope.figures.tables import best_heads, head_grid, rates, tidy
 ROWS = {
     "paper": "paper (generated)",
     "default:generated": "default (generated)",
-    "default": "cache + default (combined)",
+    "default": "default (combined)",
     "exact": "exact",
 }
 #: Rows of Figure 2, which has room for three.
