@@ -6,7 +6,7 @@ the same log-probability. All that is needed is timed: our folding and our rando
 conditions. `generate` is given its best batch size, and two ways to write the control layers: keys and values computed once
 an activation, as in the paper's formulas (hooks), and folded as ours are (hooks_folded). The ratio is taken to the faster.
 
-Generators: `trained` is the study's variant `paper`, if `make figures` has made it below --root, on three targets of each
+Generators: `trained` is the study's variant `paper`, if `make figures` has made it below --root, on a target of each
 head; `random` has the same shape and random weights (V not zero, so that control matters); `gpt2-small` likewise.
 
     python -m bench.sampling --out results/bench/sampling.csv
@@ -32,7 +32,7 @@ from inversescope.generator.inversescope import Condition, Folded, GeneratorShap
 from inversescope.sampling import Mixer, decode, stream_uniforms
 
 VARIANT = "paper"
-TARGETS_A_HEAD = 3
+TARGETS_A_HEAD = 1
 #: Largest difference of a token's log-probability: both sides are sums of float32 products in another order.
 TOLERANCE = 2e-3
 #: Block, its hidden states after attention (rows, T, D) -> what is added to them.
@@ -111,13 +111,13 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
         z[label] = torch.from_numpy(padded)
     some_texts = context.task.texts(np.arange(0, context.task.size, 997))
     length = max(len(ids) for ids in tokenizer(some_texts, add_special_tokens=False)["input_ids"]) + 1
-    return Case("trained", model, Condition(z), int(tokenizer.eos_token_id), 40, length, (8, 16, 48), 4)
+    return Case("trained", model, Condition(z), int(tokenizer.eos_token_id), 100, length, (2, 4, 8, 16), 4)
 
 
 def random_case(root: Path, files: list[Path]) -> Case:
     """The embedded study's shape with random weights."""
     return with_random_weights(
-        "random", BackboneShape(81, 32, 4, 4, 64, 256, False), 64, 64, 16, 48, 40, 20, (8, 16, 48), 4
+        "random", BackboneShape(81, 32, 4, 4, 64, 256, False), 64, 64, 16, 16, 100, 20, (2, 4, 8, 16), 4
     )
 
 

@@ -292,15 +292,17 @@ def test_cached_steps_equal_the_full_forward(shape: GeneratorShape, draws: int) 
     model = trained(shape)
     folded = model.fold(condition())
     x, n = tokens(6 * draws), counts(6 * draws)
-    repeated = folded.rows(torch.arange(6).repeat_interleave(draws))
-    expected = model.log_probabilities(x, repeated, n)
-    cache = model.backbone.new_cache(len(x), 9)
-    for buffers in cache:
-        for buffer in buffers:
-            buffer.fill_(float("nan"))  # nothing may be read before it is written
+    # Rows of an activation need not lie together, nor be equally many.
+    owner = torch.arange(6).repeat(draws) if draws > 1 else torch.tensor([4, 0, 0, 5, 2, 0])
+    expected = model.log_probabilities(x, folded.rows(owner), n)
+    cache = model.backbone.take_cache(len(x) + 2, 9)
+    for layer in cache:
+        layer.keys.fill_(float("nan"))  # nothing may be read before it is written
+        layer.values.fill_(float("nan"))
+    control = model.controller(folded, owner)
     for t in range(8):
-        readout = model.readout(folded, n[:, t : t + 1])
-        logits = model.backbone.step(x[:, t], t, cache, model.controller(folded), readout)
+        readout = model.readout(folded, n[:, t], owner)
+        logits = model.backbone.logits(model.backbone.step(x[:, t], t, cache, control), readout)
         torch.testing.assert_close(torch.log_softmax(logits, -1), expected[:, t], atol=1e-5, rtol=1e-5)
 
 

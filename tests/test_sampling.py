@@ -396,7 +396,7 @@ def test_mixer_of_a_cache_holds_each_targets_neighbours() -> None:
     prompts, z, cache = toy_cache()
     queries = np.concatenate([z[:3], [[9.0, -9.0, 0.1]]]).astype(np.float32)
     mixer = make_mixer(cache, prompts, queries, 0.05, VOCABULARY, 3.0)
-    node, _, count = mixer.roots(1)
+    node, _, count = mixer.roots()
     found = mixer.counts(0, node, count)
     for i in range(4):
         rows = np.flatnonzero(paired_distances(np.tile(queries[i], (len(z), 1)), z) < 0.05)

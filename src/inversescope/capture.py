@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from inversescope.errors import InputError
-from inversescope.models import Target, fast_linear_layers
+from inversescope.models import Target, fast_linear_layers, short_attention
+from inversescope.ops import even_rows
 from inversescope.sites import HEAD_KINDS, Site
 
 Progress = Callable[[int, int], None]
@@ -35,11 +34,6 @@ _COPY_COST = 6.0
 _PASS_COST = 0.05
 #: Cuts are made only if they save this share of the work: a single causal pass has the faster attention.
 _LEAST_GAIN = 0.15
-#: Name of our attention function among those of transformers, and up to how many positions it multiplies
-#: plainly (measured on one core: faster than fused attention by 1.3 to 3 times at 16 positions, equal at
-#: 32, slower from 64).
-_ATTENTION = "inversescope_short"
-_SHORT = 24
 
 
 class _Done(Exception):
@@ -109,7 +103,7 @@ def capture(
     plan = _Plan(target, sites)
     out = {site.label: np.empty((len(token_ids), target.site_dim(site)), np.float32) for site in plan.sites}
     done = 0
-    with torch.inference_mode(), fast_linear_layers(target.body), _short_attention(target):
+    with torch.inference_mode(), fast_linear_layers(target.body), short_attention(target.model):
         for rows, tokens in _equal_lengths(token_ids):
             plan.check(rows, tokens)
             for members, values in _run_group(plan, tokens, batch_tokens):
@@ -391,6 +385,7 @@ def _run_batch(
     for begin, end in zip(cuts, cuts[1:], strict=False):
         # A node is a distinct beginning of `end` tokens, stood for by the first prompt that has it.
         heads = np.flatnonzero(shared < end)
+        heads = np.append(heads, np.repeat(heads[-1:], even_rows(len(heads)) - len(heads)))
         parents = torch.from_numpy(nodes[heads]).to(device)
         nodes = np.cumsum(shared < end) - 1
         more = bool(plan.sites_within(end, tokens.shape[1], tokens.shape[1]))
@@ -403,71 +398,6 @@ def _run_batch(
         if not more:
             break
     return values
-
-
-@contextmanager
-def _short_attention(target: Target) -> Iterator[None]:
-    """Let short prompts on a CPU attend by plain batched products, which beat fused attention several times
-    there."""
-    if target.model.config._attn_implementation != "sdpa" or target.model.device.type != "cpu":
-        yield
-        return
-    AttentionInterface.register(_ATTENTION, _causal_attention)
-    target.model.set_attn_implementation(_ATTENTION)
-    try:
-        yield
-    finally:
-        target.model.set_attn_implementation("sdpa")
-
-
-def _causal_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Causal attention without padding of the last S of T positions, as transformers' attention functions
-    are called.
-
-    Args:
-        module: the attention module.
-        query: (B, H, S, d).
-        key: (B, G, T, d), each shared by H / G query heads.
-        value: (B, G, T, d).
-        attention_mask: None, as transformers makes no mask for attention functions that it does not know.
-        scaling: of the scores, 1 / sqrt(d) if absent.
-        **kwargs: settings of other attention functions, off or irrelevant here.
-
-    Returns:
-        (B, S, H, d), and no weights.
-    """
-    batch, heads, own, width = query.shape
-    groups, length = key.shape[1], key.shape[2]
-    share = heads // groups
-    scale = width**-0.5 if scaling is None else scaling
-    # Row i of the last S positions sees all keys up to its own.
-    late = torch.ones(own, length, dtype=torch.bool, device=query.device).triu(length - own + 1)
-    if length > _SHORT:
-        whole = own == length
-        mask = None if whole else ~late
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=whole, scale=scale, enable_gqa=share > 1
-        )
-        return out.transpose(1, 2).contiguous(), None
-    q = query.reshape(batch * groups, share * own, width)
-    k = key.reshape(batch * groups, length, width).transpose(1, 2)
-    v = value.reshape(batch * groups, length, width)
-    if own == 1:
-        scores = torch.bmm(q, k) * scale
-    else:
-        bias = torch.zeros(own, length, dtype=q.dtype, device=q.device).masked_fill_(late, -torch.inf)
-        bias = bias.repeat(share, 1).expand(batch * groups, -1, -1)
-        scores = torch.baddbmm(bias, q, k, alpha=scale)
-    out = torch.bmm(torch.softmax(scores, dim=-1), v)
-    return out.view(batch, heads, own, width).transpose(1, 2).contiguous(), None
 
 
 class _Buffers:

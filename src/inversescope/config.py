@@ -477,7 +477,7 @@ def default_variants() -> dict[str, VariantConfig]:
 def default_config() -> Config:
     """The embedded study: a small GPT-2 trained here, one million prompts, every rate beside its exact value."""
     variants = default_variants()
-    candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in (1, 2, 3)}
+    candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in range(1, 7)}
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),

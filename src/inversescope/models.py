@@ -22,6 +22,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
@@ -37,6 +38,7 @@ from transformers.pytorch_utils import Conv1D
 from inversescope import store
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
+from inversescope.ops import causal_attention, linear
 from inversescope.sites import Site
 
 END_OF_TEXT = "<|endoftext|>"
@@ -44,6 +46,8 @@ UNKNOWN = "<|unknown|>"
 WEIGHT_PROCESSING = "raw_hf"
 #: One token of `word_tokenizer`: a word with the space before it, or a punctuation mark.
 _WORD = r" ?\w+|[^\w\s]"
+#: Name of our attention function among those of transformers.
+_ATTENTION = "inversescope_short"
 _TEXTS_PER_CALL = 8192
 
 
@@ -292,17 +296,11 @@ def load_target(directory: str | Path) -> Target:
 
 @contextmanager
 def fast_linear_layers(model: nn.Module) -> Iterator[None]:
-    """Let oneDNN multiply in a model's linear layers for the length of a block: float32, CPU, inference only.
+    """Let `ops.linear` multiply in a model's linear layers for the length of a block, GPT-2's activation included.
 
-    torch hands such products to MKL, which on AMD processors runs at less than half of the machine's peak;
-    oneDNN reaches it on both makers', and applies GPT-2's activation on the way. Results are equal up to
-    float32 rounding. Modules keep their places and hooks. Elsewhere (GPU, half precision, gradients)
-    nothing changes.
+    Results and gradients are equal up to float32 rounding. Modules keep their places and hooks. Where `ops.linear` has
+    nothing faster to offer (GPU, half precision) nothing changes.
     """
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
-    usable = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    if not usable or torch.is_grad_enabled():
-        linears = []
     # An MLP of GPT-2: its first layer can return what its activation would make of it.
     activated = {
         id(module.c_fc): module.act
@@ -316,13 +314,14 @@ def fast_linear_layers(model: nn.Module) -> Iterator[None]:
         patched.append(module)
 
     try:
-        for module in linears:
+        for module in model.modules():
+            if not isinstance(module, nn.Linear | Conv1D):
+                continue
             weight, bias, act = module.weight, module.bias, activated.get(id(module))
             if weight.device.type != "cpu" or weight.dtype != torch.float32:
                 continue
-            weight = weight.T if isinstance(module, Conv1D) else weight
-            how: tuple[str, list[Any], str] = ("none", [], "") if act is None else ("gelu", [], "tanh")
-            patch(module, partial(_onednn_linear, weight, bias, how))
+            transposed = isinstance(module, Conv1D)
+            patch(module, partial(_fast_linear, weight, bias, transposed, act is not None))
             if act is not None:
                 patch(act, _same)
         yield
@@ -332,13 +331,52 @@ def fast_linear_layers(model: nn.Module) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _onednn_linear(weight: Tensor, bias: Tensor | None, how: tuple[str, list[Any], str], x: Tensor) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *how)
-    return out
+def _fast_linear(weight: Tensor, bias: Tensor | None, transposed: bool, gelu: bool, x: Tensor) -> Tensor:
+    return linear(x, weight.t() if transposed else weight, bias, gelu)
 
 
 def _same(x: Tensor) -> Tensor:
     return x
+
+
+@contextmanager
+def short_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model on a CPU attend by `ops.causal_attention` for the length of a block: prompts without padding."""
+    if model.config._attn_implementation != "sdpa" or model.device.type != "cpu":
+        yield
+        return
+    AttentionInterface.register(_ATTENTION, _attention)
+    model.set_attn_implementation(_ATTENTION)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation("sdpa")
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`ops.causal_attention`, called as transformers' attention functions are.
+
+    Args:
+        module: the attention module.
+        query: (B, H, S, d).
+        key: (B, G, T, d).
+        value: (B, G, T, d).
+        attention_mask: None, as transformers makes no mask for attention functions that it does not know.
+        scaling: of the scores.
+        **kwargs: settings of other attention functions, off or irrelevant here.
+
+    Returns:
+        (B, S, H, d), and no weights.
+    """
+    return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
 def save_trained(

@@ -11,7 +11,7 @@ import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,21 +92,31 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
-def write_activations(path: str | Path, z: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Write one site's activations.
+def write_activations(
+    path: str | Path, z: np.ndarray | Sequence[np.ndarray], meta: Mapping[str, Any]
+) -> None:
+    """Write one site's activations, a part at a time.
 
     Args:
         path: a `.safetensors` file.
-        z: (N, d) activations, row i = prompt i; stored as float32.
+        z: (N, d) activations, row i = prompt i, or their consecutive parts (at least one); stored as float32.
         meta: provenance (model, revision, site, tokenizer and prompt-file hash, ...); values are stored as
             text. The stored dtype and the package version are added.
     """
-    z = np.ascontiguousarray(z, dtype=np.float32)
+    parts = [z] if isinstance(z, np.ndarray) else z
+    shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
     texts = {"dtype": "float32", "package_version": __version__} | {
         key: str(value) for key, value in meta.items()
     }
     with atomic_path(path) as part:
-        part.write_bytes(_tensor_bytes({"z": z}, texts))
+        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
+        with part.open("wb") as file:
+            # As the library writes it, except that metadata are in the order of their keys, not of a hash map.
+            file.write(_header({"__metadata__": dict(sorted(texts.items())), "z": entry}))
+            for rows in parts:
+                for start in range(0, len(rows), _ROWS_PER_CHECK):
+                    block = np.ascontiguousarray(rows[start : start + _ROWS_PER_CHECK], dtype="<f4")
+                    file.write(block.data)
 
 
 def read_activations(path: str | Path, mmap: bool = True) -> tuple[np.ndarray, dict[str, str]]:
@@ -221,7 +231,7 @@ def save_checkpoint(
     directory = Path(directory)
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     with atomic_path(directory / "model.safetensors") as part:
-        part.write_bytes(_tensor_bytes(arrays, None))
+        part.write_bytes(safetensors_bytes(arrays))
     write_json(dict(meta), directory / "meta.json")
 
 
@@ -237,17 +247,11 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, np.ndarray], dict[
     return tensors, read_json(directory / "meta.json")
 
 
-def _tensor_bytes(tensors: dict[str, np.ndarray], meta: dict[str, str] | None) -> bytes:
-    """A safetensors file whose header lists metadata by key, so that equal content gives equal bytes."""
-    data = safetensors_bytes(tensors)
-    if not meta:
-        return data
-    (length,) = struct.unpack("<Q", data[:8])
-    # The library writes metadata in the order of a hash map, which changes from run to run.
-    header = {"__metadata__": dict(sorted(meta.items()))} | json.loads(data[8 : 8 + length])
-    text = json.dumps(header, separators=(",", ":")).encode()
+def _header(entries: dict[str, Any]) -> bytes:
+    """The beginning of a safetensors file: its length, then JSON filled up to a multiple of eight bytes."""
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+    return struct.pack("<Q", len(text)) + text
 
 
 def _read_tensors(path: str | Path, remedy: str, mmap: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:

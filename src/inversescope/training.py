@@ -221,12 +221,20 @@ def conditional_loss(model: InverseScope, batch: Batch) -> Tensor:
         token = logp.gather(-1, path[:, 1:, None])[..., 0]
     else:
         targets = torch.from_numpy(batch.targets[:, :, :length].astype(np.int64)).to(device)
-        shared = (targets[:, :, :-1] == path[:, None, :-1]).to(torch.int8).cumprod(-1)  # (B, M, T - 1)
-        weight = torch.from_numpy(batch.target_weight).to(device)[:, :, None] * shared
-        weight = weight / weight.sum(1, keepdim=True).clamp_min(1e-30)
-        token = (logp.gather(-1, targets[:, :, 1:].transpose(1, 2)) * weight.transpose(1, 2)).sum(-1)
+        weight = torch.from_numpy(batch.target_weight).to(device)[:, None] * shared_prefixes(path, targets)
+        weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-30)  # (B, T - 1, M)
+        token = (logp.gather(-1, targets.transpose(1, 2)[:, 1:]) * weight).sum(-1)
     weights = torch.from_numpy(batch.weight).to(device)
     return -((token * inside).sum(-1) * weights).sum() / weights.sum().clamp_min(1e-9)
+
+
+def shared_prefixes(path: Tensor, sequences: Tensor) -> Tensor:
+    """Which sequences share each prefix of a path: path (B, T), sequences (B, M, T) -> (B, T - 1, M) bool."""
+    length = path.shape[1] - 1
+    same = sequences.transpose(1, 2)[:, :length] == path[:, :length, None]
+    for position in range(1, length):
+        same[:, position] &= same[:, position - 1]
+    return same
 
 
 def prefix_counts(path: Tensor, sequences: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
@@ -234,9 +242,9 @@ def prefix_counts(path: Tensor, sequences: Tensor, weight: Tensor, vocabulary: i
 
     path (B, T), sequences (B, K, T), weight (B, K) -> (B, T - 1, V).
     """
-    shared = (sequences[:, :, :-1] == path[:, None, :-1]).to(torch.int8).cumprod(-1) * weight[:, :, None]
     counts = torch.zeros(path.shape[0], path.shape[1] - 1, vocabulary, device=path.device)
-    return counts.scatter_add_(-1, sequences[:, :, 1:].transpose(1, 2), shared.transpose(1, 2))
+    shared = shared_prefixes(path, sequences) * weight[:, None]
+    return counts.scatter_add_(-1, sequences.transpose(1, 2)[:, 1:], shared)
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

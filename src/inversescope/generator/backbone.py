@@ -1,4 +1,4 @@
-"""The decoder-only backbone: GPT-2, in one file, with a key-value cache that is shared by all draws of a target.
+"""The decoder-only backbone: GPT-2, in one file, with a key-value cache for sampling.
 
 Weights load from and save to the names of Hugging Face's `GPT2LMHeadModel`, so GPT-2 small serves as it is (paper, C.1).
 Shapes: B sequences, T positions, D width, N heads, V vocabulary.
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (B, T, D)) -> what is added to it
-Readout = Callable[[Tensor], Tensor]  # final hidden states (B, T, D) -> what is added to the logits (B, T, V)
+from inversescope.ops import causal_attention, even_rows, linear
+
+Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (..., D)) -> what is added to it
+Readout = Callable[[Tensor], Tensor]  # final hidden states (..., D) -> what is added to the logits (..., V)
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,55 @@ class BackboneShape:
         return asdict(self)
 
 
+class Linear(nn.Linear):
+    """A linear layer, and GPT-2's activation behind it if asked, by `ops.linear`."""
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """Apply it: (..., n_in) -> (..., n_out)."""
+        return linear(x, self.weight, self.bias, gelu)
+
+
+@dataclass
+class KeyValues:
+    """One layer's keys and values of sequences that grow by a token at a time.
+
+    Attributes:
+        keys, values: (T, rows, D), position by position: a step reads what all rows have so far as one block.
+    """
+
+    keys: Tensor
+    values: Tensor
+
+
 class Attention(nn.Module):
-    """Causal self-attention with an optional key-value cache."""
+    """Causal self-attention, of whole sequences or of one more token."""
 
     def __init__(self, shape: BackboneShape) -> None:
         super().__init__()
         self.n_heads = shape.n_heads
-        self.c_attn = nn.Linear(shape.d_model, 3 * shape.d_model)
-        self.c_proj = nn.Linear(shape.d_model, shape.d_model)
+        self.c_attn = Linear(shape.d_model, 3 * shape.d_model)
+        self.c_proj = Linear(shape.d_model, shape.d_model)
 
-    def forward(self, x: Tensor, cache: tuple[Tensor, Tensor, int] | None = None) -> Tensor:
-        """Attend: x (B, T, D) -> (B, T, D); with a cache (keys, values, length) the new keys are written in place."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend within sequences: x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
         q, k, v = (t.view(B, T, self.n_heads, -1).transpose(1, 2) for t in self.c_attn(x).chunk(3, dim=-1))
-        if cache is not None:
-            keys, values, length = cache
-            keys[:, :, length : length + T], values[:, :, length : length + T] = k, v
-            k, v = keys[:, :, : length + T], values[:, :, : length + T]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, D))
+        return self.c_proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, D))
+
+    def step(self, x: Tensor, cache: KeyValues, position: int) -> Tensor:
+        """Attend from one more token at `position`, whose key and value are written to the cache: x (B, D) -> (B, D).
+
+        Every row has keys of its own, so the products are no matrix products; written as sums over whole blocks of rows
+        they run at the speed of the memory.
+        """
+        B, D = x.shape
+        q, cache.keys[position, :B], cache.values[position, :B] = self.c_attn(x).chunk(3, dim=-1)
+        keys, values = (
+            t[: position + 1, :B].unflatten(-1, (self.n_heads, -1)) for t in (cache.keys, cache.values)
+        )
+        q = q.unflatten(-1, (self.n_heads, -1)) * (D // self.n_heads) ** -0.5
+        pattern = torch.softmax((keys * q).sum(-1), dim=0)  # (T, B, N)
+        return self.c_proj((pattern[..., None] * values).sum(0).view(B, D))
 
 
 class Block(nn.Module):
@@ -64,17 +96,21 @@ class Block(nn.Module):
         self.ln_1 = nn.LayerNorm(shape.d_model)
         self.attn = Attention(shape)
         self.ln_2 = nn.LayerNorm(shape.d_model)
-        self.c_fc = nn.Linear(shape.d_model, shape.d_mlp)
-        self.c_proj = nn.Linear(shape.d_mlp, shape.d_model)
+        self.c_fc = Linear(shape.d_model, shape.d_mlp)
+        self.c_proj = Linear(shape.d_mlp, shape.d_model)
 
-    def forward(
-        self, h: Tensor, layer: int, control: Control | None, cache: tuple[Tensor, Tensor, int] | None = None
-    ) -> Tensor:
+    def forward(self, h: Tensor, layer: int, control: Control | None) -> Tensor:
         """Run the block on hidden states (B, T, D)."""
-        h = h + self.attn(self.ln_1(h), cache)
+        return self._rest(h + self.attn(self.ln_1(h)), layer, control)
+
+    def step(self, h: Tensor, layer: int, control: Control | None, cache: KeyValues, position: int) -> Tensor:
+        """Run the block on hidden states (B, D) of one more token."""
+        return self._rest(h + self.attn.step(self.ln_1(h), cache, position), layer, control)
+
+    def _rest(self, h: Tensor, layer: int, control: Control | None) -> Tensor:
         if control is not None:
             h = h + control(layer, h)
-        return h + self.c_proj(F.gelu(self.c_fc(self.ln_2(h)), approximate="tanh"))
+        return h + self.c_proj(self.c_fc(self.ln_2(h), gelu=True))
 
 
 class Backbone(nn.Module):
@@ -83,11 +119,12 @@ class Backbone(nn.Module):
     def __init__(self, shape: BackboneShape, std: float = 0.02) -> None:
         super().__init__()
         self.shape = shape
+        self._cache: list[KeyValues] = []
         self.wte = nn.Embedding(shape.vocab_size, shape.d_model)
         self.wpe = nn.Embedding(shape.n_positions, shape.d_model)
         self.h = nn.ModuleList(Block(shape) for _ in range(shape.n_layers))
         self.ln_f = nn.LayerNorm(shape.d_model)
-        self.lm_head = nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        self.lm_head = Linear(shape.d_model, shape.vocab_size, bias=False)
         for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
                 nn.init.normal_(
@@ -105,32 +142,49 @@ class Backbone(nn.Module):
         h = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for layer, block in enumerate(self.h):
             h = block(h, layer, control)
-        return self._logits(self.ln_f(h), readout)
+        return self.logits(self.ln_f(h), readout)
 
-    def _logits(self, h: Tensor, readout: Readout | None) -> Tensor:
-        logits = self.lm_head(h)
+    def logits(self, h: Tensor, readout: Readout | None = None) -> Tensor:
+        """Logits (..., V) of final hidden states (..., D)."""
+        logits: Tensor = self.lm_head(h)
         return logits if readout is None else logits + readout(h)
 
-    def new_cache(self, rows: int, length: int) -> list[tuple[Tensor, Tensor]]:
-        """Empty key and value buffers (rows, N, length, D / N), a pair a layer."""
-        shape = self.shape
-        size = (rows, shape.n_heads, length, shape.d_model // shape.n_heads)
-        weight = self.wte.weight
-        return [(weight.new_empty(size), weight.new_empty(size)) for _ in range(shape.n_layers)]
+    def take_cache(self, rows: int, length: int) -> list[KeyValues]:
+        """Room for the keys and values of `rows` sequences of up to `length` tokens, layer by layer.
+
+        It is the same memory at each call that asks for the same, as fresh pages cost as much as filling them: who takes it ends
+        the use of whoever took it before.
+        """
+        weight, size = self.wte.weight, (length, even_rows(rows), self.shape.d_model)
+        if (
+            not self._cache
+            or self._cache[0].keys.shape != size
+            or self._cache[0].keys.device != weight.device
+        ):
+            self._cache = [
+                KeyValues(weight.new_empty(size), weight.new_empty(size)) for _ in range(self.shape.n_layers)
+            ]
+        return self._cache
 
     def step(
         self,
         tokens: Tensor,
         position: int,
-        cache: list[tuple[Tensor, Tensor]],
+        cache: list[KeyValues],
         control: Control | None = None,
-        readout: Readout | None = None,
     ) -> Tensor:
-        """Logits (B, V) after one more token (B,) at `position`, with the cache of the earlier ones."""
-        h = (self.wte(tokens) + self.wpe.weight[position])[:, None]
+        """Final hidden states (B, D) of one more token (B,) at `position`; the cache's first B rows hold the earlier ones.
+
+        Rows are filled up to an even number, for the sake of speed: control sees hidden states (B', D) of which the first B count.
+        """
+        rows = len(tokens)
+        h = self.wte(tokens) + self.wpe.weight[position]
+        h = F.pad(h, (0, 0, 0, even_rows(rows) - rows))
         for layer, block in enumerate(self.h):
-            h = block(h, layer, control, (*cache[layer], position))
-        return self._logits(self.ln_f(h), readout)[:, 0]
+            assert isinstance(block, Block)
+            h = block.step(h, layer, control, cache[layer], position)
+        final: Tensor = self.ln_f(h[:rows])
+        return final
 
 
 _HF_NAMES = {

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.errors import InputError
-from inversescope.generator.backbone import Backbone, BackboneShape, Control, Readout
+from inversescope.generator.backbone import Backbone, BackboneShape, Control, Linear, Readout
+from inversescope.ops import tanh
 
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
 
@@ -93,9 +94,9 @@ class ControlLayer(nn.Module):
         super().__init__()
         self.n_heads, self.d_head = n_heads, d_head
         self.norm = nn.LayerNorm(d_model)
-        self.query = nn.Linear(d_model, n_heads * d_head)
-        self.key = nn.Linear(d_condition, n_heads * d_head)
-        self.value = nn.Linear(d_condition, n_heads * d_model)
+        self.query = Linear(d_model, n_heads * d_head)
+        self.key = Linear(d_condition, n_heads * d_head)
+        self.value = Linear(d_condition, n_heads * d_model)
         for linear in (self.query, self.key):
             nn.init.kaiming_uniform_(linear.weight, nonlinearity="linear")
             nn.init.zeros_(linear.bias)
@@ -108,14 +109,14 @@ class ControlLayer(nn.Module):
         B = c.shape[0]
         k = self.key(c).view(B, self.n_heads, self.d_head) * self.d_head**-0.5
         weight = self.query.weight.view(self.n_heads, self.d_head, -1)
-        keys = torch.einsum("bhk,hkd->bhd", k, weight)
+        keys = torch.bmm(k.transpose(0, 1), weight).transpose(0, 1)
         offsets = torch.einsum("bhk,hk->bh", k, self.query.bias.view(self.n_heads, self.d_head))
         return keys, offsets, self.value(c).view(B, self.n_heads, -1)
 
     def forward(self, h: Tensor, keys: Tensor, offsets: Tensor, values: Tensor) -> Tensor:
         """Control signal (B, T, D) for hidden states (B, T, D)."""
-        scores = torch.baddbmm(offsets[:, None, :], self.norm(h), keys.transpose(1, 2))
-        return torch.bmm(torch.tanh(scores), values)
+        scores = torch.baddbmm(offsets[:, :, None], keys, self.norm(h).transpose(1, 2))  # (B, H, T)
+        return torch.bmm(tanh(scores).transpose(1, 2), values)
 
 
 class ResidualMLP(nn.Module):
@@ -124,8 +125,8 @@ class ResidualMLP(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
+        self.up = Linear(width, 2 * width)
+        self.down = Linear(2 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
@@ -151,9 +152,9 @@ class NeighbourLogits(nn.Module):
         nn.init.constant_(self.from_hidden.bias, -0.4)
 
     def forward(self, h: Tensor, c: Tensor, counts: Tensor) -> Tensor:
-        """What is added to the logits: h (B, T, D), c (B, C), counts (B, T, V) -> (B, T, V)."""
+        """What is added to the logits: h (..., D), c (..., C), counts (..., V) -> (..., V)."""
         total = torch.log1p(counts.sum(-1, keepdim=True)) / 3.0
-        gate = F.softplus(self.from_hidden(h) + self.from_condition(c)[:, None] + self.from_count * total)
+        gate = F.softplus(self.from_hidden(h) + self.from_condition(c) + self.from_count * total)
         return gate * torch.log1p(counts * torch.exp(-self.log_kappa))
 
 
@@ -165,9 +166,9 @@ class InverseScope(nn.Module):
         self.shape = shape
         self.backbone = Backbone(shape.backbone)
         C = shape.d_condition
-        self.site_maps = nn.ModuleDict({_key(label): nn.Linear(d, C) for label, d in shape.sites.items()})
-        self.scalar_map = nn.Linear(N_SCALARS, C) if shape.eps_input else None
-        self.embedding_map = nn.Linear(shape.d_embedding, C) if shape.d_embedding else None
+        self.site_maps = nn.ModuleDict({_key(label): Linear(d, C) for label, d in shape.sites.items()})
+        self.scalar_map = Linear(N_SCALARS, C) if shape.eps_input else None
+        self.embedding_map = Linear(shape.d_embedding, C) if shape.d_embedding else None
         self.blocks = nn.ModuleList(ResidualMLP(C) for _ in range(shape.site_map_blocks))
         self.final_norm = nn.LayerNorm(C) if shape.site_map_blocks else nn.Identity()
         self.neighbour_logits = NeighbourLogits(shape.backbone.d_model, C) if shape.neighbour_logits else None
@@ -217,48 +218,77 @@ class InverseScope(nn.Module):
             values.append(v)
         return Folded(keys, offsets, values, c)
 
-    def controller(self, folded: Folded) -> Control:
-        """The function that the backbone calls after each attention; rows may be (B, T, D) or (B * draws, 1, D)."""
+    def controller(self, folded: Folded, owner: Tensor | None = None) -> Control:
+        """The function that the backbone calls after each attention.
+
+        Args:
+            folded: control layers of B activations.
+            owner: (n,) which activation each of the first n rows of hidden states, (n', D) or (n', T, D), belongs to; the others
+                get no control. Without it hidden states are (B, T, D).
+        """
+        count = len(folded.latent)
+        if owner is None:
+            return lambda layer, h: self._control(layer, h, folded)
+        # Rows lie side by side by activation, so that each of these multiplies one matrix; the gaps hold zeros.
+        order = torch.argsort(owner, stable=True)
+        sizes = torch.bincount(owner, minlength=count)
+        first = sizes.cumsum(0) - sizes
+        place = torch.empty_like(owner)
+        place[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
+        width = int(sizes.max())
+        place += owner * width
 
         def control(layer: int, h: Tensor) -> Tensor:
-            keys = folded.keys[layer]
-            rows = h.reshape(keys.shape[0], -1, h.shape[-1])
-            return self.control[layer](rows, keys, folded.offsets[layer], folded.values[layer]).reshape(
-                h.shape
-            )
+            flat = h.flatten(1)
+            rows = flat.new_zeros(count * width, flat.shape[1]).index_copy_(0, place, flat[: len(place)])
+            signal = self._control(layer, rows.view(count, -1, h.shape[-1]), folded).view_as(rows)
+            return F.pad(signal[place], (0, 0, 0, len(h) - len(place))).view_as(h)
 
         return control
 
-    def readout(self, folded: Folded, counts: Tensor | None) -> Readout | None:
-        """The function that adds cached neighbours' counts (B, T, V), or (B * draws, 1, V), to the logits."""
+    def _control(self, layer: int, h: Tensor, folded: Folded) -> Tensor:
+        signal: Tensor = self.control[layer](
+            h, folded.keys[layer], folded.offsets[layer], folded.values[layer]
+        )
+        return signal
+
+    def readout(self, folded: Folded, counts: Tensor | None, owner: Tensor | None = None) -> Readout | None:
+        """The function that adds cached neighbours' counts, (n, V) or (n, T, V), to the logits; `owner` as in `controller`."""
         if self.neighbour_logits is None:
             return None
         layer = self.neighbour_logits
+        latent = folded.latent if owner is None else folded.latent[owner]
 
         def read(h: Tensor) -> Tensor:
             assert counts is not None
-            draws = h.shape[0] // folded.latent.shape[0]
-            latent = folded.latent.repeat_interleave(draws, 0) if draws > 1 else folded.latent
-            return layer(h, latent, counts)
+            return layer(h, latent[:, None] if h.dim() == 3 else latent, counts)
 
         return read
 
-    def log_probabilities(self, tokens: Tensor, folded: Folded, counts: Tensor | None = None) -> Tensor:
-        """Log-probabilities (B, T, V) of the next token at each position of tokens (B, T).
+    def log_probabilities(
+        self, tokens: Tensor, folded: Folded, counts: Tensor | None = None, owner: Tensor | None = None
+    ) -> Tensor:
+        """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T).
 
         Args:
-            counts: (B, T, V) cached neighbours that share the prefix and go on with each token; needed if the generator was made
+            counts: (n, T, V) cached neighbours that share the prefix and go on with each token; needed if the generator was made
                 with `neighbour_logits`.
+            owner: (n,) which activation each row belongs to; without it n = B.
         """
-        return F.log_softmax(
-            self.backbone(tokens, self.controller(folded), self.readout(folded, counts)), dim=-1
-        )
+        control, readout = self.controller(folded, owner), self.readout(folded, counts, owner)
+        return F.log_softmax(self.backbone(tokens, control, readout), dim=-1)
 
     def log_prob(
-        self, tokens: Tensor, lengths: Tensor, folded: Folded, counts: Tensor | None = None
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        folded: Folded,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
     ) -> Tensor:
-        """log q(x | z) (B,) of sequences (B, T) that hold start token, text and end token, `lengths` tokens in all."""
-        logp = self.log_probabilities(tokens[:, :-1], folded, counts).gather(-1, tokens[:, 1:, None])[..., 0]
+        """log q(x | z) (n,) of sequences (n, T) that hold start token, text and end token, `lengths` tokens in all."""
+        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner)
+        logp = logp.gather(-1, tokens[:, 1:, None])[..., 0]
         inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
         return (logp * inside).sum(-1)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from inversescope import __version__
 from inversescope.errors import InputError
 from inversescope.progress import Progress
@@ -57,9 +55,7 @@ def extract_activations(context: Context, split: str) -> None:
         progress(min(low + SHARD, size))
     for site in sites:
         parts = [read_activations(shards / f"{low:09d}" / f"{site.label}.safetensors")[0] for low in starts]
-        write_activations(
-            context.activations_path(split, site.label), np.concatenate(parts), {**meta, "site": str(site)}
-        )
+        write_activations(context.activations_path(split, site.label), parts, {**meta, "site": str(site)})
     shutil.rmtree(shards)
 
 

@@ -17,7 +17,7 @@ from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.models import check_single_tokens, encode, load_tokenizer, tokenizer_hash
 from inversescope.pairs import KernelPairs, NoisePairs, PairSource, Prompts, encode_prompts
-from inversescope.sampling import stream_uniforms
+from inversescope.sampling import inverse_cdf, stream_uniforms
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import load_checkpoint, read_json, save_checkpoint, write_table
 from inversescope.training import Schedule, conditional_loss, next_token_loss, train
@@ -231,16 +231,15 @@ def _unconditional(backbone: Backbone, tokenizer: PreTrainedTokenizerFast, conte
     uniforms = stream_uniforms(
         context.config.seed, "train_backbone", np.array([0]), np.arange(GATE_SAMPLES), length
     )[0]
-    cache = backbone.new_cache(GATE_SAMPLES, length + 1)
+    cache = backbone.take_cache(GATE_SAMPLES, length)
     token = torch.full((GATE_SAMPLES,), end)
     rows = np.full((GATE_SAMPLES, length), end, np.int64)
     alive = np.ones(GATE_SAMPLES, bool)
     for position in range(length):
-        p = torch.softmax(backbone.step(token, position, cache).double(), -1).cumsum(-1)
-        u = torch.from_numpy(uniforms[:, position].copy())
-        token = torch.searchsorted(p, (u * p[:, -1])[:, None], right=True)[:, 0].clamp_max(p.shape[-1] - 1)
-        token[torch.from_numpy(~alive)] = end
-        rows[:, position] = token.numpy()
+        p = torch.softmax(backbone.logits(backbone.step(token, position, cache)).double(), -1)
+        drawn = inverse_cdf(p, np.arange(GATE_SAMPLES), uniforms[:, position])
+        rows[alive, position] = drawn[alive]
+        token = torch.from_numpy(rows[:, position].copy())
         alive &= rows[:, position] != end
     return decode_texts(tokenizer, rows, end)
 

@@ -255,7 +255,9 @@ class _Run:
         owner, rows = owner[sparse], near.rows[sparse]
         condition = self.condition(epsilon, self.z)
         attended = self.neighbours(epsilon, self.z)
-        values = log_prob_rows(self.model, condition, owner, self.prompts, rows, 1024, attended)
+        values = log_prob_rows(
+            self.model, condition, owner, self.prompts, rows, self.context.config.sampling.batch, attended
+        )
         return pd.DataFrame(
             {
                 "target_id": owner.astype(np.int32),

@@ -22,7 +22,15 @@ def train_target(context: Context, candidate: str) -> None:
     """
     import torch
 
-    from inversescope.models import build_model, check_single_tokens, encode, save_trained, word_tokenizer
+    from inversescope.models import (
+        build_model,
+        check_single_tokens,
+        encode,
+        fast_linear_layers,
+        save_trained,
+        short_attention,
+        word_tokenizer,
+    )
     from inversescope.training import Schedule, next_token_loss, train
 
     task, model_config = context.task, context.config.models[context.model_name]
@@ -94,16 +102,17 @@ def train_target(context: Context, candidate: str) -> None:
         settings.warmup,
         "constant",
     )
-    log = train(
-        model,
-        loss,
-        schedule,
-        name=f"train_target {candidate}",
-        tokens_per_step=settings.batch_size * 17,
-        echo=echo,
-        stop=stop,
-        rate=rate,
-    )
+    with fast_linear_layers(model), short_attention(model):
+        log = train(
+            model,
+            loss,
+            schedule,
+            name=f"train_target {candidate}",
+            tokens_per_step=settings.batch_size * 17,
+            echo=echo,
+            stop=stop,
+            rate=rate,
+        )
     final = accuracy()
     passed = final >= settings.gate_accuracy
     meta = {
