@@ -308,7 +308,8 @@ def _pair_source(
         soft=variant.soft_targets,
         disjoint=variant.disjoint,
         empty=variant.empty_anchors,
-        attend=variant.neighbour_logits,
+        attend=variant.neighbour_logits or variant.neighbour_words,
+        n_condition=variant.n_condition,
     )
 
 
@@ -350,10 +351,14 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         eps_input=settings.eps_input or settings.mean_embedding,
         d_embedding=len(prompts.prior) if settings.mean_embedding else 0,
         neighbour_logits=settings.neighbour_logits,
+        n_condition=settings.n_condition,
+        words=tuple(cached_words(prompts)) if settings.neighbour_words else (),
     )
     torch.manual_seed(context.config.seed + settings.seed)
     model = InverseScope(shape)
     model.backbone.load_state_dict(backbone.state_dict())
+    if model.neighbour_words is not None:
+        model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
     model.backbone.requires_grad_(not settings.freeze_backbone)
     source = _pair_source(context, settings, activations, prompts, width)
     steps = context.config.scaled(settings.steps)
@@ -393,6 +398,11 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     }
     save_checkpoint(context.generator_dir(generator, variant), _numpy_state(model), meta)
     shutil.rmtree(state, ignore_errors=True)
+
+
+def cached_words(prompts: Prompts) -> list[int]:
+    """Tokens that occur in cached prompts, the start and end token left out."""
+    return sorted(set(np.unique(prompts.tokens).tolist()) - {int(prompts.tokens[0, 0])})
 
 
 def residual_width(context: Context) -> int:
