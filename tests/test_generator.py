@@ -13,7 +13,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf, to_hf
-from inversescope.generator.inversescope import Condition, ControlLayer, GeneratorShape, InverseScope
+from inversescope.generator.inversescope import (
+    ByOwner,
+    Condition,
+    ControlLayer,
+    GeneratorShape,
+    InverseScope,
+    NeighbourWords,
+)
 from inversescope.pairs import Batch
 from inversescope.training import Schedule, conditional_loss, train
 
@@ -351,3 +358,41 @@ def test_neighbours_lift_their_tokens() -> None:
     )
     torch.testing.assert_close(lifted[..., 5] / lifted[..., 3], ratio.expand(6, 8), atol=1e-2, rtol=1e-3)
     assert (lifted[..., 3] > 0).all()
+
+
+@torch.no_grad()
+def test_words_of_neighbours() -> None:
+    """Evidence after each token, by steps as along the path; kin by words outvote the others; nobody says nothing."""
+    words = (3, 4, 5, 6)
+    layer = NeighbourWords(16, 29, words)
+    layer.set_prior(torch.tensor([[3, 4, 9], [3, 3, 5], [3, 9, 9], [7, 5, 6]]))
+    torch.testing.assert_close(layer.prior, torch.tensor([0.75, 0.25, 0.5, 0.25]))
+    nn.init.normal_(layer.weight, 2.0)
+    # Two that hold 3 go on with 4, two that do not with 5; the second activation has no neighbour.
+    sequences = torch.tensor([[[3, 4, 8], [9, 4, 3], [8, 6, 5], [6, 5, 5]], [[0, 0, 0]] * 4])
+    present = torch.tensor([[True] * 4, [False] * 4])
+    bags = layer.bags(sequences)
+    path = torch.tensor([[0, 3, 9], [0, 3, 9]])
+    scores = layer.along(path, bags)
+    stepped = torch.zeros(2, 4)
+    for t in range(3):
+        stepped = stepped + layer.after(path[:, t], bags, torch.arange(2))
+        torch.testing.assert_close(stepped, scores[:, t])
+    assert (scores[0, 0] == 0).all() and (scores[0, 1, :2] > 0).all() and (scores[0, 1, 2:] == 0).all()
+    torch.testing.assert_close(scores[:, 2], scores[:, 1])  # 9 is no word
+    evidence = layer.evidence(scores, present[:, None], bags)
+    assert (evidence[1] == 0).all()
+    assert evidence[0, 1, 1] > evidence[0, 0, 1] and evidence[0, 1, 2] < evidence[0, 0, 2]
+    lifted = layer(torch.randn(2, 3, 16), evidence)
+    assert lifted.shape == (2, 3, 29)
+    others = [token for token in range(29) if token not in words]
+    assert (lifted[..., others] == 0).all() and torch.equal(lifted[..., words] > 0, evidence > 0)
+
+
+@torch.no_grad()
+def test_rows_by_owner_come_back() -> None:
+    owner = torch.tensor([2, 0, 2, 2, 0])
+    rows, x = ByOwner(owner, 4), torch.randn(5, 3)
+    laid = rows.spread(x)
+    assert laid.shape == (4, 3, 3) and torch.equal(rows.gather(laid), x)
+    assert torch.equal(laid[2], x[[0, 2, 3]]) and (laid[1] == 0).all() and (laid[0, 2] == 0).all()

@@ -32,6 +32,7 @@ from inversescope.tasks import Grammar, IOITask
 
 END, VOCABULARY, LENGTH = 0, 6, 4
 TARGETS, DRAWS = 5, 40
+WORDS = (1, 2, 4)  # 3 and 5 are no words
 
 
 @pytest.fixture(autouse=True)
@@ -53,11 +54,15 @@ def make_model(
         d_head=4,
         d_condition=8,
         neighbour_logits=neighbours,
+        words=WORDS if neighbours else (),
     )
     model = InverseScope(shape).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             nn.init.normal_(parameter, std=std)
+    if model.neighbour_words is not None:
+        nn.init.normal_(model.neighbour_words.weight, 1.0, 0.5)
+        model.neighbour_words.prior.uniform_(0.2, 0.8)
     return model
 
 
@@ -95,6 +100,18 @@ def rule_of(
     """The decoding rule, one full forward a token, neighbours counted by hand."""
     vocabulary = model.shape.backbone.vocab_size
 
+    def evidence(sequences: np.ndarray, prefix: list[int]) -> np.ndarray:
+        """Attention by shared words, a neighbour and a word at a time."""
+        layer = model.neighbour_words
+        assert layer is not None
+        weight = nn.functional.softplus(layer.weight).numpy()
+        score = [sum(weight[WORDS.index(t)] for t in prefix if t in WORDS and t in row) for row in sequences]
+        a = np.exp(score) / np.exp(score).sum()
+        n = 1 / (a**2).sum() if len(a) else 0.0
+        prior, kappa = layer.prior.numpy(), float(layer.log_kappa.exp())
+        vote = np.array([sum(a[i] for i, row in enumerate(sequences) if word in row) for word in WORDS])
+        return np.log((n * vote + kappa * prior) / ((n + kappa) * prior))
+
     def shares(sequences: np.ndarray, prefix: list[int]) -> np.ndarray:
         n = np.zeros(vocabulary)
         for row in sequences:
@@ -109,11 +126,13 @@ def rule_of(
         if attended is not None:
             for t in range(len(prefix) + 1):
                 counts[0, t] = torch.from_numpy(shares(attended[target], prefix[:t]))
+        said = torch.zeros(1, len(prefix) + 1, len(WORDS))
+        if attended is not None:
+            for t in range(len(prefix) + 1):
+                said[0, t] = torch.from_numpy(evidence(attended[target], prefix[:t]))
         here = model.fold(condition).rows(torch.tensor([target]))
-        logits = (
-            model.backbone(x, model.controller(here), model.readout(here, counts))[0, -1].double()
-            / temperature
-        )
+        readout = model.readout(here, counts, evidence=said)
+        logits = model.backbone(x, model.controller(here), readout)[0, -1].double() / temperature
         if grammar is not None:
             state = grammar.start
             for token in prefix:

@@ -397,7 +397,9 @@ def test_refusal_comes_from_raw_candidates(study: Path) -> None:
             (frame["parsed"] & ~frame["accepted"]).mean(), abs=1e-5
         )
         if not math.isnan(row["entropy_gap"]):
-            assert row["gap_low"] <= row["entropy_gap"] + 1e-6 and row["entropy_gap"] <= row["gap_high"] + 1e-6
+            assert (
+                row["gap_low"] <= row["entropy_gap"] + 1e-6 and row["entropy_gap"] <= row["gap_high"] + 1e-6
+            )
         copies = frame["prompt_id"] == test[frame["target_id"]]
         shares = copies[frame["accepted"]].groupby(frame["target_id"]).mean()
         if len(shares):

@@ -237,7 +237,8 @@ def conditional_loss(model: InverseScope, batch: Batch) -> Tensor:
 def shared_prefixes(path: Tensor, sequences: Tensor) -> Tensor:
     """Which sequences share each prefix of a path: path (B, T), sequences (B, M, at least T) -> (B, T - 1, M) bool."""
     length = path.shape[1] - 1
-    same = sequences.transpose(1, 2)[:, :length] == path[:, :length, None]
+    narrow = torch.int32  # half the memory to go through
+    same = sequences.to(narrow).transpose(1, 2)[:, :length] == path[:, :length, None].to(narrow)
     for position in range(1, length):
         same[:, position] &= same[:, position - 1]
     return same
@@ -248,9 +249,12 @@ def prefix_counts(path: Tensor, sequences: Tensor, weight: Tensor, vocabulary: i
 
     path (B, T), sequences (B, K, at least T), weight (B, K) -> (B, T - 1, V).
     """
-    counts = torch.zeros(path.shape[0], path.shape[1] - 1, vocabulary, device=path.device)
-    shared = shared_prefixes(path, sequences) * weight[:, None]
-    return counts.scatter_add_(-1, sequences.transpose(1, 2)[:, 1 : path.shape[1]], shared)
+    shape = path.shape[0], path.shape[1] - 1, vocabulary
+    # Few share more than a token or two: only these are looked at.
+    row, position, which = shared_prefixes(path, sequences).nonzero(as_tuple=True)
+    index = (row * shape[1] + position) * vocabulary + sequences[row, which, position + 1]
+    counts = torch.zeros(math.prod(shape), device=path.device)
+    return counts.index_add_(0, index, weight[row, which]).view(shape)
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -201,16 +201,19 @@ class NeighbourWords(nn.Module):
 
     def bags(self, sequences: Tensor) -> Tensor:
         """Which words neighbours hold: tokens (B, K, T) -> (B, K, W + 1) of 0 and 1; the last column, any other token, is 0."""
-        held = torch.zeros(*sequences.shape[:2], len(self.words) + 1, device=sequences.device)
-        held.scatter_(2, self.index[sequences], 1.0)
-        held[..., -1] = 0.0
-        return held
+        held = torch.zeros(
+            *sequences.shape[:2], len(self.words) + 1, dtype=torch.uint8, device=sequences.device
+        )
+        held.scatter_(2, self.index[sequences], 1)
+        held[..., -1] = 0
+        return held.float()
 
     def along(self, path: Tensor, bags: Tensor) -> Tensor:
         """Neighbours' scores (B, T, K) after each token of a path (B, T)."""
-        index = self.index[path]
-        shared = bags.gather(2, index[:, None].expand(-1, bags.shape[1], -1))
-        return (shared * F.softplus(self.weight)[index][:, None]).cumsum(-1).transpose(1, 2)
+        weight = F.softplus(self.weight)
+        said = torch.zeros(*path.shape, len(weight), device=path.device)
+        said = said.scatter(2, self.index[path][..., None], 1.0).cumsum(1) * weight
+        return torch.bmm(said, bags.transpose(1, 2))
 
     def after(self, token: Tensor, bags: Tensor, owner: Tensor) -> Tensor:
         """What one more token (n,) adds to the scores (n, K) of the neighbours of the activations `owner` (n,)."""
