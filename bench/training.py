@@ -31,6 +31,7 @@ from inversescope.cli import run_stage
 from inversescope.config import Config, load_config
 from inversescope.generator.backbone import Backbone, BackboneShape
 from inversescope.models import build_model, save_trained, tokenizer_hash, word_tokenizer
+from inversescope.ops import linear
 from inversescope.pairs import Batch, KernelPairs, NoisePairs
 from inversescope.stages.common import Context
 from inversescope.store import save_checkpoint
@@ -73,9 +74,7 @@ def matrix_product_peaks() -> dict[str, float]:
         t = torch.from_numpy(a)
         runs: dict[str, Callable[[], object]] = {"torch": lambda t=t: t @ t, "numpy": lambda a=a: a @ a}
         if torch.backends.mkldnn.is_available():
-            # What PyTorch can call beside its default, by the operator that its compiler calls.
-            product = torch.ops.mkldnn._linear_pointwise
-            runs["onednn"] = lambda t=t: product(t, t, None, "none", [], "")
+            runs["onednn"] = lambda t=t: linear(t, t)
         for name, seconds in fastest(runs, 5).items():
             peaks[name] = max(peaks.get(name, 0.0), 2 * size**3 / seconds)
     return peaks
