@@ -108,11 +108,12 @@ def plot_scatter(
                 for g, part in rows.groupby("group", sort=False)
             ]
             ax.text(
+                0.98,
                 0.03,
-                0.97,
                 "mean |FCR − exact|\n" + "\n".join(errors),
                 transform=ax.transAxes,
-                va="top",
+                ha="right",
+                va="bottom",
                 fontsize=6.5,
             )
             share_axis(ax, "x")

@@ -33,34 +33,37 @@ DENSE = 256  # targets with more cached neighbours are dense: `combined` needs n
 
 
 class Recomputer:
-    """Distances of texts to target activations at one site; each distinct prompt is run once, up to the site's layer."""
+    """Distances of texts to target activations at sites; each distinct prompt is run once, up to the last site's layer.
 
-    def __init__(self, context: Context, target: Target, site: Site, z: np.ndarray) -> None:
-        self.context, self.target, self.site, self.z = context, target, site, z
+    Args:
+        z: site -> (targets, d), what distances are taken to.
+    """
+
+    def __init__(self, context: Context, target: Target, z: dict[Site, np.ndarray]) -> None:
+        self.context, self.target, self.z = context, target, z
         self.distance = context.config.kernel.distance
         self.known: dict[int, int] = {}
-        self.rows = np.zeros((0, z.shape[1]), np.float32)
+        self.rows = {site: np.zeros((0, values.shape[1]), np.float32) for site, values in z.items()}
 
-    def activations(self, index: np.ndarray) -> np.ndarray:
-        """Activations (n, d) of prompts of the prior."""
+    def activations(self, index: np.ndarray, site: Site) -> np.ndarray:
+        """Activations (n, d) of prompts of the prior at a site."""
         new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
         if new.size:
-            texts = self.context.task.texts(new)
-            captured = capture(self.target, encode(self.target.tokenizer, texts), [self.site])[
-                self.site.label
-            ]
-            self.known.update(
-                zip(new.tolist(), range(len(self.rows), len(self.rows) + len(new)), strict=True)
-            )
-            self.rows = np.concatenate([self.rows, captured])
-        return self.rows[[self.known[i] for i in index.tolist()]]
+            ids = encode(self.target.tokenizer, self.context.task.texts(new))
+            captured = capture(self.target, ids, list(self.z))
+            numbers = range(len(self.known), len(self.known) + len(new))
+            self.known.update(zip(new.tolist(), numbers, strict=True))
+            for one in self.z:
+                self.rows[one] = np.concatenate([self.rows[one], captured[one.label]])
+        return self.rows[site][[self.known[i] for i in index.tolist()]]
 
-    def distances(self, index: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    def distances(self, index: np.ndarray, owner: np.ndarray, site: Site) -> np.ndarray:
         """Distance (n,) of prompt `index` (n,), -1 = not in the prior, to the activation of target `owner` (n,); NaN for -1."""
         result = np.full(len(index), np.nan)
         good = np.flatnonzero(index >= 0)
         if good.size:
-            result[good] = paired_distances(self.z[owner[good]], self.activations(index[good]), self.distance)
+            found = self.activations(index[good], site)
+            result[good] = paired_distances(self.z[site][owner[good]], found, self.distance)
         return result
 
 
@@ -86,7 +89,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
         site = context.site(label)
         z = np.array(context.activations("test", label))
         z_train = context.activations("train", label)
-        recomputer = Recomputer(context, target, site, z)
+        recomputer = Recomputer(context, target, {site: z})
         caches: dict[bytes, Cache] = {}
         for name, (model, _) in models.items():
             if label not in model.shape.sites:
@@ -226,7 +229,7 @@ class _Run:
         texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)
         index = np.where(drawn.finished.ravel(), task.parse(texts), -1)
         owner = np.repeat(rows, len(draws))
-        d = self.recomputer.distances(index, owner)
+        d = self.recomputer.distances(index, owner, self.site)
         accepted = np.nan_to_num(d, nan=np.inf) < support_radius(epsilon, kernel.kind)
         frame = pd.DataFrame(
             {
@@ -276,24 +279,38 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     kernel, budget = context.config.kernel, context.config.fcr.mcmc_evaluations
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
     seeds = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
-    for label in sites:
-        z = np.array(context.activations("test", label))
-        recomputer = Recomputer(context, target, context.site(label), z)
-        rng = stream(context.config.seed, "run_mcmc", label)
-        state = seeds.copy()
-        owner = np.arange(len(seeds))
-        weight = kernel_values(recomputer.distances(state, owner), kernel.epsilon, kernel.kind)
-        rows = []
-        for step in range(context.config.scaled(budget) if budget else 0):
-            proposal = context.task.moves(state, rng)
-            new = kernel_values(recomputer.distances(proposal, owner), kernel.epsilon, kernel.kind)
+    places = [context.site(label) for label in sites]
+    recomputer = Recomputer(
+        context, target, {site: np.array(context.activations("test", site.label)) for site in places}
+    )
+    owner = np.arange(len(seeds))
+    rngs = {site: stream(context.config.seed, "run_mcmc", site.label) for site in places}
+
+    def weights(prompts: dict[Site, np.ndarray]) -> dict[Site, np.ndarray]:
+        # All chains' prompts in one forward, read at all sites.
+        recomputer.activations(np.unique(np.concatenate(list(prompts.values()))), places[0])
+        return {
+            site: kernel_values(recomputer.distances(index, owner, site), kernel.epsilon, kernel.kind)
+            for site, index in prompts.items()
+        }
+
+    state = dict.fromkeys(places, seeds)
+    weight = weights(state)
+    rows: dict[Site, list[pd.DataFrame]] = {site: [] for site in places}
+    steps = context.config.scaled(budget) if budget else 0
+    for step in range(steps):
+        proposal = {site: context.task.moves(state[site], rngs[site]) for site in places}
+        new = weights(proposal)
+        for site in places:
             # Moves are symmetric and the prior is uniform: Metropolis on the kernel alone.
-            accept = rng.random(len(state)) * weight < new
-            state, weight = np.where(accept, proposal, state), np.where(accept, new, weight)
-            rows.append(
-                pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state, "accepted": accept})
+            accept = rngs[site].random(len(owner)) * weight[site] < new[site]
+            state[site] = np.where(accept, proposal[site], state[site])
+            weight[site] = np.where(accept, new[site], weight[site])
+            rows[site].append(
+                pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state[site], "accepted": accept})
             )
-        empty = pd.DataFrame({"target_id": [], "step": [], "prompt_id": [], "accepted": []}).astype(int)
-        frame = pd.concat(rows, ignore_index=True) if rows else empty
-        write_table(frame.assign(epsilon=kernel.epsilon), context.results / "mcmc" / f"{label}.parquet")
-        echo(f"run_mcmc {label}: {len(seeds)} chains of {len(rows)} evaluations")
+    empty = pd.DataFrame({"target_id": [], "step": [], "prompt_id": [], "accepted": []}).astype(int)
+    for site in places:
+        frame = pd.concat(rows[site], ignore_index=True) if steps else empty
+        write_table(frame.assign(epsilon=kernel.epsilon), context.results / "mcmc" / f"{site.label}.parquet")
+        echo(f"run_mcmc {site.label}: {len(seeds)} chains of {steps} evaluations")
