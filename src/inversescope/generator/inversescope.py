@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inversescope.errors import InputError
-from inversescope.generator.backbone import Backbone, BackboneShape, Control, Linear, Readout
+from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
+from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.ops import tanh
 
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
@@ -49,21 +49,6 @@ class GeneratorShape:
     def from_dict(values: dict[str, Any]) -> GeneratorShape:
         """Inverse of `to_dict`."""
         return GeneratorShape(**{**values, "backbone": BackboneShape(**values["backbone"])})
-
-
-@dataclass
-class Condition:
-    """What the generator is told about each of B activations of one site or of several.
-
-    Attributes:
-        z: site label -> activations (b, d) in the site map's space; the sites' rows follow each other in dict order.
-        scalars: (B, N_SCALARS) or None; log eps, log share, log count, mean distance / eps.
-        embedding: (B, S) or None; log ratio of the neighbours' marginals to the prior's.
-    """
-
-    z: dict[str, Tensor]
-    scalars: Tensor | None = None
-    embedding: Tensor | None = None
 
 
 @dataclass
@@ -120,13 +105,13 @@ class ControlLayer(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """x + W2 gelu(W1 norm(x)) on latent conditions (B, C)."""
+    """x + W2 gelu(W1 norm(x)) on latent conditions (B, C), `expansion` times as wide inside."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, expansion: int = 2) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.up = Linear(width, 2 * width)
-        self.down = Linear(2 * width, width)
+        self.up = Linear(width, expansion * width)
+        self.down = Linear(expansion * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
@@ -158,7 +143,7 @@ class NeighbourLogits(nn.Module):
         return gate * torch.log1p(counts * torch.exp(-self.log_kappa))
 
 
-class InverseScope(nn.Module):
+class InverseScope(ConditionalGenerator):
     """A backbone steered by control layers that read one activation of any known site."""
 
     def __init__(self, shape: GeneratorShape) -> None:
@@ -185,16 +170,8 @@ class InverseScope(nn.Module):
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""
         parts = []
         for label, z in condition.z.items():
-            if _key(label) not in self.site_maps:
-                known = ", ".join(self.shape.sites)
-                raise InputError(
-                    f"site {label} is unknown to this generator", f"train it on that site; it knows {known}"
-                )
-            if self.shape.see_norm:
-                z = z / self.shape.scales[label] * z.shape[-1] ** 0.5
-            else:
-                z = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
-            parts.append(self.site_maps[_key(label)](z))
+            scaled = self.scaled(label, z)
+            parts.append(self.site_maps[_key(label)](scaled))
         c = torch.cat(parts)
         if self.scalar_map is not None:
             assert condition.scalars is not None
@@ -265,32 +242,20 @@ class InverseScope(nn.Module):
 
         return read
 
-    def log_probabilities(
+    def logits(
         self, tokens: Tensor, folded: Folded, counts: Tensor | None = None, owner: Tensor | None = None
     ) -> Tensor:
-        """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T).
+        """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
+        logits: Tensor = self.backbone(
+            tokens, self.controller(folded, owner), self.readout(folded, counts, owner)
+        )
+        return logits
 
-        Args:
-            counts: (n, T, V) cached neighbours that share the prefix and go on with each token; needed if the generator was made
-                with `neighbour_logits`.
-            owner: (n,) which activation each row belongs to; without it n = B.
-        """
-        control, readout = self.controller(folded, owner), self.readout(folded, counts, owner)
-        return F.log_softmax(self.backbone(tokens, control, readout), dim=-1)
-
-    def log_prob(
-        self,
-        tokens: Tensor,
-        lengths: Tensor,
-        folded: Folded,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
+    def step(
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Folded, owner: Tensor
     ) -> Tensor:
-        """log q(x | z) (n,) of sequences (n, T) that hold start token, text and end token, `lengths` tokens in all."""
-        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner)
-        logp = logp.gather(-1, tokens[:, 1:, None])[..., 0]
-        inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
-        return (logp * inside).sum(-1)
+        """Final hidden states (n, D) of one more token (n,) a row."""
+        return self.backbone.step(tokens, position, cache, self.controller(folded, owner))
 
 
 def _key(label: str) -> str:
