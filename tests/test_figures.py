@@ -214,6 +214,8 @@ def make_refusal(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.D
                     row |= {
                         "ci_low": rate - 0.03,
                         "ci_high": rate + 0.03,
+                        "gap_low": -1.0,
+                        "gap_high": 0.5,
                         "decoding": decoding,
                         "bits": 4 + k % 7,
                     }

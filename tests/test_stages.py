@@ -367,6 +367,7 @@ def test_tables_hold_means_over_targets(study: Path) -> None:
         cells = read_table(results(study) / f"cells/{site}.parquet")
         means = cells.groupby(key)["value"].mean()
         rmse = ((cells["value"] - cells["exact"]) ** 2).groupby([cells[k] for k in key]).mean() ** 0.5
+        errors = (cells["value"] - cells["exact"]).groupby([cells[k] for k in key]).mean()
         low = (cells["ess"] < 10).groupby([cells[k] for k in key]).mean()
         for _, row in fcr[fcr["site"] == site].iterrows():
             index = tuple(row[k] for k in key)
@@ -375,6 +376,9 @@ def test_tables_hold_means_over_targets(study: Path) -> None:
             np.testing.assert_allclose(row["ess_low"], low[index], rtol=1e-4)
             if not math.isnan(row["fcr"]):
                 assert row["ci_low"] <= row["fcr"] + 1e-6 and row["fcr"] <= row["ci_high"] + 1e-6
+            if not math.isnan(row["error"]):
+                np.testing.assert_allclose(row["error"], errors[index], rtol=1e-4, atol=1e-6)
+                assert row["error_low"] <= row["error"] + 1e-6 and row["error"] <= row["error_high"] + 1e-6
     exact = fcr[fcr["estimator"] == "exact"]
     assert (exact["cell_rmse"] < 1e-6).all() and (exact["error"].abs() < 1e-6).all()
 
@@ -392,6 +396,10 @@ def test_refusal_comes_from_raw_candidates(study: Path) -> None:
         assert row["distance_refusal"] == pytest.approx(
             (frame["parsed"] & ~frame["accepted"]).mean(), abs=1e-5
         )
+        if not math.isnan(row["entropy_gap"]):
+            assert (
+                row["gap_low"] <= row["entropy_gap"] + 1e-6 and row["entropy_gap"] <= row["gap_high"] + 1e-6
+            )
         copies = frame["prompt_id"] == test[frame["target_id"]]
         shares = copies[frame["accepted"]].groupby(frame["target_id"]).mean()
         if len(shares):

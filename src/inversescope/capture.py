@@ -313,6 +313,7 @@ def _run_group(
     cuts = _segments(fresh, tokens.shape[1], _COPY_COST / plan.target.d_model)
     buffers = _Buffers()
     size = max(1, batch_tokens // (cuts[-1] - cuts[-2]))
+    size -= size % 128 if size > 128 else 0  # as `even_rows` would have it
     for start in range(0, len(unique), size):
         stop = min(start + size, len(unique))
         # The first prompt of a batch shares nothing with the one before it.

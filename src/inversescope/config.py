@@ -222,6 +222,11 @@ class VariantConfig(Strict):
         False,
         description="Attention over cached neighbours: their next tokens after the same prefix are an input.",
     )
+    neighbour_words: bool = Field(
+        False,
+        description="Attention over cached neighbours by the words that they share with what has been written.",
+    )
+    n_condition: int = Field(128, ge=1, description="Cached neighbours that condition, at most.")
     soft_targets: bool = Field(False, description="Next-token distribution among neighbours as the target.")
     disjoint: bool = Field(
         True, description="Condition and target from disjoint, re-drawn parts of the cache."
@@ -275,11 +280,14 @@ class VariantConfig(Strict):
                 raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {value}")
         if low > high:
             raise ValueError(f"eps_range runs from {low} down to {high}")
-        more_inputs = self.eps_input or self.mean_embedding or self.neighbour_logits
-        if self.pairs != "kernel" and more_inputs:
-            raise ValueError("eps_input, mean_embedding and neighbour_logits need pairs: kernel")
+        told = ("eps_input", "mean_embedding", "neighbour_logits", "neighbour_words")
+        if self.pairs != "kernel" and any(getattr(self, name) for name in told):
+            raise ValueError(f"{', '.join(told[:-1])} and {told[-1]} need pairs: kernel")
+        for name in told[2:]:
+            if getattr(self, name) and not self.mean_embedding:
+                raise ValueError(f"{name} needs mean_embedding")
         if self.generator == "inversionview":
-            if more_inputs:
+            if any(getattr(self, name) for name in told):
                 raise ValueError("inversionview reads an activation and its site alone")
             if self.freeze_backbone:
                 raise ValueError("inversionview is trained end to end: set freeze_backbone: false")
@@ -289,8 +297,6 @@ class VariantConfig(Strict):
             raise ValueError("decoder and decoder_init are settings of generator: inversionview")
         if (self.base in ("paper", "default")) != (self.generator == "inversescope"):
             raise ValueError(f"base {self.base} is no variant of generator {self.generator}")
-        if self.neighbour_logits and not self.mean_embedding:
-            raise ValueError("neighbour_logits needs mean_embedding")
         return self
 
 
@@ -430,6 +436,11 @@ class Config(Strict):
                     raise ValueError(
                         f"variant {name!r} is read under {setting!r}, which is no decoding setting"
                     )
+                attends = self.variants[name].neighbour_logits or self.variants[name].neighbour_words
+                if attends and self.sampling.rule(setting).varies:
+                    raise ValueError(
+                        f"variant {name!r} attends to neighbours: no noise or schedule ({setting!r})"
+                    )
         for name in [*self.experiments, *self.models, *self.variants]:
             if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
                 raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.' only")
@@ -490,6 +501,8 @@ DEFAULT = VariantConfig(
     eps_input=True,
     mean_embedding=True,
     neighbour_logits=True,
+    neighbour_words=True,
+    n_condition=256,
     soft_targets=True,
     d_condition=128,
     site_map_blocks=2,
@@ -514,12 +527,17 @@ ABLATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "default_noneighbourinput": (
         "default",
         "no neighbours as input",
-        {"mean_embedding": False, "neighbour_logits": False},
+        {"mean_embedding": False, "neighbour_logits": False, "neighbour_words": False},
     ),
     "default_noneighbours": (
         "default",
         "mean embedding, but no attention over neighbours",
-        {"neighbour_logits": False},
+        {"neighbour_logits": False, "neighbour_words": False},
+    ),
+    "default_nowords": (
+        "default",
+        "attention over neighbours by prefix alone, not by shared words",
+        {"neighbour_words": False},
     ),
     "default_hardtargets": ("default", "one drawn neighbour as label", {"soft_targets": False}),
     "default_samehalves": ("default", "condition and target from the same cache", {"disjoint": False}),

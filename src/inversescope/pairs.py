@@ -22,7 +22,6 @@ from inversescope.kernel import kernel_values, perturb, support_radius
 from inversescope.neighbours import Cache, Neighbours
 
 EMBEDDING_SMOOTHING = 2.0  # pseudo-count of the prior in a mean embedding
-MAX_CONDITION = 128  # neighbours that a training condition averages over
 MAX_TARGETS = 128  # neighbours that a soft target averages over
 
 
@@ -224,6 +223,8 @@ class KernelPairs:
         disjoint: False takes condition and target from the whole cache alike (an ablation: it learns to copy).
         empty: what becomes of anchors without a neighbour: `own` (their prompt, with its prior weight), `skip`, or `widen`
             (epsilon doubled until there is one).
+        attend: hand out the neighbours themselves, for attention over them.
+        n_condition: neighbours that condition, at most.
         chunk: steps that share one neighbour search.
     """
 
@@ -243,6 +244,7 @@ class KernelPairs:
         disjoint: bool = True,
         empty: Literal["own", "skip", "widen"] = "own",
         attend: bool = False,
+        n_condition: int = 128,
         chunk: int = 16,
     ) -> None:
         if prompts.size < 4:
@@ -251,7 +253,7 @@ class KernelPairs:
             )
         self.prompts, self.epsilon, self.per_site = prompts, epsilon, per_site
         self.prior_size, self.seed, self.kind, self.distance = prior_size, seed, kind, distance
-        self.attend = attend
+        self.attend, self.n_condition = attend, n_condition
         self.embed, self.soft, self.disjoint, self.empty, self.chunk = embed, soft, disjoint, empty, chunk
         self.activations = activations
         self.caches = {label: Cache(z, distance) for label, z in activations.items()}
@@ -363,11 +365,11 @@ class KernelPairs:
             "scalars": bandwidth_scalars(epsilon),
         }
         if self.embed:
-            near = cache.search(queries, radius, anchors, MAX_CONDITION, condition_span)
+            near = cache.search(queries, radius, anchors, self.n_condition, condition_span)
             result["embedding"] = mean_embedding(self.prompts, near)
             result["scalars"] = scalar_inputs(near, epsilon)
             if self.attend:
-                table = np.full((count, MAX_CONDITION), -1, np.int64)
+                table = np.full((count, self.n_condition), -1, np.int64)
                 owner = np.repeat(np.arange(count), near.counts)
                 table[owner, np.arange(len(owner)) - near.start[owner]] = near.rows
                 result["near"] = table

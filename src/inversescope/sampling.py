@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from inversescope.generator.base import Condition, ConditionalGenerator, Folded
+from inversescope.generator.inversescope import ByOwner, NeighbourWords
 from inversescope.kernel import support_radius
 from inversescope.neighbours import Cache
-from inversescope.pairs import MAX_CONDITION, Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
+from inversescope.pairs import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
 
 if TYPE_CHECKING:
     from inversescope.tasks.base import Grammar
 
-SAMPLING_CONDITION = MAX_CONDITION  # neighbours that condition: as many as in training
 _PAGE = 64  # numbers of a draw that follow each other in a stream
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
 
@@ -64,7 +64,7 @@ class Mixer:
     """
 
     def __init__(self, sequences: list[np.ndarray], vocabulary: int, alpha: float) -> None:
-        self.alpha, self.vocabulary = alpha, vocabulary
+        self.alpha, self.vocabulary, self.sequences = alpha, vocabulary, sequences
         owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
         tokens = np.concatenate(sequences).astype(np.int64)
         order = np.lexsort((*tokens.T[::-1], owner))
@@ -90,6 +90,14 @@ class Mixer:
     def roots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Node, first row and number of rows of every target."""
         return np.arange(len(self.root_count)), self.root_start, self.root_count
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences as one table (targets, K, T), K at least 1, and which of its rows hold one, (targets, K) bool."""
+        width = max(1, int(self.root_count.max(initial=0)))
+        table = np.zeros((len(self.sequences), width, self.sequences[0].shape[1]), np.int64)
+        for target, rows in enumerate(self.sequences):
+            table[target, : len(rows)] = rows
+        return table, np.arange(width) < self.root_count[:, None]
 
     def propose(self, depth: int, start: np.ndarray, count: np.ndarray, u: np.ndarray) -> np.ndarray:
         """Token of a random neighbour below each node, by uniforms `u`."""
@@ -156,7 +164,7 @@ def decode(
         temperature: divides the generator's logits; one for all targets, or one each (B,).
         mixer: mixes cached neighbours in (one root a target, in the same order).
         grammar: masks tokens that leave the prior's grammar.
-        neighbours: what the generator attends to, if it was made with `neighbour_logits`.
+        neighbours: what the generator attends to, if it attends to neighbours.
     """
     device = next(model.parameters()).device
     targets, draws, length = uniforms.shape
@@ -168,11 +176,17 @@ def decode(
     state = np.full(targets, grammar.start if grammar is not None else 0, np.int64)
     mixed = mixer.roots() if mixer is not None else None
     attended = neighbours.roots() if neighbours is not None else None
+    words = _WordScores.of(model, neighbours, device)
     for position in range(length):
         h, readout = tree.step(), None
         if neighbours is not None and attended is not None:
-            counts = neighbours.counts(position, attended[0], attended[2])
-            readout = model.readout(folded, torch.from_numpy(counts).to(device), tree.owner_on(device))
+            owner = tree.owner_on(device)
+            counts = torch.from_numpy(neighbours.counts(position, attended[0], attended[2])).to(device)
+            evidence = None
+            if words is not None:
+                words.read(tree.token, owner)
+                evidence = words.evidence(words.scores, owner)
+            readout = model.readout(folded, counts, owner, evidence)
         logits = model.backbone.logits(h, readout).double()
         if isinstance(temperature, np.ndarray):
             logits = logits / torch.from_numpy(temperature).to(device)[tree.owner_on(device), None]
@@ -213,6 +227,8 @@ def decode(
             mixed = (mixed[0][kept], mixed[1][kept], mixed[2][kept])
         if neighbours is not None and attended is not None:
             attended = neighbours.descend(position, attended[0][parent], attended[2][parent], tree.token)
+        if words is not None:
+            words.follow(parent)
         if grammar is not None:
             state = np.asarray(grammar.step(state[parent], tree.token))
     finished = np.ones(len(u), bool)
@@ -304,6 +320,43 @@ class _Tree:
         kept[place] = some
         self.owner, self.token = self.owner[children.parent[kept]], children.token[kept]
         return kept
+
+
+class _WordScores:
+    """Scores of each row's neighbours by the words that they share with what has been written (`NeighbourWords`).
+
+    Attributes:
+        scores: (rows, K).
+        present: (targets, K) bool.
+    """
+
+    def __init__(self, words: NeighbourWords, neighbours: Mixer, device: torch.device) -> None:
+        table, present = neighbours.padded()
+        self.words, self.present = words, torch.from_numpy(present).to(device)
+        self.bags = words.bags(torch.from_numpy(table).to(device))
+        self.scores = torch.zeros(self.present.shape, device=device)
+
+    @staticmethod
+    def of(model: ConditionalGenerator, neighbours: Mixer | None, device: torch.device) -> _WordScores | None:
+        """Scores before anything is written; None if the generator does not attend by words."""
+        if model.neighbour_words is None or neighbours is None:
+            return None
+        return _WordScores(model.neighbour_words, neighbours, device)
+
+    def read(self, token: np.ndarray, owner: Tensor) -> None:
+        """Add what each row's last token says."""
+        last = torch.from_numpy(token).to(self.scores.device)
+        self.scores = self.scores + self.words.after(last, self.bags, owner)
+
+    def follow(self, parent: np.ndarray) -> None:
+        """Go on with rows that continue the rows `parent`."""
+        self.scores = self.scores[torch.from_numpy(parent).to(self.scores.device)]
+
+    def evidence(self, scores: Tensor, owner: Tensor, present: Tensor | None = None) -> Tensor:
+        """Evidence (n, W) from scores (n, K) for the activations `owner` (n,); `present` (n, K) if it is each row's own."""
+        rows = ByOwner(owner, len(self.bags))
+        here = self.present[:, None] if present is None else rows.spread(present)
+        return rows.gather(self.words.evidence(rows.spread(scores), here, self.bags))
 
 
 def inverse_cdf(p: Tensor, row_of: np.ndarray, u: np.ndarray) -> np.ndarray:
@@ -432,7 +485,7 @@ def make_condition(
     if model.shape.d_embedding:
         assert cache is not None and prompts is not None
         queries = cache.prepare(z)
-        near = cache.search(queries, support_radius(epsilon, kind), limit=SAMPLING_CONDITION)
+        near = cache.search(queries, support_radius(epsilon, kind), limit=model.shape.n_condition)
         embedding = torch.from_numpy(mean_embedding(prompts, near))
         scalars = torch.from_numpy(scalar_inputs(near, np.full(len(z), epsilon)))
     elif model.shape.eps_input:
@@ -499,7 +552,14 @@ def log_prob_rows(
         targets, of = np.unique(owner[part], return_inverse=True)
         here = folded.rows(torch.from_numpy(targets).to(device))
         tokens = prompts.tokens[rows[part]].astype(np.int64)
-        counts = None if neighbours is None else _counts_along(neighbours, owner[part], tokens)
+        counts = words = others = None
+        if neighbours is not None:
+            counts = _counts_along(neighbours, owner[part], tokens)
+            near = Mixer([neighbours.sequences[target] for target in targets], neighbours.vocabulary, 1.0)
+            words = _WordScores.of(model, near, device)
+        if words is not None:
+            table, present = near.padded()
+            others = present[of] & (table[of] != tokens[:, None, 1:]).any(-1)
         tree = _Tree(model, here, of, length - 1, int(tokens[0, 0]))
         for position in range(length - 1):
             h, alive = tree.step(), tree.alive
@@ -507,14 +567,23 @@ def log_prob_rows(
             following = tokens[alive, position + 1]
             readout = None
             if counts is not None:
-                # The counts are each sequence's own.
+                # What the others say is each sequence's own.
+                whose = torch.from_numpy(of[alive]).to(device)
+                evidence = None
+                if words is not None and others is not None:
+                    words.read(tree.token, tree.owner_on(device))
+                    besides = torch.from_numpy(others[alive]).to(device)
+                    evidence = words.evidence(words.scores[row_of], whose, besides)
                 h, row_of = h[row_of], torch.arange(len(alive), device=device)
                 own = torch.from_numpy(np.ascontiguousarray(counts[alive, position])).to(device)
-                readout = model.readout(here, own, torch.from_numpy(of[alive]).to(device))
+                readout = model.readout(here, own, whose, evidence)
             log_p = torch.log_softmax(model.backbone.logits(h, readout), -1)
             log_p = log_p[row_of, torch.from_numpy(following).to(device)]
             result[part[alive]] += log_p.double().cpu().numpy()
-            tree.grow(tree.children(following))
+            children = tree.children(following)
+            kept = tree.grow(children)
             if not tree.alive.size:
                 break
+            if words is not None:
+                words.follow(children.parent[kept])
     return result

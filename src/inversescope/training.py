@@ -210,12 +210,18 @@ def conditional_loss(model: ConditionalGenerator, batch: Batch) -> Tensor:
     path = torch.from_numpy(batch.path.astype(np.int64)).to(device)
     length = int(batch.lengths.max())
     path = path[:, :length]
-    counts = None
+    counts = evidence = None
     if batch.neighbours is not None and batch.neighbour_weight is not None:
         weight = torch.from_numpy(batch.neighbour_weight).to(device)
-        neighbours = torch.from_numpy(batch.neighbours[:, :, :length].astype(np.int64)).to(device)
-        counts = prefix_counts(path, neighbours, weight, model.shape.backbone.vocab_size)
-    logp = model.log_probabilities(path[:, :-1], model.fold(condition_of(batch, device)), counts)
+        neighbours = torch.from_numpy(batch.neighbours.astype(np.int64)).to(device)
+        if model.neighbour_logits is not None:
+            counts = prefix_counts(path, neighbours, weight, model.shape.backbone.vocab_size)
+        if model.neighbour_words is not None:
+            bags = model.neighbour_words.bags(neighbours)
+            scores = model.neighbour_words.along(path[:, :-1], bags)
+            evidence = model.neighbour_words.evidence(scores, weight[:, None] > 0, bags)
+    folded = model.fold(condition_of(batch, device))
+    logp = model.log_probabilities(path[:, :-1], folded, counts, evidence=evidence)
     inside = (torch.arange(1, length)[None] < torch.from_numpy(batch.lengths)[:, None]).to(device)
     if batch.targets is None or batch.target_weight is None:
         token = logp.gather(-1, path[:, 1:, None])[..., 0]
@@ -229,7 +235,7 @@ def conditional_loss(model: ConditionalGenerator, batch: Batch) -> Tensor:
 
 
 def shared_prefixes(path: Tensor, sequences: Tensor) -> Tensor:
-    """Which sequences share each prefix of a path: path (B, T), sequences (B, M, T) -> (B, T - 1, M) bool."""
+    """Which sequences share each prefix of a path: path (B, T), sequences (B, M, at least T) -> (B, T - 1, M) bool."""
     length = path.shape[1] - 1
     same = sequences.transpose(1, 2)[:, :length] == path[:, :length, None]
     for position in range(1, length):
@@ -240,11 +246,11 @@ def shared_prefixes(path: Tensor, sequences: Tensor) -> Tensor:
 def prefix_counts(path: Tensor, sequences: Tensor, weight: Tensor, vocabulary: int) -> Tensor:
     """How many sequences share each prefix of a path and go on with each token.
 
-    path (B, T), sequences (B, K, T), weight (B, K) -> (B, T - 1, V).
+    path (B, T), sequences (B, K, at least T), weight (B, K) -> (B, T - 1, V).
     """
     counts = torch.zeros(path.shape[0], path.shape[1] - 1, vocabulary, device=path.device)
     shared = shared_prefixes(path, sequences) * weight[:, None]
-    return counts.scatter_add_(-1, sequences.transpose(1, 2)[:, 1:], shared)
+    return counts.scatter_add_(-1, sequences.transpose(1, 2)[:, 1 : path.shape[1]], shared)
 
 
 def next_token_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -172,8 +172,11 @@ def plot_refusal(refusal: pd.DataFrame, out: Path, epsilon: float) -> list[Path]
         "bits",
         "ci_low",
         "ci_high",
+        "gap_low",
+        "gap_high",
         "n_candidates",
     ]
+    intervals = {"refusal_rate": ("ci_low", "ci_high"), "entropy_gap": ("gap_low", "gap_high")}
     data = as_written(rows.reindex(columns=keep))
     sites = list(dict.fromkeys(sort_sites(data)["site"]))
     figure = new_figure(WIDTH, 1.05 * len(metrics) + 1.0)
@@ -190,8 +193,9 @@ def plot_refusal(refusal: pd.DataFrame, out: Path, epsilon: float) -> list[Path]
             part = data[(data["variant"] == variant) & (data["decoding"] == decoding)]
             x = part["site"].map(sites.index).to_numpy() + (k - (len(series) - 1) / 2) * 0.17
             colour = VARIANT_COLOUR[variant]
-            if metric == "refusal_rate":
-                error_bars(ax, x, part[metric], part["ci_low"], part["ci_high"], colour)
+            if metric in intervals:
+                low, high = intervals[metric]
+                error_bars(ax, x, part[metric], part[low], part[high], colour)
             ax.plot(
                 x,
                 part[metric],

@@ -51,19 +51,27 @@ class ConditionalGenerator(nn.Module):
 
     Attributes:
         shape: everything that fixes the parameters: `backbone` (sizes of the decoder), `sites` (label -> dimension taken),
-            `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`).
+            `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`, `words`, `n_condition`).
         backbone: the decoder.
+        neighbour_logits, neighbour_words: how it attends to cached neighbours, by prefix or by words; None = not.
     """
 
     shape: Any
     backbone: Backbone
+    neighbour_logits: Any
+    neighbour_words: Any
 
     def fold(self, condition: Condition) -> Any:
         """Compute what B activations contribute to every token. Raises `InputError` for an unknown site."""
         raise NotImplementedError
 
     def logits(
-        self, tokens: Tensor, folded: Any, counts: Tensor | None = None, owner: Tensor | None = None
+        self,
+        tokens: Tensor,
+        folded: Any,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
     ) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T); arguments as in `log_probabilities`."""
         raise NotImplementedError
@@ -78,21 +86,37 @@ class ConditionalGenerator(nn.Module):
         """
         raise NotImplementedError
 
-    def readout(self, folded: Any, counts: Tensor | None, owner: Tensor | None = None) -> Readout | None:
-        """What is added to the logits of final hidden states, by cached neighbours' counts (n, V) or (n, T, V); or None."""
+    def readout(
+        self,
+        folded: Any,
+        counts: Tensor | None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
+    ) -> Readout | None:
+        """The function that adds what cached neighbours say to the logits; None if the generator does not attend to any.
+
+        Args:
+            counts: (n, [T,] V) neighbours that share the prefix and go on with each token, for `neighbour_logits`.
+            owner: as in `log_probabilities`.
+            evidence: (n, [T,] W) for `neighbour_words`, if the generator has it.
+        """
         return None
 
     def log_probabilities(
-        self, tokens: Tensor, folded: Any, counts: Tensor | None = None, owner: Tensor | None = None
+        self,
+        tokens: Tensor,
+        folded: Any,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
     ) -> Tensor:
         """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T).
 
         Args:
-            counts: (n, T, V) cached neighbours that share the prefix and go on with each token; needed if the generator was made
-                with `neighbour_logits`.
+            counts: (n, T, V), evidence: (n, T, W): as in `readout`, needed if the generator attends to neighbours.
             owner: (n,) which activation each row belongs to; without it n = B.
         """
-        return F.log_softmax(self.logits(tokens, folded, counts, owner), dim=-1)
+        return F.log_softmax(self.logits(tokens, folded, counts, owner, evidence), dim=-1)
 
     def log_prob(
         self,
@@ -101,9 +125,10 @@ class ConditionalGenerator(nn.Module):
         folded: Any,
         counts: Tensor | None = None,
         owner: Tensor | None = None,
+        evidence: Tensor | None = None,
     ) -> Tensor:
         """log q(x | z) (n,) of sequences (n, T) that hold start token, text and end token, `lengths` tokens in all."""
-        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner)
+        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner, evidence)
         logp = logp.gather(-1, tokens[:, 1:, None])[..., 0]
         inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
         return (logp * inside).sum(-1)

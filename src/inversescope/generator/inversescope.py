@@ -39,6 +39,8 @@ class GeneratorShape:
     eps_input: bool = False
     d_embedding: int = 0  # S; 0 = no mean embedding
     neighbour_logits: bool = False
+    n_condition: int = 128  # cached neighbours that condition, at most
+    words: tuple[int, ...] = ()  # W tokens by which neighbours are attended to; none = they are not
     extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -48,7 +50,8 @@ class GeneratorShape:
     @staticmethod
     def from_dict(values: dict[str, Any]) -> GeneratorShape:
         """Inverse of `to_dict`."""
-        return GeneratorShape(**{**values, "backbone": BackboneShape(**values["backbone"])})
+        backbone, words = BackboneShape(**values["backbone"]), tuple(values.get("words", ()))
+        return GeneratorShape(**{**values, "backbone": backbone, "words": words})
 
 
 @dataclass
@@ -143,6 +146,101 @@ class NeighbourLogits(nn.Module):
         return gate * torch.log1p(counts * torch.exp(-self.log_kappa))
 
 
+class NeighbourWords(nn.Module):
+    """Attention over cached neighbours, by words: logits + gate * log((n vote + kappa prior) / ((n + kappa) prior)).
+
+    A neighbour weighs more for each token of the prefix that it holds too, wherever it holds it: its weight is a softmax over the
+    sum of learned, positive weights of these tokens. `vote` is the share of the weighted neighbours that hold each word, n their
+    effective number 1 / sum of squared weights, `prior` the share of all cached prompts that hold the word. So it knows, for
+    instance, which second names go with the first one among the neighbours, whatever their templates. The gate depends on the
+    final hidden state and the word; gate, weights and kappa are learned. Without neighbours nothing is added.
+
+    Shapes: B activations, K neighbours, W words, n rows.
+    """
+
+    words: Tensor
+    index: Tensor
+    prior: Tensor
+
+    def __init__(self, d_model: int, vocabulary: int, words: tuple[int, ...]) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        count = len(words)
+        self.register_buffer("words", torch.tensor(words), persistent=False)
+        index = torch.full((vocabulary,), count)
+        index[list(words)] = torch.arange(count)
+        self.register_buffer("index", index, persistent=False)
+        self.register_buffer("prior", torch.ones(count))
+        self.weight = nn.Parameter(torch.ones(count + 1))
+        self.from_hidden = nn.Linear(d_model, 1)
+        self.from_word = nn.Parameter(torch.full((count,), -1.0))
+        self.log_kappa = nn.Parameter(torch.zeros(1))
+        nn.init.zeros_(self.from_hidden.weight)
+        nn.init.zeros_(self.from_hidden.bias)
+
+    def set_prior(self, sequences: Tensor) -> None:
+        """Take the words' shares among all cached prompts from their tokens (N, T)."""
+        held = torch.zeros(len(sequences), len(self.words) + 1, dtype=torch.bool)
+        held.scatter_(1, self.index.cpu()[sequences], True)
+        self.prior.copy_(held[:, :-1].float().mean(0).clamp_min(1e-6))
+
+    def bags(self, sequences: Tensor) -> Tensor:
+        """Which words neighbours hold: tokens (B, K, T) -> (B, K, W + 1) of 0 and 1; the last column, any other token, is 0."""
+        held = torch.zeros(*sequences.shape[:2], len(self.words) + 1, device=sequences.device)
+        held.scatter_(2, self.index[sequences], 1.0)
+        held[..., -1] = 0.0
+        return held
+
+    def along(self, path: Tensor, bags: Tensor) -> Tensor:
+        """Neighbours' scores (B, T, K) after each token of a path (B, T)."""
+        index = self.index[path]
+        shared = bags.gather(2, index[:, None].expand(-1, bags.shape[1], -1))
+        return (shared * F.softplus(self.weight)[index][:, None]).cumsum(-1).transpose(1, 2)
+
+    def after(self, token: Tensor, bags: Tensor, owner: Tensor) -> Tensor:
+        """What one more token (n,) adds to the scores (n, K) of the neighbours of the activations `owner` (n,)."""
+        index = self.index[token]
+        return bags[owner, :, index] * F.softplus(self.weight)[index][:, None]
+
+    def evidence(self, scores: Tensor, present: Tensor, bags: Tensor) -> Tensor:
+        """Smoothed log ratio (B, T, W) of votes to prior, from scores (B, T, K) and present (B, T or 1, K) bool."""
+        a = torch.softmax(scores.masked_fill(~present, -1e4), -1) * present
+        n = present.any(-1, keepdim=True) / (a * a).sum(-1, keepdim=True).clamp_min(1e-9)
+        vote, kappa = torch.bmm(a, bags)[..., :-1], torch.exp(self.log_kappa)
+        return torch.log((n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
+
+    def forward(self, h: Tensor, evidence: Tensor) -> Tensor:
+        """What is added to the logits: h (..., D), evidence (..., W) -> (..., V)."""
+        gate = F.softplus(self.from_hidden(h) + self.from_word)
+        return h.new_zeros(*h.shape[:-1], self.vocabulary).index_copy(-1, self.words, gate * evidence)
+
+
+class ByOwner:
+    """Rows laid side by side by the activation that they belong to, so that each activation multiplies one matrix.
+
+    Args:
+        owner: (n,) which of `count` activations each row belongs to.
+    """
+
+    def __init__(self, owner: Tensor, count: int) -> None:
+        order = torch.argsort(owner, stable=True)
+        sizes = torch.bincount(owner, minlength=count)
+        first = sizes.cumsum(0) - sizes
+        self.count, self.width = count, int(sizes.max()) if len(owner) else 0
+        place = torch.empty_like(owner)
+        place[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
+        self.place = place + owner * self.width
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Rows (n, ...) to (count, width, ...); the gaps hold zeros."""
+        table = x.new_zeros(self.count * self.width, *x.shape[1:]).index_copy_(0, self.place, x)
+        return table.view(self.count, self.width, *x.shape[1:])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The inverse: (count, width, ...) to (n, ...)."""
+        return x.flatten(0, 1)[self.place]
+
+
 class InverseScope(ConditionalGenerator):
     """A backbone steered by control layers that read one activation of any known site."""
 
@@ -157,6 +255,11 @@ class InverseScope(ConditionalGenerator):
         self.blocks = nn.ModuleList(ResidualMLP(C) for _ in range(shape.site_map_blocks))
         self.final_norm = nn.LayerNorm(C) if shape.site_map_blocks else nn.Identity()
         self.neighbour_logits = NeighbourLogits(shape.backbone.d_model, C) if shape.neighbour_logits else None
+        self.neighbour_words = (
+            NeighbourWords(shape.backbone.d_model, shape.backbone.vocab_size, shape.words)
+            if shape.words
+            else None
+        )
         self.control = nn.ModuleList(
             ControlLayer(shape.backbone.d_model, C, shape.n_heads, shape.d_head)
             for _ in range(shape.backbone.n_layers)
@@ -206,20 +309,12 @@ class InverseScope(ConditionalGenerator):
         count = len(folded.latent)
         if owner is None:
             return lambda layer, h: self._control(layer, h, folded)
-        # Rows lie side by side by activation, so that each of these multiplies one matrix; the gaps hold zeros.
-        order = torch.argsort(owner, stable=True)
-        sizes = torch.bincount(owner, minlength=count)
-        first = sizes.cumsum(0) - sizes
-        place = torch.empty_like(owner)
-        place[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
-        width = int(sizes.max())
-        place += owner * width
+        rows = ByOwner(owner, count)
 
         def control(layer: int, h: Tensor) -> Tensor:
-            flat = h.flatten(1)
-            rows = flat.new_zeros(count * width, flat.shape[1]).index_copy_(0, place, flat[: len(place)])
-            signal = self._control(layer, rows.view(count, -1, h.shape[-1]), folded).view_as(rows)
-            return F.pad(signal[place], (0, 0, 0, len(h) - len(place))).view_as(h)
+            laid = rows.spread(h[: len(owner)]).reshape(count, -1, h.shape[-1])
+            signal = self._control(layer, laid, folded).view(count, rows.width, *h.shape[1:])
+            return torch.cat([rows.gather(signal), h.new_zeros(len(h) - len(owner), *h.shape[1:])])
 
         return control
 
@@ -229,26 +324,48 @@ class InverseScope(ConditionalGenerator):
         )
         return signal
 
-    def readout(self, folded: Folded, counts: Tensor | None, owner: Tensor | None = None) -> Readout | None:
-        """The function that adds cached neighbours' counts, (n, V) or (n, T, V), to the logits; `owner` as in `controller`."""
-        if self.neighbour_logits is None:
+    def readout(
+        self,
+        folded: Folded,
+        counts: Tensor | None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
+    ) -> Readout | None:
+        """The function that adds what cached neighbours say to the logits.
+
+        Args:
+            counts: (n, [T,] V) neighbours that share the prefix and go on with each token, for `neighbour_logits`.
+            owner: as in `controller`.
+            evidence: (n, [T,] W) of `NeighbourWords`, if the generator has one.
+        """
+        by_prefix, by_words = self.neighbour_logits, self.neighbour_words
+        if by_prefix is None and by_words is None:
             return None
-        layer = self.neighbour_logits
         latent = folded.latent if owner is None else folded.latent[owner]
 
         def read(h: Tensor) -> Tensor:
-            assert counts is not None
-            return layer(h, latent[:, None] if h.dim() == 3 else latent, counts)
+            said = []
+            if by_prefix is not None:
+                assert counts is not None
+                said.append(by_prefix(h, latent[:, None] if h.dim() == 3 else latent, counts))
+            if by_words is not None:
+                assert evidence is not None
+                said.append(by_words(h, evidence))
+            return sum(said[1:], said[0])
 
         return read
 
     def logits(
-        self, tokens: Tensor, folded: Folded, counts: Tensor | None = None, owner: Tensor | None = None
+        self,
+        tokens: Tensor,
+        folded: Folded,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
     ) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
-        logits: Tensor = self.backbone(
-            tokens, self.controller(folded, owner), self.readout(folded, counts, owner)
-        )
+        control, readout = self.controller(folded, owner), self.readout(folded, counts, owner, evidence)
+        logits: Tensor = self.backbone(tokens, control, readout)
         return logits
 
     def step(

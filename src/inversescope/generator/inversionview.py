@@ -12,13 +12,12 @@ C = W + E.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inversescope.errors import InputError
 from inversescope.generator.backbone import Attention, Backbone, BackboneShape, KeyValues, Linear, Prefix
 from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.generator.inversescope import ResidualMLP
@@ -49,16 +48,11 @@ class InversionViewShape:
     see_norm: bool = True
     std: float = 0.02
     # It has none of InverseScope's further inputs; whoever makes conditions asks.
-    eps_input: bool = False
-    d_embedding: int = 0
-    neighbour_logits: bool = False
-
-    def __post_init__(self) -> None:
-        if self.eps_input or self.d_embedding or self.neighbour_logits:
-            raise InputError(
-                "InversionView reads an activation and its site alone",
-                "drop eps_input, mean_embedding and neighbour_logits",
-            )
+    eps_input: ClassVar[bool] = False
+    d_embedding: ClassVar[int] = 0
+    neighbour_logits: ClassVar[bool] = False
+    words: ClassVar[tuple[int, ...]] = ()
+    n_condition: ClassVar[int] = 0
 
     @property
     def width(self) -> int:
@@ -93,6 +87,7 @@ class InversionView(ConditionalGenerator):
     def __init__(self, shape: InversionViewShape) -> None:
         super().__init__()
         self.shape = shape
+        self.neighbour_logits = self.neighbour_words = None
         self.backbone = Backbone(shape.backbone, shape.std)
         width, D = shape.width + shape.d_site, shape.backbone.d_model
         # Scaled activations have components of about one, and so has the embedding (its initial scale is the activations').
@@ -125,9 +120,14 @@ class InversionView(ConditionalGenerator):
         return Injected(prefix, c)
 
     def logits(
-        self, tokens: Tensor, folded: Injected, counts: Tensor | None = None, owner: Tensor | None = None
+        self,
+        tokens: Tensor,
+        folded: Injected,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
     ) -> Tensor:
-        """Logits (n, T, V) of the next token at each position of tokens (n, T). There are no neighbours' counts."""
+        """Logits (n, T, V) of the next token at each position of tokens (n, T). Of neighbours it knows nothing."""
         rows = folded if owner is None else folded.rows(owner)
         logits: Tensor = self.backbone(tokens, prefix=rows.prefix)
         return logits

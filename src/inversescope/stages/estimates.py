@@ -31,11 +31,11 @@ from inversescope.store import read_json, read_table, write_table
 
 FCR_COLUMNS = (
     "task model generator variant site layer head epsilon feature estimator fcr ci_low ci_high cell_rmse n_targets n_samples ess "
-    "decoding cache_size ess_low chance exact error"
+    "decoding cache_size ess_low chance exact error error_low error_high"
 ).split()
 REFUSAL_COLUMNS = (
     "task model generator variant site layer head epsilon entropy_gap n_candidates refusal_rate parse_refusal distance_refusal "
-    "ci_low ci_high decoding cache_size copies fcr_error bits bits_generated"
+    "ci_low ci_high decoding cache_size copies fcr_error bits bits_generated gap_low gap_high"
 ).split()
 
 
@@ -214,7 +214,8 @@ def _untrained(site: _Site, epsilons: list[float]) -> None:
         majority = int(np.bincount(cached_label[cached_label >= 0]).argmax())
         for target in range(len(site.test)):
             own = target_label[target]
-            prior = Estimate(float((drawn == names[own]).mean()), len(drawn), float(len(drawn)))
+            share = float((drawn == names[own]).mean()) if len(drawn) else math.nan
+            prior = Estimate(share, len(drawn), float(len(drawn)))
             for epsilon in epsilons:
                 row = site.exact.loc[(epsilon, target)]
                 mass = float(row["n_ball"])
@@ -379,27 +380,32 @@ def _summarise(site: _Site, cells: pd.DataFrame) -> pd.DataFrame:
     settings = context.config.fcr
     targets = np.arange(len(site.test))
     groups = list(cells.groupby(_KEYS, sort=True))
-    table = np.full((len(groups), len(targets)), math.nan)
+    table, errors = np.full((2, len(groups), len(targets)), math.nan)
     for g, (_, group) in enumerate(groups):
         table[g, group["target_id"].to_numpy()] = group["value"].to_numpy()
-    mean, low, high = bootstrap_means(table, settings.bootstrap, settings.confidence, context.config.seed)
+        errors[g, group["target_id"].to_numpy()] = (group["value"] - group["exact"]).to_numpy()
+    bootstrap = settings.bootstrap, settings.confidence, context.config.seed
+    mean, low, high = bootstrap_means(table, *bootstrap)
+    # Of the same targets: far narrower than two intervals side by side, as targets differ more than estimates of one do.
+    error, error_low, error_high = bootstrap_means(errors, *bootstrap)
     rows = []
     for g, (key, group) in enumerate(groups):
-        both = group[group["value"].notna() & group["exact"].notna()]
-        difference = both["value"] - both["exact"]
+        difference = errors[g][np.isfinite(errors[g])]
         row: dict[str, object] = dict(zip(_KEYS, key, strict=True))
         row.update(
             fcr=mean[g],
             ci_low=low[g],
             ci_high=high[g],
-            cell_rmse=float(np.sqrt((difference**2).mean())) if len(both) else math.nan,
+            cell_rmse=float(np.sqrt((difference**2).mean())) if len(difference) else math.nan,
             n_targets=int(group["value"].notna().sum()),
             n_samples=float(group["n_samples"].mean()),
             ess=float(group["ess"].median()),
             ess_low=float((group["ess"] < LOW_ESS).mean()),
             chance=context.task.chance(str(row["feature"])),
             exact=float(group["exact"].mean()),
-            error=float(difference.mean()) if len(both) else math.nan,
+            error=error[g],
+            error_low=error_low[g],
+            error_high=error_high[g],
         )
         rows.append(row)
     return _identify(site, pd.DataFrame(rows))[FCR_COLUMNS]
@@ -428,7 +434,7 @@ def _finish_refusals(site: _Site, rows: list[dict[str, object]], rates: pd.DataF
     result = []
     for key, group in frame.groupby(keys, sort=True):
         names = dict(zip(keys, key, strict=True))
-        values = group.sort_values("target_id")["refusal_rate"].to_numpy()[None]
+        values = group.sort_values("target_id")[["refusal_rate", "entropy_gap"]].to_numpy(float).T
         _, low, high = bootstrap_means(
             values, settings.bootstrap, settings.confidence, site.context.config.seed
         )
@@ -453,6 +459,8 @@ def _finish_refusals(site: _Site, rows: list[dict[str, object]], rates: pd.DataF
                 "n_candidates": int(group["n"].sum()),
                 "ci_low": low[0],
                 "ci_high": high[0],
+                "gap_low": low[1],
+                "gap_high": high[1],
                 "fcr_error": float(same["error"].abs().mean()),
             }
         )

@@ -312,7 +312,8 @@ def _pair_source(
         soft=variant.soft_targets,
         disjoint=variant.disjoint,
         empty=variant.empty_anchors,
-        attend=variant.neighbour_logits,
+        attend=variant.neighbour_logits or variant.neighbour_words,
+        n_condition=variant.n_condition,
     )
 
 
@@ -322,7 +323,7 @@ def _inverse_scope(
     backbone: Backbone,
     sites: dict[str, int],
     scales: dict[str, float],
-    d_embedding: int,
+    prompts: Prompts,
 ) -> InverseScope:
     """A generator whose control layers are untrained, on the fine-tuned backbone."""
     shape = GeneratorShape(
@@ -335,11 +336,15 @@ def _inverse_scope(
         site_map_blocks=variant.site_map_blocks,
         see_norm=variant.see_norm,
         eps_input=variant.eps_input or variant.mean_embedding,
-        d_embedding=d_embedding if variant.mean_embedding else 0,
+        d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
         neighbour_logits=variant.neighbour_logits,
+        n_condition=variant.n_condition,
+        words=tuple(cached_words(prompts)) if variant.neighbour_words else (),
     )
     model = InverseScope(shape)
     model.backbone.load_state_dict(backbone.state_dict())
+    if model.neighbour_words is not None:
+        model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
     model.backbone.requires_grad_(not variant.freeze_backbone)
     return model
 
@@ -404,7 +409,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     if generator == "inversionview":
         model = _inversion_view(context, settings, backbone, width, scales)
     else:
-        model = _inverse_scope(context, settings, backbone, width, scales, len(prompts.prior))
+        model = _inverse_scope(context, settings, backbone, width, scales, prompts)
     needed = int(prompts.lengths.max()) - 1
     if model.backbone.shape.n_positions < needed:
         raise InputError(
@@ -449,6 +454,11 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     }
     save_checkpoint(context.generator_dir(generator, variant), _numpy_state(model), meta)
     shutil.rmtree(state, ignore_errors=True)
+
+
+def cached_words(prompts: Prompts) -> list[int]:
+    """Tokens that occur in cached prompts, the start and end token left out."""
+    return sorted(set(np.unique(prompts.tokens).tolist()) - {int(prompts.tokens[0, 0])})
 
 
 def residual_width(context: Context) -> int:

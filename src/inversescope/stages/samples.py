@@ -17,7 +17,6 @@ from inversescope.models import Target, encode, load_target, tokenizer_hash
 from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts
 from inversescope.sampling import (
-    SAMPLING_CONDITION,
     Draws,
     Mixer,
     decode,
@@ -164,11 +163,11 @@ class _Run:
 
     def neighbours(self, epsilon: float, z: np.ndarray) -> Mixer | None:
         """What the generator attends to, if it attends to neighbours."""
-        if not self.model.shape.neighbour_logits:
+        if not self.model.shape.neighbour_logits and not self.model.shape.words:
             return None
         vocabulary = self.model.shape.backbone.vocab_size
         radius = support_radius(epsilon, self.context.config.kernel.kind)
-        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, SAMPLING_CONDITION)
+        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, self.model.shape.n_condition)
 
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
