@@ -43,6 +43,7 @@ rule all:
 rule study:
     input:
         of_experiments(*rules.plot_study.output),
+        of_experiments(*rules.plot_frontier.output) if FRONTIER else [],
 
 
 # Parts of the study, in pipeline order: snakemake --cores 2 -- activations

@@ -59,15 +59,22 @@ HEADLINE = ["kernel/epsilon", "kernel/distance", "kernel/kind"]
 def made_as(variant: str) -> dict[str, object]:
     """How a variant is made, without what only tells readers about it."""
     settings = CONFIG.variants[variant].model_dump(mode="json")
-    return {
-        "variant": {key: value for key, value in settings.items() if key not in {"base", "change", "study"}}
-    }
+    told = {"base", "change", "study", "settings"}
+    return {"variant": {key: value for key, value in settings.items() if key not in told}}
 
 
 def drawn_as(variant: str) -> dict[str, object]:
     """How candidates of a variant are drawn; how many at a time makes no difference to what is drawn."""
-    settings = CONFIG.sampling.model_dump(mode="json", exclude={"batch"})
-    return {"sampling": settings, "studied": variant in STUDIED, "epsilons": CONFIG.epsilons_of(variant)}
+    settings = CONFIG.sampling.model_dump(mode="json", exclude={"batch", "settings"})
+    return {
+        "sampling": settings,
+        "settings": {
+            name: CONFIG.sampling.rule(name).model_dump(mode="json")
+            for name in CONFIG.variants[variant].settings
+        },
+        "studied": variant in STUDIED,
+        "epsilons": CONFIG.epsilons_of(variant),
+    }
 
 
 def options(wildcards, threads) -> str:
@@ -83,11 +90,13 @@ MODELS = sorted({model for _, model in EXPERIMENTS})
 TRAINED = [m for m in MODELS if CONFIG.models[m].source == "trained"]
 FETCHED = [m for m in MODELS if m not in TRAINED]
 CANDIDATES = sorted({c for m in TRAINED for c in CONFIG.models[m].candidates})
-GENERATORS = ["inversescope"]
 SPLITS = ["train", "test", "reference"]
 STUDIED = list(dict.fromkeys(CONFIG.studied_variants))
 STUDY = list(dict.fromkeys(CONFIG.study_variants))
 VARIANTS = list(dict.fromkeys(STUDIED + STUDY))
+# Variants that the frontier compares; without any there is no frontier.
+FRONTIER = [name for name in STUDY if CONFIG.variants[name].study == "frontier"]
+GENERATORS = sorted({CONFIG.variants[name].generator for name in VARIANTS})
 
 
 def check_experiments() -> None:
@@ -341,9 +350,13 @@ def samples_of(variants: list[str]):
     pattern = "results/{task}/{model}/samples/{generator}/{variant}/{site}{suffix}"
     return lambda w: [
         pattern.format(
-            task=w.task, model=w.model, generator=generator, variant=variant, site=label, suffix=suffix
+            task=w.task,
+            model=w.model,
+            generator=CONFIG.variants[variant].generator,
+            variant=variant,
+            site=label,
+            suffix=suffix,
         )
-        for generator in GENERATORS
         for variant in variants
         for label in sites_of(w.task, w.model, variant)
         if label == getattr(w, "site", label)
@@ -354,8 +367,7 @@ def samples_of(variants: list[str]):
 def descriptions_of(variants: list[str]):
     """Input function: descriptions of the trained generators of variants."""
     return lambda w: [
-        f"data/{w.task}/{w.model}/checkpoints/{generator}/{variant}/meta.json"
-        for generator in GENERATORS
+        f"data/{w.task}/{w.model}/checkpoints/{CONFIG.variants[variant].generator}/{variant}/meta.json"
         for variant in variants
     ]
 
@@ -381,8 +393,8 @@ def at_all_sites(pattern: str, **values: list[str]):
     return lambda w: expand(pattern, task=w.task, model=w.model, site=sites_of(w.task, w.model), **values)
 
 
-def of_study(pattern: str, **values: list[str]):
-    """Input function: a file for each site that any variant of the study reads."""
+def of_study(pattern: str, variants: list[str] = STUDY, **values: list[str]):
+    """Input function: a file for each site that any of some variants of the study reads."""
     return lambda w: expand(
         pattern,
         task=w.task,
@@ -390,7 +402,7 @@ def of_study(pattern: str, **values: list[str]):
         site=[
             site
             for site in sites_of(w.task, w.model)
-            if any(site in sites_of(w.task, w.model, v) for v in STUDY)
+            if any(site in sites_of(w.task, w.model, v) for v in variants)
         ],
         **values,
     )
@@ -398,13 +410,10 @@ def of_study(pattern: str, **values: list[str]):
 
 def training_logs(variants: list[str]):
     """Input function: the training logs of variants."""
-    return lambda w: expand(
-        "results/{task}/{model}/training/{generator}/{variant}.csv",
-        task=w.task,
-        model=w.model,
-        generator=GENERATORS,
-        variant=variants,
-    )
+    return lambda w: [
+        f"results/{w.task}/{w.model}/training/{CONFIG.variants[variant].generator}/{variant}.csv"
+        for variant in variants
+    ]
 
 
 def size_of_split(task: str, split: str) -> dict[str, object]:
@@ -441,8 +450,12 @@ class Experiment(NamedTuple):
 SHOWN = Experiment(*next(iter(EXPERIMENTS)))
 FIGURES = literal("figures", "FIGURES")
 STUDY_FIGURES = literal("figures", "STUDY_FIGURES")
+FRONTIER_FIGURES = literal("figures", "FRONTIER_FIGURES")
 TABLES = literal("figures", "TABLES")
-CAPTIONS = expand("report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *TABLES])
+FRONTIER_TABLES = literal("figures", "FRONTIER_TABLES")
+CAPTIONS = expand(
+    "report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *FRONTIER_FIGURES, *TABLES, *FRONTIER_TABLES]
+)
 # Parts of the configuration that captions quote.
 CAPTION_KEYS = sorted(
     {key for file in CAPTIONS for key in re.findall(r'snakemake\.config\["(\w+)"\]', Path(file).read_text())}
@@ -466,9 +479,8 @@ def at_sites(pattern: str, **values: list[str]) -> list[str]:
 def of_variants(variants: list[str], pattern: str) -> list[str]:
     """Files for each variant of each generator of each experiment."""
     return [
-        pattern.format(task=task, model=model, generator=generator, variant=variant)
+        pattern.format(task=task, model=model, generator=CONFIG.variants[variant].generator, variant=variant)
         for task, model in EXPERIMENTS
-        for generator in GENERATORS
         for variant in variants
     ]
 

@@ -88,3 +88,69 @@ rule plot_study:
     shell:
         "inversescope plot_study --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
+
+
+rule collect_frontier:
+    input:
+        source=source("collect_frontier"),
+        parts=of_study("results/{task}/{model}/study/refusal/{site}.csv", FRONTIER),
+        cells=of_study("results/{task}/{model}/study/cells/{site}.parquet", FRONTIER),
+        generators=descriptions_of(FRONTIER),
+        samples=samples_of(FRONTIER),
+        backbone="data/{task}/{model}/checkpoints/backbone/meta.json",
+    output:
+        frontier="results/{task}/{model}/frontier.csv",
+        time="results/{task}/{model}/frontier_time.csv",
+        heads="results/{task}/{model}/frontier_heads.csv",
+        pairs="results/{task}/{model}/frontier_pairs.csv",
+    log:
+        "logs/collect_frontier/{task}/{model}.log",
+    benchmark:
+        "benchmarks/collect_frontier/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(15, 120),
+    params:
+        used=lambda w: used("seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in FRONTIER)),
+        options=options,
+    message:
+        "Comparing generators by refusal, FCR error and entropy on {wildcards.model}"
+    shell:
+        "inversescope collect_frontier --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_frontier:
+    input:
+        source=source("plot_frontier"),
+        frontier="results/{task}/{model}/frontier.csv",
+        time="results/{task}/{model}/frontier_time.csv",
+        heads="results/{task}/{model}/frontier_heads.csv",
+        pairs="results/{task}/{model}/frontier_pairs.csv",
+    output:
+        figures=drawn(FRONTIER_FIGURES, "figures", "Study", "png"),
+        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=FRONTIER_FIGURES),
+        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=FRONTIER_FIGURES),
+        tables=drawn(FRONTIER_TABLES, "tables", "Study", "csv"),
+        markdown=expand("results/tables/{{task}}_{{model}}_{name}.md", name=FRONTIER_TABLES),
+    log:
+        "logs/plot_frontier/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_frontier/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        used=lambda w: used("kernel", "fcr/confidence"),
+        options=options,
+    message:
+        "Plotting the frontier of {wildcards.task} on {wildcards.model}"
+    shell:
+        "inversescope plot_frontier --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

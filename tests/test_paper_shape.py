@@ -142,8 +142,8 @@ def study(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Study:
         study.run("sample_prompts", generator="inversescope", variants=list(VARIANTS), sites=list(SITES))
         study.run("run_mcmc", sites=list(SITES))
         for site in SITES:
-            study.run("estimate_fcr", generator="inversescope", variants=list(VARIANTS), site=site, out="")
-        study.run("collect_tables", generator="inversescope")
+            study.run("estimate_fcr", variants=list(VARIANTS), site=site, out="")
+        study.run("collect_tables")
     torch.set_num_threads(threads)
     return study
 

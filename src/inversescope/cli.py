@@ -34,12 +34,14 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sample_prompts": ("samples", ("generator", "variants", "sites")),
     "run_mcmc": ("samples", ("sites",)),
     "compute_exact": ("estimates", ("site",)),
-    "estimate_fcr": ("estimates", ("generator", "variants", "site", "out")),
-    "collect_tables": ("estimates", ("generator",)),
-    "collect_study": ("study", ("generator",)),
+    "estimate_fcr": ("estimates", ("variants", "site", "out")),
+    "collect_tables": ("estimates", ()),
+    "collect_study": ("study", ()),
+    "collect_frontier": ("study", ()),
     "draw_exact": ("plots", ()),
     "plot_figures": ("plots", ()),
     "plot_study": ("plots", ()),
+    "plot_frontier": ("plots", ()),
     "make_report": ("plots", ()),
 }
 

@@ -178,24 +178,36 @@ class BackboneConfig(Strict):
 
 
 class VariantConfig(Strict):
-    """One way to make the generator. Each ablation differs from `paper` or `default` in one field (`base`, `change`)."""
+    """One way to make a generator. Each ablation differs from `paper` or `default` in one field (`base`, `change`)."""
 
-    base: Literal["paper", "default"]
-    change: str = Field("", description="What this ablation changes, in words; empty for the two bases.")
-    study: Literal["", "dimension", "ablation", "sparse"] = Field(
+    generator: Literal["inversescope", "inversionview"] = Field(
+        "inversescope", description="Architecture: backbone with control layers, or InversionView's decoder."
+    )
+    base: Literal["paper", "default", "inversionview", "inversionview_noised", "inversionview_scratch"]
+    change: str = Field("", description="What this ablation changes, in words; empty for the bases.")
+    study: Literal["", "dimension", "ablation", "sparse", "frontier"] = Field(
         "", description="Part of the study that it belongs to."
+    )
+    settings: list[str] = Field(
+        default_factory=list,
+        description="Decoding settings under which it is read at its headline bandwidth, the first one its headline "
+        "(entries of sampling.settings, or plain, masked, mixed); empty = what its place in the study asks for.",
     )
     sites: list[str] | None = Field(
         None, description="Patterns of the sites that it is trained on; all if absent."
     )
     seed: int = 0
     # pairs
-    pairs: Literal["noise", "kernel"] = Field("noise", description="Appendix B noise, or kernel pairs.")
+    pairs: Literal["noise", "kernel", "clean"] = Field(
+        "noise",
+        description="Appendix B noise, kernel pairs, or each cached activation with its own prompt, without noise.",
+    )
     epsilon: float | None = Field(
         None, description="Bandwidth of training; None = the headline's, or drawn (eps_input)."
     )
     noise_space: Literal["model", "subspace"] = Field(
-        "model", description="Where Appendix B's noise lives: the residual stream, or a head's own subspace."
+        "model",
+        description="Where noise on activations lives: the residual stream, or a head's own subspace.",
     )
     norm_band: float = Field(0.1, gt=0, lt=1, description="delta of Appendix B.")
     see_norm: bool = Field(True, description="Whether the generator sees the norm of z, or z / |z|.")
@@ -231,10 +243,21 @@ class VariantConfig(Strict):
     n_heads: int = Field(32, ge=1, description="Control heads (paper: 32).")
     d_head: int = Field(16, ge=1, description="Width of a control head's key (paper: 64).")
     d_condition: int | None = Field(
-        None, description="Width of the latent space; None = d_model of the target."
+        None,
+        description="Width of the latent space; of InversionView's site embedding. None = d_model of the target.",
     )
     site_map_blocks: int = Field(
-        0, ge=0, description="Residual MLP blocks after the linear site map (paper: 0)."
+        0,
+        ge=0,
+        description="Residual MLP blocks after the linear site map (paper: 0), or before InversionView's decoder (6).",
+    )
+    decoder: ArchitectureConfig | None = Field(
+        None,
+        description="InversionView's own decoder, trained from scratch; None = the shape of the backbone.",
+    )
+    decoder_init: Literal["scratch", "backbone"] = Field(
+        "scratch",
+        description="InversionView's decoder starts from random weights, or from the backbone that knows the prior.",
     )
     freeze_backbone: bool = True
     # optimisation
@@ -258,12 +281,62 @@ class VariantConfig(Strict):
         if low > high:
             raise ValueError(f"eps_range runs from {low} down to {high}")
         told = ("eps_input", "mean_embedding", "neighbour_logits", "neighbour_words")
-        if self.pairs == "noise" and any(getattr(self, name) for name in told):
+        if self.pairs != "kernel" and any(getattr(self, name) for name in told):
             raise ValueError(f"{', '.join(told[:-1])} and {told[-1]} need pairs: kernel")
         for name in told[2:]:
             if getattr(self, name) and not self.mean_embedding:
                 raise ValueError(f"{name} needs mean_embedding")
+        if self.generator == "inversionview":
+            if any(getattr(self, name) for name in told):
+                raise ValueError("inversionview reads an activation and its site alone")
+            if self.freeze_backbone:
+                raise ValueError("inversionview is trained end to end: set freeze_backbone: false")
+            if self.decoder is not None and self.decoder_init == "backbone":
+                raise ValueError("decoder_init: backbone takes the backbone's shape: leave decoder out")
+        elif self.decoder is not None or self.decoder_init != "scratch":
+            raise ValueError("decoder and decoder_init are settings of generator: inversionview")
+        if (self.base in ("paper", "default")) != (self.generator == "inversescope"):
+            raise ValueError(f"base {self.base} is no variant of generator {self.generator}")
         return self
+
+
+class DecodingConfig(Strict):
+    """A decoding setting of the frontier study. Lists are schedules: draws take all combinations in turn."""
+
+    temperature: list[float] = Field([1.0], min_length=1, description="Divides the logits.")
+    noise: list[float] = Field(
+        [0.0],
+        min_length=1,
+        description="Gaussian noise on the activation, in multiples of epsilon (paper, D.1.3: 1). Its root mean square norm "
+        "is that multiple of the activation's norm; for Euclidean distance, of one.",
+    )
+    masked: bool = Field(False, description="Only tokens that the prior's grammar allows.")
+    mixed: bool = Field(False, description="Cached neighbours are mixed in.")
+
+    @model_validator(mode="after")
+    def _drawable(self) -> DecodingConfig:
+        if not all(value > 0 and math.isfinite(value) for value in self.temperature):
+            raise ValueError(f"temperatures must be positive and finite, got {self.temperature}")
+        if not all(value >= 0 and math.isfinite(value) for value in self.noise):
+            raise ValueError(f"noise must be finite and not negative, got {self.noise}")
+        if self.mixed and self.varies:
+            raise ValueError("cached neighbours are mixed in at one temperature and without noise")
+        return self
+
+    @property
+    def varies(self) -> bool:
+        """Whether draws of one target differ in more than their random numbers: by noise, or by temperature."""
+        return len(self.temperature) > 1 or any(self.noise)
+
+
+BUILT_IN = ("plain", "masked", "mixed", "noised")
+FRONTIER_SETTINGS = {
+    "cool": DecodingConfig(temperature=[0.8], masked=True),
+    "cold": DecodingConfig(temperature=[0.6], masked=True),
+    "noise1": DecodingConfig(noise=[1.0]),
+    "noise4": DecodingConfig(noise=[4.0]),
+    "schedule": DecodingConfig(noise=[0.0, 1.0, 2.0, 4.0], masked=True),
+}
 
 
 class SamplingConfig(Strict):
@@ -287,7 +360,29 @@ class SamplingConfig(Strict):
         description="Decoding rules of paper and default read beside 'plain', at the headline bandwidth: "
         "cache mixing, masking to the prior's grammar, extra noise on z (Figure 8; heads only).",
     )
+    settings: dict[str, DecodingConfig] = Field(
+        FRONTIER_SETTINGS, description="Further decoding settings, which variants name."
+    )
     batch: int = Field(2048, ge=1)
+
+    @field_validator("settings")
+    @classmethod
+    def _named(cls, settings: dict[str, DecodingConfig]) -> dict[str, DecodingConfig]:
+        for name in settings:
+            if name in BUILT_IN:
+                raise ValueError(f"setting {name!r} has the name of a decoding rule that there is already")
+        return settings
+
+    def rule(self, name: str) -> DecodingConfig:
+        """What a decoding rule does, by its name in the column `decoding`; 'noised' stands for Figure 8's noise apart."""
+        if name in self.settings:
+            return self.settings[name]
+        if name not in BUILT_IN:
+            raise InputError(
+                f"unknown decoding setting {name!r}",
+                f"add it to sampling.settings, or choose one of {', '.join([*BUILT_IN[:3], *self.settings])}",
+            )
+        return DecodingConfig(temperature=[self.temperature], masked=name == "masked", mixed=name == "mixed")
 
 
 class FcrConfig(Strict):
@@ -336,6 +431,16 @@ class Config(Strict):
         for name in [*self.studied_variants, *self.study_variants]:
             if name not in self.variants:
                 raise ValueError(f"variant {name!r} is studied but not in 'variants'")
+            for setting in self.variants[name].settings:
+                if setting not in self.sampling.settings and setting not in BUILT_IN[:3]:
+                    raise ValueError(
+                        f"variant {name!r} is read under {setting!r}, which is no decoding setting"
+                    )
+                attends = self.variants[name].neighbour_logits or self.variants[name].neighbour_words
+                if attends and self.sampling.rule(setting).varies:
+                    raise ValueError(
+                        f"variant {name!r} attends to neighbours: no noise or schedule ({setting!r})"
+                    )
         for name in [*self.experiments, *self.models, *self.variants]:
             if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
                 raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.' only")
@@ -372,8 +477,12 @@ class Config(Strict):
 
     def decodings_of(self, name: str, epsilon: float, is_head: bool) -> list[str]:
         """Decoding rules under which a variant is read at a bandwidth: 'plain' always, the others at its headline one."""
-        headline = self.variant(name).epsilon or self.kernel.epsilon
-        if epsilon != headline or name not in ("paper", "default"):
+        variant = self.variant(name)
+        if epsilon != (variant.epsilon or self.kernel.epsilon):
+            return ["plain"]
+        if variant.settings:
+            return list(variant.settings)
+        if name not in ("paper", "default"):
             return ["plain"]
         return ["plain", *(d for d in self.sampling.decodings if d != "noised" or is_head)]
 
@@ -448,7 +557,7 @@ STUDY_STEPS = {"paper": 320, "default": 240}  # 1x; comparable seconds
 
 
 def default_variants() -> dict[str, VariantConfig]:
-    """The two bases, the paper's other bandwidths (Figure 9), the dimension study, the ablations, the sparse setting."""
+    """The two bases, the paper's other bandwidths (Figure 9), and the study: dimension, ablations, sparse setting, frontier."""
     bases = {"paper": PAPER, "default": DEFAULT}
     variants: dict[str, VariantConfig] = dict(bases)
     for epsilon in (0.05, 0.15):
@@ -485,6 +594,67 @@ def default_variants() -> dict[str, VariantConfig]:
             **fields,
         }
         variants[name] = DEFAULT.model_copy(update=update)
+    return variants | frontier_variants()
+
+
+# The frontier: each method at about equal seconds of training on one core, and equal draws. InversionView starts from the same
+# backbone, at whose cost it would not know the prior; from scratch it is given the backbone's seconds too. Learning rates were
+# compared by each method's own loss at about these steps, one seed: 5e-4, 1e-3, 2e-3 (InversionView, clean and noised), 1e-3, 3e-3,
+# 6e-3 (from scratch), 1.5e-3, 3e-3, 6e-3 (paper, which keeps 3e-3, within .06 nats of the best).
+INVERSIONVIEW = VariantConfig(
+    generator="inversionview",
+    base="inversionview",
+    pairs="clean",
+    site_map_blocks=6,
+    decoder_init="backbone",
+    freeze_backbone=False,
+    learning_rate=1e-3,
+)
+FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, settings (the headline first)
+    "paper": (PAPER, 270, ["plain", "cool", "mixed"]),
+    "default": (DEFAULT, 200, ["plain", "cool", "cold", "mixed"]),
+    "inversionview": (INVERSIONVIEW, 330, ["noise1", "plain", "noise4", "schedule"]),
+    "inversionview_noised": (
+        INVERSIONVIEW.model_copy(
+            update={"base": "inversionview_noised", "pairs": "noise", "learning_rate": 2e-3}
+        ),
+        230,
+        ["plain", "cool", "cold"],
+    ),
+    "inversionview_scratch": (
+        INVERSIONVIEW.model_copy(
+            update={"base": "inversionview_scratch", "decoder_init": "scratch", "learning_rate": 3e-3}
+        ),
+        880,
+        ["noise1", "noise4"],
+    ),
+}
+FRONTIER_SEEDS = (0, 1, 2)
+FRONTIER_SHARE = 0.4  # of the steps, for the first seed: refusal against seconds of training
+
+
+def frontier_name(base: str, seed: int, share: float = 1.0) -> str:
+    """Name of a variant of the frontier study."""
+    stem = base if base.startswith("inversionview") else f"{base}_heads"
+    return f"{stem}_s{seed}" + ("" if share == 1.0 else "_short")
+
+
+def frontier_variants() -> dict[str, VariantConfig]:
+    """Every method of the frontier by seed, trained on all heads; and, for the first seed, for a part of the steps."""
+    variants = {}
+    for base, (model, steps, settings) in FRONTIER_BASES.items():
+        runs = [*((seed, 1.0) for seed in FRONTIER_SEEDS), (0, FRONTIER_SHARE)]
+        if base == "inversionview_scratch":
+            runs = [(0, 1.0), (0, FRONTIER_SHARE)]
+        for seed, share in runs:
+            update = {
+                "study": "frontier",
+                "seed": seed,
+                "sites": ["L*H*"],
+                "steps": max(1, round(share * steps)),
+                "settings": settings if share == 1.0 else settings[:1],
+            }
+            variants[frontier_name(base, seed, share)] = model.model_copy(update=update)
     return variants
 
 

@@ -242,16 +242,23 @@ def refusal(
     accepted: np.ndarray,
     log_q: np.ndarray,
     is_copy: np.ndarray,
-    log_prior: np.ndarray | None = None,
+    marginal: np.ndarray | None = None,
 ) -> Refusal:
     """Refusal rates from raw candidates (n,), and the entropy of the accepted ones.
 
     The accepted samples follow q restricted to the preimage, so their entropy is -E[log q] + log(acceptance rate);
     log(mean(accepted / q)) estimates the log size of the preimage.
+
+    Args:
+        log_q: as each candidate was drawn, given its own activation.
+        marginal: log q without it, where each candidate has an activation of its own: only this speaks of the entropy of all
+            candidates. NaN where it was not computed; None = log_q.
     """
     n = len(parsed)
     rate = float(accepted.mean()) if n else 0.0
-    entropy = -float(log_q[accepted].mean()) + math.log(rate) if rate > 0 else math.nan
+    known = (log_q if marginal is None else marginal)[accepted]
+    known = known[np.isfinite(known)]
+    entropy = -float(known.mean()) + math.log(rate) if known.size else math.nan
     size = math.nan
     if rate > 0:
         inverse = -log_q[accepted]

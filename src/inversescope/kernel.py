@@ -60,6 +60,18 @@ def distances(queries: Any, keys: Any, distance: str = "cosine") -> Any:
     return squared**0.5 if distance == "euclidean" else (squared / q2) ** 0.5
 
 
+def gaussian_noise(
+    z: np.ndarray, scale: np.ndarray, rng: np.random.Generator, distance: str = "cosine"
+) -> np.ndarray:
+    """Isotropic Gaussian noise (N, d) for activations (N, d), of root mean square norm `scale` (N,) (paper, D.1.3).
+
+    Scales are shares of each activation's norm where the distance is relative, and norms themselves for `euclidean`.
+    """
+    n, d = z.shape
+    size = np.ones(n) if distance == "euclidean" else np.linalg.norm(z.astype(np.float64), axis=-1)
+    return rng.standard_normal((n, d)) * (scale * size / math.sqrt(d))[:, None]
+
+
 def paired_distances(a: np.ndarray, b: np.ndarray, distance: str = "cosine") -> np.ndarray:
     """Distance of row i of `b` to the query in row i of `a`: two (N, d) arrays to (N,), in double precision."""
     a, b = a.astype(np.float64), b.astype(np.float64)

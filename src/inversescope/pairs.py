@@ -1,8 +1,9 @@
-"""Where training examples come from, behind one interface: Appendix B's noise, or kernel pairs.
+"""Where training examples come from, behind one interface: Appendix B's noise, no noise, or kernel pairs.
 
-Both sources serve the same `Batch`; the generator's architecture does not know which one it learns from.
+All sources serve the same `Batch`; the generator's architecture does not know which one it learns from.
 
-- `NoisePairs` (paper, 3.2 and Appendix B): a cached activation plus noise, and the prompt that it came from.
+- `NoisePairs` (paper, 3.2 and Appendix B): a cached activation plus noise, and the prompt that it came from. With epsilon 0 there
+  is no noise (InversionView as published).
 - `KernelPairs` (ours): a clean cached activation as anchor, and *other* cached prompts within epsilon of it. They are draws from
   P(x; z) itself, on the activations that are asked for later. What conditions (mean embedding, counts) and what is predicted
   come from disjoint parts of the cache, cut anew for every chunk of steps; the anchor's own prompt is in neither. It enters
@@ -151,6 +152,7 @@ class NoisePairs:
     """Cached activations with Appendix B's noise, each with the prompt that it came from.
 
     Args:
+        epsilon: bandwidth of the noise; 0 = none, and then there is no Bayes floor.
         activations: site label -> (N, d).
         width: site label -> dimension in which the noise lives (d for `subspace`, d_model for `model`: the activation is
             padded with zeros, since any orthonormal embedding of a head's output space is as good for isotropic noise).
@@ -186,9 +188,12 @@ class NoisePairs:
             row = rng.integers(self.prompts.size, size=self.per_site)
             clean = np.zeros((self.per_site, self.width[label]), np.float32)
             clean[:, : cached.shape[1]] = cached[row]
+            rows.append(row)
+            if not self.epsilon:
+                z[label] = clean
+                continue
             noised = perturb(clean, self.epsilon, rng, self.distance, self.kind, self.norm_band)
             z[label] = noised.astype(np.float32)
-            rows.append(row)
             if step % self.floor_every == 0:
                 # The part of z outside the head's space counts in the distance: compare with zero-padded cached rows.
                 cache = self.caches[label]

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 from inversescope import __version__
 from inversescope.config import Config
 from inversescope.errors import InputError
-from inversescope.figures import FIGURES, STUDY_FIGURES, TABLES
+from inversescope.figures import FIGURES, FRONTIER_FIGURES, STUDY_FIGURES, TABLES
 from inversescope.figures.samples import markdown
 from inversescope.figures.tables import MIXED, PLAIN, full_cache, select, tidy
 from inversescope.show import headline, headline_frame
@@ -40,13 +40,14 @@ def write_report(root: Path, config: Config, task: str, model: str) -> list[Path
         The paths written.
 
     Raises:
-        InputError: a table or figure is missing; figures of `plot_study` are named as not run instead.
+        InputError: a table or figure is missing; those of `plot_study` and `plot_frontier` are named as not run instead.
     """
     results, stem = root / "results", f"{task}_{model}"
     lines = headline(root, config, task, model)
-    captions = {name: caption(name, config) for name in [*FIGURES, *STUDY_FIGURES, *TABLES]}
+    optional = STUDY_FIGURES | FRONTIER_FIGURES
+    captions = {name: caption(name, config) for name in [*FIGURES, *optional, *TABLES]}
     pictures = []
-    for name, title in [*FIGURES.items(), *STUDY_FIGURES.items()]:
+    for name, title in (FIGURES | optional).items():
         path = results / "figures" / f"{stem}_{name}.png"
         image = None
         if path.exists():
@@ -59,7 +60,7 @@ def write_report(root: Path, config: Config, task: str, model: str) -> list[Path
                 "title": title,
                 "caption": captions[name],
                 "image": image,
-                "command": "inversescope plot_study",
+                "command": f"inversescope {'plot_frontier' if name in FRONTIER_FIGURES else 'plot_study'}",
             }
         )
     fcr = tidy(_need(results / task / model / "fcr.csv", "collect_tables"))

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inversescope.generator.inversescope import ByOwner, Condition, Folded, InverseScope, NeighbourWords
+from inversescope.generator.base import Condition, ConditionalGenerator, Folded
+from inversescope.generator.inversescope import ByOwner, NeighbourWords
 from inversescope.kernel import support_radius
 from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
@@ -147,12 +148,12 @@ class Draws:
 
 @torch.inference_mode()
 def decode(
-    model: InverseScope,
+    model: ConditionalGenerator,
     condition: Condition,
     uniforms: np.ndarray,
     *,
     end: int,
-    temperature: float = 1.0,
+    temperature: float | np.ndarray = 1.0,
     mixer: Mixer | None = None,
     grammar: Grammar | None = None,
     neighbours: Mixer | None = None,
@@ -160,7 +161,7 @@ def decode(
     """Draw sequences for B targets: uniforms (B, draws, T) give one token each.
 
     Args:
-        temperature: divides the generator's logits.
+        temperature: divides the generator's logits; one for all targets, or one each (B,).
         mixer: mixes cached neighbours in (one root a target, in the same order).
         grammar: masks tokens that leave the prior's grammar.
         neighbours: what the generator attends to, if it attends to neighbours.
@@ -187,7 +188,9 @@ def decode(
                 evidence = words.evidence(words.scores, owner)
             readout = model.readout(folded, counts, owner, evidence)
         logits = model.backbone.logits(h, readout).double()
-        if temperature != 1.0:
+        if isinstance(temperature, np.ndarray):
+            logits = logits / torch.from_numpy(temperature).to(device)[tree.owner_on(device), None]
+        elif temperature != 1.0:
             logits = logits / temperature
         if grammar is not None:
             logits = logits + torch.from_numpy(_grammar_mask(grammar, state, logits.shape[-1])).to(device)
@@ -259,7 +262,9 @@ class _Tree:
         token: (rows,) its last token.
     """
 
-    def __init__(self, model: InverseScope, folded: Folded, owner: np.ndarray, length: int, end: int) -> None:
+    def __init__(
+        self, model: ConditionalGenerator, folded: Folded, owner: np.ndarray, length: int, end: int
+    ) -> None:
         """Every target's root: owner (sequences,) says whose each sequence is, `length` how many steps there may be."""
         self.model, self.folded, self.end, self.position = model, folded, end, 0
         self.cache = model.backbone.take_cache(len(owner), length)
@@ -274,9 +279,8 @@ class _Tree:
     def step(self) -> Tensor:
         """Final hidden states (rows, D) after each row's last token."""
         device = self.folded.latent.device
-        control = self.model.controller(self.folded, self.owner_on(device))
         token = torch.from_numpy(self.token).to(device)
-        return self.model.backbone.step(token, self.position, self.cache, control)
+        return self.model.step(token, self.position, self.cache, self.folded, self.owner_on(device))
 
     def children(self, following: np.ndarray) -> _Children:
         """Children by the token (m,) that each sequence goes on with."""
@@ -333,7 +337,7 @@ class _WordScores:
         self.scores = torch.zeros(self.present.shape, device=device)
 
     @staticmethod
-    def of(model: InverseScope, neighbours: Mixer | None, device: torch.device) -> _WordScores | None:
+    def of(model: ConditionalGenerator, neighbours: Mixer | None, device: torch.device) -> _WordScores | None:
         """Scores before anything is written; None if the generator does not attend by words."""
         if model.neighbour_words is None or neighbours is None:
             return None
@@ -380,8 +384,87 @@ def _grammar_mask(grammar: Grammar, state: np.ndarray, vocabulary: int) -> np.nd
     return mask
 
 
+@torch.inference_mode()
+def log_q(
+    model: ConditionalGenerator,
+    folded: Folded,
+    owner: np.ndarray,
+    tokens: np.ndarray,
+    *,
+    end: int,
+    temperature: np.ndarray | None = None,
+    grammar: Grammar | None = None,
+) -> np.ndarray:
+    """log q(x | z) of given sequences under a decoding rule without cached neighbours, by full forwards.
+
+    Args:
+        folded: B activations.
+        owner: (n,) which of them each sequence belongs to.
+        tokens: (n, T) as in `Draws.tokens`.
+        temperature: (B,) of each activation, or None for 1.
+        grammar: masks tokens that leave the prior's grammar.
+
+    Returns:
+        (n,) float64, end token included.
+    """
+    device = folded.latent.device
+    n, length = tokens.shape
+    x = torch.from_numpy(np.concatenate([np.full((n, 1), end), tokens[:, :-1]], 1)).to(device)
+    rows = torch.from_numpy(owner).to(device)
+    logits = model.logits(x, folded, owner=rows).double()
+    if temperature is not None:
+        logits = logits / torch.from_numpy(temperature).to(device)[rows, None, None]
+    if grammar is not None:
+        state = np.full(n, grammar.start, np.int64)
+        masks = []
+        for position in range(length):
+            masks.append(_grammar_mask(grammar, state, logits.shape[-1]))
+            state = np.asarray(grammar.step(state, tokens[:, position]))
+        logits = logits + torch.from_numpy(np.stack(masks, 1)).to(device)
+    token = torch.log_softmax(logits, -1).gather(-1, torch.from_numpy(tokens).to(device)[..., None])[..., 0]
+    ended = np.cumsum(tokens == end, 1) - (tokens == end) > 0  # after the first end token
+    # Masked sums, not products: a token after the end may have probability zero.
+    return token.masked_fill(torch.from_numpy(ended).to(device), 0.0).sum(-1).cpu().numpy()
+
+
+def log_q_marginal(
+    model: ConditionalGenerator,
+    folded: Folded,
+    tokens: np.ndarray,
+    companions: np.ndarray,
+    *,
+    end: int,
+    temperature: np.ndarray | None = None,
+    grammar: Grammar | None = None,
+) -> np.ndarray:
+    """log q of sequences under a sampler that draws its activation too, as log of the mean over some of its activations.
+
+    Each sequence's own activation is among them, so that this is high by at most log J: entropies from it are low by no more.
+
+    Args:
+        companions: (n, J) rows of `folded`, the sequence's own among them.
+        tokens, end, temperature, grammar: as in `log_q`.
+
+    Returns:
+        (n,) float64.
+    """
+    n, J = companions.shape
+    each = log_q(
+        model,
+        folded,
+        companions.ravel(),
+        np.repeat(tokens, J, 0),
+        end=end,
+        temperature=temperature,
+        grammar=grammar,
+    ).reshape(n, J)
+    highest = each.max(1)
+    result: np.ndarray = highest + np.log(np.exp(each - highest[:, None]).mean(1))
+    return result
+
+
 def make_condition(
-    model: InverseScope,
+    model: ConditionalGenerator,
     label: str,
     z: np.ndarray,
     epsilon: float,
@@ -446,7 +529,7 @@ def make_mixer(
 
 @torch.inference_mode()
 def log_prob_rows(
-    model: InverseScope,
+    model: ConditionalGenerator,
     condition: Condition,
     owner: np.ndarray,
     prompts: Prompts,

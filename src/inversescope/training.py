@@ -23,7 +23,7 @@ from inversescope.progress import Progress
 from inversescope.store import load_checkpoint, save_checkpoint, write_table
 
 if TYPE_CHECKING:
-    from inversescope.generator.inversescope import Condition, InverseScope
+    from inversescope.generator.base import Condition, ConditionalGenerator
     from inversescope.pairs import Batch
 
 LossFunction = Callable[[int], tuple[Tensor, dict[str, float]]]
@@ -191,7 +191,7 @@ def _restore(
 
 def condition_of(batch: Batch, device: torch.device | str = "cpu") -> Condition:
     """The generator's inputs of a batch, as tensors."""
-    from inversescope.generator.inversescope import Condition
+    from inversescope.generator.base import Condition
 
     return Condition(
         z={label: torch.from_numpy(z).to(device) for label, z in batch.z.items()},
@@ -200,7 +200,7 @@ def condition_of(batch: Batch, device: torch.device | str = "cpu") -> Condition:
     )
 
 
-def conditional_loss(model: InverseScope, batch: Batch) -> Tensor:
+def conditional_loss(model: ConditionalGenerator, batch: Batch) -> Tensor:
     """Weighted mean over examples of the next-token loss in nats a sequence (paper, 3.2), with soft targets where there are any.
 
     With soft targets the label at position t is the weighted next-token distribution among the target sequences that share the

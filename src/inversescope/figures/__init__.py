@@ -9,6 +9,13 @@ from inversescope.figures.accuracy import (
 )
 from inversescope.figures.bandwidth import plot_fcr_vs_eps
 from inversescope.figures.distance import plot_fig8
+from inversescope.figures.frontier import (
+    plot_fig5,
+    plot_frontier,
+    plot_refusal_seconds,
+    write_fig5_methods,
+    write_frontier_matched,
+)
 from inversescope.figures.heatmaps import plot_fig2, plot_fig4, plot_fig9
 from inversescope.figures.samples import write_failures, write_table1
 from inversescope.figures.study import plot_ablations, plot_misleads
@@ -30,10 +37,22 @@ STUDY_FIGURES = {
     "misleads": "Where Appendix B's noise misleads",
     "ablations": "Ablations",
 }
+#: Figures and tables of `plot_frontier`.
+FRONTIER_FIGURES = {
+    "fig5": "Figure 5: refusal of attention heads, by generator",
+    "refusal_seconds": "Refusal against seconds of training",
+    "frontier": "The frontier: refusal against FCR error and entropy gap",
+}
+FRONTIER_TABLES = {
+    "fig5_methods": "Refusal of attention heads, pair by pair of generators",
+    "frontier_matched": "Refusal at the FCR error of default",
+}
 TABLES = {"table1": "Table 1: samples with their distances", "failures": "Failure cases"}
 
 __all__ = [
     "FIGURES",
+    "FRONTIER_FIGURES",
+    "FRONTIER_TABLES",
     "STUDY_FIGURES",
     "TABLES",
     "plot_ablations",
@@ -42,12 +61,17 @@ __all__ = [
     "plot_fcr_vs_eps",
     "plot_fig2",
     "plot_fig4",
+    "plot_fig5",
     "plot_fig8",
     "plot_fig9",
+    "plot_frontier",
     "plot_misleads",
     "plot_refusal",
+    "plot_refusal_seconds",
     "plot_scatter",
     "plot_training",
     "write_failures",
+    "write_fig5_methods",
+    "write_frontier_matched",
     "write_table1",
 ]

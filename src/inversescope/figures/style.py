@@ -39,7 +39,14 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PINK = (
 GREY = "#767676"
 
 #: Colour of each variant (and of the exact value), the same in every figure.
-VARIANT_COLOUR = {"paper": RED, "default": BLUE, "exact": BLACK}
+VARIANT_COLOUR = {
+    "paper": RED,
+    "default": BLUE,
+    "exact": BLACK,
+    "inversionview": GREEN,
+    "inversionview_noised": PINK,
+    "inversionview_scratch": GREY,
+}
 #: Colour and marker of each estimator and control where one variant's are compared.
 ESTIMATOR_STYLE = {
     "exact": (BLACK, "_"),

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from inversescope.ops import causal_attention, even_rows, linear
 
 Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (..., D)) -> what is added to it
+Prefix = list[
+    tuple[Tensor, Tensor]
+]  # layer by layer, key and value (B, D) of a position before the first token
 Readout = Callable[[Tensor], Tensor]  # final hidden states (..., D) -> what is added to the logits (..., V)
 
 
@@ -66,13 +69,24 @@ class Attention(nn.Module):
         self.c_attn = Linear(shape.d_model, 3 * shape.d_model)
         self.c_proj = Linear(shape.d_model, shape.d_model)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend within sequences: x (B, T, D) -> (B, T, D)."""
+    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value (B, D) each of a position that is attended to, but attends to nothing: x (B, D)."""
+        D = x.shape[-1]
+        key, value = linear(x, self.c_attn.weight[D:], self.c_attn.bias[D:]).chunk(2, dim=-1)
+        return key, value
+
+    def forward(self, x: Tensor, prefix: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Attend within sequences, and to one position before them if there is one: x (B, T, D) -> (B, T, D)."""
         B, T, D = x.shape
-        q, k, v = (t.view(B, T, self.n_heads, -1).transpose(1, 2) for t in self.c_attn(x).chunk(3, dim=-1))
+        q, k, v = self.c_attn(x).chunk(3, dim=-1)
+        if prefix is not None:
+            k, v = (torch.cat([own[:, None], t], 1) for own, t in zip(prefix, (k, v), strict=True))
+        q, k, v = (t.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return self.c_proj(causal_attention(q, k, v).transpose(1, 2).reshape(B, T, D))
 
-    def step(self, x: Tensor, cache: KeyValues, position: int) -> Tensor:
+    def step(
+        self, x: Tensor, cache: KeyValues, position: int, prefix: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
         """Attend from one more token at `position`, whose key and value are written to the cache: x (B, D) -> (B, D).
 
         Every row has keys of its own, so the products are no matrix products; written as sums over whole blocks of rows
@@ -84,8 +98,13 @@ class Attention(nn.Module):
             t[: position + 1, :B].unflatten(-1, (self.n_heads, -1)) for t in (cache.keys, cache.values)
         )
         q = q.unflatten(-1, (self.n_heads, -1)) * (D // self.n_heads) ** -0.5
-        pattern = torch.softmax((keys * q).sum(-1), dim=0)  # (T, B, N)
-        return self.c_proj((pattern[..., None] * values).sum(0).view(B, D))
+        scores = (keys * q).sum(-1)  # (T, B, N)
+        if prefix is None:
+            return self.c_proj((torch.softmax(scores, dim=0)[..., None] * values).sum(0).view(B, D))
+        key, value = (t.unflatten(-1, (self.n_heads, -1)) for t in prefix)
+        pattern = torch.softmax(torch.cat([(key * q).sum(-1)[None], scores]), dim=0)
+        mixed = (pattern[1:, ..., None] * values).sum(0) + pattern[0, ..., None] * value
+        return self.c_proj(mixed.view(B, D))
 
 
 class Block(nn.Module):
@@ -99,13 +118,23 @@ class Block(nn.Module):
         self.c_fc = Linear(shape.d_model, shape.d_mlp)
         self.c_proj = Linear(shape.d_mlp, shape.d_model)
 
-    def forward(self, h: Tensor, layer: int, control: Control | None) -> Tensor:
+    def forward(self, h: Tensor, layer: int, control: Control | None, prefix: Prefix | None = None) -> Tensor:
         """Run the block on hidden states (B, T, D)."""
-        return self._rest(h + self.attn(self.ln_1(h)), layer, control)
+        own = None if prefix is None else prefix[layer]
+        return self._rest(h + self.attn(self.ln_1(h), own), layer, control)
 
-    def step(self, h: Tensor, layer: int, control: Control | None, cache: KeyValues, position: int) -> Tensor:
+    def step(
+        self,
+        h: Tensor,
+        layer: int,
+        control: Control | None,
+        cache: KeyValues,
+        position: int,
+        prefix: Prefix | None = None,
+    ) -> Tensor:
         """Run the block on hidden states (B, D) of one more token."""
-        return self._rest(h + self.attn.step(self.ln_1(h), cache, position), layer, control)
+        own = None if prefix is None else prefix[layer]
+        return self._rest(h + self.attn.step(self.ln_1(h), cache, position, own), layer, control)
 
     def _rest(self, h: Tensor, layer: int, control: Control | None) -> Tensor:
         if control is not None:
@@ -136,12 +165,16 @@ class Backbone(nn.Module):
             self.lm_head.weight = self.wte.weight
 
     def forward(
-        self, tokens: Tensor, control: Control | None = None, readout: Readout | None = None
+        self,
+        tokens: Tensor,
+        control: Control | None = None,
+        readout: Readout | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """Logits (B, T, V) of the next token at each position of tokens (B, T)."""
         h = self.wte(tokens) + self.wpe(torch.arange(tokens.shape[1], device=tokens.device))
         for layer, block in enumerate(self.h):
-            h = block(h, layer, control)
+            h = block(h, layer, control, prefix)
         return self.logits(self.ln_f(h), readout)
 
     def logits(self, h: Tensor, readout: Readout | None = None) -> Tensor:
@@ -172,17 +205,19 @@ class Backbone(nn.Module):
         position: int,
         cache: list[KeyValues],
         control: Control | None = None,
+        prefix: Prefix | None = None,
     ) -> Tensor:
         """Final hidden states (B, D) of one more token (B,) at `position`; the cache's first B rows hold the earlier ones.
 
-        Rows are filled up to an even number, for the sake of speed: control sees hidden states (B', D) of which the first B count.
+        Rows are filled up to an even number, for the sake of speed: control sees hidden states (B', D) of which the first B count,
+        and a prefix has B' rows.
         """
         rows = len(tokens)
         h = self.wte(tokens) + self.wpe.weight[position]
         h = F.pad(h, (0, 0, 0, even_rows(rows) - rows))
         for layer, block in enumerate(self.h):
             assert isinstance(block, Block)
-            h = block.step(h, layer, control, cache[layer], position)
+            h = block.step(h, layer, control, cache[layer], position, prefix)
         final: Tensor = self.ln_f(h[:rows])
         return final
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inversescope.errors import InputError
-from inversescope.generator.backbone import Backbone, BackboneShape, Control, Linear, Readout
+from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
+from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.ops import tanh
 
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
@@ -52,21 +52,6 @@ class GeneratorShape:
         """Inverse of `to_dict`."""
         backbone, words = BackboneShape(**values["backbone"]), tuple(values.get("words", ()))
         return GeneratorShape(**{**values, "backbone": backbone, "words": words})
-
-
-@dataclass
-class Condition:
-    """What the generator is told about each of B activations of one site or of several.
-
-    Attributes:
-        z: site label -> activations (b, d) in the site map's space; the sites' rows follow each other in dict order.
-        scalars: (B, N_SCALARS) or None; log eps, log share, log count, mean distance / eps.
-        embedding: (B, S) or None; log ratio of the neighbours' marginals to the prior's.
-    """
-
-    z: dict[str, Tensor]
-    scalars: Tensor | None = None
-    embedding: Tensor | None = None
 
 
 @dataclass
@@ -123,13 +108,13 @@ class ControlLayer(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """x + W2 gelu(W1 norm(x)) on latent conditions (B, C)."""
+    """x + W2 gelu(W1 norm(x)) on latent conditions (B, C), `expansion` times as wide inside."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, expansion: int = 2) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.up = Linear(width, 2 * width)
-        self.down = Linear(2 * width, width)
+        self.up = Linear(width, expansion * width)
+        self.down = Linear(expansion * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
@@ -259,7 +244,7 @@ class ByOwner:
         return x.flatten(0, 1)[self.place]
 
 
-class InverseScope(nn.Module):
+class InverseScope(ConditionalGenerator):
     """A backbone steered by control layers that read one activation of any known site."""
 
     def __init__(self, shape: GeneratorShape) -> None:
@@ -291,16 +276,8 @@ class InverseScope(nn.Module):
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""
         parts = []
         for label, z in condition.z.items():
-            if _key(label) not in self.site_maps:
-                known = ", ".join(self.shape.sites)
-                raise InputError(
-                    f"site {label} is unknown to this generator", f"train it on that site; it knows {known}"
-                )
-            if self.shape.see_norm:
-                z = z / self.shape.scales[label] * z.shape[-1] ** 0.5
-            else:
-                z = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
-            parts.append(self.site_maps[_key(label)](z))
+            scaled = self.scaled(label, z)
+            parts.append(self.site_maps[_key(label)](scaled))
         c = torch.cat(parts)
         if self.scalar_map is not None:
             assert condition.scalars is not None
@@ -381,7 +358,7 @@ class InverseScope(nn.Module):
 
         return read
 
-    def log_probabilities(
+    def logits(
         self,
         tokens: Tensor,
         folded: Folded,
@@ -389,29 +366,16 @@ class InverseScope(nn.Module):
         owner: Tensor | None = None,
         evidence: Tensor | None = None,
     ) -> Tensor:
-        """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T).
-
-        Args:
-            counts: (n, T, V), evidence: (n, T, W): as in `readout`, needed if the generator attends to neighbours.
-            owner: (n,) which activation each row belongs to; without it n = B.
-        """
+        """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
         control, readout = self.controller(folded, owner), self.readout(folded, counts, owner, evidence)
-        return F.log_softmax(self.backbone(tokens, control, readout), dim=-1)
+        logits: Tensor = self.backbone(tokens, control, readout)
+        return logits
 
-    def log_prob(
-        self,
-        tokens: Tensor,
-        lengths: Tensor,
-        folded: Folded,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
+    def step(
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Folded, owner: Tensor
     ) -> Tensor:
-        """log q(x | z) (n,) of sequences (n, T) that hold start token, text and end token, `lengths` tokens in all."""
-        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner, evidence)
-        logp = logp.gather(-1, tokens[:, 1:, None])[..., 0]
-        inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
-        return (logp * inside).sum(-1)
+        """Final hidden states (n, D) of one more token (n,) a row."""
+        return self.backbone.step(tokens, position, cache, self.controller(folded, owner))
 
 
 def _key(label: str) -> str:

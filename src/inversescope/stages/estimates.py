@@ -165,11 +165,11 @@ def _load_site(context: Context, label: str) -> _Site:
     )
 
 
-def estimate_fcr(context: Context, generator: str, variants: Sequence[str], site: str, out: str = "") -> None:
+def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str = "") -> None:
     """Turn raw candidates into rates at one site: all estimators, controls, refusal, coverage, with intervals.
 
     Writes results/.../cells/{site}.parquet, fcr/{site}.csv, refusal/{site}.csv and coverage/{site}.csv. With `out` the files go to
-    results/.../{out}/ and only this generator's rows are written (the study's variants, one at a time).
+    results/.../{out}/ and only the variants' rows are written (the study's).
     """
     base = context.results / out if out else context.results
     here = _load_site(context, site)
@@ -178,6 +178,7 @@ def estimate_fcr(context: Context, generator: str, variants: Sequence[str], site
         _untrained(here, epsilons)
     refusals: list[dict[str, object]] = []
     for variant in variants:
+        generator = context.config.variant(variant).generator
         meta = read_json(need(context.generator_dir(generator, variant) / "meta.json", "train_generator"))
         if site in meta["shape"]["sites"]:
             refusals += _variant(here, generator, variant)
@@ -250,6 +251,9 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
     allowed = np.zeros(len(site.train), bool)
     allowed[own_rows] = True
     cache_size = len(own_rows)
+    frontier = (
+        context.config.variant(variant).study == "frontier"
+    )  # generators alone, without the cache's help
     kernel, task = context.config.kernel, context.task
     path = need(context.samples_path(generator, variant, site.site.label), "sample_prompts")
     samples = read_table(path)
@@ -285,7 +289,8 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
                 kernel_values(group["distance"].fillna(np.inf).to_numpy(float), epsilon, kernel.kind),
                 0.0,
             )
-            outcome = refusal(parsed, accepted, log_q, index == site.test[target])
+            marginal = group["logq_marginal"].to_numpy(float) if "logq_marginal" in group else None
+            outcome = refusal(parsed, accepted, log_q, index == site.test[target], marginal)
             truth = site.exact.loc[(epsilon, target)]
             refusals.append(
                 {
@@ -325,7 +330,7 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
                 site.add(
                     feature, int(shuffle[target]), epsilon, "shuffled", weighted_match(other, plain), **names
                 )
-                if decoding == "plain":
+                if decoding == "plain" and not frontier:
                     draws = GeneratorDraws(match, k, priors, density, log_q)
                     cached_match = (site.train_labels[feature][rows] == own).astype(float)
                     constant = np.full(len(rows), log_prior)
@@ -474,7 +479,7 @@ def _coverage(site: _Site, epsilons: list[float]) -> pd.DataFrame:
     return frame[[*first, *(c for c in frame.columns if c not in [*first, "layer", "head"])]]
 
 
-def collect_tables(context: Context, generator: str) -> None:
+def collect_tables(context: Context) -> None:
     """Concatenate the per-site tables to fcr.csv, refusal.csv and coverage.csv; gather seconds in timings.csv.
 
     Seconds are measured, so they stand apart: the other tables are byte-identical from run to run.
@@ -485,14 +490,15 @@ def collect_tables(context: Context, generator: str) -> None:
             read_table(need(context.results / name / f"{label}.csv", "estimate_fcr")) for label in labels
         ]
         write_table(pd.concat(parts, ignore_index=True), context.results / f"{name}.csv")
-    write_timings(context, generator, context.config.studied_variants, context.results / "timings.csv")
+    write_timings(context, context.config.studied_variants, context.results / "timings.csv")
     echo(f"collect_tables: {len(labels)} sites")
 
 
-def write_timings(context: Context, generator: str, variants: Sequence[str], path: Path) -> None:
+def write_timings(context: Context, variants: Sequence[str], path: Path) -> None:
     """Seconds of training and sampling as measured, a (variant, site) each."""
     rows = []
     for variant in variants:
+        generator = context.config.variant(variant).generator
         meta = read_json(need(context.generator_dir(generator, variant) / "meta.json", "train_generator"))
         for label in meta["shape"]["sites"]:
             timing = read_json(context.samples_path(generator, variant, label).with_suffix(".json"))

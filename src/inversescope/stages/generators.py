@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from inversescope import __version__
-from inversescope.config import VariantConfig
+from inversescope.config import ArchitectureConfig, VariantConfig
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
+from inversescope.generator.base import ConditionalGenerator
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
+from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.models import check_single_tokens, encode, load_tokenizer, tokenizer_hash
 from inversescope.pairs import KernelPairs, NoisePairs, PairSource, Prompts, encode_prompts
 from inversescope.sampling import inverse_cdf, stream_uniforms
@@ -42,19 +45,7 @@ def _initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> B
     config = context.config.backbone
     torch.manual_seed(context.config.seed)
     if config.init == "scratch":
-        shape = config.shape
-        return Backbone(
-            BackboneShape(
-                vocab_size=len(tokenizer),
-                n_positions=shape.n_positions,
-                n_layers=shape.n_layers,
-                n_heads=shape.n_heads,
-                d_model=shape.d_model,
-                d_mlp=shape.d_mlp or 4 * shape.d_model,
-                tied_embeddings=shape.tied_embeddings,
-            ),
-            std=shape.initializer_range,
-        )
+        return Backbone(_decoder_shape(config.shape, len(tokenizer)), std=config.shape.initializer_range)
     from transformers import GPT2LMHeadModel
 
     try:
@@ -67,6 +58,19 @@ def _initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> B
             "set backbone.init: local and backbone.path to a directory that holds it, or HF_HOME to a cache that does",
         ) from error
     return from_hf(model)
+
+
+def _decoder_shape(shape: ArchitectureConfig, vocabulary: int) -> BackboneShape:
+    """Sizes of a GPT-2 decoder made here."""
+    return BackboneShape(
+        vocab_size=vocabulary,
+        n_positions=shape.n_positions,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        d_model=shape.d_model,
+        d_mlp=shape.d_mlp or 4 * shape.d_model,
+        tied_embeddings=shape.tied_embeddings,
+    )
 
 
 class ExactPrior:
@@ -282,12 +286,12 @@ def _pair_source(
     task = context.task
     prior_size = task.size if variant.cache_pairs == "all" else task.split_size("train")
     epsilon = variant.epsilon or kernel.epsilon
-    if variant.pairs == "noise":
+    if variant.pairs != "kernel":
         return NoisePairs(
             activations,
             prompts,
             width,
-            epsilon=epsilon,
+            epsilon=epsilon if variant.pairs == "noise" else 0.0,
             per_site=variant.per_site,
             prior_size=prior_size,
             seed=seed,
@@ -313,14 +317,75 @@ def _pair_source(
     )
 
 
+def _inverse_scope(
+    context: Context,
+    variant: VariantConfig,
+    backbone: Backbone,
+    sites: dict[str, int],
+    scales: dict[str, float],
+    prompts: Prompts,
+) -> InverseScope:
+    """A generator whose control layers are untrained, on the fine-tuned backbone."""
+    shape = GeneratorShape(
+        backbone=backbone.shape,
+        sites=sites,
+        scales=scales,
+        n_heads=variant.n_heads,
+        d_head=variant.d_head,
+        d_condition=variant.d_condition or residual_width(context),
+        site_map_blocks=variant.site_map_blocks,
+        see_norm=variant.see_norm,
+        eps_input=variant.eps_input or variant.mean_embedding,
+        d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
+        neighbour_logits=variant.neighbour_logits,
+        n_condition=variant.n_condition,
+        words=tuple(cached_words(prompts)) if variant.neighbour_words else (),
+    )
+    model = InverseScope(shape)
+    model.backbone.load_state_dict(backbone.state_dict())
+    if model.neighbour_words is not None:
+        model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
+    model.backbone.requires_grad_(not variant.freeze_backbone)
+    return model
+
+
+def _inversion_view(
+    context: Context,
+    variant: VariantConfig,
+    backbone: Backbone,
+    sites: dict[str, int],
+    scales: dict[str, float],
+) -> InversionView:
+    """An untrained InversionView: of the backbone it takes the vocabulary and, unless told otherwise, the sizes."""
+    target_width = residual_width(context)
+    decoder = variant.decoder
+    decoder_shape = (
+        _decoder_shape(decoder, backbone.shape.vocab_size) if decoder is not None else backbone.shape
+    )
+    settings = decoder if decoder is not None else context.config.backbone.shape
+    shape = InversionViewShape(
+        backbone=decoder_shape,
+        # One input for all sites: as wide as the residual stream, or as the widest site (MLP activations are wider).
+        sites={label: max(target_width, *sites.values()) for label in sites},
+        scales=scales,
+        d_site=variant.d_condition or target_width,
+        n_blocks=variant.site_map_blocks,
+        see_norm=variant.see_norm,
+        std=settings.initializer_range if context.config.backbone.init == "scratch" or decoder else 0.02,
+    )
+    model = InversionView(shape)
+    if variant.decoder_init == "backbone":
+        model.backbone.load_state_dict(backbone.state_dict())
+    return model
+
+
 def train_generator(context: Context, generator: str, variant: str) -> None:
-    """Train control layers and site maps of one variant (paper, 3.2, Appendices B and C; ours: kernel pairs).
+    """Train one variant of a generator (paper, 3.2, Appendices B and C; ours: kernel pairs; InversionView: end to end).
 
     Writes the checkpoint with every snapshot that the variant asks for, and the log with the loss beside its Bayes floor.
     """
     settings = context.config.variant(variant)
-    if generator != "inversescope":
-        raise InputError(f"unknown generator {generator!r}", "choose inversescope")
+    _check_generator(context, generator, variant)
     backbone, backbone_meta = load_backbone(context)
     tokenizer = backbone_tokenizer(context)
     if tokenizer_hash(tokenizer) != backbone_meta["tokenizer_hash"]:
@@ -336,30 +401,21 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         else z.shape[1]
         for label, z in activations.items()
     }
-    shape = GeneratorShape(
-        backbone=backbone.shape,
-        sites=width,
-        scales={
-            label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean()))
-            for label, z in activations.items()
-        },
-        n_heads=settings.n_heads,
-        d_head=settings.d_head,
-        d_condition=settings.d_condition or target_width,
-        site_map_blocks=settings.site_map_blocks,
-        see_norm=settings.see_norm,
-        eps_input=settings.eps_input or settings.mean_embedding,
-        d_embedding=len(prompts.prior) if settings.mean_embedding else 0,
-        neighbour_logits=settings.neighbour_logits,
-        n_condition=settings.n_condition,
-        words=tuple(cached_words(prompts)) if settings.neighbour_words else (),
-    )
+    scales = {
+        label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean())) for label, z in activations.items()
+    }
     torch.manual_seed(context.config.seed + settings.seed)
-    model = InverseScope(shape)
-    model.backbone.load_state_dict(backbone.state_dict())
-    if model.neighbour_words is not None:
-        model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
-    model.backbone.requires_grad_(not settings.freeze_backbone)
+    model: ConditionalGenerator
+    if generator == "inversionview":
+        model = _inversion_view(context, settings, backbone, width, scales)
+    else:
+        model = _inverse_scope(context, settings, backbone, width, scales, prompts)
+    needed = int(prompts.lengths.max()) - 1
+    if model.backbone.shape.n_positions < needed:
+        raise InputError(
+            f"the decoder of {variant} has {model.backbone.shape.n_positions} positions, but prompts take up to {needed}",
+            f"raise variants.{variant}.decoder.n_positions",
+        )
     source = _pair_source(context, settings, activations, prompts, width)
     steps = context.config.scaled(settings.steps)
 
@@ -387,7 +443,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         echo=echo,
     )
     meta = {
-        "shape": shape.to_dict(),
+        "shape": model.shape.to_dict(),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "variant": settings.model_dump(mode="json"),
         "steps": steps,
@@ -410,12 +466,34 @@ def residual_width(context: Context) -> int:
     return int(read_json(need(context.target_dir / "target.json", "select_target / fetch_target"))["d_model"])
 
 
+def _check_generator(context: Context, generator: str, variant: str) -> None:
+    """Raise `InputError` if there is no such generator, or the variant is another one's."""
+    if generator not in GENERATORS:
+        raise InputError(f"unknown generator {generator!r}", f"choose {' or '.join(GENERATORS)}")
+    wanted = context.config.variant(variant).generator
+    if generator != wanted:
+        raise InputError(
+            f"variant {variant} is one of generator {wanted}, not {generator}", f"choose {wanted}"
+        )
+
+
+GENERATORS: dict[str, Callable[[dict[str, Any]], ConditionalGenerator]] = {
+    "inversescope": lambda shape: InverseScope(GeneratorShape.from_dict(shape)),
+    "inversionview": lambda shape: InversionView(InversionViewShape.from_dict(shape)),
+}
+
+
 def load_generator(
     context: Context, generator: str, variant_name: str
-) -> tuple[InverseScope, dict[str, Any]]:
-    """A trained generator and its description, in evaluation mode."""
+) -> tuple[ConditionalGenerator, dict[str, Any]]:
+    """A trained generator and its description, in evaluation mode.
+
+    Raises:
+        InputError: unknown generator, a variant of another one, or no checkpoint.
+    """
+    _check_generator(context, generator, variant_name)
     directory = context.generator_dir(generator, variant_name)
     tensors, meta = load_checkpoint(need(directory / "meta.json", "train_generator").parent)
-    model = InverseScope(GeneratorShape.from_dict(meta["shape"]))
+    model = GENERATORS[generator](meta["shape"])
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
     return model.eval().requires_grad_(False), meta

@@ -1,4 +1,4 @@
-"""Stages `draw_exact`, `plot_figures`, `plot_study`, `make_report`: from tables to pictures, without torch."""
+"""Stages `draw_exact`, `plot_figures`, `plot_study`, `plot_frontier`, `make_report`: from tables to pictures, without torch."""
 
 from __future__ import annotations
 
@@ -195,6 +195,32 @@ def plot_study(root: Path, config: Config, task: str, model: str) -> None:
     figures.plot_ablations(ablations, figure_path(root, task, model, "ablations"))
     claim = misleading_claim(study, epsilon, config.fcr.confidence)
     write_table(claim, table_path(root, task, model, "misleads").with_suffix(".csv"))
+
+
+def plot_frontier(root: Path, config: Config, task: str, model: str) -> None:
+    """Draw Figure 5 and what it hides: InverseScope beside InversionView, by refusal, seconds, FCR error and entropy.
+
+    Reads frontier.csv, frontier_time.csv, frontier_heads.csv and frontier_pairs.csv under results/{task}/{model}; writes
+    results/figures/{task}_{model}_{fig5,refusal_seconds,frontier}.* and
+    results/tables/{task}_{model}_{fig5_methods,frontier_matched}.{csv,md}.
+
+    Raises:
+        InputError: a table is missing.
+    """
+    context = Context(root, config, task, model)
+    frontier, time, heads, pairs = (
+        _read(context, f"{name}.csv", "collect_frontier")
+        for name in ("frontier", "frontier_time", "frontier_heads", "frontier_pairs")
+    )
+    epsilon = config.kernel.epsilon
+    figures.plot_fig5(heads, frontier, figure_path(root, task, model, "fig5"), epsilon)
+    figures.plot_refusal_seconds(time, figure_path(root, task, model, "refusal_seconds"), epsilon)
+    figures.plot_frontier(frontier, figure_path(root, task, model, "frontier"), epsilon)
+    figures.write_fig5_methods(pairs, table_path(root, task, model, "fig5_methods"), epsilon)
+    figures.write_frontier_matched(
+        frontier, table_path(root, task, model, "frontier_matched"), config.fcr.confidence
+    )
+    echo("plot_frontier: " + ", ".join([*figures.FRONTIER_FIGURES, *figures.FRONTIER_TABLES]))
 
 
 def make_report(root: Path, config: Config, task: str, model: str) -> None:

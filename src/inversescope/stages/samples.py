@@ -9,16 +9,19 @@ import numpy as np
 import pandas as pd
 
 from inversescope.capture import capture
+from inversescope.config import DecodingConfig
 from inversescope.errors import InputError
-from inversescope.generator.inversescope import Condition, InverseScope
-from inversescope.kernel import kernel_values, paired_distances, perturb, support_radius
+from inversescope.generator.base import Condition, ConditionalGenerator
+from inversescope.kernel import gaussian_noise, kernel_values, paired_distances, perturb, support_radius
 from inversescope.models import Target, encode, load_target, tokenizer_hash
 from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts
 from inversescope.sampling import (
+    Draws,
     Mixer,
     decode,
     log_prob_rows,
+    log_q_marginal,
     make_condition,
     make_mixer,
     stream_uniforms,
@@ -29,6 +32,9 @@ from inversescope.stages.generators import backbone_tokenizer, cached_prompts, d
 from inversescope.store import write_json, write_table
 from inversescope.tasks.base import Grammar
 
+# Where each draw has an activation of its own, q is a mixture over them. It is computed for so many accepted candidates of each
+# target, over so many of the target's activations.
+MARGINAL_SAMPLES, MARGINAL_ACTIVATIONS = 2, 16
 DENSE = 256  # targets with more cached neighbours are dense: `combined` needs no log q of them
 
 
@@ -106,7 +112,9 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
             for epsilon in context.config.epsilons_of(name):
                 for decoding in context.config.decodings_of(name, epsilon, site.head is not None):
                     frames.append(run.candidates(epsilon, decoding))
-                log_qs.append(run.cached_log_q(epsilon))
+                # The frontier compares generators alone: nobody asks for the q of cached prompts.
+                some = len(z) if context.config.variant(name).study != "frontier" else 0
+                log_qs.append(run.cached_log_q(epsilon, some))
             frame = pd.concat(frames, ignore_index=True)
             write_table(frame, context.samples_path(generator, name, label))
             write_table(pd.concat(log_qs, ignore_index=True), context.cache_logq_path(generator, name, label))
@@ -115,10 +123,18 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
                 {"sample_seconds": round(seconds, 2)},
                 context.samples_path(generator, name, label).with_suffix(".json"),
             )
-            rate = 1.0 - frame.loc[frame["decoding"] == "plain", "accepted"].mean()
+            shown = frame["decoding"] == frame["decoding"].iloc[0]
+            rate = 1.0 - frame.loc[shown, "accepted"].mean()
             echo(
                 f"sample_prompts {name} {label}: {len(frame)} candidates, refusal {rate:.3f}, {seconds:.1f} s"
             )
+
+
+def schedule(rule: DecodingConfig, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Temperature and noise (n,) each of draws (n,) under a decoding setting: all combinations in turn, temperatures first."""
+    temperature, noise = np.asarray(rule.temperature), np.asarray(rule.noise)
+    rest, first = np.divmod(draws, len(temperature))
+    return temperature[first], noise[rest % len(noise)]
 
 
 class _Run:
@@ -128,7 +144,7 @@ class _Run:
         self,
         context: Context,
         name: str,
-        model: InverseScope,
+        model: ConditionalGenerator,
         site: Site,
         z: np.ndarray,
         cache: Cache,
@@ -195,12 +211,14 @@ class _Run:
         stream_name = f"{self.site.label}/{self.name}/{decoding}/{epsilon}"
         uniforms = stream_uniforms(config.seed, stream_name, rows, draws, length)
         mixer = None
-        if decoding == "mixed":
+        rule = sampling.rule(decoding)
+        temperature: float | np.ndarray = rule.temperature[0]
+        if rule.mixed:
             vocabulary = self.model.shape.backbone.vocab_size
             mixer = make_mixer(
                 self.cache, self.prompts, self.z[rows], epsilon, vocabulary, sampling.mixing_alpha
             )
-        if decoding == "masked" and self.grammar is None:
+        if rule.masked and self.grammar is None:
             self.grammar = task.grammar(self.tokenizer)  # type: ignore[arg-type]
         if decoding == "noised":
             # One condition a draw: the activation itself is moved (Figure 8).
@@ -213,6 +231,12 @@ class _Run:
             condition = self.condition(epsilon, wide)
             neighbours = self.neighbours(epsilon, wide)
             uniforms = uniforms.reshape(-1, 1, length)
+        elif rule.varies:
+            of_draw, noise = schedule(rule, draws)
+            wide = self.noised(epsilon, decoding, rows, draws, noise)
+            condition, neighbours = self.condition(epsilon, wide), self.neighbours(epsilon, wide)
+            temperature = np.tile(of_draw, len(rows))
+            uniforms = uniforms.reshape(-1, 1, length)
         else:
             condition = self.condition(epsilon, self.z[rows])
             neighbours = self.neighbours(epsilon, self.z[rows])
@@ -221,9 +245,9 @@ class _Run:
             condition,
             uniforms,
             end=self.end,
-            temperature=sampling.temperature,
+            temperature=temperature,
             mixer=mixer,
-            grammar=self.grammar if decoding == "masked" else None,
+            grammar=self.grammar if rule.masked else None,
             neighbours=neighbours,
         )
         texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)
@@ -243,23 +267,92 @@ class _Run:
                 "logq": drawn.log_q.ravel(),
             }
         )
+        if settings := self.context.config.variant(self.name).settings:
+            marginal = drawn.log_q.ravel()
+            if decoding in settings and rule.varies:
+                marginal = self.marginal(condition, drawn, accepted.reshape(len(rows), -1), temperature, rule)
+            frame["logq_marginal"] = marginal
         for feature, values in task.features_of(index).items():
             names = np.array([*task.feature_values[feature], ""], dtype=object)
             frame[f"feature_{feature}"] = pd.Categorical(names[values])
-        return frame.assign(epsilon=epsilon, decoding=decoding, temperature=sampling.temperature)
+        shown = np.tile(temperature, len(frame) // np.size(temperature))
+        return frame.assign(epsilon=epsilon, decoding=decoding, temperature=shown)
 
-    def cached_log_q(self, epsilon: float) -> pd.DataFrame:
-        """log q of the cached neighbours of each sparse target (at most `DENSE` neighbours), under plain decoding."""
-        radius = support_radius(epsilon, self.context.config.kernel.kind)
-        near = self.cache.search(self.cache.prepare(self.z), radius)
-        owner = np.repeat(np.arange(len(self.z)), near.counts)
-        sparse = near.counts[owner] <= DENSE
-        owner, rows = owner[sparse], near.rows[sparse]
-        condition = self.condition(epsilon, self.z)
-        attended = self.neighbours(epsilon, self.z)
-        values = log_prob_rows(
-            self.model, condition, owner, self.prompts, rows, self.context.config.sampling.batch, attended
-        )
+    def noised(
+        self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray, noise: np.ndarray
+    ) -> np.ndarray:
+        """Activations (rows x draws, d) with Gaussian noise (paper, D.1.3): `noise` (draws,) in multiples of epsilon.
+
+        It lives where the variant's noise lives; a generator that looks for neighbours needs it in the activation's own space.
+        """
+        config, d = self.context.config, self.z.shape[1]
+        shape, space = self.model.shape, config.variant(self.name).noise_space
+        width = shape.sites[self.site.label] if space == "model" and not shape.d_embedding else d
+        parts = []
+        for row in rows:
+            rng = stream(
+                config.seed, "sampling noise", self.site.label, self.name, decoding, int(row), int(draws[0])
+            )
+            copies = np.zeros((len(draws), width))
+            copies[:, :d] = self.z[row]
+            parts.append(copies + gaussian_noise(copies, noise * epsilon, rng, config.kernel.distance))
+        return np.concatenate(parts).astype(np.float32)
+
+    def marginal(
+        self,
+        condition: Condition,
+        drawn: Draws,
+        accepted: np.ndarray,
+        temperature: float | np.ndarray,
+        rule: DecodingConfig,
+    ) -> np.ndarray:
+        """log q (rows x draws,) of the first accepted candidates of each target without their activations; NaN for others."""
+        targets, draws = accepted.shape
+        result = np.full(targets * draws, np.nan)
+        rank = np.cumsum(accepted, 1)
+        chosen = np.flatnonzero(accepted & (rank <= MARGINAL_SAMPLES))
+        if not chosen.size:
+            return result
+        owner, draw = np.divmod(chosen, draws)
+        count = min(MARGINAL_ACTIVATIONS, draws)
+        # As many steps of a schedule as possible: draws that follow each other take them in turn.
+        companions = owner[:, None] * draws + (draw[:, None] + np.arange(count)) % draws
+        folded = self.model.fold(condition)
+        tokens = drawn.tokens.reshape(targets * draws, -1)
+        block = max(1, self.context.config.sampling.batch // count)
+        for low in range(0, len(chosen), block):
+            part = slice(low, low + block)
+            result[chosen[part]] = log_q_marginal(
+                self.model,
+                folded,
+                tokens[chosen[part]],
+                companions[part],
+                end=self.end,
+                temperature=temperature if isinstance(temperature, np.ndarray) else None,
+                grammar=self.grammar if rule.masked else None,
+            )
+        return result
+
+    def cached_log_q(self, epsilon: float, targets: int) -> pd.DataFrame:
+        """log q of the cached neighbours of each sparse target (at most `DENSE`) of the first ones, under plain decoding."""
+        owner, rows, values = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
+        if targets:
+            z = self.z[:targets]
+            near = self.cache.search(
+                self.cache.prepare(z), support_radius(epsilon, self.context.config.kernel.kind)
+            )
+            owner = np.repeat(np.arange(len(z)), near.counts)
+            sparse = near.counts[owner] <= DENSE
+            owner, rows = owner[sparse], near.rows[sparse]
+            values = log_prob_rows(
+                self.model,
+                self.condition(epsilon, z),
+                owner,
+                self.prompts,
+                rows,
+                self.context.config.sampling.batch,
+                self.neighbours(epsilon, z),
+            )
         return pd.DataFrame(
             {
                 "target_id": owner.astype(np.int32),

@@ -1,0 +1,148 @@
+"""What every generator offers to training and sampling, whatever it is made of.
+
+Shapes: B activations, n sequences, T positions, D width of the decoder, V vocabulary, C latent width, S size of the mean embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inversescope.errors import InputError
+from inversescope.generator.backbone import Backbone, KeyValues, Readout
+
+
+@dataclass
+class Condition:
+    """What the generator is told about each of B activations of one site or of several.
+
+    Attributes:
+        z: site label -> activations (b, d) in the site map's space; the sites' rows follow each other in dict order.
+        scalars: (B, N_SCALARS) or None; log eps, log share, log count, mean distance / eps.
+        embedding: (B, S) or None; log ratio of the neighbours' marginals to the prior's.
+    """
+
+    z: dict[str, Tensor]
+    scalars: Tensor | None = None
+    embedding: Tensor | None = None
+
+
+class Folded(Protocol):
+    """What is computed once for each of B activations, before any token.
+
+    Attributes:
+        latent: (B, C), what the rest was computed from.
+    """
+
+    @property
+    def latent(self) -> Tensor:
+        """Latent conditions (B, C)."""
+
+    def rows(self, index: Tensor) -> Any:
+        """The same for a selection of activations."""
+
+
+class ConditionalGenerator(nn.Module):
+    """q(x | z): a decoder that writes prompts, told about activations by `fold`.
+
+    Attributes:
+        shape: everything that fixes the parameters: `backbone` (sizes of the decoder), `sites` (label -> dimension taken),
+            `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`, `words`, `n_condition`).
+        backbone: the decoder.
+        neighbour_logits, neighbour_words: how it attends to cached neighbours, by prefix or by words; None = not.
+    """
+
+    shape: Any
+    backbone: Backbone
+    neighbour_logits: Any
+    neighbour_words: Any
+
+    def fold(self, condition: Condition) -> Any:
+        """Compute what B activations contribute to every token. Raises `InputError` for an unknown site."""
+        raise NotImplementedError
+
+    def logits(
+        self,
+        tokens: Tensor,
+        folded: Any,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (n, T, V) of the next token at each position of tokens (n, T); arguments as in `log_probabilities`."""
+        raise NotImplementedError
+
+    def step(
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Any, owner: Tensor
+    ) -> Tensor:
+        """Final hidden states (n, D) of one more token (n,) at `position`; the cache's first n rows hold the earlier ones.
+
+        Args:
+            owner: (n,) which of the B activations each row belongs to.
+        """
+        raise NotImplementedError
+
+    def readout(
+        self,
+        folded: Any,
+        counts: Tensor | None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
+    ) -> Readout | None:
+        """The function that adds what cached neighbours say to the logits; None if the generator does not attend to any.
+
+        Args:
+            counts: (n, [T,] V) neighbours that share the prefix and go on with each token, for `neighbour_logits`.
+            owner: as in `log_probabilities`.
+            evidence: (n, [T,] W) for `neighbour_words`, if the generator has it.
+        """
+        return None
+
+    def log_probabilities(
+        self,
+        tokens: Tensor,
+        folded: Any,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
+    ) -> Tensor:
+        """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T).
+
+        Args:
+            counts: (n, T, V), evidence: (n, T, W): as in `readout`, needed if the generator attends to neighbours.
+            owner: (n,) which activation each row belongs to; without it n = B.
+        """
+        return F.log_softmax(self.logits(tokens, folded, counts, owner, evidence), dim=-1)
+
+    def log_prob(
+        self,
+        tokens: Tensor,
+        lengths: Tensor,
+        folded: Any,
+        counts: Tensor | None = None,
+        owner: Tensor | None = None,
+        evidence: Tensor | None = None,
+    ) -> Tensor:
+        """log q(x | z) (n,) of sequences (n, T) that hold start token, text and end token, `lengths` tokens in all."""
+        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner, evidence)
+        logp = logp.gather(-1, tokens[:, 1:, None])[..., 0]
+        inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
+        return (logp * inside).sum(-1)
+
+    def scaled(self, label: str, z: Tensor) -> Tensor:
+        """Activations (b, d) of a site at unit scale: by the site's root mean square norm, or each by its own.
+
+        Raises:
+            InputError: the generator was not trained on the site.
+        """
+        if label not in self.shape.sites:
+            known = ", ".join(self.shape.sites)
+            raise InputError(
+                f"site {label} is unknown to this generator", f"train it on that site; it knows {known}"
+            )
+        z = z / self.shape.scales[label] if self.shape.see_norm else F.normalize(z, dim=-1)
+        return z * z.shape[-1] ** 0.5

@@ -1,0 +1,656 @@
+"""InversionView's generator: its formula, its steps, what it draws, log q of what it draws, and the frontier's tables."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import MODEL, each, run
+from scipy import stats
+from torch import Tensor, nn
+
+from inversescope.config import DecodingConfig, IOIConfig, default_config, load_config, parse_config
+from inversescope.errors import InputError
+from inversescope.generator.backbone import BackboneShape
+from inversescope.generator.base import Condition
+from inversescope.generator.inversionview import InversionView, InversionViewShape
+from inversescope.kernel import gaussian_noise
+from inversescope.models import encode, word_tokenizer
+from inversescope.pairs import Batch, NoisePairs, encode_prompts
+from inversescope.sampling import decode, log_prob_rows, log_q, log_q_marginal, stream_uniforms
+from inversescope.stages.common import Context
+from inversescope.stages.generators import load_backbone, load_generator
+from inversescope.stages.samples import schedule
+from inversescope.store import read_json, read_table
+from inversescope.tasks import IOITask
+from inversescope.training import Schedule, conditional_loss, train
+
+Copied = Callable[..., Path]
+DECODER = BackboneShape(vocab_size=11, n_positions=9, n_layers=3, n_heads=2, d_model=16, d_mlp=40)
+SITES = {"L0H1": 6, "L2.resid_post": 6}
+SHAPE = InversionViewShape(DECODER, SITES, {"L0H1": 2.0, "L2.resid_post": 0.5}, d_site=5, n_blocks=2)
+END = 0
+
+
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def trained(shape: InversionViewShape = SHAPE, std: float = 0.4) -> InversionView:
+    """A generator with random weights everywhere."""
+    model = InversionView(shape).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=std)
+        else:
+            nn.init.normal_(parameter, mean=0.3, std=0.3)
+    return model
+
+
+def condition(rows: int = 3) -> Condition:
+    """Activations of both sites; the head's fill four of six dimensions."""
+    return Condition({"L0H1": torch.randn(rows, 4), "L2.resid_post": torch.randn(rows, 6)})
+
+
+def tokens(rows: int, length: int = 7) -> Tensor:
+    return torch.randint(0, DECODER.vocab_size, (rows, length))
+
+
+# The formula
+
+
+def norm(x: Tensor, module: nn.Module) -> Tensor:
+    assert isinstance(module, nn.LayerNorm)
+    mean, variance = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + module.eps) * module.weight + module.bias
+
+
+def affine(x: Tensor, module: nn.Linear) -> Tensor:
+    return x @ module.weight.T + (0.0 if module.bias is None else module.bias)
+
+
+def by_hand(model: InversionView, label: str, z: Tensor, x: Tensor) -> Tensor:
+    """Log-probabilities (T, V) for one activation (d,) and one sequence (T,), position by position and head by head."""
+    shape = model.shape
+    c = torch.zeros(shape.width)
+    c[: len(z)] = z / shape.scales[label] * len(z) ** 0.5
+    c = torch.cat([c, model.site_embedding.weight[list(shape.sites).index(label)]])
+    for block in model.blocks:
+        c = c + affine(nn.functional.gelu(affine(norm(c, block.norm), block.up)), block.down)
+    decoder, D, N = model.backbone, shape.backbone.d_model, shape.backbone.n_heads
+    h = decoder.wte.weight[x] + decoder.wpe.weight[: len(x)]
+    for layer, block in enumerate(decoder.h):
+        extra = norm(affine(c, model.injections[layer]), model.norms[layer])
+        q, k, v = affine(torch.cat([extra[None], norm(h, block.ln_1)]), block.attn.c_attn).split(D, -1)
+        mixed = torch.zeros(len(x), D)
+        for head in range(N):
+            part = slice(head * D // N, (head + 1) * D // N)
+            for t in range(len(x)):
+                seen = slice(0, t + 2)  # the activation's position, and tokens 0 ... t
+                pattern = torch.softmax(k[seen, part] @ q[t + 1, part] / (D // N) ** 0.5, -1)
+                mixed[t, part] = pattern @ v[seen, part]
+        h = h + affine(mixed, block.attn.c_proj)
+        inner = nn.functional.gelu(affine(norm(h, block.ln_2), block.c_fc), approximate="tanh")
+        h = h + affine(inner, block.c_proj)
+    return torch.log_softmax(norm(h, decoder.ln_f) @ decoder.lm_head.weight.T, -1)
+
+
+@torch.no_grad()
+def test_every_block_attends_to_the_activation_as_one_more_position() -> None:
+    model, cond, x = trained(), condition(), tokens(6)
+    found = model.log_probabilities(x, model.fold(cond))
+    rows = [(label, z) for label, group in cond.z.items() for z in group]
+    for i, (label, z) in enumerate(rows):
+        torch.testing.assert_close(found[i], by_hand(model, label, z, x[i]), atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_sites_are_told_apart_and_narrow_ones_filled_up() -> None:
+    model = trained()
+    z = torch.randn(4, 6)
+    wide = nn.functional.pad(z[:, :4], (0, 2))
+    one, two = (model.encode(Condition({label: z})) for label in SITES)
+    assert ((one - two).abs().max(-1).values > 1e-2).all()
+    narrow = model.encode(
+        Condition({"L0H1": z[:, :4] * 1.5**0.5})
+    )  # components are scaled by the root of the width
+    torch.testing.assert_close(narrow, model.encode(Condition({"L0H1": wide})), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_activation_matters_and_its_norm_if_it_is_seen() -> None:
+    x = tokens(3)
+    for see_norm in (True, False):
+        model = trained(replace(SHAPE, see_norm=see_norm))
+        z = torch.randn(3, 6)
+
+        def logp(z: Tensor, model: InversionView = model) -> Tensor:
+            return model.log_probabilities(x, model.fold(Condition({"L0H1": z})))
+
+        base = logp(z)
+        assert ((logp(torch.randn(3, 6)) - base).abs().amax((1, 2)) > 0.05).all()
+        assert torch.allclose(logp(3 * z), base, atol=1e-5) != see_norm
+
+
+@torch.no_grad()
+def test_untrained_one_is_well_formed() -> None:
+    """It writes every token, at about equal probability, whatever the activation: it knows nothing, but is a distribution."""
+    model = InversionView(SHAPE).eval()
+    p = model.log_probabilities(tokens(6), model.fold(condition())).exp()
+    torch.testing.assert_close(p.sum(-1), torch.ones(6, 7))
+    assert p.min() > 0.5 / DECODER.vocab_size and p.max() < 2.0 / DECODER.vocab_size
+
+
+def test_unknown_site_is_an_input_error() -> None:
+    with pytest.raises(
+        InputError, match="site L7H7 is unknown to this generator.*it knows L0H1, L2.resid_post"
+    ):
+        InversionView(SHAPE).fold(Condition({"L7H7": torch.randn(1, 4)}))
+
+
+def test_shape_survives_json() -> None:
+    import json
+
+    assert InversionViewShape.from_dict(json.loads(json.dumps(SHAPE.to_dict()))) == SHAPE
+
+
+def test_all_of_it_learns() -> None:
+    model = InversionView(SHAPE)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    rng = np.random.default_rng(0)
+    z = {label: rng.standard_normal((4, 6)).astype(np.float32) for label in SITES}
+    path = rng.integers(0, 11, (8, 6)).astype(np.int32)
+    batch = Batch(z=z, path=path, lengths=np.full(8, 6, np.int32), weight=np.ones(8, np.float32))
+    log = train(
+        model,
+        lambda step: (conditional_loss(model, batch), {}),
+        Schedule(30, 0.01, warmup=1),
+        name="t",
+        tokens_per_step=1,
+        log_every=1,
+        echo=lambda line: None,
+    )
+    assert all(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+    # Which activation goes with which prompt can be learned by heart only through the activation.
+    assert log["loss"].iloc[-1] < 0.5 * log["loss"].iloc[0]
+
+
+# Steps and draws
+
+
+@pytest.mark.parametrize("owner", [[0, 1, 2, 3, 4, 5], [4, 0, 0, 5, 2, 0, 4]])
+@torch.no_grad()
+def test_cached_steps_equal_the_full_forward(owner: list[int]) -> None:
+    model = trained()
+    folded, whose = model.fold(condition()), torch.tensor(owner)
+    x = tokens(len(owner))
+    expected = model.log_probabilities(x, folded, owner=whose)
+    torch.testing.assert_close(expected, model.log_probabilities(x, folded.rows(whose)))
+    cache = model.backbone.take_cache(len(x) + 2, 9)
+    for layer in cache:
+        layer.keys.fill_(float("nan"))  # nothing may be read before it is written
+        layer.values.fill_(float("nan"))
+    for t in range(7):
+        logits = model.backbone.logits(model.step(x[:, t], t, cache, folded, whose))
+        torch.testing.assert_close(torch.log_softmax(logits, -1), expected[:, t], atol=1e-5, rtol=1e-5)
+
+
+def chances(model: InversionView, cond: Condition, target: int, temperature: float, length: int) -> dict:
+    """Probability of every outcome of `length` steps, one full forward a prefix."""
+    vocabulary = model.shape.backbone.vocab_size
+    here = model.fold(cond).rows(torch.tensor([target]))
+    result: dict[tuple[int, ...], float] = {}
+
+    @torch.no_grad()
+    def follow(prefix: tuple[int, ...], p: float) -> None:
+        if len(prefix) == length or (prefix and prefix[-1] == END):
+            result[prefix] = p
+            return
+        logp = model.log_probabilities(torch.tensor([[END, *prefix]]), here)[0, -1].double()
+        for token, q in enumerate(torch.softmax(logp / temperature, -1).tolist()):
+            follow((*prefix, token), p * q)
+
+    assert vocabulary**length < 10_000
+    follow((), 1.0)
+    return result
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, "each"])
+def test_draws_follow_the_rule_and_log_q_is_exact(temperature: float | str) -> None:
+    small = replace(SHAPE, backbone=replace(DECODER, vocab_size=5))
+    model, cond = trained(small), condition(2)
+    draws, length = 4000, 3
+    each_one = np.array([1.0, 0.5, 0.7, 1.6]) if temperature == "each" else np.full(4, float(temperature))
+    given = each_one if temperature == "each" else float(temperature)
+    uniforms = stream_uniforms(0, "t", np.arange(4), np.arange(draws), length)
+    drawn = decode(model, cond, uniforms, end=END, temperature=given)
+    folded = model.fold(cond)
+    for target in range(4):
+        expected = chances(model, cond, target, float(each_one[target]), length)
+        assert sum(expected.values()) == pytest.approx(1.0)
+        found: dict[tuple[int, ...], int] = {}
+        for row, logq in zip(drawn.tokens[target].tolist(), drawn.log_q[target], strict=True):
+            key = tuple(row[: row.index(END) + 1] if END in row else row)
+            found[key] = found.get(key, 0) + 1
+            assert logq == pytest.approx(math.log(expected[key]), abs=1e-4)
+        common = [key for key, p in expected.items() if p * draws >= 5]
+        counts = [found.get(key, 0) for key in common]
+        rest = [draws - sum(counts), draws * (1.0 - sum(expected[key] for key in common))]
+        wanted = [draws * expected[key] for key in common]
+        if rest[1] > 1e-6:
+            counts, wanted = [*counts, rest[0]], [*wanted, rest[1]]
+        assert stats.chisquare(counts, np.array(wanted) * sum(counts) / sum(wanted)).pvalue > 1e-4
+    again = log_q(
+        model,
+        folded,
+        np.repeat(np.arange(4), draws),
+        drawn.tokens.reshape(-1, length),
+        end=END,
+        temperature=each_one,
+    )
+    np.testing.assert_allclose(again, drawn.log_q.ravel(), atol=1e-4)
+
+
+def test_log_q_of_masked_draws_and_of_cached_prompts() -> None:
+    task = IOITask(IOIConfig(n_names=4, n_templates=2, n_places=2, n_items=2, held_out_pairs=0.2))
+    tokenizer = word_tokenizer(task.words())
+    end, grammar = int(tokenizer.eos_token_id), task.grammar(tokenizer)
+    prompts = encode_prompts(encode(tokenizer, task.texts(np.arange(task.size))), end)
+    length = prompts.tokens.shape[1] - 1
+    decoder = BackboneShape(len(tokenizer), length + 1, 2, 2, 16, 32)
+    model = trained(replace(SHAPE, backbone=decoder), std=0.3)
+    cond = condition(2)
+    uniforms = stream_uniforms(0, "t", np.arange(4), np.arange(50), length)
+    drawn = decode(model, cond, uniforms, end=end, grammar=grammar, temperature=0.8)
+    assert drawn.finished.all()
+    again = log_q(
+        model,
+        model.fold(cond),
+        np.repeat(np.arange(4), 50),
+        drawn.tokens.reshape(200, -1),
+        end=end,
+        temperature=np.full(4, 0.8),
+        grammar=grammar,
+    )
+    np.testing.assert_allclose(again, drawn.log_q.ravel(), atol=1e-4)
+    # Under a mask all of the probability is on the prior.
+    everything = prompts.tokens[:, 1:].astype(np.int64)
+    total = log_q(model, model.fold(cond), np.full(task.size, 2), everything, end=end, grammar=grammar)
+    assert np.exp(total).sum() == pytest.approx(1.0, abs=1e-4)
+    owner, rows = np.repeat(np.arange(4), 9), np.tile(np.arange(0, 36, 4), 4)
+    expected = model.log_prob(
+        torch.from_numpy(prompts.tokens[rows].astype(np.int64)),
+        torch.from_numpy(prompts.lengths[rows]),
+        model.fold(cond),
+        owner=torch.from_numpy(owner),
+    ).detach()
+    np.testing.assert_allclose(
+        log_prob_rows(model, cond, owner, prompts, rows, 16), expected.numpy(), atol=1e-4
+    )
+
+
+def test_marginal_q_is_the_mean_over_activations() -> None:
+    model, cond = trained(), condition(4)
+    folded, x = model.fold(cond), tokens(5, 6).numpy()
+    companions = np.array([[0, 3, 1], [1, 0, 2], [7, 5, 6], [4, 4, 4], [2, 6, 1]])
+    temperature = np.linspace(0.6, 1.4, 8)
+    found = log_q_marginal(model, folded, x, companions, end=END, temperature=temperature)
+    each_one = np.array(
+        [
+            [log_q(model, folded, np.array([c]), x[[i]], end=END, temperature=temperature)[0] for c in row]
+            for i, row in enumerate(companions)
+        ]
+    )
+    np.testing.assert_allclose(found, np.log(np.exp(each_one).mean(1)), atol=1e-6)
+    assert (found >= each_one[:, 0] - math.log(3) - 1e-9).all()
+
+
+# Noise, schedules, pairs
+
+
+@pytest.mark.parametrize("distance", ["cosine", "normalised_euclidean", "euclidean"])
+def test_sampling_noise_has_the_scale_it_says(distance: str) -> None:
+    rng = np.random.default_rng(0)
+    z = np.repeat(np.array([[3.0, 0, 0, 4.0, 0, 0]]), 40_000, 0)
+    scale = np.where(np.arange(len(z)) % 2, 0.2, 0.0)
+    noise = gaussian_noise(z, scale, rng, distance)
+    assert (noise[::2] == 0).all()
+    size = 1.0 if distance == "euclidean" else 5.0
+    assert np.sqrt((noise[1::2] ** 2).sum(1).mean()) == pytest.approx(0.2 * size, rel=0.02)
+    np.testing.assert_allclose(np.cov(noise[1::2].T), np.eye(6) * (0.2 * size) ** 2 / 6, atol=2e-3 * size**2)
+
+
+def test_a_schedule_takes_all_combinations_in_turn() -> None:
+    rule = DecodingConfig(temperature=[1.0, 0.5], noise=[0.0, 2.0, 4.0])
+    temperature, noise = schedule(rule, np.arange(12))
+    assert list(zip(temperature, noise, strict=True))[:6] == [
+        (t, n) for n, t in product([0.0, 2.0, 4.0], [1.0, 0.5])
+    ]
+    np.testing.assert_array_equal(temperature[6:], temperature[:6])
+    np.testing.assert_array_equal(noise[6:], noise[:6])
+
+
+def test_clean_pairs_are_activations_with_their_own_prompts() -> None:
+    rng = np.random.default_rng(0)
+    z = rng.standard_normal((30, 4)).astype(np.float32)
+    prompts = encode_prompts([rng.integers(1, 9, 3) for _ in range(30)], END)
+    source = NoisePairs(
+        {"s": z}, prompts, {"s": 6}, epsilon=0.0, per_site=16, prior_size=100, seed=0, floor_every=1
+    )
+    batch = source.batch(3)
+    assert batch.z["s"].shape == (16, 6) and (batch.z["s"][:, 4:] == 0).all()
+    own = [np.flatnonzero((z == row[:4]).all(1))[0] for row in batch.z["s"]]
+    np.testing.assert_array_equal(batch.path, prompts.tokens[own])
+    assert len(set(own)) > 5 and math.isnan(batch.floor)
+    np.testing.assert_array_equal(source.batch(3).z["s"], batch.z["s"])
+
+
+@pytest.mark.parametrize(
+    ("delta", "culprit"),
+    [
+        ({"variants": {"inversionview_s0": {"freeze_backbone": True}}}, "freeze_backbone: false"),
+        ({"variants": {"inversionview_s0": {"mean_embedding": True, "pairs": "kernel"}}}, "its site alone"),
+        ({"variants": {"inversionview_s0": {"base": "paper"}}}, "base paper is no variant"),
+        ({"variants": {"paper": {"decoder_init": "backbone"}}}, "settings of generator: inversionview"),
+        ({"variants": {"paper_heads_s0": {"settings": ["lukewarm"]}}}, "lukewarm"),
+        ({"variants": {"default_heads_s0": {"settings": ["noise1"]}}}, "attends to neighbours"),
+        ({"sampling": {"settings": {"plain": {"temperature": [0.5]}}}}, "plain"),
+        ({"sampling": {"settings": {"a": {"temperature": [0.0]}}}}, "temperatures must be positive"),
+        ({"sampling": {"settings": {"a": {"noise": [-1.0]}}}}, "noise must be finite"),
+        ({"sampling": {"settings": {"a": {"noise": [1.0], "mixed": True}}}}, "without noise"),
+    ],
+)
+def test_bad_settings_are_named(delta: dict, culprit: str) -> None:
+    from inversescope.config import merge
+
+    with pytest.raises(InputError, match=culprit):
+        parse_config(merge(default_config().model_dump(mode="json"), delta))
+
+
+# The stages
+
+
+VIEW = {
+    "generator": "inversionview",
+    "base": "inversionview",
+    "pairs": "clean",
+    "study": "frontier",
+    "site_map_blocks": 2,
+    "d_condition": 8,
+    "freeze_backbone": False,
+    "decoder_init": "backbone",
+    "sites": ["L0H0", "L1H1"],
+    "steps": 20,
+    "settings": ["noise1", "plain", "schedule"],
+}
+OURS = {
+    "base": "default",
+    "study": "frontier",
+    "pairs": "kernel",
+    "sites": ["L0H0", "L1H1"],
+    "steps": 20,
+    "n_heads": 4,
+    "d_head": 4,
+    "freeze_backbone": False,
+    "settings": ["plain", "mixed"],
+}
+DELTA = {
+    "variants": {
+        "view_s0": VIEW,
+        "view_s1": VIEW | {"seed": 1},
+        "view_short": VIEW | {"steps": 10, "settings": ["noise1"]},
+        "view_scratch": VIEW
+        | {
+            "base": "inversionview_scratch",
+            "decoder_init": "scratch",
+            "decoder": {"n_layers": 1, "n_heads": 2, "d_model": 24},
+        },
+        "ours_s0": OURS,
+        "ours_s1": OURS | {"seed": 1},
+    },
+    "study_variants": ["view_s0", "view_s1", "view_short", "view_scratch", "ours_s0", "ours_s1"],
+    "sampling": {"candidates_study": 20},
+}
+CHECKPOINTS = Path("data/ioi") / MODEL / "checkpoints"
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def generator_of(name: str) -> str:
+    return "inversionview" if name.startswith("view") else "inversescope"
+
+
+def context(root: Path) -> Context:
+    return Context(root, load_config([root / "config/config.yaml"]), "ioi", MODEL)
+
+
+@pytest.fixture(scope="module")
+def frontier(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny study with a frontier: every stage through the command line."""
+    import shutil
+
+    from conftest import write_config
+
+    root = tmp_path_factory.mktemp("frontier") / "root"
+    shutil.copytree(study, root)
+    write_config(root, DELTA)
+    for name in DELTA["study_variants"]:
+        assert run(root, "train_generator", "--generator", generator_of(name), "--variant", name) == 0
+        sites = each("--site", ["L0H0", "L1H1"])
+        assert run(root, "sample_prompts", "--generator", generator_of(name), "--variant", name, *sites) == 0
+    for site in ("L0H0", "L1H1"):
+        names = each("--variant", DELTA["study_variants"])
+        assert run(root, "estimate_fcr", *names, "--site", site, "--out", "study") == 0
+    assert run(root, "collect_frontier") == 0
+    assert run(root, "plot_frontier") == 0
+    return root
+
+
+def test_decoders_start_where_they_should(frontier: Path) -> None:
+    """From the backbone they have its sizes, and learn on; from scratch they have their own."""
+    c = context(frontier)
+    backbone, _ = load_backbone(c)
+    view, meta = load_generator(c, "inversionview", "view_s0")
+    assert view.backbone.shape == backbone.shape
+    close = nn.functional.cosine_similarity(
+        view.backbone.wpe.weight.flatten(), backbone.wpe.weight.flatten(), dim=0
+    )
+    assert 0.9 < close < 1 - 1e-6
+    assert meta["n_parameters"] == sum(p.numel() for p in view.parameters())
+    # 16 dimensions of the residual stream, though heads have 8; a site embedding of 8.
+    assert meta["shape"]["sites"] == {"L0H0": 16, "L1H1": 16} and view.shape.d_site == 8
+    scratch, _ = load_generator(c, "inversionview", "view_scratch")
+    assert (scratch.backbone.shape.d_model, scratch.backbone.shape.n_layers) == (24, 1)
+    assert scratch.backbone.shape.vocab_size == backbone.shape.vocab_size
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(frontier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from inversescope import training
+    from inversescope.stages import generators
+
+    path = frontier / CHECKPOINTS / "inversionview/view_s0/model.safetensors"
+    whole = digest(path)
+    monkeypatch.setattr(training.train, "__kwdefaults__", {**training.train.__kwdefaults__, "save_every": 6})
+    original, calls = generators.conditional_loss, []
+
+    def killed(*arguments: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 15:
+            raise KeyboardInterrupt
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(generators, "conditional_loss", killed)
+    command = ("train_generator", "--generator", "inversionview", "--variant", "view_s0")
+    with pytest.raises(KeyboardInterrupt):
+        run(frontier, *command)
+    path.unlink()
+    assert run(frontier, *command) == 0
+    assert len(calls) == 15 + 20 - 12
+    assert digest(path) == whole
+
+
+def test_variants_of_another_generator_are_refused(
+    frontier: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(frontier, "train_generator", "--generator", "inversescope", "--variant", "view_s0") == 2
+    assert "variant view_s0 is one of generator inversionview" in capsys.readouterr().err
+
+
+def test_candidates_under_noise(frontier: Path) -> None:
+    c = context(frontier)
+    frame = read_table(c.samples_path("inversionview", "view_s0", "L1H1"))
+    assert list(dict.fromkeys(frame["decoding"])) == ["noise1", "plain", "schedule"]
+    assert (frame.groupby(["decoding", "target_id"]).size() == 20).all()
+    plain, noised = (frame[frame["decoding"] == name] for name in ("plain", "noise1"))
+    np.testing.assert_array_equal(plain["logq"], plain["logq_marginal"])
+    known = noised["logq_marginal"].notna()
+    assert known.sum() == np.minimum(noised.groupby("target_id")["accepted"].sum(), 2).sum() > 0
+    assert noised["accepted"][known].all()
+    # q under one's own noise exceeds q over 16 noises by the logarithm of 16 at most.
+    gap = (noised["logq"] - noised["logq_marginal"])[known]
+    assert (gap < math.log(16) + 1e-6).all() and gap.abs().max() > 1e-4
+    assert frame["parsed"][frame["decoding"] == "schedule"].all()  # it is masked
+
+
+def test_frontier_is_what_the_candidates_say(frontier: Path) -> None:
+    c = context(frontier)
+    table = read_table(c.results / "frontier.csv")
+    first = "generator setting seed refusal_rate fcr_error entropy_gap train_seconds n_parameters".split()
+    assert list(table.columns)[: len(first)] == first
+    assert not table.duplicated(["generator", "setting", "seed"]).any()
+    assert set(table["generator"]) == {"inversescope", "inversionview", "inversionview_scratch"}
+    backbone = read_json(c.backbone_dir / "meta.json")["train_seconds"]
+    row = table[(table["generator"] == "inversionview") & (table["seed"] == 1)].set_index("setting")
+    assert list(row.index) == ["noise1", "plain", "schedule"] and row["headline"].tolist() == [
+        True,
+        False,
+        False,
+    ]
+    meta = read_json(c.generator_dir("inversionview", "view_s1") / "meta.json")
+    assert (row["n_parameters"] == meta["n_parameters"]).all()
+    np.testing.assert_allclose(row["train_seconds"], meta["train_seconds"] + backbone, rtol=1e-4)
+    scratch = table[table["generator"] == "inversionview_scratch"]
+    assert (scratch["backbone_seconds"] == 0).all()
+    for setting in row.index:
+        refused, errors = [], []
+        for site in ("L0H0", "L1H1"):
+            frame = read_table(c.samples_path("inversionview", "view_s1", site))
+            frame = frame[frame["decoding"] == setting]
+            refused.append(1 - frame["accepted"].mean())
+            exact = read_table(c.results / f"exact/{site}.parquet")
+            exact = exact[exact["epsilon"] == 0.1].set_index("target_id")
+            labels = c.task.features_of(c.prompts("test")["prompt_id"].to_numpy())
+            for feature in c.config.fcr.features:
+                gaps = []
+                for target, group in frame[frame["accepted"]].groupby("target_id"):
+                    codes = c.task.features_of(group["prompt_id"].to_numpy())[feature]
+                    gaps.append((codes == labels[feature][target]).mean() - exact[f"fcr_{feature}"][target])
+                errors.append(abs(np.mean(gaps)))
+        assert row["refusal_rate"][setting] == pytest.approx(np.mean(refused), abs=1e-6)
+        assert row["fcr_error"][setting] == pytest.approx(np.mean(errors), abs=1e-5)
+        assert row["refusal_low"][setting] <= row["refusal_rate"][setting] <= row["refusal_high"][setting]
+    # Shorter runs stand apart.
+    time = read_table(c.results / "frontier_time.csv")
+    shares = time[time["generator"] == "inversionview"].set_index(["seed", "share"])["steps"]
+    assert shares.to_dict() == {(0, 1.0): 20, (1, 1.0): 20, (0, 0.5): 10}
+    assert set(time["setting"]) == {"noise1", "default/plain"}
+
+
+def test_pairs_of_generators(frontier: Path) -> None:
+    c = context(frontier)
+    pairs = read_table(c.results / "frontier_pairs.csv").set_index(["generator", "other"])
+    assert set(pairs.index) == {
+        ("inversionview", "inversionview_scratch"),
+        ("inversionview", "default"),
+        ("inversionview_scratch", "default"),
+    }
+    heads = read_table(c.results / "frontier_heads.csv")
+    row = pairs.loc[("inversionview", "default")]
+    ours = heads[(heads["variant"] == "default") & (heads["setting"] == "plain")].set_index("site")
+    view = heads[(heads["variant"] == "inversionview") & (heads["setting"] == "noise1")].set_index("site")
+    rates = ours["refusal_rate"], view["refusal_rate"]
+    assert (row["other_mean"], row["mean"]) == pytest.approx([r.mean() for r in rates], abs=1e-6)
+    assert (row["other_worst"], row["worst"]) == pytest.approx([r.max() for r in rates], abs=1e-6)
+    assert row["share_won"] == (view["refusal_rate"] < ours["refusal_rate"]).mean()
+    assert row["n_seeds"] == 2 and row["ci_low"] <= row["difference"] <= row["ci_high"]
+    assert row["difference"] == pytest.approx(row["mean"] - row["other_mean"], abs=1e-6)
+
+
+def test_frontier_figures_and_tables(frontier: Path) -> None:
+    from inversescope.figures import FRONTIER_FIGURES, FRONTIER_TABLES
+
+    for name in FRONTIER_FIGURES:
+        for suffix in (".png", ".pdf", ".csv"):
+            assert (frontier / "results/figures" / f"ioi_{MODEL}_{name}{suffix}").stat().st_size > 100
+    for name in FRONTIER_TABLES:
+        text = (frontier / "results/tables" / f"ioi_{MODEL}_{name}.md").read_text()
+        assert text.startswith("# Refusal") and "inversionview" in text
+    drawn = read_table(frontier / "results/figures" / f"ioi_{MODEL}_frontier.csv")
+    assert len(drawn) == len(read_table(context(frontier).results / "frontier.csv"))
+
+
+def test_least_refusal_at_an_error() -> None:
+    from inversescope.figures.frontier import least_refusal, matched
+
+    error, refusal = np.array([0.02, 0.04, 0.10]), np.array([0.5, 0.45, 0.1])
+    assert least_refusal(error, refusal, 0.10) == 0.1
+    assert least_refusal(error, refusal, 0.06) == pytest.approx(0.3)  # half of the first, half of the last
+    assert least_refusal(error, refusal, 0.02) == 0.5
+    assert math.isnan(least_refusal(error, refusal, 0.01))
+    rows = [
+        {"variant": v, "decoding": d, "seed": s, "fcr_error": e, "refusal_rate": r}
+        for s in (0, 1)
+        for v, d, e, r in [
+            ("default", "plain", 0.06, 0.1 + 0.05 * s),
+            ("inversionview", "a", 0.02, 0.5),
+            ("inversionview", "b", 0.10, 0.1),
+            ("paper", "plain", 0.2, 0.05),
+        ]
+    ]
+    table = matched(pd.DataFrame(rows)).set_index("other")
+    assert table["other_refusal"]["inversionview"] == pytest.approx(0.3)
+    assert table["ratio"]["inversionview"] == pytest.approx(math.sqrt(3.0 * 2.0))
+    assert (
+        table["ci_low"]["inversionview"] < table["ratio"]["inversionview"] < table["ci_high"]["inversionview"]
+    )
+    assert table["n_reached"]["paper"] == 0 and math.isnan(table["ratio"]["paper"])
+    assert table["least_error"]["paper"] == pytest.approx(0.2)
+
+
+def test_parameters_are_about_equal_in_both_configurations() -> None:
+    """InversionView has within a tenth as many parameters as `paper`, counted from the shapes."""
+
+    def decoder(v: int, t: int, layers: int, d: int, tied: bool) -> int:
+        return v * d * (1 if tied else 2) + t * d + layers * (12 * d * d + 13 * d) + 2 * d
+
+    root = Path(__file__).resolve().parents[1] / "config"
+    embedded = load_config([root / "config.yaml"])
+    paper = load_config([root / "config.yaml", root / "paper.yaml"])
+    for config, width, sites, backbone in (
+        (embedded, 64, 16, decoder(70, 32, 4, 64, False)),
+        (paper, 768, 156, decoder(50257, 1024, 12, 768, True)),
+    ):
+        d = width
+        ours, view = config.variants["paper_heads_s0"], config.variants["inversionview_s0"]
+        keys, C = ours.n_heads * ours.d_head, ours.d_condition or width
+        layers = 4 if width == 64 else 12
+        control = layers * (keys * (d + 1) + keys * (C + 1) + ours.n_heads * d * (C + 1) + 2 * d)
+        total = backbone + control + sites * C * (width + 1)
+        e = view.d_condition or width
+        w = width + e
+        blocks = view.site_map_blocks * (8 * w * w + 7 * w)
+        total_view = backbone + blocks + layers * (w * d + 3 * d) + sites * e
+        assert total_view / total == pytest.approx(1.0, abs=0.1)
