@@ -561,6 +561,24 @@ def test_study_intervals_and_claim(study_root):
     )
     claim = study.misleading_claim(frame, 0.1)
     assert len(claim) == 6 and claim.loc[claim["dim"] == 256, "misleads"].all()
+    # Longer training, by hand for one cell: the mean difference by seed, and misleading only if both intervals say so.
+    longer = study.training_claim(frame, 0.1)
+    assert set(longer["base"]) == {"paper", "default"} and (longer["n_seeds"] == 3).all()
+    seeds = study.study_means(frame, 0.1)
+    for _, row in longer.iterrows():
+        part = seeds[
+            (seeds["kind"] == "seed") & (seeds["base"] == row["base"]) & (seeds["dim"] == row["dim"])
+        ]
+        part = part[part["metric"] == "refusal_rate"].pivot(
+            index="seed", columns="steps_multiple", values="value"
+        )
+        assert row["refusal_rate_difference"] == pytest.approx((part[3] - part[1]).mean())
+        assert row["misleads"] == (row["refusal_rate_high"] < 0 and row["fcr_error_low"] > 0)
+    wrong = frame.copy()
+    grown = (wrong["base"] == "paper") & (wrong["steps_multiple"] == 3)
+    wrong.loc[grown, "fcr_error"] += 0.5
+    assert study.training_claim(wrong, 0.1).set_index("base").loc["paper", "misleads"].all()
+    assert not study.training_claim(wrong, 0.1).set_index("base").loc["default", "misleads"].any()
     alone = study.study_means(frame[frame["seed"] == 1], 0.1)
     assert alone.loc[alone["kind"] == "mean", "ci_low"].isna().all()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from inversescope.config import Config
 from inversescope.errors import InputError
-from inversescope.figures.study import misleading_claim
+from inversescope.figures.study import misleading_claim, training_claim
 from inversescope.figures.tables import (
     MIXED,
     PLAIN,
@@ -318,19 +319,35 @@ def _claim(path: Path, epsilon: float, confidence: float) -> list[Line]:
         return [
             Line(section, "study over dimension, steps and seeds", "not run: make study", goal, NOT_MEASURED)
         ]
-    lines = []
-    for row in misleading_claim(read_table(path), epsilon, confidence).to_dict("records"):
-        what = f"dimension {row['dim']:g}, training {row['steps_multiple']:g}×, {row['n_seeds']} seeds"
-        value = ", ".join(
+    study, lines = read_table(path), []
+
+    def both(row: dict[str, Any]) -> str:
+        return ", ".join(
             f"{name} {row[key + '_difference']:+.3f} [{row[key + '_low']:+.3f}, {row[key + '_high']:+.3f}]"
             for name, key in (("FCR error", "fcr_error"), ("refusal", "refusal_rate"))
         )
-        decided = "the claim stands" if row["misleads"] else "the claim falls here"
+
+    for row in misleading_claim(study, epsilon, confidence).to_dict("records"):
+        what = f"dimension {row['dim']:g}, training {row['steps_multiple']:g}×, {row['n_seeds']} seeds"
+        if row["n_seeds"] < 2:
+            decided = "undecided: needs two seeds"
+        elif row["misleads"]:
+            decided = "wrong without a higher refusal"
+        else:
+            decided = (
+                "wrong, and refuses more" if row["fcr_error_low"] > 0 else "no difference in error shown"
+            )
+        lines.append(Line(section, what, both(row), decided, NO_GOAL))
+    section = "longer training: refusal and FCR error, most steps − fewest by seed, with t intervals"
+    for row in training_claim(study, epsilon, confidence).to_dict("records"):
+        steps = f"{row['from_multiple']:g}× to {row['to_multiple']:g}×"
+        what = f"{row['base']}, dimension {row['dim']:g}, {steps}, {row['n_seeds']} seeds"
+        decided = "refuses less, yet more wrong" if row["misleads"] else "not misleading here"
         lines.append(
             Line(
                 section,
                 what,
-                value,
+                both(row),
                 decided if row["n_seeds"] > 1 else "undecided: needs two seeds",
                 NO_GOAL,
             )

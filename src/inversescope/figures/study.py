@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -274,10 +275,7 @@ def misleading_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.
             table = group[group["metric"] == metric].pivot(index="seed", columns="base", values="value")
             table = table.reindex(columns=list(_BASES)).dropna()
             gap = (table["paper"] - table["default"]).to_numpy(dtype=float)
-            half = np.nan
-            if len(gap) > 1:
-                half = student.ppf(0.5 + confidence / 2, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
-            mean = gap.mean() if len(gap) else np.nan
+            mean, half = _t_interval(gap, confidence)
             row |= {
                 "n_seeds": len(gap),
                 f"{metric}_paper": table["paper"].mean(),
@@ -287,6 +285,44 @@ def misleading_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.
         row["misleads"] = bool(row["fcr_error_low"] > 0 and not row["refusal_rate_low"] > 0)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def training_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.95) -> pd.DataFrame:
+    """What longer training does, as numbers: the most steps minus the fewest, by seed, with t intervals.
+
+    Returns:
+        base, dim, from_multiple, to_multiple, n_seeds, then for refusal_rate and fcr_error: {metric}_from, {metric}_to,
+        {metric}_difference, {metric}_low, {metric}_high; `misleads` is true where refusal falls while the FCR error rises,
+        both by intervals that exclude zero.
+    """
+    seeds = study_means(study, epsilon, confidence)
+    seeds = seeds[seeds["kind"] == "seed"]
+    rows = []
+    for key, group in seeds.groupby(["base", "dim"]):
+        few, many = group["steps_multiple"].min(), group["steps_multiple"].max()
+        row: dict[str, Any] = dict(zip(("base", "dim"), cast(tuple[str, float], key), strict=True))
+        row |= {"from_multiple": few, "to_multiple": many}
+        for metric in ("refusal_rate", "fcr_error"):
+            part = group[group["metric"] == metric]
+            table = part.pivot(index="seed", columns="steps_multiple", values="value").dropna()
+            mean, half = _t_interval((table[many] - table[few]).to_numpy(dtype=float), confidence)
+            row |= {
+                "n_seeds": len(table),
+                f"{metric}_from": table[few].mean(),
+                f"{metric}_to": table[many].mean(),
+            }
+            row |= {f"{metric}_difference": mean, f"{metric}_low": mean - half, f"{metric}_high": mean + half}
+        row["misleads"] = bool(row["refusal_rate_high"] < 0 and row["fcr_error_low"] > 0)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Mean and half width of its t interval; NaN for fewer than two values."""
+    if len(values) < 2:
+        return float(values.mean()) if len(values) else math.nan, math.nan
+    half = student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
 
 
 def _fold(name: str, width: int = 34) -> str:
