@@ -352,7 +352,9 @@ def plot_estimators(
                 rows = here[(here["group"] == group) & (here["estimator"] == name)]
                 for _, line in rows[rows["kind"] == "site"].groupby("site"):
                     line = line.sort_values("epsilon")
-                    ax.plot(line["epsilon"], line["cell_rmse"], color=colour, linewidth=0.5, alpha=0.3)
+                    # An error of exactly 0 (few cells at all) has no place on a logarithmic axis.
+                    thin = line["cell_rmse"].replace(0, np.nan)
+                    ax.plot(line["epsilon"], thin, color=colour, linewidth=0.5, alpha=0.3)
                 line = rows[rows["kind"] == "pooled"].sort_values("epsilon")
                 ax.plot(
                     line["epsilon"],
