@@ -257,6 +257,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _run_stage(arguments)
         return 0
+    except BrokenPipeError:
+        # Who reads the output has seen enough; what is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
         print(neutral(f"error: {error}"), file=sys.stderr)
         return 2
