@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from filelock import FileLock
 
 from inversescope.config import ArchitectureConfig, default_config, merge
 from inversescope.tasks import get_task
@@ -162,44 +158,3 @@ def copied(study: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield copy
     for root in made:
         shutil.rmtree(root)
-
-
-REPOSITORY = Path(__file__).parents[1]
-PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs", "pyproject.toml")
-
-
-def run_workflow(folder: Path, cores: int, *targets: str) -> str:
-    """Run Snakemake on the tiny study in a folder of its own; returns what it printed."""
-    for part in PARTS:
-        source = REPOSITORY / part
-        if not (folder / part).exists():
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, folder / part)
-    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--configfile", "config/config.yaml"]
-    result = subprocess.run(
-        [*command, "config/test/tiny.yaml", "--", *targets],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(folder / "src"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-4000:]
-    return output
-
-
-@pytest.fixture(scope="session")
-def tiny_workflow(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The complete tiny study, with figures and report, run once for all workers. Read it; change copies of it."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "tiny_workflow"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "finished").exists():
-            folder.mkdir(exist_ok=True)
-            run_workflow(folder, 2, "all", "study")
-            (folder / "finished").touch()
-    return folder

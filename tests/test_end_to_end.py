@@ -2,20 +2,51 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import run_workflow
 
+REPOSITORY = Path(__file__).parents[1]
+PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs", "pyproject.toml")
 TABLES = ("fcr.csv", "refusal.csv", "coverage.csv")
 RESULTS = Path("results/ioi/gpt2-embedded")
 
 
+def run_workflow(folder: Path, cores: int, *targets: str) -> str:
+    """Run Snakemake on the tiny study in a folder of its own; returns what it printed."""
+    for part in PARTS:
+        source = REPOSITORY / part
+        if not (folder / part).exists():
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, folder / part)
+    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--configfile", "config/config.yaml"]
+    result = subprocess.run(
+        [*command, "config/test/tiny.yaml", "--", *targets],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(folder / "src"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output[-4000:]
+    return output
+
+
 @pytest.fixture(scope="module")
-def two_cores(tiny_workflow: Path) -> Path:
+def two_cores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The complete tiny study, with figures and report, on two cores."""
-    return tiny_workflow
+    folder = tmp_path_factory.mktemp("two")
+    run_workflow(folder, 2, "all", "study")
+    return folder
 
 
 def test_the_workflow_ends_in_figures_tables_and_a_report(two_cores: Path) -> None:

@@ -255,7 +255,7 @@ class Versions:
         from dvc.exceptions import DvcException
 
         try:
-            return {stage.addressing: stage for stage in self.repo.index.stages}
+            return {stage.name: stage for stage in self.repo.index.stages}
         except DvcException as error:
             raise InputError(
                 f"dvc.yaml or dvc.lock cannot be read: {error}", "mend or restore it from git"
@@ -454,7 +454,7 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
         targets: targets of the workflow that must be up to date; without `study` that stage is left out.
 
     Returns:
-        Addresses of the stages that were committed.
+        Names of the stages that were committed.
 
     Raises:
         InputError: something is stale (says what), a run is going on, or DVC cannot commit.
@@ -465,19 +465,15 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     from dvc.exceptions import DvcException
 
     repo = open_repo(root)
-    names = [
-        s.addressing
-        for s in repo.index.stages
-        if "study" in asked or s.addressing.partition("@")[0] != "study"
-    ]
+    stages = [s for s in repo.index.stages if "study" in asked or not s.name.startswith("study@")]
     try:
-        for name in names:
-            repo.commit(name, force=True)
+        for stage in stages:
+            repo.commit(stage.addressing, force=True)
     except DvcException as error:
         raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
     finally:
         repo.close()
-    return names
+    return [stage.name for stage in stages]
 
 
 def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
@@ -511,9 +507,13 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
         name = "asked"
         settings = {"remote": {name: {"url": url}}}
     versions = Versions(root, settings)
-    adopted = [stage for stage, entry in versions.stages.items() if any(out.hash_info for out in entry.outs)]
+    adopted = {
+        name: stage.addressing
+        for name, stage in versions.stages.items()
+        if any(out.hash_info for out in stage.outs)
+    }
     try:
-        versions.repo.pull(adopted, remote=name, force=True)
+        versions.repo.pull(list(adopted.values()), remote=name, force=True)
     except DvcException as error:
         raise InputError(
             f"DVC cannot fetch what dvc.lock names: {error}",
