@@ -11,10 +11,11 @@ they call different libraries, of which one may know this processor better than 
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,11 @@ def main() -> int:
     return 0
 
 
+def linear_operations(x: Sequence[int], weight: Sequence[int], *others: object, **options: object) -> int:
+    """Operations of oneDNN's linear layer, which PyTorch's counter does not know: x (..., n_in), weight (n_out, n_in)."""
+    return 2 * math.prod(x) * weight[0]
+
+
 def matrix_product_peaks() -> dict[str, float]:
     """Operations a second of square float32 products, by library: the best of some sizes."""
     peaks: dict[str, float] = {}
@@ -112,7 +118,9 @@ def prepare(root: Path, config: Config) -> Context:
 
 def measure(context: Context, variant: str, peaks: dict[str, float]) -> dict[str, object]:
     """One row: speed of a variant's training steps."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(
+        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_operations}
+    ) as counter:
         train(context, variant, 1)
     with recorded() as timeline:
         train(context, variant, WARM_UP + TIMED + 1)
