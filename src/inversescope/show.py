@@ -22,6 +22,7 @@ from inversescope.figures.tables import (
     fcr_errors,
     full_cache,
     pooled_rmse,
+    select,
     tidy,
     uncovered_share,
 )
@@ -211,6 +212,10 @@ def _faithfulness(fcr: pd.DataFrame, epsilon: float, features: list[str]) -> lis
                 lines.append(
                     Line(section, what, text.get("default", "–"), words, verdict, text.get("paper", "–"))
                 )
+    alone = fcr_errors(fcr, epsilon, features, "cache", "", "").dropna(subset="error")
+    for group, title in GROUPS.items():
+        error = alone.loc[alone["group"] == group, "error"].mean()
+        lines.append(Line(section, f"cache alone, no generator, {title}", f"{error:.4f}", "", NO_GOAL))
     return lines
 
 
@@ -226,15 +231,24 @@ def _disjoint(fcr: pd.DataFrame, epsilon: float, features: list[str]) -> list[Li
         )
     verdict = MET if value["default"].startswith("0 ") else MISSED
     section = f"agreement of combined and exact, ε = {epsilon:g}"
-    return [
-        Line(section, "sites whose intervals are disjoint", value["default"], "none", verdict, value["paper"])
-    ]
+    what = "sites whose intervals are disjoint"
+    lines = [Line(section, what, value["default"], "none", verdict, value["paper"])]
+    if "error_low" in fcr:
+        for variant in value:
+            key: dict[str, Any] = {"feature": features, "epsilon": epsilon, "estimator": "combined"}
+            rows = full_cache(select(fcr, "fcr.csv", variant=variant, decoding=PLAIN, **key))
+            apart = (rows["error_low"] > 0) | (rows["error_high"] < 0)
+            value[variant] = f"{int(apart.sum())} of {len(rows)}"
+        what = "rates whose paired interval of combined − exact leaves 0 out (1 in 20 by chance)"
+        lines.append(Line(section, what, value["default"], "", NO_GOAL, value["paper"]))
+    return lines
 
 
 def _cells(fcr: pd.DataFrame, features: list[str]) -> list[Line]:
     """Error of a single cell of cache, reweighted and combined: full cache, and sparse settings."""
     section = (
-        "error of a single cell (rms over targets, sites and features): combined below cache and reweighted"
+        "error of a single cell (rms over sites, features and the targets that each answers; their share in brackets): "
+        "combined below cache and reweighted"
     )
     names = ("combined", "cache", "reweighted")
     rows = {name: estimator_rows(fcr, name, features) for name in names}
@@ -242,6 +256,7 @@ def _cells(fcr: pd.DataFrame, features: list[str]) -> list[Line]:
     empty = uncovered_share(fcr, features)
     empty = empty[empty["group"].isin(list(GROUPS))]
     largest = int(rows["combined"]["cache"].max())
+    full = select(fcr, estimator="exact", feature=features)
     lines, sparse = [], False
     for size in sorted({int(size) for size in rows["combined"]["cache"]}, reverse=True):
         here = {name: part[part["cache"] == size] for name, part in rows.items()}
@@ -258,7 +273,14 @@ def _cells(fcr: pd.DataFrame, features: list[str]) -> list[Line]:
             }
             others = [value[name] for name in names[1:] if np.isfinite(value[name])]
             verdict = _judge(value["combined"], bool(others) and value["combined"] < min(others))
-            text = ", ".join(f"{name} {number:.3f}" for name, number in value.items())
+            sizes = {
+                name: float(part.loc[np.isclose(part["epsilon"], epsilon), "n_targets"].mean())
+                for name, part in here.items()
+            }
+            asked = float(full.loc[np.isclose(full["epsilon"], epsilon), "n_targets"].mean())
+            text = ", ".join(
+                f"{name} {number:.3f} ({sizes[name] / asked:.0%})" for name, number in value.items()
+            )
             what = f"cache of {size:,}, ε = {epsilon:g}, {share:.0%} of targets without neighbour"
             lines.append(Line(section, what, text, "combined lowest", verdict))
     if not sparse:
