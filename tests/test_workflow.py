@@ -321,6 +321,7 @@ DERIVED = {
     "variant": {"variants"},
     "studied": {"studied_variants"},
     "epsilons": {"kernel", "variants"},
+    "settings": {"sampling", "variants"},
     "n_train": {"experiments"},
     "n_test": {"experiments"},
     "n_reference": {"experiments"},

@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inversescope.config import Config, load_config
+from inversescope.config import BUILT_IN, Config, load_config
 from inversescope.errors import InputError
 
 RECORDS = ".snakemake/metadata"
@@ -133,6 +133,10 @@ def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
                     {*config.kernel.epsilons, config.kernel.epsilon}
                     | {e for v in names for e in config.epsilons_of(v)}
                 )
+        elif key == "settings":
+            name = "sampling.settings"
+            known = [one for one in value if one in (*config.sampling.settings, *BUILT_IN)]
+            present = {one: config.sampling.rule(one).model_dump(mode="json") for one in known}
         elif key in ("n_train", "n_test", "n_reference"):
             name = f"experiments.{key}"
             present = next(
