@@ -174,8 +174,15 @@ def test_after_restoring_nothing_is_to_be_done(restored: Path) -> None:
 
 
 # After restoring: the edited key, rules that rerun, and no others; a loop's rules by their stage.
-AFTER_ESTIMATES = {"estimate_fcr", "estimate_study", "collect_tables", "collect_study", "draw_exact"}
-DRAWN = {"plot_figures", "plot_study", "make_report"}
+AFTER_ESTIMATES = {
+    "estimate_fcr",
+    "estimate_study",
+    "collect_tables",
+    "collect_study",
+    "collect_frontier",
+    "draw_exact",
+}
+DRAWN = {"plot_figures", "plot_study", "plot_frontier", "make_report"}
 EDITS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "confidence of intervals": (
         {"fcr": {"confidence": 0.9}},
