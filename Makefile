@@ -16,6 +16,9 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSOR
 CONFIG ?=
 # Any further options of Snakemake: make figures SNAKEMAKE_OPTIONS=--dry-run
 SNAKEMAKE_OPTIONS ?=
+# What `make adopt` asks to be up to date, and where `make restore` fetches from, if not from the default.
+TARGETS ?=
+REMOTE ?=
 
 LOCK := envs/requirements.txt
 hash = $(shell cat $(1) | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])")
@@ -33,7 +36,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup figures study bench test lint format report clean-results
+.PHONY: help setup figures study bench test lint format report adopt restore clean-results
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -68,6 +71,15 @@ study: setup ## The study over dimension, training steps, seeds and ablations
 report: setup ## Snakemake's own report with figures, run times and code: results/workflow.html
 	$(call say,Workflow report)
 	$(SNAKEMAKE) --report results/workflow.html -- all
+
+adopt: setup ## Record a finished run in dvc.lock, if nothing is stale (TARGETS=all leaves the study out)
+	$(if $(CONFIG),$(error DVC versions the study of config/config.yaml: see docs/lineage.md for others))
+	$(call say,Lineage: is the run complete$(comma) then DVC)
+	inversescope adopt $(TARGETS)
+
+restore: setup ## Fetch, check and date what dvc.lock names (REMOTE= a remote's name, a directory or a URL)
+	$(call say,Lineage: pull$(comma) check every byte$(comma) date)
+	inversescope restore $(if $(REMOTE),--remote $(REMOTE))
 
 bench: setup ## Ratios against TransformerLens, HF generate and faiss: results/bench
 	$(call say,Peers that the benchmarks compare with)

@@ -67,11 +67,26 @@ rule generators:
         of_variants(STUDIED, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
 
 
+rule study_generators:
+    input:
+        of_variants(STUDY, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
+
+
 rule samples:
     input:
         at_sites("results/{task}/{model}/cells/{site}.parquet"),
 
 
+rule study_samples:
+    input:
+        [file for experiment in EXPERIMENTS for file in samples_of(STUDY)(Experiment(*experiment))],
+
+
 rule tables:
     input:
         of_experiments("results/{task}/{model}/fcr.csv"),
+
+
+rule figures:
+    input:
+        of_experiments(*rules.plot_figures.output),

@@ -8,13 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from inversescope.cli import STAGES
 from inversescope.config import Config, load_config
+from inversescope.lineage import RECORDS, Record, read_records
 from inversescope.sites import expand_sites
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -298,21 +301,136 @@ def test_wildcards_cannot_leave_the_tree(workflow: Path) -> None:
     assert "MissingRuleException" in output
 
 
-def test_dvc_asks_for_targets_and_outputs_that_there_are(workflow: Path) -> None:
-    pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
-    values = {key: value for part in pipeline["vars"] for key, value in part.items()}
+def dvc_stages(root: Path) -> dict[str, Any]:
+    """Stages of dvc.yaml by address, as DVC itself resolves its matrix."""
+    from dvc.repo import Repo
 
-    def fill(text: str) -> str:
-        return re.sub(r"\$\{(\w+)\}", lambda match: values[match.group(1)], text)
+    shutil.copy2(ROOT / "dvc.yaml", root)
+    (root / ".dvc").mkdir(exist_ok=True)
+    shutil.copy2(ROOT / ".dvc" / "config", root / ".dvc")
+    repo = Repo(str(root), config={"core": {"no_scm": True}})
+    return {stage.addressing: stage for stage in repo.index.stages}
 
-    targets = set(re.findall(r"^rule (\w+):", (ROOT / "Snakefile").read_text(), flags=re.M))
-    summary = snakemake(workflow, "--summary", "all")
-    outputs = {line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))}
-    for name, stage in pipeline["stages"].items():
-        assert fill(stage["cmd"]).split()[-1] in targets, name
-        for entry in stage["outs"]:
-            path = fill(next(iter(entry)))
-            assert any(output == path or output.startswith(f"{path}/") for output in outputs), path
+
+def below(path: str, folders: Iterable[str]) -> bool:
+    return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
+
+
+# Sections of the configuration behind what the rules derive from it.
+DERIVED = {
+    "variant": {"variants"},
+    "studied": {"studied_variants"},
+    "epsilons": {"kernel", "variants"},
+    "settings": {"sampling", "variants"},
+    "n_train": {"experiments"},
+    "n_test": {"experiments"},
+    "n_reference": {"experiments"},
+}
+# Sections that decide which jobs there are, whatever these use.
+LISTS = {"experiments", "studied_variants", "study_variants"}
+CODE = {"Snakefile", "rules", "src/inversescope"}
+
+
+def test_dvc_agrees_with_snakemake(finished: Path, config: Config) -> None:
+    """Stages, outputs, dependencies and parameters of dvc.yaml against the jobs that Snakemake recorded for all of the study."""
+    records = read_records(finished)
+    jobs_of: dict[str, list[Record]] = {}
+    for record in records.values():
+        jobs_of.setdefault(record.command, []).append(record)
+    stages = dvc_stages(finished)
+    names = [
+        f"{e.task}" if s == "prompts" else n
+        for s in ("prompts", "targets")
+        for n, e in config.experiments.items()
+    ]
+    assert {s.partition("@")[2] for s in stages} == {"", *names}, "one of each stage for each experiment"
+
+    targets = {name: str(stage.cmd).partition(" -- ")[2].split() for name, stage in stages.items()}
+    asked = sorted({t for words in targets.values() for t in words})
+    dry = snakemake(finished, "--dry-run", "--forceall", "--", *asked)
+    wanted = dict(re.findall(r"^(?:local)?rule (\w+):\n +input: (.*)$", dry, flags=re.M))
+    assert set(wanted) >= set(asked)
+
+    def made(files: Iterable[str]) -> set[str]:
+        """All that must be made for some files, with what the same jobs write besides."""
+        found: set[str] = set()
+        pending = list(files)
+        while pending:
+            file = pending.pop()
+            if file in records and file not in found:
+                found |= {record.output for record in jobs_of[records[file].command]}
+                pending += records[file].inputs
+        return found
+
+    whole = {name: made(f for t in words for f in wanted[t].split(", ")) for name, words in targets.items()}
+    outs = {name: [relative(finished, out) for out in stage.outs] for name, stage in stages.items()}
+    needs = {
+        name: [relative(finished, dep) for dep in stage.deps if not getattr(dep, "params", None)]
+        for name, stage in stages.items()
+    }
+    before = {
+        name: {
+            other
+            for other in stages
+            if other != name and any(overlap(o, d) for o in outs[other] for d in needs[name])
+        }
+        for name in stages
+    }
+    ancestors = {name: closure(name, before) for name in stages}
+    own = {name: whole[name] - set().union(*(whole[a] for a in ancestors[name])) for name in stages}
+    assert set().union(*own.values()) == set(records), "every job belongs to a stage"
+
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(records),
+        text=True,
+        capture_output=True,
+    ).stdout.split()
+    assert len(ignored) > 100
+    for name in stages:
+        assert own[name], name
+        for out in set(outs[name]) - {RECORDS}:
+            inside = {file for file in records if below(file, [out])}
+            assert inside and inside <= own[name], f"{name}: {out} holds files of other stages, or none"
+        lost = {file for file in own[name] if not below(file, outs[name])} & set(ignored)
+        assert not lost, f"{name}: neither DVC nor git has {sorted(lost)[:3]}"
+
+        assert set(needs[name]) >= CODE
+        read = {file for output in own[name] for file in records[output].inputs} - own[name]
+        for file in read:
+            siblings = [r.output for r in jobs_of[records[file].command]] if file in records else [file]
+            assert any(below(s, needs[name]) for s in siblings), f"{name}: {file} is read, but no dependency"
+        for need in set(needs[name]) - CODE:
+            assert any(below(file, [need]) for file in read), f"{name}: no job reads {need}"
+
+        used = set().union(
+            *(DERIVED.get(k, {k.partition("/")[0]}) for o in own[name] for k in records[o].used)
+        )
+        listed = {
+            key.partition(".")[0] for dep in stages[name].deps for key in getattr(dep, "params", None) or ()
+        }
+        assert used <= listed, f"{name}: params lack {sorted(used - listed)}"
+        assert listed <= used | LISTS, f"{name}: no job uses {sorted(listed - used)}"
+    assert any(RECORDS in paths for paths in outs.values()), "Snakemake's records travel with the data"
+
+
+def relative(root: Path, entry: Any) -> str:
+    return Path(entry.fs_path).relative_to(root.resolve()).as_posix()
+
+
+def overlap(one: str, other: str) -> bool:
+    return below(one, [other]) or below(other, [one])
+
+
+def closure(name: str, before: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    pending = [name]
+    while pending:
+        new = before[pending.pop()] - found
+        found |= new
+        pending += new
+    return found - {name}
 
 
 def test_lint_is_clean() -> None:

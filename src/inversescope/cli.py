@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from inversescope import __version__
-from inversescope.errors import InputError
+from inversescope.errors import InputError, neutral
 
 if TYPE_CHECKING:
     from inversescope.stages.common import Context
@@ -92,6 +92,25 @@ def _parser() -> argparse.ArgumentParser:
         "--write", action="store_true", help="write config/config.yaml and config/schema.json"
     )
     _common(config)
+    audit = commands.add_parser(
+        "audit", help="lineage of a figure, a table or one number, and what became of it"
+    )
+    audit.add_argument(
+        "path", help="a file, or the file and line of a row: results/ioi/gpt2-embedded/fcr.csv:12"
+    )
+    audit.add_argument(
+        "--verify", action="store_true", help="hash every byte; ask Snakemake what it would run"
+    )
+    audit.add_argument("--rerun", metavar="NODE", help="recompute a stage or an output elsewhere and compare")
+    audit.add_argument("--json", action="store_true", help="print everything as JSON")
+    adopt = commands.add_parser("adopt", help="record a finished run in dvc.lock, if nothing is stale")
+    adopt.add_argument("targets", nargs="*", help="targets that must be up to date (default: all study)")
+    restore = commands.add_parser("restore", help="fetch, check and date what dvc.lock names")
+    restore.add_argument(
+        "--remote", help="a remote's name, a directory or a URL; the default remote if absent"
+    )
+    for command in (audit, adopt, restore):
+        command.add_argument("--root", type=Path, default=Path("."), help="where data/ and results/ lie")
     return parser
 
 
@@ -192,8 +211,31 @@ def _config(arguments: argparse.Namespace) -> None:
     print("the configuration is valid")
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    """Print a lineage: 0 if all is fine, 1 if something is missing, changed or not reproducible."""
+    from inversescope.audit import audit, render
+
+    result = audit(arguments.root, arguments.path, arguments.verify, arguments.rerun)
+    print(result.to_json() if arguments.json else render(result))
+    return 0 if result.fine else 1
+
+
+def _adopt(arguments: argparse.Namespace) -> None:
+    from inversescope.lineage import TARGETS, adopt
+
+    names = adopt(arguments.root, arguments.targets or TARGETS)
+    print(f"dvc.lock has {', '.join(names)}; now commit it (git commit dvc.lock) and run dvc push")
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    from inversescope.lineage import restore
+
+    count, targets = restore(arguments.root, arguments.remote)
+    print(f"{count} files are what dvc.lock says; nothing to be done for {', '.join(targets)}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours."""
+    """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours, or an audit that finds one."""
     arguments = _parser().parse_args(argv)
     _limit_threads(getattr(arguments, "threads", 1))
     log: Path | None = getattr(arguments, "log", None)
@@ -208,11 +250,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             _show(arguments)
         elif arguments.stage == "config":
             _config(arguments)
+        elif arguments.stage == "audit":
+            return _audit(arguments)
+        elif arguments.stage == "adopt":
+            _adopt(arguments)
+        elif arguments.stage == "restore":
+            _restore(arguments)
         else:
             _run_stage(arguments)
         return 0
+    except BrokenPipeError:
+        # Who reads the output has seen enough; what is still in the buffer must not raise again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(neutral(f"error: {error}"), file=sys.stderr)
         return 2
     except Exception:
         traceback.print_exc(file=sys.stderr)

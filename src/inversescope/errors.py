@@ -1,4 +1,4 @@
-"""The one error that bad input ends in."""
+"""The one error that bad input ends in, and text made fit for a terminal."""
 
 
 class InputError(Exception):
@@ -14,3 +14,8 @@ class InputError(Exception):
         self.culprit = " ".join(culprit.split()).rstrip(". ")
         self.remedy = " ".join(remedy.split()).rstrip(". ")
         super().__init__(f"{self.culprit}. {self.remedy}.")
+
+
+def neutral(text: str) -> str:
+    """Text that cannot steer a terminal: control and format characters as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,557 @@
+"""Where results come from, as Snakemake and DVC recorded it: their records read together, adopted, restored.
+
+Snakemake keeps a record of each output's job in .snakemake/metadata; DVC keeps the hash of each output in dvc.lock. This module
+reads both and adds no book-keeping of its own. DVC versions Snakemake's records beside the outputs, so that a restored study is
+judged by the records of the run that made it.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from inversescope.config import BUILT_IN, Config, load_config
+from inversescope.errors import InputError
+
+RECORDS = ".snakemake/metadata"
+RECORD_FORMAT = 6
+CONFIG_FILE = "config/config.yaml"
+#: What is adopted unless asked otherwise: everything whose figures are shown.
+TARGETS = ("all", "study")
+#: Without --verify a file that DVC has not seen in its present state is hashed only if it is no larger than this.
+SMALL = 1 << 22
+
+
+# -------------------------------------------------------------------------------------------------------- Snakemake's records
+@dataclass(frozen=True)
+class Record:
+    """What Snakemake recorded of the job that wrote a file."""
+
+    output: str
+    rule: str
+    inputs: tuple[str, ...]
+    command: str
+    used: dict[str, Any]
+    checksums: dict[str, str]
+    started: float
+    ended: float
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Options of the command: --task, --model, --variant, ...; of a repeated one the last value."""
+        words = self.command.split()
+        pairs = zip(words, words[1:], strict=False)
+        return {a[2:]: b for a, b in pairs if a.startswith("--") and not b.startswith("--")}
+
+
+def read_records(root: Path) -> dict[str, Record]:
+    """Read Snakemake's records: output file -> record; empty if nothing has run here.
+
+    Raises:
+        InputError: a record is damaged, or of a format that this version does not know.
+    """
+    folder = root / RECORDS
+    records: dict[str, Record] = {}
+    for directory, _, names in os.walk(folder):
+        above = Path(directory).relative_to(folder).parts
+        for name in names:
+            file = Path(directory) / name
+            try:
+                # Long names are split into folders whose names begin with @.
+                encoded = "".join(part.removeprefix("@") for part in above) + name
+                output = base64.urlsafe_b64decode(encoded).decode()
+                values = json.loads(file.read_text())
+                if values["record_format_version"] != RECORD_FORMAT:
+                    raise InputError(
+                        f"{file} is a record of format {values['record_format_version']}, not {RECORD_FORMAT}",
+                        "use the version of Snakemake in envs/requirements.txt",
+                    )
+                records[output] = Record(
+                    output,
+                    values["rule"],
+                    tuple(values["input"] or ()),
+                    values["shellcmd"] or "",
+                    _used(values["params"] or []),
+                    values["input_checksums"] or {},
+                    float(values["starttime"]),
+                    float(values["endtime"]),
+                )
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{file} is not a record of Snakemake ({type(error).__name__}: {error})",
+                    "delete it, and rerun the workflow or run make restore",
+                ) from None
+    return records
+
+
+def _used(params: list[Any]) -> dict[str, Any]:
+    """The configuration among a job's parameters, which Snakemake keeps as Python literals."""
+    for text in params:
+        if isinstance(text, str) and text.startswith("{"):
+            value = ast.literal_eval(text)
+            if isinstance(value, dict):
+                return value
+    return {}
+
+
+def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
+    """Configuration that a job used: key -> (recorded, present) value; keys as in the configuration file, joined by dots.
+
+    What the rules derive from the configuration (bandwidths, sizes) is derived anew for the comparison. A key that is gone has the
+    present value None.
+    """
+    everything = config.model_dump(mode="json")
+    options = record.options
+    variant = options.get("variant", "")
+    one = "{variant}" in record.command or record.command.split().count("--variant") == 1
+    result: dict[str, tuple[Any, Any]] = {}
+    for key, value in record.used.items():
+        name: str = key.replace("/", ".")
+        present: Any
+        if key == "variant":
+            name, present = f"variants.{variant}", everything["variants"].get(variant)
+        elif key == "studied":
+            name, present = f"{variant} is studied", variant in config.studied_variants
+        elif key == "epsilons":
+            names = [*config.studied_variants, *config.study_variants]
+            if one and variant in config.variants:
+                name, present = f"bandwidths of {variant}", config.epsilons_of(variant)
+            else:
+                name = "bandwidths"
+                present = sorted(
+                    {*config.kernel.epsilons, config.kernel.epsilon}
+                    | {e for v in names for e in config.epsilons_of(v)}
+                )
+        elif key == "settings":
+            name = "sampling.settings"
+            known = [one for one in value if one in (*config.sampling.settings, *BUILT_IN)]
+            present = {one: config.sampling.rule(one).model_dump(mode="json") for one in known}
+        elif key in ("n_train", "n_test", "n_reference"):
+            name = f"experiments.{key}"
+            present = next(
+                (getattr(e, key) for e in config.experiments.values() if e.task == options.get("task")), None
+            )
+        else:
+            present = _lookup(everything, key.split("/"))
+        if isinstance(value, dict) and isinstance(present, dict):
+            # A job records the part of a section that it uses.
+            present = {k: v for k, v in present.items() if k in value}
+        result[name] = (value, present)
+    return result
+
+
+def _lookup(values: Any, keys: list[str]) -> Any:
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
+            return None
+        values = values[key]
+    return values
+
+
+@dataclass(frozen=True)
+class Stale:
+    """An output that Snakemake would make again, and why."""
+
+    output: str
+    rule: str
+    why: str
+
+
+def stale(root: Path, targets: Iterable[str]) -> list[Stale]:
+    """Ask Snakemake which outputs it would make again for these targets.
+
+    Raises:
+        InputError: Snakemake cannot build its graph of jobs; says why.
+    """
+    done = _snakemake(root, "--summary", *targets)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise InputError(
+            f"Snakemake cannot tell what is to be done: {lines[-1] if lines else 'no message'}",
+            "run snakemake --dry-run",
+        )
+    found = []
+    for line in done.stdout.splitlines():
+        cells = line.split("\t")
+        if len(cells) == 6 and cells[5] == "update pending":
+            # The state of a file whose inputs will be made anew says "ok".
+            why = "an input is to be made again" if cells[4] == "ok" else cells[4]
+            found.append(Stale(cells[0], cells[2], why))
+    return found
+
+
+def _snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+
+
+def refuse_stale(found: list[Stale], remedy: str) -> None:
+    """Raise `InputError` if anything is stale, naming the rules and the first files with the reason."""
+    if not found:
+        return
+    rules = ", ".join(f"{rule} ({n})" for rule, n in Counter(s.rule for s in found).items())
+    # What begins it all says more than what follows from it.
+    roots = [s for s in found if s.why != "an input is to be made again"] or found
+    first = "; ".join(f"{s.output}: {s.why}" for s in roots[:3])
+    raise InputError(
+        f"{len(found)} outputs are stale or missing, by rule: {rules}. First: {first}{' ...' if len(roots) > 3 else ''}",
+        remedy,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- DVC's hashes
+def file_md5(path: Path) -> str:
+    """A file's MD5, DVC's name for its content; always from the bytes, never from a database."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An output of a DVC stage as dvc.lock has it."""
+
+    stage: str
+    path: str
+    md5: str
+    size: int
+    cached: bool
+    #: Files of a directory with their hashes, below `path`; None if DVC's cache does not have the list.
+    listing: dict[str, str] | None = field(default=None, repr=False)
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output is a directory."""
+        return self.md5.endswith(".dir")
+
+
+class Versions:
+    """What DVC knows of a repository: dvc.yaml, dvc.lock, its cache's listings and its database of file states.
+
+    Raises:
+        InputError: DVC is not installed, this is not a DVC repository, or it has no dvc.lock.
+    """
+
+    def __init__(self, root: Path, config: dict[str, Any] | None = None) -> None:
+        self.root = root.resolve()
+        self.repo = open_repo(root, config)
+        self._folders: dict[str, str] = {}
+        if not (self.root / "dvc.lock").is_file():
+            raise InputError(
+                f"{root / 'dvc.lock'} does not exist: no run has been adopted",
+                "finish the run and run make adopt, or check out a commit that has one",
+            )
+
+    @cached_property
+    def stages(self) -> dict[str, Any]:
+        """Stages of dvc.yaml, with what dvc.lock says of them."""
+        from dvc.exceptions import DvcException
+
+        try:
+            return {stage.name: stage for stage in self.repo.index.stages}
+        except DvcException as error:
+            raise InputError(
+                f"dvc.yaml or dvc.lock cannot be read: {error}", "mend or restore it from git"
+            ) from error
+
+    @cached_property
+    def kept(self) -> list[Kept]:
+        """Outputs that dvc.lock has a hash of."""
+        result = []
+        for name, stage in self.stages.items():
+            for out in stage.outs:
+                if out.hash_info:
+                    path = Path(out.fs_path).relative_to(self.root).as_posix()
+                    listing = _listing(out) if out.hash_info.isdir else None
+                    size = int(out.meta.size or 0) if out.meta else 0
+                    result.append(Kept(name, path, out.hash_info.value, size, bool(out.use_cache), listing))
+        return result
+
+    @cached_property
+    def recorded(self) -> dict[str, str]:
+        """MD5 of every file that DVC has one of."""
+        files: dict[str, str] = {}
+        for kept in self.kept:
+            if kept.listing is not None:
+                files.update({f"{kept.path}/{name}": md5 for name, md5 in kept.listing.items()})
+            elif not kept.is_folder:
+                files[kept.path] = kept.md5
+        return files
+
+    @cached_property
+    def blobs(self) -> dict[str, str]:
+        """Hash of every file that git's index has."""
+        listed = git(self.root, "ls-files", "--stage", "-z")
+        entries = [entry.partition("\t") for entry in listed.split("\0") if entry]
+        return {path: about.split()[1] for about, _, path in entries}
+
+    def kept_as(self, path: str) -> Kept | None:
+        """The output that a file is, or lies in."""
+        for kept in self.kept:
+            if path == kept.path or path.startswith(f"{kept.path}/"):
+                return kept
+        return None
+
+    def known(self, path: str) -> str:
+        """A file's recorded hash with the name of its kind: md5 (DVC), git (blob); empty if none is recorded.
+
+        Of a folder that git has, DVC keeps one hash for the whole.
+        """
+        if path in self.recorded:
+            return f"md5:{self.recorded[path]}"
+        kept = self.kept_as(path)
+        if kept is not None and kept.listing is None:
+            return f"md5:{kept.md5}"
+        return f"git:{self.blobs[path]}" if path in self.blobs else ""
+
+    def state(self, path: str, verify: bool) -> str:
+        """Whether a file is missing, unchanged, changed, unrecorded (no hash to compare with) or unchecked.
+
+        Without `verify`, DVC's database is believed if a file's size, inode and time are as when DVC hashed it, small files are
+        hashed, and large ones that were touched stay unchecked. With it the bytes are hashed in any case.
+        """
+        file = self.root / path
+        if not file.is_file():
+            return "missing"
+        known = self.known(path)
+        if not known:
+            return "unrecorded"
+        kind, _, value = known.partition(":")
+        size = file.stat().st_size
+        if value.endswith(".dir"):
+            return self._state_of_folder(path, verify)
+        if kind == "git":
+            data = file.read_bytes()
+            found = hashlib.sha1(b"blob %d\0" % size + data, usedforsecurity=False).hexdigest()
+        elif verify or size <= SMALL:
+            found = file_md5(file)
+        else:
+            from dvc.fs import LocalFileSystem
+
+            _, info = self.repo.state.get(str(file), LocalFileSystem())
+            if info is None:
+                return "unchecked"
+            found = str(info.value)
+        return "unchanged" if found == value else "changed"
+
+    def _state_of_folder(self, path: str, verify: bool) -> str:
+        """State of a file in a folder that has one hash for the whole: that of the folder."""
+        kept = self.kept_as(path)
+        assert kept is not None
+        if kept.path not in self._folders:
+            if kept.size > SMALL and not verify:
+                return "unchecked"
+            same = folder_md5(self.root / kept.path) == kept.md5
+            self._folders[kept.path] = "unchanged" if same else "changed"
+        return self._folders[kept.path]
+
+    def check_all(self) -> list[tuple[str, str]]:
+        """Hash every file of every output and compare: (file, what is wrong), nothing if all is as dvc.lock says."""
+        wrong: list[tuple[str, str]] = []
+        for kept in self.kept:
+            if kept.is_folder and kept.listing is None:
+                if not (self.root / kept.path).is_dir():
+                    wrong.append((kept.path, "missing"))
+                elif folder_md5(self.root / kept.path) != kept.md5:
+                    wrong.append((kept.path, "changed"))
+                continue
+            files = [f"{kept.path}/{name}" for name in kept.listing or ()] if kept.is_folder else [kept.path]
+            states = ((file, self.state(file, verify=True)) for file in files)
+            wrong += [(file, state) for file, state in states if state != "unchanged"]
+        return wrong
+
+    def check_objects(self) -> list[str]:
+        """Hash every object in DVC's cache: those whose content is not what their name says."""
+        folder = Path(self.repo.cache.local.path)
+        bad = []
+        for file in sorted(folder.glob("??/*")):
+            name = (file.parent.name + file.name).removesuffix(".dir")
+            if len(name) == 32 and file_md5(file) != name:
+                bad.append(os.path.relpath(file, self.root))
+        return bad
+
+
+def _listing(out: Any) -> dict[str, str] | None:
+    """Files of a directory that DVC versions, from its cache; None if the cache has no list of them."""
+    from dvc_data.hashfile.tree import Tree
+    from dvc_objects.errors import ObjectFormatError
+
+    try:
+        tree = Tree.load(out.cache, out.hash_info)
+    except (FileNotFoundError, ObjectFormatError):
+        return None
+    return {"/".join(key): str(info.value) for key, (_, info) in tree.iteritems()}
+
+
+def folder_md5(folder: Path) -> str:
+    """The name that DVC gives to a directory's content, from the bytes of its files."""
+    from dvc_data.hashfile.hash_info import HashInfo
+    from dvc_data.hashfile.tree import Tree
+
+    tree = Tree()
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        tree.add(file.relative_to(folder).parts, None, HashInfo("md5", file_md5(file)))
+    tree.digest()
+    return str(tree.hash_info.value)
+
+
+def open_repo(root: Path, config: dict[str, Any] | None = None) -> Any:
+    """DVC's repository at a folder; every remote verifies what it hands out.
+
+    Raises:
+        InputError: DVC is not installed, or there is no repository.
+    """
+    try:
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError:
+        raise InputError(
+            "DVC is not installed", "run make setup, or pip install 'inversescope[lineage]'"
+        ) from None
+    try:
+        repo = Repo(str(root), config=config)
+        for remote in repo.config["remote"].values():
+            remote["verify"] = True
+        return repo
+    except DvcException as error:
+        raise InputError(
+            f"{root} is not a DVC repository: {error}", "run this in a clone of the project"
+        ) from error
+
+
+def git(root: Path, *arguments: str) -> str:
+    """What a git command prints; empty if it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+# -------------------------------------------------------------------------------------------------------------- adopt, restore
+def _refuse_other(root: Path) -> Config:
+    """Check that no run is going on; returns the configuration that DVC versions."""
+    if any((root / ".snakemake" / "locks").glob("*")):
+        raise InputError(
+            f"{root / '.snakemake/locks'} holds a lock: a run is going on, or was killed",
+            "wait for it to end, or run snakemake --unlock and finish the run",
+        )
+    return load_config([root / CONFIG_FILE])
+
+
+def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
+    """Record a finished run in dvc.lock, provided that Snakemake has nothing left to do.
+
+    Args:
+        root: repository root.
+        targets: targets of the workflow that must be up to date; without `study` that stage is left out.
+
+    Returns:
+        Names of the stages that were committed.
+
+    Raises:
+        InputError: something is stale (says what), a run is going on, or DVC cannot commit.
+    """
+    config = _refuse_other(root)
+    asked = [t for t in targets if t != "study" or config.study_variants]
+    refuse_stale(stale(root, asked), "run snakemake --cores all -- " + " ".join(asked) + ", then adopt")
+    from dvc.exceptions import DvcException
+
+    repo = open_repo(root)
+    stages = [s for s in repo.index.stages if "study" in asked or not s.name.startswith("study@")]
+    try:
+        for stage in stages:
+            repo.commit(stage.addressing, force=True)
+    except DvcException as error:
+        raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
+    finally:
+        repo.close()
+    return [stage.name for stage in stages]
+
+
+def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
+    """Fetch what dvc.lock names, check every byte of it, and give files the times of the run that made them.
+
+    Snakemake's own records come with the data, so that nothing is left to do and an edit of configuration or code since then shows
+    as what it is.
+
+    Args:
+        root: repository root.
+        remote: name of a remote, or a directory or URL to fetch from; the default remote if absent.
+
+    Returns:
+        Number of files that were checked, and the targets for which nothing is left to do.
+
+    Raises:
+        InputError: there is no dvc.lock, the remote lacks a file, a hash is wrong, or Snakemake would run something.
+    """
+    config = _refuse_other(root)
+    from dvc.exceptions import DvcException
+
+    settings: dict[str, Any] = {}
+    name = remote
+    if remote is not None and remote not in open_repo(root).config["remote"]:
+        url = remote if "://" in remote else str(Path(remote).resolve())
+        if "://" not in url and not Path(url).is_dir():
+            raise InputError(
+                f"{remote} is neither a remote nor a directory",
+                "see dvc remote list, or give a directory or URL",
+            )
+        name = "asked"
+        settings = {"remote": {name: {"url": url}}}
+    versions = Versions(root, settings)
+    adopted = {
+        name: stage.addressing
+        for name, stage in versions.stages.items()
+        if any(out.hash_info for out in stage.outs)
+    }
+    try:
+        versions.repo.pull(list(adopted.values()), remote=name, force=True)
+    except DvcException as error:
+        raise InputError(
+            f"DVC cannot fetch what dvc.lock names: {error}",
+            "check the remote (dvc remote list), and run dvc push where the run was adopted",
+        ) from error
+    versions = Versions(root, settings)
+    wrong = versions.check_all()
+    if wrong:
+        path, state = wrong[0]
+        raise InputError(
+            f"{path} is {state} after the pull ({len(wrong)} files in all are not what dvc.lock says)",
+            "delete it and its object under .dvc/cache and restore again; if it is wrong in the remote, push it anew from where it "
+            "was made; a file that git has: git checkout it from the commit of dvc.lock",
+        )
+    set_times(versions)
+    targets = ["all"] + (
+        ["study"] if any(s.startswith("study@") for s in adopted) and config.study_variants else []
+    )
+    refuse_stale(
+        stale(root, targets),
+        "configuration or code differ from those of the run: check out the commit that wrote dvc.lock, or run the workflow",
+    )
+    return len(versions.recorded), targets
+
+
+def set_times(versions: Versions) -> None:
+    """Give each output the time at which its job wrote it, and tell DVC's database, which knows files by their times."""
+    from dvc.fs import LocalFileSystem
+    from dvc_data.hashfile.hash_info import HashInfo
+
+    for output, record in read_records(versions.root).items():
+        file = versions.root / output
+        if file.is_file():
+            os.utime(file, (record.ended, record.ended))
+            md5 = versions.recorded.get(output)
+            if md5 is not None:
+                versions.repo.state.save(str(file), LocalFileSystem(), HashInfo("md5", md5))
