@@ -180,16 +180,15 @@ def decode(
     for position in range(length):
         h, readout = tree.step(), None
         if neighbours is not None and attended is not None:
-            owner = tree.owner_on(device)
             counts = torch.from_numpy(neighbours.counts(position, attended[0], attended[2])).to(device)
             evidence = None
             if words is not None:
-                words.read(tree.token, owner)
-                evidence = words.evidence(words.scores, owner)
-            readout = model.readout(folded, counts, owner, evidence)
+                words.read(tree.token, tree.owner)
+                evidence = words.evidence(words.scores, tree.owner)
+            readout = model.readout(folded, counts, tree.owner, evidence)
         logits = model.backbone.logits(h, readout).double()
         if isinstance(temperature, np.ndarray):
-            logits = logits / torch.from_numpy(temperature).to(device)[tree.owner_on(device), None]
+            logits = logits / torch.from_numpy(temperature).to(device)[tree.owner, None]
         elif temperature != 1.0:
             logits = logits / temperature
         if grammar is not None:
@@ -258,7 +257,7 @@ class _Tree:
     Attributes:
         alive: (m,) sequences that have not ended.
         row_of: (m,) their rows.
-        owner: (rows,) whose beginning it is.
+        owner: (rows,) whose beginning it is; a tensor on the generator's device.
         token: (rows,) its last token.
     """
 
@@ -269,18 +268,14 @@ class _Tree:
         self.model, self.folded, self.end, self.position = model, folded, end, 0
         self.cache = model.backbone.take_cache(len(owner), length)
         self.alive, self.row_of = np.arange(len(owner)), owner
-        self.owner = np.arange(len(folded.latent))
+        self.owner = torch.arange(len(folded.latent), device=folded.latent.device)
         self.token = np.full(len(self.owner), end)
-
-    def owner_on(self, device: torch.device) -> Tensor:
-        """`owner` as a tensor."""
-        return torch.from_numpy(self.owner).to(device)
 
     def step(self) -> Tensor:
         """Final hidden states (rows, D) after each row's last token."""
         device = self.folded.latent.device
         token = torch.from_numpy(self.token).to(device)
-        return self.model.step(token, self.position, self.cache, self.folded, self.owner_on(device))
+        return self.model.step(token, self.position, self.cache, self.folded, self.owner)
 
     def children(self, following: np.ndarray) -> _Children:
         """Children by the token (m,) that each sequence goes on with."""
@@ -318,7 +313,8 @@ class _Tree:
         self.alive, self.row_of = self.alive[lives], place_of[children.of[lives]]
         kept = np.empty(n, np.int64)
         kept[place] = some
-        self.owner, self.token = self.owner[children.parent[kept]], children.token[kept]
+        self.owner = self.owner[torch.from_numpy(children.parent[kept]).to(device)]
+        self.token = children.token[kept]
         return kept
 
 
@@ -362,15 +358,11 @@ class _WordScores:
 def inverse_cdf(p: Tensor, row_of: np.ndarray, u: np.ndarray) -> np.ndarray:
     """Token at which the cumulative probability of a draw's row passes u: p (rows, V), row_of and u (draws,) -> (draws,)."""
     # Draws of a row side by side, so that each row's sums are searched once for all of them.
-    order = np.argsort(row_of, kind="stable")
-    sizes = np.bincount(row_of, minlength=len(p))
-    column = np.empty_like(row_of)
-    column[order] = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    table = np.zeros((len(p), int(sizes.max())))
-    table[row_of, column] = u
+    rows = ByOwner(torch.from_numpy(row_of).to(p.device), len(p))
     cdf = p.cumsum(-1)
-    token = torch.searchsorted(cdf, torch.from_numpy(table).to(p.device) * cdf[:, -1:], right=True)
-    return token.clamp_max(p.shape[-1] - 1).cpu().numpy()[row_of, column]
+    laid = rows.spread(torch.from_numpy(u).to(p.device))
+    token = torch.searchsorted(cdf, laid * cdf[:, -1:], right=True).clamp_max(p.shape[-1] - 1)
+    return rows.gather(token).cpu().numpy()
 
 
 def _grammar_mask(grammar: Grammar, state: np.ndarray, vocabulary: int) -> np.ndarray:
@@ -571,7 +563,7 @@ def log_prob_rows(
                 whose = torch.from_numpy(of[alive]).to(device)
                 evidence = None
                 if words is not None and others is not None:
-                    words.read(tree.token, tree.owner_on(device))
+                    words.read(tree.token, tree.owner)
                     besides = torch.from_numpy(others[alive]).to(device)
                     evidence = words.evidence(words.scores[row_of], whose, besides)
                 h, row_of = h[row_of], torch.arange(len(alive), device=device)

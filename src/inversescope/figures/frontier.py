@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from scipy.stats import t as student
 
 from inversescope.figures.style import (
     BLACK,
@@ -25,7 +24,7 @@ from inversescope.figures.style import (
     share_axis,
     styled,
 )
-from inversescope.figures.tables import select
+from inversescope.figures.tables import select, t_interval
 from inversescope.store import atomic_path, write_table
 
 #: Marker of each generator, in the order in which they are listed.
@@ -281,11 +280,7 @@ def matched(frontier: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
                 if np.isfinite(value):
                     reached.append(value)
                     ratios.append(np.log(value / own.loc[seed, "refusal_rate"]))
-            half = np.nan
-            if len(ratios) > 1:
-                spread = np.std(ratios, ddof=1) / np.sqrt(len(ratios))
-                half = student.ppf(0.5 + confidence / 2, len(ratios) - 1) * spread
-            middle = np.mean(ratios) if ratios else np.nan
+            middle, half = t_interval(np.array(ratios, float), confidence)
             rows.append(
                 {
                     "reference": setting,

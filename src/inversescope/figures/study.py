@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from scipy.stats import t as student
 
 from inversescope.figures.style import (
     BLACK,
@@ -23,7 +21,7 @@ from inversescope.figures.style import (
     save,
     styled,
 )
-from inversescope.figures.tables import select, tidy
+from inversescope.figures.tables import select, t_interval, tidy
 
 METRICS = {
     "refusal_rate": "refused\n(share of draws)",
@@ -57,12 +55,7 @@ def study_means(study: pd.DataFrame, epsilon: float, confidence: float = 0.95) -
     parts = [seeds]
     for key, group in seeds.groupby(["metric", *keys], sort=False):
         values = group["value"].dropna().to_numpy(dtype=float)
-        half = np.nan
-        if len(values) > 1:
-            half = (
-                student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-            )
-        mean = values.mean() if len(values) else np.nan
+        mean, half = t_interval(values, confidence)
         entry = dict(zip(["metric", *keys], key, strict=True))
         entry |= {"kind": "mean", "value": mean, "ci_low": mean - half, "ci_high": mean + half}
         entry |= {"n_sites": int(group["n_sites"].min()), "n_seeds": len(values)}
@@ -275,7 +268,7 @@ def misleading_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.
             table = group[group["metric"] == metric].pivot(index="seed", columns="base", values="value")
             table = table.reindex(columns=list(_BASES)).dropna()
             gap = (table["paper"] - table["default"]).to_numpy(dtype=float)
-            mean, half = _t_interval(gap, confidence)
+            mean, half = t_interval(gap, confidence)
             row |= {
                 "n_seeds": len(gap),
                 f"{metric}_paper": table["paper"].mean(),
@@ -305,7 +298,7 @@ def training_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.95
         for metric in ("refusal_rate", "fcr_error"):
             part = group[group["metric"] == metric]
             table = part.pivot(index="seed", columns="steps_multiple", values="value").dropna()
-            mean, half = _t_interval((table[many] - table[few]).to_numpy(dtype=float), confidence)
+            mean, half = t_interval((table[many] - table[few]).to_numpy(dtype=float), confidence)
             row |= {
                 "n_seeds": len(table),
                 f"{metric}_from": table[few].mean(),
@@ -315,14 +308,6 @@ def training_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.95
         row["misleads"] = bool(row["refusal_rate_high"] < 0 and row["fcr_error_low"] > 0)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Mean and half width of its t interval; NaN for fewer than two values."""
-    if len(values) < 2:
-        return float(values.mean()) if len(values) else math.nan, math.nan
-    half = student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return float(values.mean()), float(half)
 
 
 def _fold(name: str, width: int = 34) -> str:

@@ -1,4 +1,4 @@
-"""Rows that figures ask of result tables: selection, order of sites, heads chosen by rule, pooled errors."""
+"""Rows that figures ask of result tables: selection, order of sites, heads chosen by rule, pooled errors, intervals by seed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student
 
 from inversescope.errors import InputError
 
@@ -214,6 +215,14 @@ def pooled_rmse(rows: pd.DataFrame) -> float:
     if weight.sum() == 0:
         return float("nan")
     return float(np.sqrt(np.average(np.square(rows["cell_rmse"].to_numpy(dtype=float)), weights=weight)))
+
+
+def t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Mean of values (n,), one a seed, and half the width of its Student t interval; NaN for fewer than two."""
+    if len(values) < 2:
+        return float(values[0]) if len(values) else np.nan, np.nan
+    half = student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
 
 
 def estimator_rows(fcr: pd.DataFrame, estimator: str, features: list[str]) -> pd.DataFrame:
