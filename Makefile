@@ -36,7 +36,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup figures study bench test lint format report adopt restore clean-results
+.PHONY: help setup figures study bench test test-slurm test-faults lint format report adopt restore clean-results
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -101,6 +101,19 @@ lint: setup ## Linters, types and workflow checks
 test: lint ## All checks and tests, at most two workers
 	$(call say,pytest with $(WORKERS) worker(s))
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --durations=10
+
+SLURM_PACKAGES := slurmctld slurmd slurm-client munge
+
+test-slurm: setup ## The small study through a SLURM of its own (installs Debian's, as root): same tables as a local run
+	$(call say,SLURM: Debian's packages$(comma) where they are missing)
+	command -v slurmctld slurmd squeue munged >/dev/null || { apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(SLURM_PACKAGES); } >/dev/null
+	$(call say,SLURM: a cluster of one node on the loopback interface)
+	OMP_NUM_THREADS=1 pytest -q -m slurm --durations=5 tests/test_slurm.py
+
+test-faults: setup ## Killed, damaged and starved runs, minutes: rewrites the table of docs/faults.md
+	$(call say,Faults)
+	OMP_NUM_THREADS=1 pytest -q -m faults --durations=10 tests/faults
 
 format: setup ## Rewrite sources in the project's format
 	ruff check --fix .

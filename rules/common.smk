@@ -3,6 +3,7 @@ import ast
 import functools
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +92,7 @@ def drawn_as(where, variant: str) -> dict[str, object]:
 def options(wildcards, threads) -> str:
     """Options that each command takes. It asks for `threads`, so Snakemake does not record it: where files lie and how many
     threads a job has must not make its results stale."""
-    return " ".join(f"--config {file}" for file in CONFIG_FILES)
+    return " ".join(f"--config {shlex.quote(file)}" for file in CONFIG_FILES)
 
 
 # --------------------------------------------------------------------------------------------- tables of what is to be done
@@ -556,3 +557,16 @@ def memory(small: int, large: int, model: str | None = None):
 def minutes(small: int, large: int, model: str | None = None):
     """Minutes for a job, likewise; they grow with each attempt."""
     return lambda wildcards, attempt: (small if is_small(wildcards, model) else large) * attempt
+
+
+def launch(wildcards, resources, threads) -> str:
+    """What starts a training: a process for each GPU that the job was given, if there are several. Like `options` it is not
+    recorded: where a job runs must not make its results stale."""
+    gpus = int(resources.get("gpu", 0) or 0)
+    if gpus < 2:
+        return ""
+    # Port 0: a free one, so that trainings may share a node.
+    return (
+        f"accelerate launch --multi_gpu --num_machines 1 --num_processes {gpus} --main_process_port 0"
+        " --mixed_precision no --dynamo_backend no --no_python "
+    )

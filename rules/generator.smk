@@ -57,9 +57,11 @@ rule train_generator:
     params:
         used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "backbone/init") | made_as(w),
         options=options,
+        launch=launch,
     message:
         "Training generator {wildcards.generator}, variant {wildcards.variant}"
     shell:
+        "{params.launch}"
         "inversescope train_generator --task {wildcards.task} --model {wildcards.model}"
         " --generator {wildcards.generator} --variant {wildcards.variant}"
         " {params.options} --threads {threads} --log {log}"

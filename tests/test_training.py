@@ -51,7 +51,7 @@ def run(
 
     defaults: dict = {"save_every": 7, "log_every": 5, "echo": lambda line: None}
     return train(
-        model, loss, SCHEDULE, name="t", tokens_per_step=100, state_dir=state, **{**defaults, **options}
+        model, loss, SCHEDULE, name="t", tokens_per_step=100, state_path=state, **{**defaults, **options}
     )
 
 
@@ -62,9 +62,9 @@ def test_resumed_run_ends_in_identical_weights(tmp_path: Path, kills: list[int])
     lines: list[str] = []
     for kill in kills:
         with pytest.raises(Killed):
-            run(make_model(), tmp_path / "state", kill)
+            run(make_model(), tmp_path / "state.safetensors", kill)
     resumed = make_model()
-    again = run(resumed, tmp_path / "state", echo=lines.append)
+    again = run(resumed, tmp_path / "state.safetensors", echo=lines.append)
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
     saved = kills[-1] // 7 * 7
@@ -82,16 +82,16 @@ def test_state_is_what_makes_it_so(tmp_path: Path) -> None:
     whole = make_model()
     run(whole)
     with pytest.raises(Killed):
-        run(make_model(), tmp_path / "state", 18)
-    from inversescope.store import load_checkpoint, save_checkpoint
+        run(make_model(), tmp_path / "state.safetensors", 18)
+    from inversescope.store import load_state, save_state
 
-    tensors, meta = load_checkpoint(tmp_path / "state")
+    tensors, meta = load_state(tmp_path / "state.safetensors")
     assert meta["step"] == 14
     kept = {name: value for name, value in tensors.items() if name.startswith("model.")}
     assert len(kept) < len(tensors)
-    save_checkpoint(tmp_path / "state", kept, meta)
+    save_state(tmp_path / "state.safetensors", kept, meta)
     resumed = make_model()
-    run(resumed, tmp_path / "state")
+    run(resumed, tmp_path / "state.safetensors")
     assert not torch.equal(resumed[0].weight, whole[0].weight)
 
 

@@ -457,6 +457,8 @@ def run_again(root: Path, records: dict[str, Record], nodes: dict[str, Node], wh
         )
     record = records[path]
     words = shlex.split(record.command)
+    if words[:2] == ["accelerate", "launch"] and "inversescope" in words:
+        words = words[words.index("inversescope") :]  # without the processes of a training
     if words[:1] != ["inversescope"] or len(words) < 2 or words[1] not in STAGES:
         raise InputError(f"the recorded command of {path} is no stage of inversescope", "restore the records")
     outputs = sorted(name for name, other in records.items() if other.command == record.command)

@@ -424,6 +424,11 @@ class Config(Strict):
 
     seed: int = 0
     budget: float = Field(1.0, gt=0, description="The one knob: scales training steps and sampling budgets.")
+    save_every: int = Field(
+        500,
+        ge=1,
+        description="Training steps between two states that a killed training resumes from; no result depends on it.",
+    )
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
@@ -472,7 +477,8 @@ class Config(Strict):
                     raise ValueError(
                         f"variant {name!r} attends to neighbours: no noise or schedule ({setting!r})"
                     )
-        for name in [*self.experiments, *self.models, *self.variants]:
+        candidates = [name for model in self.models.values() for name in model.candidates]
+        for name in [*self.experiments, *self.models, *self.variants, *candidates]:
             if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
                 raise ValueError(f"name {name!r} may hold letters, digits, '-', '_' and '.' only")
         return self

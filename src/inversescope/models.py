@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -261,6 +262,13 @@ def load_target(directory: str | Path) -> Target:
         path = str(directory / path)
     if source != "hub" and not (Path(path) / "config.json").is_file():
         raise InputError(f"{path} holds no model (no config.json)", "Check 'path' of the model in the config")
+    for name, recorded in (about.get("sha256") or {}).items():
+        file = Path(path) / name
+        if not file.is_file() or store.file_hash(file) != recorded:
+            raise InputError(
+                f"{file} is not the file that {directory / 'target.json'} vouches for",
+                "Delete it and rerun the stage that writes it",
+            )
     options: dict[str, Any] = {"revision": revision} if source == "hub" else {"local_files_only": True}
     if about.get("device_map"):
         options["device_map"] = about["device_map"]
@@ -398,11 +406,15 @@ def save_trained(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for left in directory.glob(".saving.*"):  # by a killed job
+        shutil.rmtree(left, ignore_errors=True)
+    hashes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix=".saving.", dir=directory) as temporary:
         with _quiet():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for part in sorted(Path(temporary).iterdir()):
+            hashes[part.name] = store.file_hash(part)
             with store.atomic_path(directory / part.name) as destination:
                 destination.write_bytes(part.read_bytes())
     dtype = str(model.dtype).removeprefix("torch.")
@@ -414,7 +426,7 @@ def save_trained(
         "dtype": dtype,
         "device_map": None,
     }
-    store.write_json(about | dict(meta or {}), directory / "target.json")
+    store.write_json(about | dict(meta or {}) | {"sha256": hashes}, directory / "target.json")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ All sources serve the same `Batch`; the generator's architecture does not know w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -139,6 +139,30 @@ class Batch:
     neighbours: np.ndarray | None = None
     neighbour_weight: np.ndarray | None = None
     floor: float = float("nan")
+
+    def part(self, index: int, of: int) -> Batch:
+        """Every `of`-th example from the `index`-th on, still site by site; all of them for one part of one.
+
+        Raises:
+            InputError: there are fewer examples than parts.
+        """
+        if of == 1:
+            return self
+        if len(self.path) < of:
+            raise InputError(
+                f"{of} processes share {len(self.path)} examples a step",
+                "raise per_site, or start fewer processes",
+            )
+        z, start = {}, 0
+        for label, rows in self.z.items():
+            z[label] = rows[(index - start) % of :: of]
+            start += len(rows)
+        arrays = {
+            field.name: getattr(self, field.name)[index::of]
+            for field in fields(self)
+            if isinstance(getattr(self, field.name), np.ndarray)
+        }
+        return replace(self, z=z, **arrays)
 
 
 class PairSource(Protocol):

@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from inversescope import __version__
 from inversescope.config import Config
-from inversescope.errors import InputError
+from inversescope.errors import InputError, neutral
 from inversescope.figures import FIGURES, FRONTIER_FIGURES, STUDY_FIGURES, TABLES
 from inversescope.figures.samples import markdown
 from inversescope.figures.tables import MIXED, PLAIN, full_cache, select, tidy
@@ -161,7 +161,7 @@ def _cell(value: Any, form: str) -> str:
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
         return format(float(value), form) if np.isfinite(value) else ""
-    return "" if value is None or value is pd.NA else str(value)
+    return "" if value is None or value is pd.NA else neutral(str(value))
 
 
 def _rates(fcr: pd.DataFrame, feature: str, epsilon: float) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inversescope.config import Config
-from inversescope.errors import InputError
+from inversescope.errors import InputError, neutral
 from inversescope.figures.study import misleading_claim, training_claim
 from inversescope.figures.tables import (
     MIXED,
@@ -452,6 +452,6 @@ def _print_examples(console: Console, root: Path, task: str, model: str, variant
                 )
                 continue
             accepted = "yes" if str(one["accepted"]) == "True" else "no"
-            distance, text = Text(f"{one['distance']:.3f}"), Text(str(one["text"]))
+            distance, text = Text(f"{one['distance']:.3f}"), Text(neutral(str(one["text"])))
             table.add_row(Text(str(one["site"])), distance, accepted, text)
     console.print(table)

@@ -1,17 +1,21 @@
 """Files that stages exchange: atomic writes, activations with their provenance, tables, checkpoints.
 
-Nothing here unpickles: arrays are safetensors, tables parquet or CSV, everything else JSON.
+Nothing here unpickles: arrays are safetensors, tables parquet or CSV, everything else JSON. Arrays and parquet carry checksums, so
+that a file with a flipped bit is refused, not read.
 """
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import math
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import save as safetensors_bytes
 
 from inversescope import __version__
 from inversescope.errors import InputError
@@ -37,6 +40,14 @@ _DTYPES = {
 }
 _DTYPES |= {"U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?"}
 _ROWS_PER_CHECK = 1 << 16
+_MORE_ROOM = "Free some space, or let data/ and results/ be links to a larger disk, and run again: what is finished stays"
+_PERMISSION = "Give yourself permission to write there and run again: what is finished stays"
+_REMEDIES = {
+    errno.ENOSPC: _MORE_ROOM,
+    errno.EDQUOT: _MORE_ROOM,
+    errno.EACCES: _PERMISSION,
+    errno.EROFS: _PERMISSION,
+}
 
 
 @contextmanager
@@ -45,13 +56,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
     The data is on disk before the rename, so that a killed job leaves the old file or the new one, never
     half of one.
+
+    Raises:
+        InputError: there is no room for it, or no permission to write.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
+    part: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.part{path.suffix}"):  # by a killed job
+            left.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=f".part{path.suffix}", dir=path.parent
+        )
+        os.close(handle)
+        part = Path(name)
         yield part
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
@@ -60,8 +79,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.umask(umask)
         part.chmod(0o666 & ~umask)
         os.replace(part, path)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        raise InputError(
+            f"{path} cannot be written ({os.strerror(error.errno)})", _REMEDIES[error.errno]
+        ) from error
     finally:
-        part.unlink(missing_ok=True)
+        if part is not None:
+            part.unlink(missing_ok=True)
 
 
 def file_hash(path: str | Path) -> str:
@@ -108,15 +134,13 @@ def write_activations(
     texts = {"dtype": "float32", "package_version": __version__} | {
         key: str(value) for key, value in meta.items()
     }
-    with atomic_path(path) as part:
-        entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
-        with part.open("wb") as file:
-            # As the library writes it, except that metadata are in the order of their keys, not of a hash map.
-            file.write(_header({"__metadata__": dict(sorted(texts.items())), "z": entry}))
-            for rows in parts:
-                for start in range(0, len(rows), _ROWS_PER_CHECK):
-                    block = np.ascontiguousarray(rows[start : start + _ROWS_PER_CHECK], dtype="<f4")
-                    file.write(block.data)
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
+    blocks = (
+        np.ascontiguousarray(rows[start : start + _ROWS_PER_CHECK], dtype="<f4")
+        for rows in parts
+        for start in range(0, len(rows), _ROWS_PER_CHECK)
+    )
+    _write_tensors(path, {"z": entry}, blocks, texts)
 
 
 def read_activations(path: str | Path, mmap: bool = True) -> tuple[np.ndarray, dict[str, str]]:
@@ -190,7 +214,7 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
             frame.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
         elif path.suffix == ".parquet":
             table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
-            pq.write_table(table, part, compression="zstd")
+            pq.write_table(table, part, compression="zstd", write_page_checksum=True)
         else:
             raise InputError(
                 f"{path} is neither a .parquet nor a .csv table", "Give it one of these suffixes"
@@ -209,12 +233,12 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFra
     path = Path(path)
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path, columns=columns).to_pandas()
+            return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
         integers: Any = {"layer": "Int64", "head": "Int64"}
         frame = pd.read_csv(path, usecols=columns, dtype=integers, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
         raise _missing(path) from None
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:  # Arrow tells of wrong checksums as OSError
         raise InputError(
             f"{path} cannot be read ({error})", "Delete it and rerun the stage that writes it"
         ) from None
@@ -229,22 +253,79 @@ def save_checkpoint(
 ) -> None:
     """Write a model's tensors and what describes them as `model.safetensors` and `meta.json`."""
     directory = Path(directory)
-    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    with atomic_path(directory / "model.safetensors") as part:
-        part.write_bytes(safetensors_bytes(arrays))
-    write_json(dict(meta), directory / "meta.json")
+    checksum = _write_arrays(directory / "model.safetensors", tensors, {})
+    write_json({**meta, "weights_crc32": checksum}, directory / "meta.json")
 
 
 def load_checkpoint(directory: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read the tensors (writable copies) and the description that `save_checkpoint` wrote.
 
     Raises:
-        InputError: if a file is missing or cut short.
+        InputError: if a file is missing, damaged or cut short, or the description is that of other tensors.
     """
     directory = Path(directory)
     remedy = "Delete it and rerun the stage that trains it"
-    tensors, _ = _read_tensors(directory / "model.safetensors", remedy, mmap=False)
-    return tensors, read_json(directory / "meta.json")
+    tensors, texts = _read_tensors(directory / "model.safetensors", remedy, mmap=False)
+    meta = read_json(directory / "meta.json")
+    if not isinstance(meta, dict) or meta.pop("weights_crc32", None) != texts.get("crc32"):
+        raise InputError(f"{directory / 'meta.json'} does not describe the weights beside it", remedy)
+    return tensors, meta
+
+
+def save_state(path: str | Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Write the state of a training, tensors and description, as one file: it is replaced as a whole or not at all."""
+    _write_arrays(path, tensors, {"state": json.dumps(meta)})
+
+
+def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read the tensors (writable copies) and the description that `save_state` wrote.
+
+    Raises:
+        InputError: if the file is missing, damaged or no such state.
+    """
+    remedy = "Delete it: the training begins anew"
+    tensors, texts = _read_tensors(path, remedy, mmap=False)
+    if "state" not in texts:
+        raise InputError(f"{path} is not the state of a training", remedy)
+    return tensors, json.loads(texts["state"])
+
+
+def _write_arrays(path: str | Path, tensors: Mapping[str, np.ndarray], texts: dict[str, str]) -> str:
+    """Write arrays as safetensors, the widest numbers first so that all are aligned; returns the checksum."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    arrays = [np.ascontiguousarray(tensors[name]) for name in names]
+    kinds = {np.dtype(text): kind for kind, text in _DTYPES.items()}
+    entries, offset = {}, 0
+    for name, array in zip(names, arrays, strict=True):
+        end = offset + array.nbytes
+        kind = kinds[array.dtype]
+        entries[name] = {"dtype": kind, "shape": list(np.shape(tensors[name])), "data_offsets": [offset, end]}
+        offset = end
+    return _write_tensors(path, entries, arrays, texts)
+
+
+def _write_tensors(
+    path: str | Path, entries: dict[str, Any], blocks: Iterable[np.ndarray], texts: Mapping[str, str]
+) -> str:
+    """Write a safetensors file block by block, its metadata in the order of their keys, with a checksum; returns this."""
+    with atomic_path(path) as part, part.open("wb") as file:
+        entries = {"__metadata__": dict(sorted(texts.items())), **entries}
+        checksum = zlib.crc32(_canonical(entries))
+        entries["__metadata__"]["crc32"] = "0" * 8  # as long as the one that takes its place
+        file.write(_header(entries))
+        for block in blocks:
+            file.write(block.data)
+            checksum = zlib.crc32(block.data, checksum)
+        entries["__metadata__"]["crc32"] = f"{checksum:08x}"
+        file.seek(0)
+        file.write(_header(entries))
+    return f"{checksum:08x}"
+
+
+def _canonical(entries: Mapping[str, Any]) -> bytes:
+    """What a header says, but for the checksum."""
+    about = {key: value for key, value in entries.get("__metadata__", {}).items() if key != "crc32"}
+    return json.dumps({**entries, "__metadata__": about}, sort_keys=True).encode()
 
 
 def _header(entries: dict[str, Any]) -> bytes:
@@ -268,6 +349,7 @@ def _read_tensors(path: str | Path, remedy: str, mmap: bool) -> tuple[dict[str, 
             raise InputError(f"{path} is cut short ({size} bytes, less than its header)", remedy)
         try:
             header = json.loads(file.read(length))
+            checksum = zlib.crc32(_canonical(header))
             meta = header.pop("__metadata__", {})
             end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
             dtypes = {name: np.dtype(_DTYPES[entry["dtype"]]) for name, entry in header.items()}
@@ -276,6 +358,8 @@ def _read_tensors(path: str | Path, remedy: str, mmap: bool) -> tuple[dict[str, 
         if end != size:
             raise InputError(f"{path} is cut short or overlong ({size} bytes instead of {end})", remedy)
     data = np.memmap(path, mode="r") if mmap else np.fromfile(path, dtype=np.uint8)
+    if "crc32" in meta and f"{zlib.crc32(data[8 + length :], checksum):08x}" != meta["crc32"]:
+        raise InputError(f"{path} is damaged: its checksum is not that of its bytes", remedy)
     tensors = {}
     for name, entry in header.items():
         first, last = entry["data_offsets"]

@@ -1,14 +1,16 @@
 """One training loop for target models, backbones and generators: schedule, gate, resume, log, progress.
 
-Examples are a function of the seed and the step, so a run that was killed goes on from its last saved state to the same weights.
+Examples are a function of the seed and the step, so a run that was killed goes on from its last saved state to the same weights,
+and the processes of one training (`accelerate launch`) each take a share of the same examples.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,11 @@ from torch import Tensor, nn
 
 from inversescope.errors import InputError
 from inversescope.progress import Progress
-from inversescope.store import load_checkpoint, save_checkpoint, write_table
+from inversescope.store import load_state, save_state, write_table
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from inversescope.generator.base import Condition, ConditionalGenerator
     from inversescope.pairs import Batch
 
@@ -59,7 +63,8 @@ def train(
     name: str,
     tokens_per_step: int,
     log_path: Path | None = None,
-    state_dir: Path | None = None,
+    state_path: Path | None = None,
+    made_from: Mapping[str, Any] | None = None,
     save_every: int = 500,
     log_every: int = 50,
     echo: Callable[[str], None] = print,
@@ -67,11 +72,17 @@ def train(
     rate: Callable[[int], float] | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> pd.DataFrame:
-    """Minimise `loss(step)` over the trainable parameters of `model`.
+    """Minimise `loss(step)` over the trainable parameters of `model`, on the GPU of this process if there is one.
+
+    Where there are several processes, `loss` gives this one's share, and the sum over processes is what is minimised; the first
+    process alone writes and speaks.
 
     Args:
-        loss: step -> (scalar loss, extra values to log); must depend on nothing but the step and the model.
-        state_dir: where the resumable state lives; removed by the caller once the result is written.
+        loss: step -> (scalar loss, extra values to log); must depend on nothing but the step, the model and the process.
+        state_path: the file of the resumable state; removed by the caller once the result is written.
+        made_from: what the result depends on beside the schedule. A state of another training is left alone, and training begins
+            at step 0; so it does where the state is damaged.
+        save_every: steps between two states; makes no difference to the result.
         stop: asked after each step; True ends the run early.
         rate: learning rate at a step, if not the schedule's.
         on_step: called after each step (evaluation, snapshots).
@@ -85,6 +96,12 @@ def train(
     from accelerate import Accelerator
 
     accelerator = Accelerator()
+    together, leading = accelerator.num_processes > 1, accelerator.is_main_process
+    if not leading:
+        state_writer, log_path, echo = None, None, _silent
+    else:
+        state_writer = state_path
+    model.to(accelerator.device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     decay = [p for p in parameters if p.dim() > 1]
     rest = [p for p in parameters if p.dim() <= 1]
@@ -93,9 +110,17 @@ def train(
     optimizer = accelerator.prepare(optimizer)
     first, before = 0, 0.0
     rows: list[dict[str, Any]] = []
-    if state_dir is not None and (state_dir / "meta.json").exists():
-        first, before, rows = _restore(model, optimizer, parameters, state_dir)
-        echo(f"{name}: resuming at step {first} of {schedule.steps}")
+    training = json.loads(json.dumps({"schedule": asdict(schedule), "made_from": made_from}, default=str))
+    if state_path is not None and state_path.exists():
+        try:
+            tensors, meta = load_state(state_path)
+            if meta["training"] == training:
+                first, before, rows = _restore(model, optimizer, parameters, tensors, meta)
+                echo(f"{name}: resuming at step {first} of {schedule.steps}")
+            else:
+                echo(f"{name}: {state_path} is the state of another training; beginning at step 0")
+        except InputError as error:
+            echo(f"{name}: {error.culprit}; beginning at step 0")
     progress = Progress(name, schedule.steps, echo)
     start = time.monotonic()
     sums: dict[str, list[float]] = {}
@@ -108,6 +133,12 @@ def train(
         value, extra = loss(step)
         optimizer.zero_grad(set_to_none=True)
         accelerator.backward(value)
+        if together:
+            value = accelerator.reduce(value.detach(), reduction="sum")
+            for parameter in parameters:
+                # A site that this process has no example of has no gradient here.
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = accelerator.reduce(own, reduction="sum")
         if schedule.clip is not None:
             accelerator.clip_grad_norm_(parameters, schedule.clip)
         optimizer.step()
@@ -137,8 +168,9 @@ def train(
             on_step(done)
         if ended:
             break
-        if state_dir is not None and done % save_every == 0 and done < schedule.steps:
-            _save(model, optimizer, parameters, state_dir, done, before + time.monotonic() - start, rows)
+        if state_writer is not None and done % save_every == 0 and done < schedule.steps:
+            seconds = before + time.monotonic() - start
+            _save(model, optimizer, parameters, state_writer, done, seconds, rows, training)
     model.eval()
     log = pd.DataFrame(rows).drop(columns="_run", errors="ignore")
     if log_path is not None:
@@ -146,14 +178,26 @@ def train(
     return log
 
 
+def _silent(line: str) -> None:
+    """What processes but the first say."""
+
+
+def this_process() -> PartialState:
+    """Which of the processes of a training this is: `process_index` of `num_processes`, on `device`."""
+    from accelerate import PartialState
+
+    return PartialState()
+
+
 def _save(
     model: nn.Module,
     optimizer: Any,
     parameters: list[nn.Parameter],
-    state_dir: Path,
+    state_path: Path,
     step: int,
     seconds: float,
-    rows: list,
+    rows: list[dict[str, Any]],
+    training: Mapping[str, Any],
 ) -> None:
     tensors = {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
     for index, parameter in enumerate(parameters):
@@ -162,26 +206,25 @@ def _save(
             if key in state:
                 tensors[f"optimizer.{index}.{key}"] = np.atleast_1d(state[key].detach().cpu().numpy())
     kept = [{**row, "_run": row["_run"] - rows[-1]["_run"]} for row in rows] if rows else []
-    save_checkpoint(state_dir, tensors, {"step": step, "seconds": seconds, "rows": kept})
+    save_state(state_path, tensors, {"training": training, "step": step, "seconds": seconds, "rows": kept})
 
 
 def _restore(
-    model: nn.Module, optimizer: Any, parameters: list[nn.Parameter], state_dir: Path
+    model: nn.Module,
+    optimizer: Any,
+    parameters: list[nn.Parameter],
+    tensors: Mapping[str, np.ndarray],
+    meta: Mapping[str, Any],
 ) -> tuple[int, float, list[dict[str, Any]]]:
-    tensors, meta = load_checkpoint(state_dir)
-    state = {
-        k[len("model.") :]: torch.from_numpy(np.array(v))
-        for k, v in tensors.items()
-        if k.startswith("model.")
-    }
+    state = {k[len("model.") :]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
     model.load_state_dict(state)
     for index, parameter in enumerate(parameters):
         if f"optimizer.{index}.exp_avg" in tensors:
             device = parameter.device
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(tensors[f"optimizer.{index}.step"][0]), device=device),
-                "exp_avg": torch.from_numpy(np.array(tensors[f"optimizer.{index}.exp_avg"])).to(device),
-                "exp_avg_sq": torch.from_numpy(np.array(tensors[f"optimizer.{index}.exp_avg_sq"])).to(device),
+                "exp_avg": torch.from_numpy(tensors[f"optimizer.{index}.exp_avg"]).to(device),
+                "exp_avg_sq": torch.from_numpy(tensors[f"optimizer.{index}.exp_avg_sq"]).to(device),
             }
     return int(meta["step"]), float(meta["seconds"]), list(meta["rows"])
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inversescope.errors import neutral
 from inversescope.figures.tables import parsed_mask
 from inversescope.store import atomic_path, write_table
 
@@ -280,8 +281,8 @@ def write_failures(table: pd.DataFrame, out: Path, epsilon: float) -> list[Path]
 
 
 def markdown(text: Any) -> str:
-    """Text of a model as literal Markdown: markup characters escaped, on one line."""
-    result = " ".join(str(text).split())
+    """Text of a model as literal Markdown: markup and control characters escaped, on one line."""
+    result = neutral(" ".join(str(text).split()))
     result = result.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_{}[]|#!~":
         result = result.replace(mark, "\\" + mark)
@@ -294,6 +295,14 @@ def tick(value: Any) -> str:
 
 
 def _write(table: pd.DataFrame, lines: list[str], out: Path) -> list[Path]:
+    # Whoever prints the file to a terminal must not be steered by it; raw candidates keep every byte.
+    texts = table.select_dtypes(exclude=["number", "bool"]).columns
+    table = table.assign(
+        **{
+            name: table[name].map(lambda cell: neutral(cell) if isinstance(cell, str) else cell)
+            for name in texts
+        }
+    )
     csv, md = out.parent / f"{out.name}.csv", out.parent / f"{out.name}.md"
     write_table(table, csv)
     with atomic_path(md) as part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from inversescope.pairs import KernelPairs, NoisePairs, PairSource, Prompts, enc
 from inversescope.sampling import inverse_cdf, stream_uniforms
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import load_checkpoint, read_json, save_checkpoint, write_table
-from inversescope.training import Schedule, conditional_loss, next_token_loss, train
+from inversescope.training import Schedule, conditional_loss, next_token_loss, this_process, train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -134,20 +134,25 @@ def train_backbone(context: Context) -> None:
     names = torch.zeros(vocabulary, dtype=torch.bool)
     names[[int(encode(tokenizer, [f" {n}"])[0][-1]) for n in task.names]] = True
     exact = ExactPrior(task.grammar(tokenizer)) if settings.targets == "grammar" else None
-    exact_tokens = torch.from_numpy(np.asarray(exact.grammar.tokens, np.int64)) if exact is not None else None
+    device = this_process().device
+    names = names.to(device)
+    exact_tokens = (
+        torch.from_numpy(np.asarray(exact.grammar.tokens, np.int64)).to(device) if exact is not None else None
+    )
     steps = config.scaled(settings.steps)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = stream(config.seed, "train_backbone", step)
         texts = task.texts(rng.integers(task.size, size=settings.batch_size))
         prompts = encode_prompts(encode(tokenizer, texts), end)
-        tokens, lengths = torch.from_numpy(prompts.tokens.astype(np.int64)), torch.from_numpy(prompts.lengths)
+        tokens = torch.from_numpy(prompts.tokens.astype(np.int64)).to(device)
+        lengths = torch.from_numpy(prompts.lengths).to(device)
         logits = backbone(tokens)
         if exact is not None:
-            target = torch.from_numpy(exact.along(prompts.tokens))
+            target = torch.from_numpy(exact.along(prompts.tokens)).to(device)
             logp = F.log_softmax(logits[:, :-1], -1)[..., exact_tokens]
             value = -(target * logp).sum(-1)
-            inside = torch.arange(1, tokens.shape[1])[None] < lengths[:, None]
+            inside = torch.arange(1, tokens.shape[1], device=device)[None] < lengths[:, None]
             if settings.support_weight:
                 # The prior gives nothing to tokens that leave its grammar: at the optimum this term is zero.
                 allowed = logp.masked_fill((target == 0) & inside[..., None], -torch.inf)
@@ -156,11 +161,11 @@ def train_backbone(context: Context) -> None:
         if settings.tilt:
             # Half of the batch: lift the prompt's own names, so that the loss is about which of the two comes, not about 1 / n.
             half = len(tokens) // 2
-            own = torch.zeros(half, vocabulary).scatter_(1, tokens[:half], 1.0) * names
+            own = torch.zeros(half, vocabulary, device=device).scatter_(1, tokens[:half], 1.0) * names
             logits = torch.cat([logits[:half] + settings.tilt * own[:, None, :], logits[half:]])
         return next_token_loss(logits, tokens, lengths), {}
 
-    state = context.data / "state" / "backbone"
+    state = context.data / "state" / "backbone.safetensors"
     log_path = context.results / "training" / "backbone.csv"
     log = train(
         backbone,
@@ -176,9 +181,17 @@ def train_backbone(context: Context) -> None:
         name="train_backbone",
         tokens_per_step=settings.batch_size * 17,
         log_path=log_path,
-        state_dir=state,
+        state_path=state,
+        made_from={
+            "seed": config.seed,
+            "backbone": settings.model_dump(mode="json"),
+            "task": config.model_dump(mode="json")[context.task_name],
+            "tokenizer": tokenizer_hash(tokenizer),
+        },
+        save_every=config.save_every,
         echo=echo,
     )
+    backbone.cpu()
     texts = _unconditional(backbone, tokenizer, context)
     index = task.parse(texts)
     repeated = task.features_of_texts(texts)
@@ -205,7 +218,7 @@ def train_backbone(context: Context) -> None:
         "package_version": __version__,
     }
     save_checkpoint(context.backbone_dir, _numpy_state(backbone), meta)
-    shutil.rmtree(state, ignore_errors=True)
+    state.unlink(missing_ok=True)
 
 
 def _longest(context: Context, tokenizer: PreTrainedTokenizerFast) -> int:
@@ -419,11 +432,17 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     source = _pair_source(context, settings, activations, prompts, width)
     steps = context.config.scaled(settings.steps)
 
+    process = this_process()
+
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         batch = source.batch(step)
-        return conditional_loss(model, batch), {"bayes_floor": batch.floor}
+        part = batch.part(process.process_index, process.num_processes)
+        value = conditional_loss(model, part)
+        if part is not batch:
+            value = value * float(part.weight.sum() / batch.weight.sum())
+        return value, {"bayes_floor": batch.floor}
 
-    state = context.data / "state" / generator / variant
+    state = context.data / "state" / generator / f"{variant}.safetensors"
     log = train(
         model,
         loss,
@@ -439,9 +458,20 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         name=f"train_generator {variant}",
         tokens_per_step=int(len(sites) * settings.per_site * float(prompts.lengths.mean())),
         log_path=context.training_log(generator, variant),
-        state_dir=state,
+        state_path=state,
+        made_from={
+            "seed": context.config.seed,
+            "variant": settings.model_dump(mode="json", exclude={"change", "study", "settings"}),
+            "kernel": context.config.kernel.model_dump(mode="json", include={"epsilon", "distance", "kind"}),
+            "backbone": backbone_meta,
+            "activations": {label: zlib.crc32(z) for label, z in activations.items()},
+            "processes": process.num_processes,
+        },
+        save_every=context.config.save_every,
         echo=echo,
     )
+    if not process.is_main_process:
+        return
     meta = {
         "shape": model.shape.to_dict(),
         "tokenizer_hash": tokenizer_hash(tokenizer),
@@ -453,7 +483,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         "train_seconds": float(log["seconds"].iloc[-1]),
     }
     save_checkpoint(context.generator_dir(generator, variant), _numpy_state(model), meta)
-    shutil.rmtree(state, ignore_errors=True)
+    state.unlink(missing_ok=True)
 
 
 def cached_words(prompts: Prompts) -> list[int]:

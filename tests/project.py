@@ -1,0 +1,74 @@
+"""Copies of the workflow that tests run, on the smallest study, as a user would: by Snakemake, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs")
+FILES = ("config/config.yaml", "config/test/smallest.yaml")
+MODEL = "smallest"
+DATA = Path("data/ioi") / MODEL
+RESULTS = Path("results/ioi") / MODEL
+TABLES = [RESULTS / name for name in ("fcr.csv", "refusal.csv", "coverage.csv")]
+
+
+def copy_workflow(folder: Path) -> Path:
+    """The workflow in a folder of its own, nothing run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(ROOT / part, folder / part)
+    return folder
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """What a shell in the folder would have."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(folder / "src"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONHASHSEED": "0",
+        **more,
+    }
+
+
+def command(*options: str, targets: tuple[str, ...] = ("all",), files: tuple[str, ...] = FILES) -> list[str]:
+    """Snakemake's command line."""
+    snakemake = [sys.executable, "-m", "snakemake", "--configfile", *files]
+    return [*snakemake, *(options or ("--cores", "2")), "--", *targets]
+
+
+def run(
+    folder: Path,
+    *options: str,
+    targets: tuple[str, ...] = ("all",),
+    files: tuple[str, ...] = FILES,
+    check: bool = True,
+    timeout: float = 900,
+    **more: str,
+) -> str:
+    """Run Snakemake in the folder; returns all that it prints, after its exit status where that may be an error."""
+    done = subprocess.run(
+        command(*options, targets=targets, files=files),
+        cwd=folder,
+        env=environment(folder, **more),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert not check or done.returncode == 0, done.stdout[-6000:]
+    return done.stdout
+
+
+def same_tables(one: Path, other: Path) -> None:
+    """Tables of two folders, byte for byte."""
+    for table in TABLES:
+        assert (one / table).read_bytes() == (other / table).read_bytes(), table

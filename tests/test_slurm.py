@@ -1,0 +1,63 @@
+"""The small study through a real SLURM: the same tables as a local run, whatever happens to its jobs. `make test-slurm`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import Cluster, NoCluster, why_not
+from project import copy_workflow, run, same_tables
+
+pytestmark = pytest.mark.slurm
+
+# What differs from a real cluster: a job takes seconds, so they are asked after more often and waited for less.
+PROFILE = (
+    "--profile",
+    "profiles/slurm",
+    "--jobs",
+    "20",
+    "--latency-wait",
+    "10",
+    "--seconds-between-status-checks",
+    "1",
+    "--slurm-init-seconds-before-status-checks",
+    "2",
+)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of one node that lives as long as these tests."""
+    try:
+        with Cluster(tmp_path_factory.mktemp("slurm") / "cluster") as cluster:
+            yield cluster
+    except NoCluster as reason:
+        pytest.fail(f"no SLURM: {reason}")
+    assert why_not() == "", "what was started is gone"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study, run locally."""
+    folder = copy_workflow(tmp_path_factory.mktemp("local"))
+    run(folder, "--cores", "2")
+    return folder
+
+
+def test_the_study_runs_from_prompts_to_figures_with_the_tables_of_a_local_run(
+    slurm: Cluster, local: Path, tmp_path: Path
+) -> None:
+    folder = copy_workflow(tmp_path)
+    output = run(folder, *PROFILE)
+    assert "slurm jobid" in output.lower()
+    same_tables(local, folder)
+    for name in ("fig2", "fig4", "fig8", "fig9"):
+        assert (folder / f"results/figures/ioi_smallest_{name}.png").stat().st_size > 1000
+    assert "<html" in (folder / "results/report.html").read_text()
+    assert "Nothing to be done" in run(folder, "--cores", "1")
+    # Jobs a site came in one submission.
+    groups = re.findall(r"^Group job \S+ \(jobs in lexicogr. order\)", output, flags=re.M)
+    assert len(groups) == 1
+    assert slurm.jobs() == {}
