@@ -38,6 +38,11 @@ class ArchitectureConfig(Strict):
     head_dim: int | None = Field(
         None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
     )
+    sliding_window: int | None = Field(
+        None,
+        ge=1,
+        description="Positions that every other layer sees (gemma2); the family's default if absent.",
+    )
     tied_embeddings: bool = True
     initializer_range: float = Field(
         0.08,
@@ -57,9 +62,21 @@ class TargetTraining(Strict):
     extra_steps: int = Field(
         100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
     )
-    gate_accuracy: float = Field(
-        0.99, description="Held-out accuracy of the answer token that a candidate must reach."
+    gate_accuracy: float = Field(0.99, description="Accuracy of the answer that a candidate must reach.")
+    answer_weight: float = Field(
+        1.0, gt=0, description="Weight of the answer's tokens in the loss, relative to the prompt's."
     )
+    corpus: dict[str, float] = Field(
+        default_factory=dict,
+        description="Further tasks whose answered prompts it is trained on too, each with its share of the batch.",
+    )
+
+    @field_validator("corpus")
+    @classmethod
+    def _shares(cls, corpus: dict[str, float]) -> dict[str, float]:
+        if any(share <= 0 for share in corpus.values()) or sum(corpus.values()) >= 1:
+            raise ValueError(f"shares of further tasks must be positive, their sum below 1, got {corpus}")
+        return corpus
 
 
 class ModelConfig(Strict):
@@ -111,16 +128,38 @@ class IOIConfig(Strict):
     split_seed: int = 0
 
 
+class RavelConfig(Strict):
+    """The RAVEL task (paper, 4.2 and D.2): where its fact tables come from, and how much of them is used."""
+
+    source: Literal["embedded", "upstream"] = Field(
+        "embedded", description="The table of the package, or what `fetch_ravel` brings: upstream's files."
+    )
+    mirror: str | None = Field(
+        None, description="Folder that holds upstream's files; upstream's archive is downloaded if absent."
+    )
+    archive_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the archive; if absent, only files of it with a pinned sum are used.",
+    )
+    types: list[str] | None = Field(None, min_length=1, description="Entity types; all if absent.")
+    n_entities: int | None = Field(None, ge=3, description="Entities a type, at most.")
+    n_templates: int | None = Field(None, ge=3, description="Templates an attribute, at most.")
+
+
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read."""
 
-    task: Literal["ioi"] = "ioi"
+    task: Literal["ioi", "ravel"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
     )
     n_train: int = Field(100_000, ge=1, description="Prompts in the activation cache (paper: 100,000).")
     n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
+    n_val: int = Field(
+        0, ge=0, description="Prompts on which hyperparameters of baselines are chosen (ravel)."
+    )
     n_reference: int | Literal["all"] = Field(
         "all", description="Prior draws for the exact values, or all of the prior."
     )
@@ -409,6 +448,7 @@ class Config(Strict):
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
+    ravel: RavelConfig = RavelConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]
