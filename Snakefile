@@ -17,7 +17,7 @@ wildcard_constraints:
     task=one_of(TASKS),
     model=one_of(MODELS),
     site=SITE_PATTERN,
-    split=one_of(SPLITS),
+    split=one_of(SPLITS + FURTHER_SPLITS),
     generator=one_of(GENERATORS),
     variant=one_of(VARIANTS),
     candidate=one_of(CANDIDATES),

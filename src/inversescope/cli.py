@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--model", required=True, help="target model, as in 'models'")
         takes = STAGES[stage][1]
         if "split" in takes:
-            command.add_argument("--split", required=True, choices=("train", "test", "reference"))
+            command.add_argument("--split", required=True, choices=("train", "test", "reference", "val"))
         if "candidate" in takes:
             command.add_argument("--candidate", required=True)
         if "generator" in takes:

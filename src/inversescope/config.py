@@ -742,15 +742,64 @@ def frontier_variants() -> dict[str, VariantConfig]:
     return variants
 
 
+#: Widths of the embedded RAVEL targets and of their heads; these are not width / heads, as in Gemma 2.
+RAVEL_WIDTHS = {48: 16, 64: 24, 96: 32}
+#: What RAVEL's prior of two thousand prompts needs less of than IOI's of a million, for these experiments alone.
+RAVEL_SETTINGS: dict[str, Any] = {
+    "kernel": {"epsilons": [0.1]},
+    "fcr": {"features": ["attribute"], "mcmc_evaluations": 0},
+    "studied_variants": ["paper", "default"],
+    "study_variants": [],
+    "backbone": {"shape": {"n_layers": 2}, "steps": 300},
+    "variants": {
+        "paper": {"sites": ["L*.resid_post"], "steps": 600},
+        "default": {"sites": ["L*.resid_post"], "steps": 400, "n_condition": 128},
+    },
+    "sampling": {"candidates": 24, "max_candidates": 24, "decodings": []},
+}
+
+
+def ravel_model(width: int, head_dim: int) -> ModelConfig:
+    """A small target of Gemma 2's architecture, trained on RAVEL's facts and, as its general text, on IOI's prompts."""
+    shape = ArchitectureConfig(
+        architecture="gemma2",
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=head_dim,
+        d_model=width,
+        d_mlp=2 * width,
+        sliding_window=8,
+    )
+    training = TargetTraining(
+        learning_rate=3e-3, max_steps=1500, extra_steps=80, answer_weight=5.0, corpus={"ioi": 0.25}
+    )
+    return ModelConfig(candidates={"s1": TargetCandidate(shape=shape, seed=1)}, training=training)
+
+
 def default_config() -> Config:
-    """The embedded study: a small GPT-2 trained here, one million prompts, every rate beside its exact value."""
+    """The embedded study: small targets trained here, priors that are enumerated, every rate beside its exact value."""
     variants = default_variants()
     candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in range(1, 7)}
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
+    experiments = {"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)}
+    models = {"gpt2-embedded": ModelConfig(candidates=candidates)}
+    for width, head_dim in RAVEL_WIDTHS.items():
+        model = f"gemma2-embedded-{width}"
+        models[model] = ravel_model(width, head_dim)
+        experiments[f"ravel_{width}"] = ExperimentConfig(
+            task="ravel",
+            model=model,
+            sites=["L*.resid_post"],
+            n_train=1500,
+            n_test=240,
+            n_val=240,
+            settings=RAVEL_SETTINGS,
+        )
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
-        experiments={"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)},
-        models={"gpt2-embedded": ModelConfig(candidates=candidates)},
+        experiments=experiments,
+        models=models,
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
         study_variants=[name for name, v in variants.items() if v.study],

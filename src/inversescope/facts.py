@@ -135,7 +135,7 @@ def _read_object(path: Path) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         twice = [key for key, count in counts.items() if count > 1]
         if twice:
-            values = " and ".join(repr(value) for key, value in pairs if key == twice[0] and key)
+            values = " and ".join(repr(value) for key, value in pairs if key == twice[0])
             what = f"is in two splits, {values}" if path.stem.endswith("_to_split") else "stands there twice"
             raise InputError(f"{path}: '{twice[0]}' {what}", "leave one of the two entries")
         return dict(pairs)
