@@ -79,6 +79,22 @@ class TargetTraining(Strict):
         return corpus
 
 
+class GemmaScopeConfig(Strict):
+    """Released sparse autoencoders of a model's residual stream: files layer_L/width_W/average_l0_N/params.npz."""
+
+    source: Literal["hub", "local"] = "hub"
+    path: str = Field(..., description="Hub repository, or local folder.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    width: str = Field("16k", pattern=r"^\w+$", description="Width in the files' names.")
+    l0: dict[int, int] = Field(..., description="Layer -> average L0 in the file's name.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> GemmaScopeConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+
 class ModelConfig(Strict):
     """A target model: trained by the workflow, a local directory, or a hub repository at a pinned revision."""
 
@@ -96,6 +112,10 @@ class ModelConfig(Strict):
         description="Shapes and seeds that `train_target` tries; `select_target` picks one.",
     )
     training: TargetTraining = TargetTraining()
+    gemma_scope: GemmaScopeConfig | None = Field(
+        None,
+        description="Released autoencoders as SAE (General); a model without them has its own trained on its general text.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> ModelConfig:
@@ -158,6 +178,8 @@ SETTABLE = (
     "sampling",
     "fcr",
     "figures",
+    "sae",
+    "probe",
 )
 
 
@@ -451,6 +473,39 @@ class FcrConfig(Strict):
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
+class SaeConfig(Strict):
+    """Sparse autoencoders on a task's activations, by Gemma Scope's recipe (paper, D.2.2; Lieberum et al., 2024)."""
+
+    width: int = Field(256, ge=1, description="Features (paper: 4096).")
+    steps: int = Field(250, ge=1, description="Training steps (paper: 100,000).")
+    batch_size: int = Field(1024, ge=1, description="Activations a step (paper: 2048).")
+    sparsity: list[float] = Field(
+        [1e-3, 4e-3],
+        min_length=1,
+        description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Gemma Scope: 7e-5.")
+    betas: tuple[float, float] = (0.0, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(20, ge=0, description="Steps of the rate's warm-up (Gemma Scope: 1000).")
+    sparsity_warmup: int = Field(
+        60, ge=1, description="Steps over which the penalty grows to its weight (Gemma Scope: 10,000)."
+    )
+    bandwidth: float = Field(
+        0.05, gt=0, description="Width of the rectangle of the pseudo-gradients (Gemma Scope: 0.001)."
+    )
+    initial_threshold: float = Field(0.05, gt=0, description="Gemma Scope: 0.001.")
+
+
+class ProbeConfig(Strict):
+    """The linear probe."""
+
+    strengths: list[float] = Field(
+        [0.01, 0.1, 1.0], min_length=1, description="Inverse regularisations C; validation prompts choose."
+    )
+    max_iter: int = Field(500, ge=1)
+
+
 class FigureConfig(Strict):
     """What the figures need beyond the tables."""
 
@@ -474,6 +529,8 @@ class Config(Strict):
     sampling: SamplingConfig = SamplingConfig()
     fcr: FcrConfig = FcrConfig()
     figures: FigureConfig = FigureConfig()
+    sae: SaeConfig = SaeConfig()
+    probe: ProbeConfig = ProbeConfig()
     study_variants: list[str] = Field(
         default_factory=list,
         description="Variants of the study over dimension, steps and seeds, and the ablations.",
