@@ -388,7 +388,9 @@ def target_files(task: str, model: str) -> list[str]:
 
 def facts_of(task: str) -> list[str]:
     """What a task's fetched fact tables are known by; nothing where they come with the package."""
-    return ["data/ravel/source/manifest.json"] if task == "ravel" and CONFIG.ravel.source == "upstream" else []
+    return (
+        ["data/ravel/source/manifest.json"] if task == "ravel" and CONFIG.ravel.source == "upstream" else []
+    )
 
 
 def candidate_files(names: list[str]):

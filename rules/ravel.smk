@@ -2,11 +2,6 @@
 RAVEL = [study for study in STUDIES if study.task == "ravel"]
 
 
-def has_release(where) -> bool:
-    """Whether a model's released autoencoders stand for SAE (General)."""
-    return CONFIG.models[where.model].gemma_scope is not None
-
-
 def positions_of(where, sites: list[str]) -> list[str]:
     """Activations at all positions that autoencoders of some sites are trained on."""
     pattern = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
@@ -17,12 +12,14 @@ def autoencoders_of(where, sites: list[str]) -> list[str]:
     """Autoencoders of some sites that are trained here."""
     pattern = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
     files = ["model.safetensors", "meta.json"]
-    return expand(pattern, task=where.task, model=where.model, corpus=corpora_of(where), site=sites, file=files)
+    return expand(
+        pattern, task=where.task, model=where.model, corpus=corpora_of(where), site=sites, file=files
+    )
 
 
 def corpora_of(where) -> list[str]:
     """Corpora of a model's own autoencoders."""
-    return ["ravel"] if has_release(where) else ["ravel", "general"]
+    return ["ravel", "general"] if where.model in TRAINED else ["ravel"]
 
 
 def ravel_blocks() -> list[tuple[Experiment, list[str], str]]:
@@ -43,7 +40,9 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
         input:
             source=source("fetch_ravel", "ravel"),
             mirror=(
-                sorted(Path(CONFIG.ravel.mirror).glob("ravel_*.json")) if CONFIG.ravel.mirror is not None else []
+                sorted(Path(CONFIG.ravel.mirror).glob("ravel_*.json"))
+                if CONFIG.ravel.mirror is not None
+                else []
             ),
         output:
             "data/ravel/source/manifest.json",
@@ -142,9 +141,7 @@ for study, sites, label in ravel_blocks():
 rule classify_attributes:
     input:
         source=source("classify_attributes"),
-        prompts=expand(
-            "data/{{task}}/prompts/{split}.parquet", split=["train", "val", "test", "reference"]
-        ),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "val", "test", "reference"]),
         activations=expand(
             "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors",
             split=["train", "val", "test", "reference"],
@@ -155,6 +152,7 @@ rule classify_attributes:
     output:
         decisions="results/{task}/{model}/attributes/{site}.parquet",
         scores="results/{task}/{model}/attributes/{site}.csv",
+        bandwidth="results/{task}/{model}/bandwidth/{site}.csv",
     log:
         "logs/classify_attributes/{task}/{model}/{site}.log",
     benchmark:
@@ -170,7 +168,7 @@ rule classify_attributes:
         runtime=minutes(10, 240),
     params:
         used=lambda w: used(
-            w, "seed", w.task, *HEADLINE, "fcr", "probe", "studied_variants", f"models/{w.model}/gemma_scope"
+            w, "seed", w.task, "kernel", "fcr", "probe", "studied_variants", f"models/{w.model}/gemma_scope"
         ),
         options=options,
     message:
@@ -178,3 +176,83 @@ rule classify_attributes:
     shell:
         "inversescope classify_attributes --task {wildcards.task} --model {wildcards.model} --site {wildcards.site}"
         " {params.options} --threads {threads} --log {log}"
+
+
+RAVEL_FIGURES = literal("figures/ravel", "FIGURES")
+RAVEL_TABLES = literal("figures/ravel", "TABLES")
+
+
+def captioned(names: dict[str, str], folder: str, category: str, suffix: str) -> list[str]:
+    """Figures or tables over all models of RAVEL, each with its caption, for Snakemake's report."""
+    return [
+        report(
+            f"results/{folder}/ravel_{name}.{suffix}",
+            caption=f"../report/ravel_{name}.rst",
+            category=category,
+            subcategory="ravel",
+            labels={"shows": title},
+        )
+        for name, title in names.items()
+    ]
+
+
+if RAVEL:
+
+    rule plot_ravel:
+        input:
+            source=source("plot_ravel", "ravel"),
+            parts=[
+                file
+                for study in RAVEL
+                for file in expand(
+                    "results/{task}/{model}/{part}/{site}.{suffix}",
+                    task=study.task,
+                    model=study.model,
+                    part=["attributes"],
+                    site=sites_of(*study),
+                    suffix=["csv", "parquet"],
+                )
+                + expand(
+                    "results/{task}/{model}/{part}/{site}.csv",
+                    task=study.task,
+                    model=study.model,
+                    part=["bandwidth", "sae"],
+                    site=sites_of(*study),
+                )
+            ],
+            rates=expand(
+                "results/ravel/{model}/{table}.csv",
+                model=[study.model for study in RAVEL],
+                table=["refusal", "fcr"],
+            ),
+            prompts="data/ravel/prompts/test.parquet",
+            targets=[f"data/ravel/{study.model}/target/target.json" for study in RAVEL],
+            samples=[file for study in RAVEL for file in samples_of(studied)(study)],
+        output:
+            tables=expand(
+                "results/ravel/{name}.csv", name=["scores", "bandwidth", "saes", "refusal", "rates", "targets"]
+            ),
+            figures=captioned(RAVEL_FIGURES, "figures", "Figures", "png"),
+            vector=expand("results/figures/ravel_{name}.pdf", name=RAVEL_FIGURES),
+            data=expand("results/figures/ravel_{name}.csv", name=RAVEL_FIGURES),
+            shown=captioned(RAVEL_TABLES, "tables", "Tables", "csv"),
+            markdown=expand("results/tables/ravel_{name}.md", name=RAVEL_TABLES),
+        log:
+            "logs/plot_ravel.log",
+        benchmark:
+            "benchmarks/plot_ravel.tsv"
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(2000, 16000),
+            runtime=minutes(10, 60),
+        params:
+            used=used(RAVEL[0], "ravel", *HEADLINE)
+            | {"representative": {study.model: EXPERIMENTS[tuple(study)].representative for study in RAVEL}},
+            options=options,
+            where=RAVEL[0].options,
+        message:
+            "Plotting the figures of RAVEL over all models"
+        shell:
+            "inversescope plot_ravel {params.where} {params.options} --threads {threads} --log {log}"

@@ -36,7 +36,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fetch_ravel": ("ravel", ()),
     "collect_positions": ("ravel", ("sites",)),
     "train_sae": ("ravel", ("sites",)),
-    "classify_attributes": ("ravel", ("site",)),
+    "classify_attributes": ("attributes", ("site",)),
     "plot_ravel": ("ravel_plots", ()),
     "compute_exact": ("estimates", ("site",)),
     "estimate_fcr": ("estimates", ("variants", "site", "out")),
@@ -199,6 +199,11 @@ def _show(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration"
         )
+    if arguments.task == "ravel":
+        from inversescope.show_ravel import show_ravel
+
+        show_ravel(arguments.root, config)
+        return
     show_task(arguments.root, config, arguments.task)
 
 
