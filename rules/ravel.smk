@@ -182,18 +182,22 @@ RAVEL_FIGURES = literal("figures/ravel", "FIGURES")
 RAVEL_TABLES = literal("figures/ravel", "TABLES")
 
 
-def captioned(names: dict[str, str], folder: str, category: str, suffix: str) -> list[str]:
+def about_ravel(names: dict[str, str], folder: str, category: str, suffix: str) -> list[str]:
     """Figures or tables over all models of RAVEL, each with its caption, for Snakemake's report."""
-    return [
-        report(
-            f"results/{folder}/ravel_{name}.{suffix}",
-            caption=f"../report/ravel_{name}.rst",
-            category=category,
-            subcategory="ravel",
-            labels={"shows": title},
-        )
-        for name, title in names.items()
-    ]
+
+    def captioned(name: str, title: str) -> str:
+        path = f"results/{folder}/ravel_{name}.{suffix}"
+        about = {"caption": f"../report/ravel_{name}.rst", "category": category, "labels": {"shows": title}}
+        return report(path, subcategory="ravel", **about)
+
+    return [captioned(name, title) for name, title in names.items()]
+
+
+def scores_of(studies: list[Experiment]) -> list[str]:
+    """What classify_attributes and train_sae write for all sites of experiments."""
+    names = ["attributes/{site}.parquet", "attributes/{site}.csv", "bandwidth/{site}.csv", "sae/{site}.csv"]
+    patterns = ["results/{task}/{model}/" + name for name in names]
+    return [file for study in studies for pattern in patterns for file in at_all_sites(pattern)(study)]
 
 
 if RAVEL:
@@ -201,25 +205,7 @@ if RAVEL:
     rule plot_ravel:
         input:
             source=source("plot_ravel", "ravel"),
-            parts=[
-                file
-                for study in RAVEL
-                for file in expand(
-                    "results/{task}/{model}/{part}/{site}.{suffix}",
-                    task=study.task,
-                    model=study.model,
-                    part=["attributes"],
-                    site=sites_of(*study),
-                    suffix=["csv", "parquet"],
-                )
-                + expand(
-                    "results/{task}/{model}/{part}/{site}.csv",
-                    task=study.task,
-                    model=study.model,
-                    part=["bandwidth", "sae"],
-                    site=sites_of(*study),
-                )
-            ],
+            parts=scores_of(RAVEL),
             rates=expand(
                 "results/ravel/{model}/{table}.csv",
                 model=[study.model for study in RAVEL],
@@ -230,12 +216,13 @@ if RAVEL:
             samples=[file for study in RAVEL for file in samples_of(studied)(study)],
         output:
             tables=expand(
-                "results/ravel/{name}.csv", name=["scores", "bandwidth", "saes", "refusal", "rates", "targets"]
+                "results/ravel/{name}.csv",
+                name=["scores", "bandwidth", "saes", "refusal", "rates", "targets"],
             ),
-            figures=captioned(RAVEL_FIGURES, "figures", "Figures", "png"),
+            figures=about_ravel(RAVEL_FIGURES, "figures", "Figures", "png"),
             vector=expand("results/figures/ravel_{name}.pdf", name=RAVEL_FIGURES),
             data=expand("results/figures/ravel_{name}.csv", name=RAVEL_FIGURES),
-            shown=captioned(RAVEL_TABLES, "tables", "Tables", "csv"),
+            shown=about_ravel(RAVEL_TABLES, "tables", "Tables", "csv"),
             markdown=expand("results/tables/ravel_{name}.md", name=RAVEL_TABLES),
         log:
             "logs/plot_ravel.log",

@@ -74,7 +74,8 @@ def plot_ravel(context: Context) -> None:
         tables / "ravel_table2",
     )
     largest = max(zip(contexts, targets, strict=True), key=lambda pair: pair[1]["d_model"])[0]
-    layers = [representative[largest.model_name][i] for i in (0, -1)]
+    own = representative[largest.model_name]
+    layers = list(dict.fromkeys([own[0], own[-1]]))
     names = largest.task.feature_values["attribute"]
     plot_confusion(_confusions(largest, layers, names), names, figures / "ravel_confusion")
     samples = _samples(largest, layers)
