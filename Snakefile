@@ -17,7 +17,7 @@ wildcard_constraints:
     task=one_of(TASKS),
     model=one_of(MODELS),
     site=SITE_PATTERN,
-    split=one_of(SPLITS),
+    split=one_of(SPLITS + FURTHER_SPLITS),
     generator=one_of(GENERATORS),
     variant=one_of(VARIANTS),
     candidate=one_of(CANDIDATES),
@@ -31,6 +31,7 @@ include: "rules/sampling.smk"
 include: "rules/fcr.smk"
 include: "rules/figures.smk"
 include: "rules/study.smk"
+include: "rules/ravel.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
@@ -39,9 +40,15 @@ rule ioi:
         of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
 
 
+rule ravel:
+    input:
+        rules.plot_ravel.output if RAVEL else [],
+
+
 rule figures:
     input:
         rules.ioi.input,
+        rules.ravel.input,
 
 
 rule all:

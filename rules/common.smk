@@ -104,6 +104,8 @@ TRAINED = [m for m in MODELS if CONFIG.models[m].source == "trained"]
 FETCHED = [m for m in MODELS if m not in TRAINED]
 CANDIDATES = sorted({c for m in TRAINED for c in CONFIG.models[m].candidates})
 SPLITS = ["train", "test", "reference"]
+# What further tasks have beside these.
+FURTHER_SPLITS = ["val"]
 
 
 def studied(where) -> list[str]:
@@ -356,8 +358,13 @@ def source(stage: str, task: str | None = None):
     """Input function: source files that a stage depends on; of the tasks, only the one that is asked for."""
 
     def files(wildcards) -> list[str]:
-        paths = [path_of(part) for part in modules_of(stage, getattr(wildcards, "task", task))]
+        asked = getattr(wildcards, "task", task)
+        modules = modules_of(stage, asked)
+        paths = [path_of(part) for part in modules]
         beside = [path.with_suffix(suffix) for path in paths for suffix in DATA_SUFFIXES]
+        if f"tasks/{asked}" in modules:
+            # Tables that come with the package; those that are fetched are files of their own.
+            beside += sorted(PACKAGE.glob(f"data/{asked}/*"))
         return [str(path) for path in paths + beside if path.is_file()]
 
     return files
@@ -378,6 +385,13 @@ def target_files(task: str, model: str) -> list[str]:
         f"data/{task}/{model}/target/{name}"
         for name in (TARGET_FILES if model in TRAINED else ["target.json"])
     ]
+
+
+def facts_of(task: str) -> list[str]:
+    """What a task's fetched fact tables are known by; nothing where they come with the package."""
+    return (
+        ["data/ravel/source/manifest.json"] if task == "ravel" and CONFIG.ravel.source == "upstream" else []
+    )
 
 
 def candidate_files(names: list[str]):

@@ -4,6 +4,8 @@
 rule train_target:
     input:
         source=source("train_target"),
+        facts=lambda w: facts_of(w.task),
+        corpus=lambda w: [str(path_of(f"tasks/{name}")) for name in CONFIG.models[w.model].training.corpus],
     output:
         expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
     log:
@@ -19,7 +21,12 @@ rule train_target:
         runtime=minutes(15, 15),
     params:
         used=lambda w: used(
-            w, "seed", w.task, f"models/{w.model}/training", f"models/{w.model}/candidates/{w.candidate}"
+            w,
+            "seed",
+            w.task,
+            f"models/{w.model}/training",
+            f"models/{w.model}/candidates/{w.candidate}",
+            *CONFIG.models[w.model].training.corpus,
         ),
         options=options,
     message:
@@ -90,6 +97,7 @@ rule select_target:
 rule fetch_target:
     input:
         source=source("fetch_target"),
+        facts=lambda w: facts_of(w.task),
     output:
         "data/{task}/{model}/target/target.json",
     log:

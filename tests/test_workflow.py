@@ -47,7 +47,13 @@ def jobs(output: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for name, count in re.findall(r"^([a-z]\w*) +(\d+)$", table, flags=re.M):
         if name != "total":
-            found[re.sub(r"^(extract_activations|sample_prompts|run_mcmc)_.*", r"\1", name)] += int(count)
+            found[
+                re.sub(
+                    r"^(extract_activations|sample_prompts|run_mcmc|collect_positions|train_sae)_.*",
+                    r"\1",
+                    name,
+                )
+            ] += int(count)
     return found
 
 
@@ -94,14 +100,31 @@ def config() -> Config:
     return load_config([ROOT / "config" / "config.yaml"])
 
 
-# Jobs that turn the tables of an experiment into figures, by task.
-PLOTS = {"ioi": {"draw_exact": 1, "plot_figures": 1}}
+def further(task: str, n_sites: int, n_blocks: int) -> dict[str, int]:
+    """Jobs that an experiment has beside what every task has, by task."""
+    return {
+        "ioi": {"draw_exact": 1, "plot_figures": 1},
+        "ravel": {
+            "extract_activations": 1,
+            "collect_positions": n_blocks,
+            "train_sae": n_blocks,
+            "classify_attributes": n_sites,
+        },
+    }[task]
+
+
+# Jobs that a task has once, for all of its experiments.
+ONCE = {"ioi": {"make_report": 1}, "ravel": {"make_prompts": 1, "plot_ravel": 1}}
 
 
 def expected(config: Config) -> Counter[str]:
     """Jobs of the target `all`, from the configuration alone; torch stages of small models do several sites a job."""
     tasks = {experiment.task for experiment in config.experiments.values()}
-    counts = Counter(make_prompts=3 * len(tasks), make_report=1, all=1)
+    counts = Counter(make_prompts=3 * len(tasks), all=1)
+    for task in tasks:
+        counts.update(ONCE[task])
+    if config.ravel.source == "upstream" and "ravel" in tasks:
+        counts.update(fetch_ravel=1)
     for experiment in config.experiments.values():
         counts.update(expected_of(experiment, config.of(experiment.task, experiment.model)))
     return counts
@@ -132,8 +155,8 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         compute_exact=n_sites,
         estimate_fcr=n_sites,
         collect_tables=1,
-        **PLOTS[experiment.task],
     )
+    counts.update(further(experiment.task, n_sites, -(-n_sites // size)))
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
@@ -167,6 +190,19 @@ def test_paper_configuration_has_the_right_jobs(workflow: Path) -> None:
     ]
     assert len(heads) == 144
     assert found["estimate_fcr"] >= 144 and found["sample_prompts"] >= 144 * len({"paper", "default"})
+
+
+def test_paper_configuration_of_ravel_has_the_right_jobs(workflow: Path) -> None:
+    files = ["config/config.yaml", "config/paper_ravel.yaml"]
+    paper = load_config([ROOT / file for file in files])
+    assert {e.model for e in paper.experiments.values()} == {"gemma-2-2b", "gemma-2-9b", "gemma-2-27b"}
+    assert all(paper.models[e.model].revision for e in paper.experiments.values())
+    small = paper.models["gemma-2-2b"]
+    assert small.gemma_scope is not None and set(small.gemma_scope.l0) == set(range(26))
+    assert (paper.experiments["ravel_2b"].n_train, paper.experiments["ravel_2b"].n_test) == (100_000, 10_000)
+    found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
+    assert found == expected(paper)
+    assert found["classify_attributes"] == 26 + 4 + 4
 
 
 def test_paper_configuration_runs_under_the_slurm_profile(workflow: Path) -> None:
@@ -458,7 +494,7 @@ def test_format_is_clean() -> None:
 def test_rules_and_commands_have_the_same_names() -> None:
     rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
     assert set(re.findall(r'"inversescope (\w+)', rules)) == set(STAGES)
-    named = set(re.findall(r"^rule (\w+)|rule_name\(\"(\w+)\"", rules, flags=re.M))
+    named = set(re.findall(r"^ *rule (\w+)|rule_name\(\"(\w+)\"", rules, flags=re.M))
     assert {a or b for a, b in named} == set(STAGES)
 
 

@@ -33,6 +33,11 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "train_generator": ("generators", ("generator", "variant")),
     "sample_prompts": ("samples", ("generator", "variants", "sites")),
     "run_mcmc": ("samples", ("sites",)),
+    "fetch_ravel": ("ravel", ()),
+    "collect_positions": ("ravel", ("sites",)),
+    "train_sae": ("ravel", ("sites",)),
+    "classify_attributes": ("attributes", ("site",)),
+    "plot_ravel": ("ravel_plots", ()),
     "compute_exact": ("estimates", ("site",)),
     "estimate_fcr": ("estimates", ("variants", "site", "out")),
     "collect_tables": ("estimates", ()),
@@ -58,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--model", required=True, help="target model, as in 'models'")
         takes = STAGES[stage][1]
         if "split" in takes:
-            command.add_argument("--split", required=True, choices=("train", "test", "reference"))
+            command.add_argument("--split", required=True, choices=("train", "test", "reference", "val"))
         if "candidate" in takes:
             command.add_argument("--candidate", required=True)
         if "generator" in takes:
@@ -194,6 +199,11 @@ def _show(arguments: argparse.Namespace) -> None:
         raise InputError(
             f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration"
         )
+    if arguments.task == "ravel":
+        from inversescope.show_ravel import show_ravel
+
+        show_ravel(arguments.root, config)
+        return
     show_task(arguments.root, config, arguments.task)
 
 

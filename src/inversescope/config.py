@@ -38,6 +38,11 @@ class ArchitectureConfig(Strict):
     head_dim: int | None = Field(
         None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
     )
+    sliding_window: int | None = Field(
+        None,
+        ge=1,
+        description="Positions that every other layer sees (gemma2); the family's default if absent.",
+    )
     tied_embeddings: bool = True
     initializer_range: float = Field(
         0.08,
@@ -57,9 +62,37 @@ class TargetTraining(Strict):
     extra_steps: int = Field(
         100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
     )
-    gate_accuracy: float = Field(
-        0.99, description="Held-out accuracy of the answer token that a candidate must reach."
+    gate_accuracy: float = Field(0.99, description="Accuracy of the answer that a candidate must reach.")
+    answer_weight: float = Field(
+        1.0, gt=0, description="Weight of the answer's tokens in the loss, relative to the prompt's."
     )
+    corpus: dict[str, float] = Field(
+        default_factory=dict,
+        description="Further tasks whose answered prompts it is trained on too, each with its share of the batch.",
+    )
+
+    @field_validator("corpus")
+    @classmethod
+    def _shares(cls, corpus: dict[str, float]) -> dict[str, float]:
+        if any(share <= 0 for share in corpus.values()) or sum(corpus.values()) >= 1:
+            raise ValueError(f"shares of further tasks must be positive, their sum below 1, got {corpus}")
+        return corpus
+
+
+class GemmaScopeConfig(Strict):
+    """Released sparse autoencoders of a model's residual stream: files layer_L/width_W/average_l0_N/params.npz."""
+
+    source: Literal["hub", "local"] = "hub"
+    path: str = Field(..., description="Hub repository, or local folder.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    width: str = Field("16k", pattern=r"^\w+$", description="Width in the files' names.")
+    l0: dict[int, int] = Field(..., description="Layer -> average L0 in the file's name.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> GemmaScopeConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
 
 
 class ModelConfig(Strict):
@@ -79,6 +112,10 @@ class ModelConfig(Strict):
         description="Shapes and seeds that `train_target` tries; `select_target` picks one.",
     )
     training: TargetTraining = TargetTraining()
+    gemma_scope: GemmaScopeConfig | None = Field(
+        None,
+        description="Released autoencoders as SAE (General); a model without them has its own trained on its general text.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> ModelConfig:
@@ -111,6 +148,25 @@ class IOIConfig(Strict):
     split_seed: int = 0
 
 
+class RavelConfig(Strict):
+    """The RAVEL task (paper, 4.2 and D.2): where its fact tables come from, and how much of them is used."""
+
+    source: Literal["embedded", "upstream"] = Field(
+        "embedded", description="The table of the package, or what `fetch_ravel` brings: upstream's files."
+    )
+    mirror: str | None = Field(
+        None, description="Folder that holds upstream's files; upstream's archive is downloaded if absent."
+    )
+    archive_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the archive; if absent, only files of it with a pinned sum are used.",
+    )
+    types: list[str] | None = Field(None, min_length=1, description="Entity types; all if absent.")
+    n_entities: int | None = Field(None, ge=3, description="Entities a type, at most.")
+    n_templates: int | None = Field(None, ge=3, description="Templates an attribute, at most.")
+
+
 #: Parts of the configuration that an experiment may set for itself. Models and priors are shared and named, never overlaid.
 SETTABLE = (
     "budget",
@@ -122,13 +178,15 @@ SETTABLE = (
     "sampling",
     "fcr",
     "figures",
+    "sae",
+    "probe",
 )
 
 
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read, and what differs from the other studies."""
 
-    task: Literal["ioi"] = "ioi"
+    task: Literal["ioi", "ravel"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
@@ -139,6 +197,14 @@ class ExperimentConfig(Strict):
     )
     n_train: int = Field(100_000, ge=1, description="Prompts in the activation cache (paper: 100,000).")
     n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
+    representative: list[int] | None = Field(
+        None,
+        min_length=1,
+        description="Layers of Figure 10 and Table 2 (ravel); all that are read if absent.",
+    )
+    n_val: int = Field(
+        0, ge=0, description="Prompts on which hyperparameters of baselines are chosen (ravel)."
+    )
     n_reference: int | Literal["all"] = Field(
         "all", description="Prior draws for the exact values, or all of the prior."
     )
@@ -412,6 +478,39 @@ class FcrConfig(Strict):
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
+class SaeConfig(Strict):
+    """Sparse autoencoders on a task's activations, by Gemma Scope's recipe (paper, D.2.2; Lieberum et al., 2024)."""
+
+    width: int = Field(256, ge=1, description="Features (paper: 4096).")
+    steps: int = Field(250, ge=1, description="Training steps (paper: 100,000).")
+    batch_size: int = Field(1024, ge=1, description="Activations a step (paper: 2048).")
+    sparsity: list[float] = Field(
+        [1e-3, 4e-3],
+        min_length=1,
+        description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
+    )
+    learning_rate: float = Field(3e-3, gt=0, description="Gemma Scope: 7e-5.")
+    betas: tuple[float, float] = (0.0, 0.999)
+    weight_decay: float = Field(0.0, ge=0)
+    warmup: int = Field(20, ge=0, description="Steps of the rate's warm-up (Gemma Scope: 1000).")
+    sparsity_warmup: int = Field(
+        60, ge=1, description="Steps over which the penalty grows to its weight (Gemma Scope: 10,000)."
+    )
+    bandwidth: float = Field(
+        0.05, gt=0, description="Width of the rectangle of the pseudo-gradients (Gemma Scope: 0.001)."
+    )
+    initial_threshold: float = Field(0.05, gt=0, description="Gemma Scope: 0.001.")
+
+
+class ProbeConfig(Strict):
+    """The linear probe."""
+
+    strengths: list[float] = Field(
+        [0.01, 0.1, 1.0], min_length=1, description="Inverse regularisations C; validation prompts choose."
+    )
+    max_iter: int = Field(500, ge=1)
+
+
 class FigureConfig(Strict):
     """What the figures need beyond the tables."""
 
@@ -432,6 +531,7 @@ class Config(Strict):
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
+    ravel: RavelConfig = RavelConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]
@@ -439,6 +539,8 @@ class Config(Strict):
     sampling: SamplingConfig = SamplingConfig()
     fcr: FcrConfig = FcrConfig()
     figures: FigureConfig = FigureConfig()
+    sae: SaeConfig = SaeConfig()
+    probe: ProbeConfig = ProbeConfig()
     study_variants: list[str] = Field(
         default_factory=list,
         description="Variants of the study over dimension, steps and seeds, and the ablations.",
@@ -709,15 +811,72 @@ def frontier_variants() -> dict[str, VariantConfig]:
     return variants
 
 
+#: Widths of the embedded RAVEL targets and of their heads; these are not width / heads, as in Gemma 2.
+RAVEL_WIDTHS = {48: 16, 64: 24, 96: 32}
+#: What RAVEL's prior of two thousand prompts needs less of than IOI's of a million, for these experiments alone.
+RAVEL_SETTINGS: dict[str, Any] = {
+    # Chosen on validation prompts: there the exact posterior reads most attributes (results/ravel/bandwidth.csv).
+    "kernel": {"epsilon": 0.5, "epsilons": [0.4, 0.5, 0.6]},
+    "fcr": {"features": ["attribute"], "mcmc_evaluations": 0},
+    "studied_variants": ["paper", "default"],
+    "study_variants": [],
+    "backbone": {"shape": {"n_layers": 2}, "steps": 400},
+    "variants": {
+        "paper": {"sites": ["L*.resid_post"], "steps": 400, "per_site": 16, "warmup": 40},
+        "default": {
+            "sites": ["L*.resid_post"],
+            "steps": 300,
+            "per_site": 16,
+            "warmup": 40,
+            "n_condition": 128,
+            "eps_range": (0.3, 0.7),
+        },
+    },
+    "sampling": {"candidates": 24, "candidates_elsewhere": 8, "max_candidates": 24, "decodings": []},
+}
+
+
+def ravel_model(width: int, head_dim: int) -> ModelConfig:
+    """A small target of Gemma 2's architecture, trained on RAVEL's facts and, as its general text, on IOI's prompts."""
+    shape = ArchitectureConfig(
+        architecture="gemma2",
+        n_layers=4,
+        n_heads=4,
+        n_kv_heads=2,
+        head_dim=head_dim,
+        d_model=width,
+        d_mlp=2 * width,
+        sliding_window=8,
+    )
+    training = TargetTraining(
+        learning_rate=3e-3, max_steps=1500, extra_steps=80, answer_weight=5.0, corpus={"ioi": 0.25}
+    )
+    return ModelConfig(candidates={"s1": TargetCandidate(shape=shape, seed=1)}, training=training)
+
+
 def default_config() -> Config:
-    """The embedded study: a small GPT-2 trained here, one million prompts, every rate beside its exact value."""
+    """The embedded study: small targets trained here, priors that are enumerated, every rate beside its exact value."""
     variants = default_variants()
     candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in range(1, 7)}
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
+    experiments = {"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)}
+    models = {"gpt2-embedded": ModelConfig(candidates=candidates)}
+    for width, head_dim in RAVEL_WIDTHS.items():
+        model = f"gemma2-embedded-{width}"
+        models[model] = ravel_model(width, head_dim)
+        experiments[f"ravel_{width}"] = ExperimentConfig(
+            task="ravel",
+            model=model,
+            sites=["L*.resid_post"],
+            n_train=1500,
+            n_test=240,
+            n_val=240,
+            settings=RAVEL_SETTINGS,
+        )
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
-        experiments={"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)},
-        models={"gpt2-embedded": ModelConfig(candidates=candidates)},
+        experiments=experiments,
+        models=models,
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
         study_variants=[name for name, v in variants.items() if v.study],

@@ -45,8 +45,8 @@ from inversescope.sites import Site
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 WEIGHT_PROCESSING = "raw_hf"
-#: One token of `word_tokenizer`: a word with the space before it, or a punctuation mark.
-_WORD = r" ?\w+|[^\w\s]"
+#: One token of `word_tokenizer`: a word with the space before it, a punctuation mark, or a space that no word follows.
+_WORD = r" ?\w+|[^\w\s]|\s"
 #: Name of our attention function among those of transformers.
 _ATTENTION = "inversescope_short"
 _TEXTS_PER_CALL = 8192
@@ -506,8 +506,10 @@ def build_model(
         }
         config = GPT2Config(**(ends | gpt2 | overrides))
     elif spec.architecture == "gemma2":
-        scale = {"query_pre_attn_scalar": shape["head_dim"]}
-        config = Gemma2Config(**(ends | shape | scale | overrides))
+        own: dict[str, Any] = {"query_pre_attn_scalar": shape["head_dim"]}
+        if spec.sliding_window is not None:
+            own["sliding_window"] = spec.sliding_window
+        config = Gemma2Config(**(ends | shape | own | overrides))
     else:
         config = LlamaConfig(**(ends | shape | overrides))
     implementation = "eager" if spec.architecture == "gemma2" else attention
@@ -536,7 +538,7 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
     for word in words:
         if not re.fullmatch(_WORD, word):
-            raise InputError(f"'{word}' is not one word or punctuation mark", "Split it into several tokens")
+            raise InputError(f"'{word}' is not one word, mark or space", "Split it into several tokens")
         vocabulary.setdefault(word, len(vocabulary))
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.pre_tokenizer = _word_splitter()

@@ -300,8 +300,17 @@ def prefix_counts(path: Tensor, sequences: Tensor, weight: Tensor, vocabulary: i
     return counts.index_add_(0, index, weight[row, which]).view(shape)
 
 
-def next_token_loss(logits: Tensor, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Mean next-token cross-entropy in nats a token of padded sequences: logits (B, T, V), tokens (B, T)."""
+def next_token_loss(
+    logits: Tensor, tokens: Tensor, lengths: Tensor, starts: Tensor | None = None, weight: float = 1.0
+) -> Tensor:
+    """Mean next-token cross-entropy in nats a token of padded sequences: logits (B, T, V), tokens (B, T).
+
+    With `starts` (B,), tokens from these positions on (answers) count `weight` times.
+    """
     loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
-    inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
-    return (loss * inside).sum() / inside.sum()
+    position = torch.arange(1, tokens.shape[1], device=tokens.device)[None]
+    inside = position < lengths[:, None]
+    if starts is None:
+        return (loss * inside).sum() / inside.sum()
+    share = inside * torch.where(position >= starts[:, None], weight, 1.0)
+    return (loss * share).sum() / share.sum()

@@ -176,7 +176,7 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
     epsilons = _epsilons(context)
     if not out:
         _untrained(here, epsilons)
-    refusals: list[dict[str, object]] = []
+    refusals: list[dict[str, Any]] = []
     for variant in variants:
         generator = context.config.variant(variant).generator
         meta = read_json(need(context.generator_dir(generator, variant) / "meta.json", "train_generator"))
@@ -189,6 +189,10 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
         index = pd.MultiIndex.from_frame(cells.loc[rows, ["epsilon", "target_id"]])
         cells.loc[rows, "exact"] = truth.reindex(index).to_numpy()
     write_table(cells, base / "cells" / f"{site}.parquet")
+    # Rates are over the targets that the task counts; its own tables report the others apart.
+    counted = context.task.counted(here.test)
+    cells = cells[counted[cells["target_id"].to_numpy()]]
+    refusals = [row for row in refusals if counted[row["target_id"]]]
     rates = _summarise(here, cells)
     write_table(rates, base / "fcr" / f"{site}.csv")
     write_table(_finish_refusals(here, refusals, rates), base / "refusal" / f"{site}.csv")
@@ -361,7 +365,9 @@ class _Support:
     def size(self) -> int:
         """Number of prompts that the cache could hold."""
         task = self.site.context.task
-        return task.split_size("train") if self.pairs == "train" else task.size - len(self.site.test)
+        if self.pairs == "train":
+            return task.split_size("train")
+        return task.size - int(task.in_prior(self.site.test).sum())
 
     def holds(self, index: np.ndarray) -> np.ndarray:
         """Which prompts (n,) the cache could hold; False for -1."""

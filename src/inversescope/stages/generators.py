@@ -132,7 +132,8 @@ def train_backbone(context: Context) -> None:
     end = int(tokenizer.eos_token_id)
     vocabulary = backbone.shape.vocab_size
     names = torch.zeros(vocabulary, dtype=torch.bool)
-    names[[int(encode(tokenizer, [f" {n}"])[0][-1]) for n in task.names]] = True
+    for ids in encode(tokenizer, [f" {name}" for name in task.names]):
+        names[int(ids[-1])] = True
     exact = ExactPrior(task.grammar(tokenizer)) if settings.targets == "grammar" else None
     device = this_process().device
     names = names.to(device)

@@ -8,13 +8,15 @@ from inversescope.errors import InputError
 from inversescope.stages.common import Context, echo, stream
 from inversescope.store import write_table
 
-SPLITS = ("train", "test", "reference")
+SPLITS = ("train", "test", "reference", "val")
 
 
 def make_prompts(context: Context, split: str) -> None:
     """Write data/{task}/prompts/{split}.parquet.
 
-    `test` prompts (whose activations are read) come from the held-out name pairs, which the target model was not trained on.
+    `test` prompts (whose activations are read) come from the task's test split: of IOI the held-out name pairs, which the
+    target model was not trained on; of RAVEL entities that are in no prompt of the prior. `val` (RAVEL) is what
+    hyperparameters of baselines are chosen on.
     `train` (the activation cache) are draws from the whole prior P(X) without the test prompts: the cache stands for P(X) in
     P(x; z), and a cache without the test's name pairs would stand for another distribution (`cache_pairs: train` shows how
     much that costs). `reference` is all of the prior, or independent draws from it, for the exact values.
@@ -28,6 +30,13 @@ def make_prompts(context: Context, split: str) -> None:
         index = task.enumerate() if everything else rng.integers(task.size, size=int(experiment.n_reference))
     elif split == "test":
         index = np.asarray(task.sample(experiment.n_test, "test", rng))
+    elif split == "val":
+        if split not in task.splits or not experiment.n_val:
+            raise InputError(
+                f"task {task.name} has no validation prompts",
+                f"set n_val, or choose one of {', '.join(SPLITS[:3])}",
+            )
+        index = np.asarray(task.sample(experiment.n_val, split, rng))
     else:
         test = task.sample(experiment.n_test, "test", stream(context.config.seed, "make_prompts", "test"))
         drawn = task.sample(min(experiment.n_train + experiment.n_test, task.size), None, rng)

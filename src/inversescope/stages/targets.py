@@ -8,17 +8,22 @@ import pandas as pd
 from inversescope.errors import InputError
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import read_json, read_table, write_json, write_table
+from inversescope.tasks import get_task
 
 SCAN_POOL = 16_384  # prior draws that a candidate is scored against
 SCAN_TARGETS = 64  # prompts whose activations are scored
+GATE_PROMPTS = 1024
+# Names of the random streams of the prompts that a target is tested on.
+GATE_STREAMS = {"gate": "gate", "held_out": "held out"}
 
 
 def train_target(context: Context, candidate: str) -> None:
-    """Train one candidate target from scratch as a language model of the task's train split, up to the gate.
+    """Train one candidate target from scratch as a language model of its task's answered prompts, up to the gate.
 
-    The loss is on all tokens (on the answer alone it does not learn the task); accuracy is that of the answer token on prompts
-    whose name pairs were held out. A candidate that misses the gate is written too, marked `passed: false`; `select_target`
-    leaves it out.
+    The loss is on all tokens (on the answer alone it does not learn IOI), the answer's with `answer_weight`. Accuracy is that
+    of the whole answer, each token after the true ones, on the task's gate prompts (IOI: name pairs that were held out; RAVEL:
+    trained templates); beside it stands the accuracy on prompts that the task holds out altogether. A candidate that misses the
+    gate is written too, marked `passed: false`; `select_target` leaves it out.
     """
     import torch
 
@@ -38,16 +43,19 @@ def train_target(context: Context, candidate: str) -> None:
         known = ", ".join(model_config.candidates)
         raise InputError(f"unknown candidate {candidate!r}", f"choose one of {known}")
     spec, settings = model_config.candidates[candidate], model_config.training
-    tokenizer = word_tokenizer(task.words())
+    further = {name: get_task(name, context.config, context.root) for name in settings.corpus}
+    counts = {name: round(share * settings.batch_size) for name, share in settings.corpus.items()}
+    tokenizer = word_tokenizer([word for part in (task, *further.values()) for word in part.words()])
     check_single_tokens(tokenizer, task.single_token_words())
     model = build_model(spec.shape, len(tokenizer), spec.seed, initializer_range=spec.shape.initializer_range)
     end = int(tokenizer.eos_token_id)
 
-    def tensors(index: np.ndarray, answer: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = task.texts(index)
-        if answer:
-            texts = [f"{text} {word}" for text, word in zip(texts, task.answers(index), strict=True)]
-        ids = encode(tokenizer, texts)
+    def tensors(
+        texts: list[str], continuations: list[str]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens (B, T), and the lengths of prompts and of answered prompts (B,) each."""
+        prompts, answers = encode(tokenizer, texts), encode(tokenizer, continuations)
+        ids = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
         lengths = torch.tensor([len(i) for i in ids])
         if int(lengths.max()) > spec.shape.n_positions:
             raise InputError(
@@ -57,24 +65,43 @@ def train_target(context: Context, candidate: str) -> None:
         table = np.full((len(ids), int(lengths.max())), end)
         for row, i in enumerate(ids):
             table[row, : len(i)] = i
-        return torch.from_numpy(table), lengths
+        return torch.from_numpy(table), torch.tensor([len(i) for i in prompts]), lengths
 
-    held_out = task.sample(1024, "test", stream(context.config.seed, "train_target", "gate"), replace=True)
-    test_tokens, test_lengths = tensors(held_out, answer=True)
+    def asked(part: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        index = task.target_sample(
+            GATE_PROMPTS, part, stream(context.config.seed, "train_target", GATE_STREAMS[part])
+        )
+        return tensors(task.texts(index), task.continuations(index)) if len(index) else None
+
+    gate = asked("gate")
+    if gate is None:
+        raise InputError(f"task {task.name} has no prompts to test a target on", task.split_remedy("test"))
 
     @torch.inference_mode()
-    def accuracy() -> float:
+    def accuracy(prompts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float:
         model.eval()
-        logits = model(test_tokens).logits
-        row = torch.arange(len(test_tokens))
-        right = logits[row, test_lengths - 2].argmax(-1) == test_tokens[row, test_lengths - 1]
+        tokens, starts, lengths = prompts
+        right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
+        position = torch.arange(1, tokens.shape[1])
+        asked_for = (position >= starts[:, None]) & (position < lengths[:, None])
         model.train()
-        return float(right.float().mean())
+        return float((right | ~asked_for).all(1).float().mean())
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = stream(context.config.seed, "train_target", spec.seed, step)
-        tokens, lengths = tensors(task.sample(settings.batch_size, "train", rng, replace=True), answer=True)
-        return next_token_loss(model(tokens).logits, tokens, lengths), {}
+        texts: list[str] = []
+        continuations: list[str] = []
+        for part, count in [(task, settings.batch_size - sum(counts.values()))] + [
+            (further[name], count) for name, count in counts.items()
+        ]:
+            index = part.target_sample(count, "train", rng)
+            texts += part.texts(index)
+            continuations += part.continuations(index)
+        tokens, starts, lengths = tensors(texts, continuations)
+        weighted = settings.answer_weight != 1.0
+        return next_token_loss(
+            model(tokens).logits, tokens, lengths, starts if weighted else None, settings.answer_weight
+        ), {}
 
     reached: list[int] = []
     last = 0.0
@@ -82,7 +109,7 @@ def train_target(context: Context, candidate: str) -> None:
     def stop(step: int) -> bool:
         nonlocal last
         if step % 25 == 0:
-            last = accuracy()
+            last = accuracy(gate)
             if last >= settings.gate_accuracy and not reached:
                 reached.append(step)
                 echo(
@@ -113,12 +140,14 @@ def train_target(context: Context, candidate: str) -> None:
             stop=stop,
             rate=rate,
         )
-    final = accuracy()
+    final = accuracy(gate)
+    rest = asked("held_out")
     passed = final >= settings.gate_accuracy
     meta = {
         "candidate": candidate,
         "seed": spec.seed,
         "accuracy": final,
+        "accuracy_held_out": None if rest is None else accuracy(rest),
         "passed": passed,
         "steps": int(log["step"].iloc[-1]),
         "train_seconds": float(log["seconds"].iloc[-1]),
@@ -132,7 +161,7 @@ def train_target(context: Context, candidate: str) -> None:
 
 
 def score_target(context: Context, candidate: str) -> None:
-    """Score a candidate's heads against prior draws: FCR of the headline features, without any generator.
+    """Score a candidate's sites (IOI: heads) against prior draws: FCR of the headline features, without any generator.
 
     Writes score.csv beside the candidate: site, share of the prior within epsilon, FCR a feature.
     """
@@ -148,7 +177,7 @@ def score_target(context: Context, candidate: str) -> None:
     index = task.sample(
         min(SCAN_POOL, task.split_size("train")), "train", stream(context.config.seed, "score_target")
     )
-    sites = expand_sites(["L*H*"], target.n_layers, target.n_heads)
+    sites = expand_sites(list(task.scan_sites), target.n_layers, target.n_heads)
     activations = capture(target, encode(target.tokenizer, task.texts(index)), sites)
     labels = {name: task.features_of(index)[name] for name in context.config.fcr.features}
     rows = []
@@ -166,13 +195,13 @@ def score_target(context: Context, candidate: str) -> None:
             row[f"fcr_{name}"] = float((np.bincount(owner, weights=same) / near.counts).mean())
         rows.append(row)
     write_table(pd.DataFrame(rows), directory / "score.csv")
-    echo(f"score_target {candidate}: {len(sites)} heads scored")
+    echo(f"score_target {candidate}: {len(sites)} sites scored")
 
 
 def select_target(context: Context) -> None:
-    """Pick the candidate whose heads differ most clearly, and write its weights to data/{task}/{model}/target.
+    """Pick the candidate whose sites show the features most clearly, and write its weights to data/{task}/{model}/target.
 
-    The criterion, in this order: the smaller of the two best heads' FCRs (object, subject), then their sum. Candidates that
+    The criterion, in this order: the smallest of the best sites' FCRs by headline feature, then their sum. Candidates that
     missed the accuracy gate are out.
 
     Raises:
@@ -214,7 +243,17 @@ def select_target(context: Context) -> None:
     about = read_json(context.candidate_dir(winner) / "target.json")
     kept = {
         k: about[k]
-        for k in ("candidate", "seed", "accuracy", "passed", "steps", "n_layers", "n_heads", "d_model")
+        for k in (
+            "candidate",
+            "seed",
+            "accuracy",
+            "accuracy_held_out",
+            "passed",
+            "steps",
+            "n_layers",
+            "n_heads",
+            "d_model",
+        )
     }
     save_trained(context.target_dir, chosen.model, chosen.tokenizer, context.model_name, kept)
     write_table(table, context.results / "target_selection.csv")

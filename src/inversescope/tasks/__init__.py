@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.tasks.base import SPLITS, Grammar, Task
 from inversescope.tasks.ioi import IOITask
+from inversescope.tasks.ravel import RavelTask
 
-TASKS = ("ioi",)
+TASKS = ("ioi", "ravel")
 
-__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "Task", "get_task"]
+__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "RavelTask", "Task", "get_task"]
 
 
-def get_task(name: str, config: Config) -> Task:
-    """Return the task of a name with the configuration's prior; raises InputError for an unknown name."""
+def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
+    """Return the task of a name with the configuration's prior; `root` is where fetched data lie below.
+
+    Raises:
+        InputError: an unknown name, or the task's data are missing or not sound.
+    """
     if name == "ioi":
         return IOITask(config.ioi)
+    if name == "ravel":
+        return RavelTask(config.ravel, root)
     raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")

@@ -17,6 +17,8 @@ import pandas as pd
 from inversescope.errors import InputError
 
 SPLITS = ("train", "test")
+#: What a target model is trained on, tested on up to its gate, and tested on besides.
+TARGET_PARTS = ("train", "gate", "held_out")
 
 State = TypeVar("State", bound=Hashable)
 
@@ -111,7 +113,9 @@ class Task(ABC):
         features: names of the feature functions, without the prefix `feature_`.
         feature_values: labels of each feature; `features_of` holds their positions in these lists.
         size: number of prompts in the prior.
-        names: the names (of persons, cities, ...) that must be single tokens after a space.
+        splits: names of the splits; `split_of` holds their positions.
+        scan_sites: patterns of the sites by which candidates of the target scan are told apart.
+        names: names of which a prompt never holds one twice in a row, each a single token after a space; may be empty.
         move_counts: number of equally likely values of each kind of move (see `move`).
     """
 
@@ -121,6 +125,8 @@ class Task(ABC):
     features: tuple[str, ...]
     feature_values: dict[str, list[str]]
     size: int
+    splits: tuple[str, ...] = SPLITS
+    scan_sites: tuple[str, ...] = ("L*H*",)
     names: list[str]
     move_counts: tuple[int, ...]
 
@@ -144,7 +150,16 @@ class Task(ABC):
 
     @abstractmethod
     def answers(self, index: np.ndarray) -> list[str]:
-        """Return the word that should follow each prompt, without its leading space."""
+        """Return the word or words that should follow each prompt, without a leading space."""
+
+    def continuations(self, index: np.ndarray) -> list[str]:
+        """Return what follows each prompt when it is answered: its answer after a space."""
+        return [f" {answer}" for answer in self.answers(index)]
+
+    def in_prior(self, index: np.ndarray) -> np.ndarray:
+        """Return which indices (N,) are prompts of the prior; tasks may number further prompts behind it."""
+        index = np.asarray(index)
+        return (index >= 0) & (index < self.size)
 
     def check_index(self, index: np.ndarray) -> np.ndarray:
         """Return the indices as int64 (N,), or raise IndexError if one lies outside the prior."""
@@ -171,7 +186,7 @@ class Task(ABC):
 
     @abstractmethod
     def split_of(self, index: np.ndarray) -> np.ndarray:
-        """Return the split of each prompt, int8 (N,): the position in `SPLITS`."""
+        """Return the split of each prompt, int8 (N,): the position in `splits`."""
 
     @abstractmethod
     def split_size(self, split: str | None = None) -> int:
@@ -194,7 +209,7 @@ class Task(ABC):
         number = self.split_size(split)
         result = np.full(len(index), -np.inf)
         known = np.flatnonzero(index >= 0)
-        inside = known[self.split_of(index[known]) == SPLITS.index(split)]
+        inside = known[self.split_of(index[known]) == self.splits.index(split)]
         if number:
             result[inside] = -np.log(number)
         return result
@@ -236,6 +251,16 @@ class Task(ABC):
     def enumerate(self, split: str | None = None) -> np.ndarray:
         """Return the indices of all prompts of the prior, or of a split, ascending, int64."""
         return self.split_index(np.arange(self.split_size(split), dtype=np.int64), split)
+
+    def counted(self, index: np.ndarray) -> np.ndarray:
+        """Return which target prompts (N,) enter the rates of fcr.csv and refusal.csv; a task reports the others apart."""
+        return np.ones(len(np.atleast_1d(index)), bool)
+
+    def target_sample(self, n: int, part: str, rng: np.random.Generator) -> np.ndarray:
+        """Draw prompts, with replacement, of one of `TARGET_PARTS` for the target model's own training; none if it is empty."""
+        if part == "held_out":
+            return np.zeros(0, np.int64)
+        return self.sample(n, "test" if part == "gate" else "train", rng, replace=True)
 
     # Tables
 

@@ -1,0 +1,179 @@
+"""The headline numbers of RAVEL beside their goals: what `inversescope show ravel` prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from inversescope.config import Config
+from inversescope.errors import InputError
+from inversescope.show import MET, MISSED, NO_GOAL, NOT_MEASURED, Line, section_table
+from inversescope.store import read_table
+
+#: InverseScope's accuracy minus the exact posterior's, and its refusal rate over all layers.
+AGREEMENT, REFUSAL = 0.03, 0.15
+METHODS = ("sae_ravel", "sae_general", "probe", "nearest")
+#: Benchmark of training throughput, and its column with the ratio to the peer.
+BENCH, RATIO = "sae.csv", "speed_ratio"
+
+
+def headline(root: Path, config: Config) -> list[Line]:
+    """Compute the headline numbers from results/ravel/*.csv.
+
+    Raises:
+        InputError: a table is missing.
+    """
+    folder = root / "results" / "ravel"
+    tables = {}
+    for name in ("scores", "refusal", "targets", "bandwidth"):
+        path = folder / f"{name}.csv"
+        if not path.exists():
+            raise InputError(f"{path} does not exist", "Run `snakemake --cores 2 -- ravel` (rule plot_ravel)")
+        tables[name] = read_table(path)
+    scores = tables["scores"].sort_values(["d_model", "model", "layer"])
+    models = list(dict.fromkeys(scores["model"]))
+    lines = _targets(tables["targets"])
+    for model in models:
+        lines += _layers(scores[scores["model"] == model], model)
+    for model in models:
+        lines += _refusal(tables["refusal"], model, config)
+    lines += _sizes(scores)
+    lines += _bandwidth(tables["bandwidth"], config)
+    lines += _bench(root / "results" / "bench" / BENCH)
+    return lines
+
+
+def show_ravel(root: Path, config: Config, console: Console | None = None) -> bool:
+    """Print the headline numbers; true if no goal is missed."""
+    console = console or Console()
+    lines = headline(root, config)
+    for section in dict.fromkeys(line.section for line in lines):
+        console.print(section_table([line for line in lines if line.section == section]))
+    return all(line.verdict != MISSED for line in lines)
+
+
+def _targets(rows: pd.DataFrame) -> list[Line]:
+    lines = []
+    for row in rows.to_dict("records"):
+        trained = row["accuracy"]
+        held_out = row["accuracy_held_out"]
+        value = (
+            f"{trained:.3f}; held-out templates {held_out:.3f}"
+            if np.isfinite(trained)
+            else "not trained here"
+        )
+        verdict = NO_GOAL if not np.isfinite(trained) else MET if trained >= 0.99 else MISSED
+        lines.append(
+            Line("answers of the targets", f"{row['model']}, trained templates", value, "≥ 0.99", verdict)
+        )
+    return lines
+
+
+def _layers(rows: pd.DataFrame, model: str) -> list[Line]:
+    """Agreement with the exact posterior, macro-F1 against SAE (RAVEL), growth with depth; seen and new templates apart."""
+    lines = []
+    for group, title in (("seen", "templates of the prior"), ("new", "new templates")):
+        part = rows[rows["group"] == group]
+        section = f"{model}: {title}, new entities; by layer"
+        accuracy = part.pivot(index="layer", columns="method", values="accuracy")
+        f1 = part.pivot(index="layer", columns="method", values="macro_f1")
+        if accuracy.empty:
+            continue
+
+        def text(values: pd.Series) -> str:
+            return " ".join(f"{v:.2f}" for v in values)
+
+        lines.append(Line(section, "accuracy, exact posterior", text(accuracy["exact"]), "", NO_GOAL))
+        gap = {v: accuracy[v] - accuracy["exact"] for v in ("default", "paper")}
+        worst = float(gap["default"].abs().max())
+        goal, verdict = "", NO_GOAL
+        if group == "seen":
+            goal, verdict = f"within {AGREEMENT:g} of exact", MET if worst <= AGREEMENT else MISSED
+        shown = {
+            v: f"{text(accuracy[v])} (largest difference {g.loc[g.abs().idxmax()]:+.3f})"
+            for v, g in gap.items()
+        }
+        lines.append(Line(section, "accuracy, InverseScope", shown["default"], goal, verdict, shown["paper"]))
+        better = bool((f1["default"] > f1["sae_ravel"]).all()) if "sae_ravel" in f1 else False
+        if group == "seen":
+            goal, verdict = "above SAE (RAVEL) at every layer", MET if better else MISSED
+        lines.append(
+            Line(section, "macro-F1, InverseScope", text(f1["default"]), goal, verdict, text(f1["paper"]))
+        )
+        for method in METHODS:
+            if method in f1:
+                value = f"F1 {text(f1[method])}; accuracy {text(accuracy[method])}"
+                lines.append(Line(section, method, value, "", NO_GOAL))
+        if group == "seen":
+            for method in ("exact", "default"):
+                values = accuracy[method].to_numpy()
+                grows = bool((np.diff(values) >= -0.01).all() and values[-1] > values[0])
+                lines.append(
+                    Line(
+                        section,
+                        f"accuracy with depth, {method}",
+                        f"{values[0]:.2f} to {values[-1]:.2f}, {'never falls' if grows else 'falls somewhere'}",
+                        "grows",
+                        MET if grows else MISSED,
+                    )
+                )
+    return lines
+
+
+def _refusal(refusal: pd.DataFrame, model: str, config: Config) -> list[Line]:
+    epsilon = config.of("ravel", model).kernel.epsilon
+    rows = refusal[
+        (refusal["model"] == model)
+        & np.isclose(refusal["epsilon"], epsilon)
+        & (refusal["decoding"] == "plain")
+    ]
+    mean = rows.groupby("variant")[["refusal_rate", "parse_refusal", "entropy_gap"]].mean()
+    text = {
+        str(
+            v
+        ): f"{row['refusal_rate']:.3f} (not in the prior {row['parse_refusal']:.3f}, gap {row['entropy_gap']:+.2f})"
+        for v, row in mean.iterrows()
+    }
+    rate = float(mean.loc["default", "refusal_rate"])
+    section = "refusal, mean over layers, templates of the prior"
+    verdict = MET if rate < REFUSAL else MISSED
+    return [
+        Line(section, f"{model}, ε = {epsilon:g}", text["default"], f"< {REFUSAL:g}", verdict, text["paper"])
+    ]
+
+
+def _sizes(scores: pd.DataFrame) -> list[Line]:
+    part = scores[scores["group"] == "seen"]
+    mean = part.groupby(["method", "d_model"])["accuracy"].mean()
+    lines = []
+    for method in ("exact", "default", "paper"):
+        values = mean.loc[method]
+        text = ", ".join(f"width {w}: {v:.3f}" for w, v in values.items())
+        lines.append(Line("accuracy by size, mean over layers", method, text, "", NO_GOAL))
+    return lines
+
+
+def _bandwidth(rows: pd.DataFrame, config: Config) -> list[Line]:
+    """The bandwidth was to be chosen by what the exact posterior reads from validation prompts."""
+    mean = rows.groupby("epsilon")[["accuracy", "empty"]].mean()
+    best = float(mean["accuracy"].idxmax())
+    model = str(rows["model"].iloc[0])
+    used = config.of("ravel", model).kernel.epsilon
+    text = ", ".join(f"ε {e:g}: {r['accuracy']:.3f} ({r['empty']:.0%} empty)" for e, r in mean.iterrows())
+    section = "bandwidth: accuracy of the exact posterior on validation prompts, mean over models and layers"
+    verdict = MET if np.isclose(best, used) else MISSED
+    return [Line(section, f"headline ε = {used:g}", text, "the best one", verdict)]
+
+
+def _bench(path: Path) -> list[Line]:
+    section = "training of autoencoders, one thread"
+    what = "activations/s, and its ratio to a peer library's"
+    if not path.exists():
+        return [Line(section, what, "not measured: python -m bench sae", "", NOT_MEASURED)]
+    rows = read_table(path)
+    own = rows[rows["method"] == "inversescope"].iloc[0]
+    ratio = f"{own[RATIO]:.2f} times" if RATIO in own and np.isfinite(own[RATIO]) else "peer not installed"
+    return [Line(section, what, f"{own['activations_per_second']:.0f}, {ratio}", "", NO_GOAL)]

@@ -1,0 +1,414 @@
+"""RAVEL: fact tables and their faults, the task over them, fetching with checksums, upstream's own files where they are at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inversescope import facts
+from inversescope.config import RavelConfig
+from inversescope.errors import InputError
+from inversescope.facts import EMBEDDED, KINDS, ambiguous_templates, fetch, limited, read_tables
+from inversescope.models import encode, word_tokenizer
+from inversescope.tasks.ravel import SOURCE, RavelTask
+
+ROOT = Path(__file__).resolve().parents[1]
+MIRROR = Path(os.environ.get("RAVEL_MIRROR", ROOT.parent / "shared" / "data" / "ravel"))
+upstream = pytest.mark.skipif(
+    not MIRROR.is_dir(), reason=f"no copy of upstream's files at {MIRROR} (set RAVEL_MIRROR)"
+)
+
+#: A table of two types as a mirror might hold it; names of several words, values of several words, spaces at the ends of templates.
+TABLES: dict[str, dict[str, Any]] = {
+    "river": {
+        "entity_attributes": {
+            "White Nile": {"Continent": "Africa", "Length": "long"},
+            "Rhine": {"Continent": "Europe", "Length": "medium"},
+            "Po": {"Continent": "Europe", "Length": "short"},
+            "Rio Negro": {"Continent": "South America", "Length": ""},
+        },
+        "attribute_to_prompts": {
+            "Continent": [
+                "The %s flows through",
+                "water of %s in ",
+                '"river": "%s", "continent": "',
+                "of %s, one",
+            ],
+            "Length": ["The %s is said to be", "how long is %s:", "of %s, one", "the %s runs"],
+        },
+        "entity_to_split": {"White Nile": "train", "Rhine": "train", "Po": "test", "Rio Negro": "val"},
+        "prompt_to_split": {
+            "The %s flows through": "train",
+            "water of %s in ": "train",
+            '"river": "%s", "continent": "': "test",
+            "of %s, one": "train",
+            "The %s is said to be": "train",
+            "how long is %s:": "val",
+            "the %s runs": "test",
+        },
+    },
+    "verb": {
+        "entity_attributes": {"go": {"Past": "went"}, "see": {"Past": "saw"}, "eat": {"Past": "ate"}},
+        "attribute_to_prompts": {"Past": ["They %s now; yesterday they", "to %s, past tense:"]},
+        "entity_to_split": {"go": "train", "see": "test", "eat": "val"},
+        "prompt_to_split": {"They %s now; yesterday they": "train", "to %s, past tense:": "test"},
+    },
+}
+
+
+def write(folder: Path, tables: dict[str, dict[str, Any]] = TABLES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, parts in tables.items():
+        for name, values in parts.items():
+            (folder / f"ravel_{kind}_{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Path:
+    return write(tmp_path / "mirror")
+
+
+@pytest.fixture
+def two_types(tmp_path: Path, mirror: Path) -> RavelTask:
+    fetch(tmp_path / SOURCE, mirror)
+    return RavelTask(RavelConfig(source="upstream"), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> RavelTask:
+    return RavelTask(RavelConfig())
+
+
+# The embedded table
+
+
+def test_embedded_table_is_as_large_as_promised() -> None:
+    tables = read_tables(EMBEDDED)
+    assert len(tables) >= 3
+    assert sum(len(t.attributes) for t in tables) >= 12
+    for table in tables:
+        assert len(table.facts) >= 40
+        assert set(table.split.values()) == {"train", "val", "test"}
+        for attribute in table.attributes:
+            own = [t for t in table.templates if t.attribute == attribute]
+            assert len(own) >= 6 and {t.split for t in own} == {"train", "val", "test"}
+    assert ambiguous_templates(tables) == {}
+
+
+def test_held_out_templates_consist_of_trained_words(embedded: RavelTask) -> None:
+    words: dict[bool, set[str]] = {True: set(), False: set()}
+    for table in read_tables(EMBEDDED):
+        for template in table.templates:
+            words[template.split == "train"] |= set(re.findall(r"\w+", template.text))
+    assert words[False] <= words[True]
+
+
+# The task
+
+
+def every(task: RavelTask) -> np.ndarray:
+    return np.arange(task.universe)
+
+
+def test_texts_slots_and_indices_are_inverse(embedded: RavelTask, two_types: RavelTask) -> None:
+    for task in (embedded, two_types):
+        index = every(task)
+        np.testing.assert_array_equal(task.index(task.slots(index)), index)
+        assert len(set(task.texts(index))) == task.universe
+        parsed = task.parse(task.texts(index))
+        np.testing.assert_array_equal(parsed, np.where(index < task.size, index, -1))
+        np.testing.assert_array_equal(task.in_prior(index), index < task.size)
+
+
+def test_prior_is_training_entities_in_training_templates(two_types: RavelTask) -> None:
+    task = two_types
+    assert set(task.texts(np.arange(task.size))) == {
+        *(
+            template.replace("%s", entity)
+            for template in ("The %s flows through", "water of %s in ", "The %s is said to be")
+            for entity in ("White Nile", "Rhine")
+        ),
+        "They go now; yesterday they",
+    }
+    assert set(task.texts(task.enumerate("test"))) == {
+        "The Po flows through",
+        "water of Po in ",
+        '"river": "Po", "continent": "',
+        "The Po is said to be",
+        "the Po runs",
+        "They see now; yesterday they",
+        "to see, past tense:",
+    }
+    seen = {
+        t
+        for t, c in zip(task.texts(task.enumerate("test")), task.counted(task.enumerate("test")), strict=True)
+        if c
+    }
+    assert seen == {
+        "The Po flows through",
+        "water of Po in ",
+        "The Po is said to be",
+        "They see now; yesterday they",
+    }
+    np.testing.assert_array_equal(task.split_of(task.enumerate("val")), 2)
+    assert task.log_prior(np.array([0, -1]), "train").tolist() == [-np.log(task.size), -np.inf]
+
+
+def test_ambiguous_templates_are_left_out_and_listed(two_types: RavelTask) -> None:
+    assert two_types.ambiguous == {"of %s, one": ["river:Continent", "river:Length"]}
+    assert not any("one" in text for text in two_types.texts(every(two_types)))
+
+
+def test_attribute_is_a_strict_match(two_types: RavelTask) -> None:
+    task = two_types
+    texts = [
+        "The Rhine flows through",
+        "The Po flows through",  # no prompt of the prior, but a template's
+        "The Po flows through ",
+        "The go flows through",
+        "the Rhine runs",
+        "nonsense",
+    ]
+    codes = task.features_of_texts(texts)["attribute"]
+    names = [task.feature_values["attribute"][c] if c >= 0 else None for c in codes]
+    assert names == ["river:Continent", "river:Continent", None, None, "river:Length", None]
+    np.testing.assert_array_equal(task.parse(texts)[1:], -1)
+
+
+def test_answers_follow_their_prompts(two_types: RavelTask) -> None:
+    task = two_types
+    index = task.index(task.slots(every(task)))
+    whole = [a + b for a, b in zip(task.texts(index), task.continuations(index), strict=True)]
+    assert "The White Nile flows through Africa" in whole
+    assert "water of Rio Negro in South America" in whole  # no second space
+    assert '"river": "Po", "continent": "Europe' in whole
+    rng = np.random.default_rng(0)
+    for part in ("train", "gate"):
+        drawn = task.target_sample(500, part, rng)
+        assert "" not in task.answers(drawn)
+        # The target knows all entities, but is asked by training templates alone.
+        assert {"Po", "Rio Negro"} <= {
+            e.split(":")[1] for e in np.array(task.slot_values["entity"])[task.slots(drawn)[:, 1]]
+        }
+        assert not any(text.startswith("the ") for text in task.texts(drawn))
+    assert any(text.startswith("the ") for text in task.texts(task.target_sample(50, "held_out", rng)))
+
+
+@pytest.mark.parametrize("which", ["embedded", "two_types"])
+def test_word_level_tokenizer_covers_all_and_its_automaton_is_the_prior(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    task: RavelTask = request.getfixturevalue(which)
+    tokenizer = word_tokenizer(task.words())
+    texts = task.texts(every(task))
+    ids = encode(tokenizer, texts)
+    assert tokenizer.batch_decode([i.tolist() for i in ids[:50]]) == texts[:50]
+    encode(tokenizer, task.continuations(every(task)))
+    grammar = task.grammar(tokenizer)
+    end = int(tokenizer.eos_token_id)
+
+    def accepted(tokens: list[int]) -> bool:
+        state: Any = grammar.start
+        for token in [*tokens, end]:
+            state = grammar.step(state, token)
+        return int(state) == grammar.final
+
+    assert [accepted(i.tolist()) for i in ids] == [k < task.size for k in range(task.universe)]
+    # As many paths as prompts, so it accepts nothing else.
+    count = np.zeros(grammar.n_states)
+    count[grammar.final] = 1.0
+    for _ in range(max(len(i) for i in ids) + 2):
+        following = np.where(grammar.table >= 0, count[np.maximum(grammar.table, 0)], 0.0).sum(1)
+        count = np.where(np.arange(grammar.n_states) == grammar.final, 1.0, following)
+    assert count[grammar.start] == task.size
+
+
+def test_chance_is_the_share_of_agreeing_pairs(embedded: RavelTask) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(embedded.size, size=(2, 200_000))
+    for feature in embedded.features:
+        same = embedded.features_of(a)[feature] == embedded.features_of(b)[feature]
+        assert abs(same.mean() - embedded.chance(feature)) < 0.005
+
+
+def test_moves_are_symmetric_and_reach_the_prior(two_types: RavelTask) -> None:
+    task = two_types
+    step = np.zeros((task.universe, task.universe))
+    for kind, count in enumerate(task.move_counts):
+        for value in range(count):
+            target = task.move(every(task), np.full(task.universe, kind), np.full(task.universe, value))
+            np.add.at(step, (every(task), target), 1.0 / count / len(task.move_counts))
+    inside = step[: task.size, : task.size]
+    np.testing.assert_allclose(inside, inside.T)
+    np.testing.assert_allclose(inside.sum(1), 1.0)
+    assert (inside > 0).all()
+
+
+def test_limits_keep_every_split() -> None:
+    for table in read_tables(EMBEDDED):
+        small = limited(table, 6, 4)
+        assert set(small.split.values()) == {"train", "val", "test"} and len(small.facts) <= 8
+        assert small.facts.keys() < table.facts.keys() and len(small.templates) < len(table.templates)
+    task = RavelTask(RavelConfig(types=["person"], n_entities=6, n_templates=4))
+    assert task.feature_values["type"] == ["person"] and all(task.split_size(s) for s in task.splits)
+
+
+# Bad tables
+
+
+def broken(change: Callable[[dict[str, dict[str, Any]]], None]) -> dict[str, dict[str, Any]]:
+    tables = json.loads(json.dumps(TABLES))
+    change(tables)
+    return tables
+
+
+BAD: dict[str, tuple[Callable[[dict[str, dict[str, Any]]], None], str, str]] = {
+    "no slot": (
+        lambda t: t["verb"]["attribute_to_prompts"]["Past"].append("no slot"),
+        "ravel_verb_attribute_to_prompts.json",
+        "'no slot' of 'Past' has 0 %s",
+    ),
+    "two slots": (
+        lambda t: t["verb"]["attribute_to_prompts"]["Past"].append("%s and %s"),
+        "ravel_verb_attribute_to_prompts.json",
+        "'%s and %s' of 'Past' has 2 %s",
+    ),
+    "unknown split": (
+        lambda t: t["river"]["entity_to_split"].update(Po="dev"),
+        "ravel_river_entity_to_split.json",
+        "'Po' has the split 'dev'",
+    ),
+    "no split": (
+        lambda t: t["river"]["prompt_to_split"].pop("the %s runs"),
+        "ravel_river_prompt_to_split.json",
+        "'the %s runs' has no split",
+    ),
+    "no value": (
+        lambda t: t["river"]["entity_attributes"]["Po"].pop("Length"),
+        "ravel_river_entity_attributes.json",
+        "'Po' has no value of 'Length'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_unsound_tables_are_refused_before_anything_is_written(tmp_path: Path, case: str) -> None:
+    change, file, entry = BAD[case]
+    mirror = write(tmp_path / "mirror", broken(change))
+    with pytest.raises(InputError) as error:
+        fetch(tmp_path / "out", mirror)
+    assert file in str(error.value) and entry in str(error.value)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_an_entity_in_two_splits_is_named(tmp_path: Path, mirror: Path) -> None:
+    file = mirror / "ravel_verb_entity_to_split.json"
+    file.write_text('{"go": "train", "see": "test", "eat": "val", "go": "test"}')
+    with pytest.raises(
+        InputError, match=r"ravel_verb_entity_to_split.json: 'go' is in two splits, 'train' and 'test'"
+    ):
+        read_tables(mirror)
+    file.unlink()
+    with pytest.raises(InputError, match="ravel_verb_entity_to_split.json does not exist"):
+        read_tables(mirror)
+
+
+# Fetching
+
+
+def test_pinned_checksums_are_enforced(tmp_path: Path, mirror: Path) -> None:
+    sums = "".join(
+        f"{hashlib.sha256(p.read_bytes()).hexdigest()}  ./x/{p.name}\n" for p in sorted(mirror.glob("*.json"))
+    )
+    (mirror / "SHA256SUMS").write_text(sums)
+    manifest = fetch(tmp_path / "out", mirror)
+    assert all(file["pinned"] for file in manifest["files"].values()) and len(manifest["files"]) == 2 * len(
+        KINDS
+    )
+    file = mirror / "ravel_verb_entity_to_split.json"
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(InputError, match=f"{file} has SHA-256 .* is pinned"):
+        fetch(tmp_path / "out", mirror)
+
+
+def test_a_mirror_without_sums_is_recorded_as_such(tmp_path: Path, mirror: Path) -> None:
+    manifest = fetch(tmp_path / "out", mirror)
+    assert not any(file["pinned"] for file in manifest["files"].values())
+    assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["ambiguous_templates"] == {"of %s, one": ["river:Continent", "river:Length"]}
+    assert sorted(manifest["types"]) == ["river", "verb"]
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_archive_is_read_without_unpacking(
+    tmp_path: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"data/base/{p.name}": p.read_bytes() for p in mirror.glob("*.json")}
+    content = archive({**members, "../../escape.json": b"{}", "data/notes.txt": b"x"})
+    monkeypatch.setattr(facts, "_download", lambda url: content)
+    # Without a pinned archive only files with a pinned sum are taken: of these there are none.
+    with pytest.raises(InputError, match="holds no files"):
+        fetch(tmp_path / "out", None)
+    with pytest.raises(InputError, match="is pinned"):
+        fetch(tmp_path / "out", None, "0" * 64)
+    fetch(tmp_path / "out", None, hashlib.sha256(content).hexdigest())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
+        [*(Path(m).name for m in members), "manifest.json"]
+    )
+    assert read_tables(tmp_path / "out") == read_tables(mirror)
+
+
+def test_no_network_ends_in_advice(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be fetched.*[Ss]et ravel.mirror"):
+        fetch(tmp_path / "out", None, url="http://127.0.0.1:9/data.tgz")
+
+
+# Upstream's own files
+
+
+@upstream
+def test_upstream_files_are_those_that_are_pinned(tmp_path: Path) -> None:
+    manifest = fetch(tmp_path / SOURCE, MIRROR)
+    assert all(file["pinned"] for file in manifest["files"].values())
+    sizes = {kind: about["entities"] for kind, about in manifest["types"].items()}
+    assert sizes == {"city": 3552, "nobel_prize_winner": 928, "physical_object": 563}
+    task = RavelTask(RavelConfig(source="upstream"), tmp_path)
+    assert task.size > 300_000 and len(task.feature_values["attribute"]) == 15
+    rng = np.random.default_rng(0)
+    index = rng.integers(task.universe, size=500)
+    parsed = task.parse(task.texts(index))
+    np.testing.assert_array_equal(parsed, np.where(index < task.size, index, -1))
+    with pytest.raises(InputError, match="automaton"):
+        task.grammar(word_tokenizer([]))
+
+
+@upstream
+def test_upstream_tables_fit_a_word_level_tokenizer(tmp_path: Path) -> None:
+    fetch(tmp_path / SOURCE, MIRROR)
+    task = RavelTask(RavelConfig(source="upstream", n_entities=12, n_templates=6), tmp_path)
+    tokenizer = word_tokenizer(task.words())
+    texts = task.texts(every(task))
+    ids = encode(tokenizer, texts)
+    assert tokenizer.batch_decode([i.tolist() for i in ids]) == texts
+    encode(tokenizer, task.continuations(every(task)))
+    assert any(" " in entity.split(":")[1] for entity in task.slot_values["entity"])

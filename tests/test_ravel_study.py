@@ -1,0 +1,322 @@
+"""RAVEL from fact tables to figures at a tiny size, stage by stage: embedded tables, and upstream's where at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from test_ravel import MIRROR, upstream
+
+from inversescope.cli import main
+from inversescope.config import default_config, merge
+from inversescope.store import read_activations, read_json, read_table, write_table
+
+MODEL = "tiny"
+SITES = ["L0.resid_post", "L1.resid_post"]
+SHAPE = {
+    "architecture": "gemma2",
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "head_dim": 12,
+    "d_model": 16,
+    "n_positions": 96,
+    "sliding_window": 4,
+}
+STUDY: dict[str, Any] = {
+    "experiments": {
+        "ravel": {
+            "task": "ravel",
+            "model": MODEL,
+            "sites": SITES,
+            "representative": [1],
+            "n_train": 60,
+            "n_test": 24,
+            "n_val": 16,
+            "settings": {
+                "kernel": {"epsilon": 0.5, "epsilons": [0.4, 0.5]},
+                "fcr": {"features": ["attribute"], "mcmc_evaluations": 3, "bootstrap": 100},
+                "studied_variants": ["paper", "default"],
+                "study_variants": [],
+                "backbone": {
+                    "shape": {
+                        "n_layers": 1,
+                        "n_heads": 2,
+                        "d_model": 32,
+                        "n_positions": 96,
+                        "tied_embeddings": False,
+                    },
+                    "targets": "grammar",
+                    "steps": 150,
+                    "learning_rate": 1e-2,
+                    "warmup": 10,
+                    "batch_size": 32,
+                    "gate_in_prior": 0.1,
+                },
+                "variants": {
+                    "paper": {"base": "paper", "steps": 10, "n_heads": 2},
+                    "default": {
+                        "base": "default",
+                        "pairs": "kernel",
+                        "eps_input": True,
+                        "eps_range": [0.2, 0.8],
+                        "mean_embedding": True,
+                        "freeze_backbone": False,
+                        "steps": 10,
+                        "n_heads": 2,
+                    },
+                },
+                "sampling": {
+                    "candidates": 8,
+                    "candidates_elsewhere": 4,
+                    "max_candidates": 8,
+                    "decodings": [],
+                },
+                "sae": {"width": 24, "steps": 20, "batch_size": 64, "sparsity": [1e-3, 1e-2]},
+                "probe": {"strengths": [0.1, 1.0]},
+            },
+        }
+    },
+    "models": {
+        MODEL: {
+            "candidates": {"s": {"shape": SHAPE}},
+            "training": {
+                "max_steps": 30,
+                "extra_steps": 5,
+                "gate_accuracy": 0.0,
+                "batch_size": 16,
+                "answer_weight": 5.0,
+                "corpus": {"ioi": 0.25},
+            },
+        }
+    },
+    "variants": {"paper": {"base": "paper"}, "default": {"base": "default", "pairs": "kernel"}},
+    "studied_variants": ["paper", "default"],
+    "study_variants": [],
+    "ioi": {"n_names": 6, "n_templates": 2, "n_places": 2, "n_items": 2},
+    "ravel": {"types": ["country", "person"], "n_entities": 8, "n_templates": 4},
+}
+UPSTREAM: dict[str, Any] = {
+    "source": "upstream",
+    "mirror": str(MIRROR),
+    "types": ["nobel_prize_winner", "physical_object"],
+    "n_entities": 8,
+    "n_templates": 4,
+}
+
+
+def write_config(root: Path, ravel: dict[str, Any]) -> None:
+    values = default_config().model_dump(mode="json")
+    for name in ("experiments", "models", "variants"):
+        values[name] = {}
+    (root / "config").mkdir(parents=True)
+    study = merge(STUDY, {"ravel": ravel})
+    (root / "config/config.yaml").write_text(yaml.safe_dump(merge(values, study)))
+
+
+def run(root: Path, stage: str, *options: str) -> int:
+    where = ["--root", str(root), "--config", str(root / "config/config.yaml")]
+    return main([stage, "--task", "ravel", "--model", MODEL, *where, *options])
+
+
+def run_all(root: Path) -> None:
+    sites = [part for site in SITES for part in ("--site", site)]
+    for split in ("train", "test", "reference", "val"):
+        assert run(root, "make_prompts", "--split", split) == 0
+    for stage in ("train_target", "score_target"):
+        assert run(root, stage, "--candidate", "s") == 0
+    assert run(root, "select_target") == 0
+    for split in ("train", "test", "reference", "val"):
+        assert run(root, "extract_activations", "--split", split) == 0
+    assert run(root, "train_backbone") == 0
+    for variant in ("paper", "default"):
+        assert run(root, "train_generator", "--variant", variant) == 0
+    assert run(root, "sample_prompts", "--variant", "paper", "--variant", "default", *sites) == 0
+    assert run(root, "run_mcmc", *sites) == 0
+    for stage in ("collect_positions", "train_sae"):
+        assert run(root, stage, *sites) == 0
+    for site in SITES:
+        assert run(root, "compute_exact", "--site", site) == 0
+        assert run(root, "estimate_fcr", "--variant", "paper", "--variant", "default", "--site", site) == 0
+        assert run(root, "classify_attributes", "--site", site) == 0
+    assert run(root, "collect_tables") == 0
+    assert run(root, "plot_ravel") == 0
+
+
+@pytest.fixture(
+    scope="module",
+    params=["embedded", pytest.param("upstream", marks=upstream)],
+    ids=["embedded", "upstream"],
+)
+def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished tiny study."""
+    root = tmp_path_factory.mktemp(request.param)
+    write_config(root, UPSTREAM if request.param == "upstream" else {})
+    if request.param == "upstream":
+        assert run(root, "fetch_ravel") == 0
+    run_all(root)
+    return root
+
+
+def scores(root: Path) -> pd.DataFrame:
+    return read_table(root / "results/ravel/scores.csv")
+
+
+def test_targets_and_prior_share_no_entity(study: Path) -> None:
+    entities = {
+        split: set(read_table(study / f"data/ravel/prompts/{split}.parquet")["entity"].astype(str))
+        for split in ("train", "reference", "test", "val")
+    }
+    assert entities["train"] <= entities["reference"]
+    assert not entities["reference"] & (entities["test"] | entities["val"])
+    assert not entities["test"] & entities["val"]
+
+
+def test_every_method_is_scored_in_both_groups(study: Path) -> None:
+    table = scores(study)
+    methods = "always_no default exact nearest paper prior probe sae_general sae_ravel".split()
+    for _, part in table.groupby(["group", "site"]):
+        assert sorted(part["method"]) == methods
+        assert part["n_targets"].nunique() == 1
+    sizes = table.drop_duplicates(["group", "site"]).groupby("site")["n_targets"].sum()
+    assert (sizes == STUDY["experiments"]["ravel"]["n_test"]).all()
+    assert (table["accuracy"] <= table["accuracy_high"]).all() and (
+        table["accuracy_low"] <= table["accuracy"]
+    ).all()
+    no = table[table["method"] == "always_no"]
+    assert (no["accuracy"] == 0).all() and (no["accuracy_one_vs_rest"] > 0.7).all()
+
+
+def test_rates_are_over_seen_templates_and_agree_with_the_scores(study: Path) -> None:
+    rates = read_table(study / "results/ravel/rates.csv")
+    table = scores(study)
+    for site in SITES:
+        seen = table[
+            (table["site"] == site) & (table["group"] == "seen") & (table["method"] == "exact")
+        ].iloc[0]
+        exact = rates[
+            (rates["site"] == site) & (rates["estimator"] == "exact") & np.isclose(rates["epsilon"], 0.5)
+        ]
+        # A target whose ball is empty has no rate; as a classification it is wrong.
+        row = exact.iloc[0]
+        assert row["n_targets"] <= seen["n_targets"]
+        assert row["fcr"] * row["n_targets"] / seen["n_targets"] == pytest.approx(seen["accuracy"], abs=1e-4)
+
+
+def test_autoencoders_read_all_positions_but_the_first(study: Path) -> None:
+    folder = study / f"data/ravel/{MODEL}"
+    prompts = read_table(study / "data/ravel/prompts/train.parquet")
+    from inversescope.models import encode, load_target
+
+    target = load_target(folder / "target")
+    ids = encode(target.tokenizer, prompts["text"].tolist())
+    z, _ = read_activations(folder / "positions/ravel/L1.resid_post.safetensors")
+    assert len(z) == sum(len(i) - 1 for i in ids)
+    # The last positions are among them, bit for bit; the first ones (all prompts that begin alike share one) are not.
+    last, _ = read_activations(folder / "activations/train/L1.resid_post.safetensors")
+    rows = {row.tobytes() for row in np.asarray(z)}
+    assert sum(row.tobytes() in rows for row in np.asarray(last)) > 0.9 * len(last)
+    log = read_table(study / f"results/ravel/{MODEL}/sae/L0.resid_post.csv")
+    assert sorted(log["corpus"].unique()) == ["general", "ravel"]
+    assert (log.groupby("corpus")["chosen"].sum() == 1).all() and len(log) == 4
+
+
+def test_target_knows_its_further_corpus(study: Path) -> None:
+    about = read_json(study / f"data/ravel/{MODEL}/target/target.json")
+    assert 0 <= about["accuracy_held_out"] <= 1 and about["passed"]
+    from inversescope.models import encode, load_target
+
+    target = load_target(study / f"data/ravel/{MODEL}/target")
+    encode(target.tokenizer, ["When John and Mary went to the store, Mary gave a drink to"])
+    assert target.head_dim * target.n_heads != target.d_model and target.model.config.sliding_window == 4
+
+
+def test_figures_and_tables_are_there(study: Path) -> None:
+    for name in ("fig6", "fig6_new", "fig10", "confusion"):
+        for suffix in ("png", "pdf", "csv"):
+            assert (study / f"results/figures/ravel_{name}.{suffix}").stat().st_size > 500
+    table2 = read_table(study / "results/tables/ravel_table2.csv")
+    assert table2[["model", "layers", "width"]].values.tolist() == [[MODEL, 1, 16]]
+    samples = read_table(study / "results/tables/ravel_samples.csv")
+    assert set(samples["kind"]) <= {"right", "another attribute", "refused", "null"} and len(samples)
+
+
+def test_show_prints_goals(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["show", "ravel", "--root", str(study), "--config", str(study / "config/config.yaml")]) == 0
+    out = capsys.readouterr().out
+    assert "new templates" in out and "within 0.03" in out and "refusal" in out
+
+
+# Bad input
+
+
+def refused(capsys: pytest.CaptureFixture[str], status: int, *told: str) -> None:
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert status == 2 and len([line for line in lines if line.startswith("error: ")]) == 1
+    assert all(part in lines[-1] for part in told), lines[-1]
+
+
+def test_missing_tables_name_their_rule(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path, {**UPSTREAM, "mirror": str(tmp_path / "nowhere")})
+    refused(capsys, run(tmp_path, "make_prompts", "--split", "train"), "fetch_ravel")
+    refused(capsys, run(tmp_path, "fetch_ravel"), "nowhere", "mirror")
+
+
+def test_autoencoder_of_another_width_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    root = tmp_path / "copy"
+    shutil.copytree(study, root)
+    from inversescope.store import load_checkpoint, save_checkpoint
+
+    folder = root / f"data/ravel/{MODEL}/sae/ravel/L0.resid_post"
+    arrays, meta = load_checkpoint(folder)
+    save_checkpoint(folder, {**arrays, "W_enc": np.zeros((8, 24), np.float32)}, meta)
+    capsys.readouterr()
+    refused(
+        capsys,
+        run(root, "classify_attributes", "--site", "L0.resid_post"),
+        "sae/ravel/L0.resid_post",
+        "W_enc",
+        "16",
+    )
+    write_table(
+        read_table(root / "data/ravel/prompts/train.parquet").iloc[:-1],
+        root / "data/ravel/prompts/train.parquet",
+    )
+    refused(capsys, run(root, "train_sae", "--site", "L0.resid_post"), "activations", "prompt hash")
+
+
+def test_splits_that_a_task_has_not(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    config = yaml.safe_load((study / "config/config.yaml").read_text())
+    config["experiments"]["ravel"]["n_val"] = 0
+    other = study / "config/none.yaml"
+    other.write_text(yaml.safe_dump(config))
+    status = main(
+        [
+            "make_prompts",
+            "--task",
+            "ravel",
+            "--model",
+            MODEL,
+            "--root",
+            str(study),
+            "--config",
+            str(other),
+            "--split",
+            "val",
+        ]
+    )
+    refused(capsys, status, "n_val")
