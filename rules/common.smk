@@ -470,6 +470,11 @@ def training_logs(variants):
     ]
 
 
+def data_of(task: str) -> list[str]:
+    """Downloaded files that a task's prior is made of."""
+    return [f"data/{task}/{file}" for file in getattr(getattr(CONFIG, task), "files", [])]
+
+
 def size_of_split(task: str, split: str) -> dict[str, object]:
     """How many prompts a split of a task has; part of `params`."""
     key = f"n_{split}"

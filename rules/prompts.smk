@@ -4,6 +4,7 @@
 rule make_prompts:
     input:
         source=source("make_prompts"),
+        data=lambda w: data_of(w.task),
     output:
         "data/{task}/prompts/{split}.parquet",
     log:

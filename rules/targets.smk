@@ -4,6 +4,7 @@
 rule train_target:
     input:
         source=source("train_target"),
+        data=lambda w: data_of(w.task),
     output:
         expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
     log:
@@ -90,6 +91,7 @@ rule select_target:
 rule fetch_target:
     input:
         source=source("fetch_target"),
+        data=lambda w: data_of(w.task),
     output:
         "data/{task}/{model}/target/target.json",
     log:

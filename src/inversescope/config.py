@@ -58,7 +58,22 @@ class TargetTraining(Strict):
         100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
     )
     gate_accuracy: float = Field(
-        0.99, description="Held-out accuracy of the answer token that a candidate must reach."
+        0.99,
+        description="Held-out accuracy of the answer token that a candidate must reach (icl_translation: on each task).",
+    )
+    curriculum: list[int] = Field(
+        default_factory=list,
+        description="Sizes of the dictionary, one after the other, for tasks with a curriculum; empty: all of it from the start.",
+    )
+    curriculum_loss: float = Field(
+        0.35,
+        description="Loss of the last two answers, nats, mean of 20 steps, at which the next size begins.",
+    )
+    delay_layers: int = Field(
+        0,
+        ge=0,
+        description="Blocks in which, until the gate is passed, the position that predicts does not attend to the query "
+        "(icl_translation). The extra steps are without.",
     )
 
 
@@ -74,6 +89,13 @@ class ModelConfig(Strict):
         None, description="Layers of a hub or local model, so that its sites are known before download."
     )
     n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
+    bos: bool = Field(
+        False,
+        description="Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it).",
+    )
+    control: str | None = Field(
+        None, description="Model that figures show beside this one (icl_translation: trained without delay)."
+    )
     candidates: dict[str, TargetCandidate] = Field(
         default_factory=dict,
         description="Shapes and seeds that `train_target` tries; `select_target` picks one.",
@@ -111,6 +133,32 @@ class IOIConfig(Strict):
     split_seed: int = 0
 
 
+class TranslationConfig(Strict):
+    """The in-context translation prior (paper, D.3.2): words, and the split."""
+
+    words: Literal["own", "lists"] = Field(
+        "own",
+        description="'own': the package's table of concepts in four languages. 'lists': the downloaded word pairs of Hendel et al.",
+    )
+    n_concepts: int | None = Field(
+        156, ge=8, description="Dictionary entries that are used, from the first; null: all."
+    )
+    held_out: float = Field(
+        0.05, gt=0, lt=1, description="Share of the (query, shots) combinations kept for the test split."
+    )
+    mirror: str | None = Field(
+        None,
+        description="Directory to read the lists from instead of downloading them; checksums hold there too.",
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """Downloaded files that the prior is made of, below data/icl_translation."""
+        others = ("fr", "it", "es")
+        names = [*(f"en_{one}.json" for one in others), *(f"{one}_en.json" for one in others)]
+        return [f"lists/{name}" for name in names] if self.words == "lists" else []
+
+
 #: Parts of the configuration that an experiment may set for itself. Models and priors are shared and named, never overlaid.
 SETTABLE = (
     "budget",
@@ -128,7 +176,7 @@ SETTABLE = (
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read, and what differs from the other studies."""
 
-    task: Literal["ioi"] = "ioi"
+    task: Literal["ioi", "icl_translation"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
@@ -427,6 +475,7 @@ class Config(Strict):
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
+    icl_translation: TranslationConfig = TranslationConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]
@@ -453,6 +502,13 @@ class Config(Strict):
             if experiment.model not in self.models:
                 raise ValueError(
                     f"experiment {name} names model {experiment.model!r}, which is not in 'models'"
+                )
+            control = self.models[experiment.model].control
+            if control and (experiment.task, control) not in {
+                (e.task, e.model) for e in self.experiments.values()
+            }:
+                raise ValueError(
+                    f"experiment {name} is shown beside model {control!r}, which no experiment on {experiment.task} reads"
                 )
             for key in experiment.settings:
                 if key not in SETTABLE:
@@ -702,15 +758,78 @@ def frontier_variants() -> dict[str, VariantConfig]:
     return variants
 
 
+#: Targets of the in-context translation study. Until the gate is passed, blocks 0 to 2 do not let the predicting position attend
+#: to the query; the `plain` controls know no such thing. Both end with steps of plain language modelling.
+ICL_SITES = ["L*.attn_out"]
+ICL_LAYERS, ICL_DELAY = 5, 3
+ICL_SETTINGS: dict[str, Any] = {
+    "kernel": {"epsilons": [0.1]},
+    "backbone": {"steps": 500},
+    "variants": {
+        "paper": {"sites": None, "steps": 500},
+        "default": {"sites": None, "steps": 400, "eps_range": [0.05, 0.2]},
+    },
+    "studied_variants": ["paper", "default"],
+    "study_variants": [],
+    "sampling": {"decodings": ["mixed"]},
+    "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0},
+}
+
+
+def icl_models() -> dict[str, ModelConfig]:
+    """Small Gemma 2 and Llama models for the in-context translation study, each with its plain control."""
+    models = {}
+    for name, architecture in (("gemma2", "gemma2"), ("llama", "llama")):
+        shape = ArchitectureConfig.model_validate(
+            {
+                "architecture": architecture,
+                "n_layers": ICL_LAYERS,
+                "n_heads": 4,
+                "n_kv_heads": 2,
+                "d_model": 64,
+                "n_positions": 16,
+            }
+        )
+        for suffix, delay in (("", ICL_DELAY), ("-plain", 0)):
+            training = TargetTraining(
+                gate_accuracy=0.97, curriculum=[12, 40, 156], delay_layers=delay, extra_steps=150
+            )
+            models[f"{name}-icl{suffix}"] = ModelConfig(
+                candidates={"s1": TargetCandidate(shape=shape, seed=1)},
+                training=training,
+                control=f"{name}-icl-plain" if not suffix else None,
+            )
+    return models
+
+
+def icl_experiments() -> dict[str, ExperimentConfig]:
+    """FCR and patching of both architectures; of the plain controls, exact FCR and patching."""
+    experiments = {}
+    for name in ("gemma2", "llama"):
+        for suffix in ("", "_plain"):
+            settings = ICL_SETTINGS if not suffix else {**ICL_SETTINGS, "studied_variants": []}
+            experiments[f"icl_{name}{suffix}"] = ExperimentConfig(
+                task="icl_translation",
+                model=f"{name}-icl{suffix.replace('_', '-')}",
+                sites=ICL_SITES,
+                settings=settings,
+                n_train=40_000,
+                n_test=60,
+                n_reference=60_000,
+            )
+    return experiments
+
+
 def default_config() -> Config:
-    """The embedded study: a small GPT-2 trained here, one million prompts, every rate beside its exact value."""
+    """The embedded studies. IOI: a small GPT-2 trained here, a million prompts, every rate beside its exact value. In-context
+    translation: small Gemma 2 and Llama models, 156 concepts in four languages."""
     variants = default_variants()
     candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in range(1, 7)}
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
-        experiments={"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)},
-        models={"gpt2-embedded": ModelConfig(candidates=candidates)},
+        experiments={"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites), **icl_experiments()},
+        models={"gpt2-embedded": ModelConfig(candidates=candidates), **icl_models()},
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
         study_variants=[name for name, v in variants.items() if v.study],

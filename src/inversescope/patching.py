@@ -446,35 +446,48 @@ def _hook(
 def _ablated(
     target: Target, inputs: Inputs, rows: np.ndarray, cuts: Sequence[Cut], ids: Tensor
 ) -> Iterator[None]:
-    """Take attention edges out of a run of ids (B, T), prompts `rows`, for the length of a block, by masks."""
-    batch, length = ids.shape
+    """Take attention edges out of a run of ids (B, T), prompts `rows`, for the length of a block."""
+    removed: dict[int, Tensor] = {}
+    for cut in cuts:
+        query, key = inputs.resolve(cut.query)[rows], inputs.resolve(cut.key)[rows]
+        for layer in range(target.n_layers) if cut.layers is None else cut.layers:
+            if layer not in removed:
+                removed[layer] = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+            removed[layer][np.arange(len(ids)), 0, query, key] = True
+    with without_attention(target, removed):
+        yield
+
+
+@contextmanager
+def without_attention(target: Target, removed: Mapping[int, Tensor]) -> Iterator[None]:
+    """Take attention edges out of blocks for the length of a `with` block, by the attention modules' masks.
+
+    Args:
+        target: the model, in evaluation or training.
+        removed: block -> (B or 1, 1, T, T) bool, true where a position (second last axis) may not attend to another (last axis).
+    """
     handles = []
-    for layer in range(target.n_layers):
-        mine = [cut for cut in cuts if cut.layers is None or layer in cut.layers]
-        if not mine:
-            continue
-        removed = torch.zeros(batch, 1, length, length, dtype=torch.bool)
-        for cut in mine:
-            removed[np.arange(batch), 0, inputs.resolve(cut.query)[rows], inputs.resolve(cut.key)[rows]] = (
-                True
-            )
+    for layer, edges in removed.items():
+        length = edges.shape[-1]
 
         def before(
-            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], removed: Tensor = removed
+            _: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            edges: Tensor = edges,
+            length: int = length,
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             mask, states = kwargs.get("attention_mask"), args[0] if args else kwargs["hidden_states"]
             lowest = torch.finfo(states.dtype).min
             if mask is None:  # plain causal attention
                 above = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
-                mask = torch.zeros(length, length, dtype=states.dtype, device=states.device).masked_fill(
-                    above, lowest
-                )
+                mask = torch.zeros(1, 1, length, length, dtype=states.dtype, device=states.device)
+                mask = mask.masked_fill(above, lowest)
             elif mask.dtype == torch.bool:
                 mask = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(
                     ~mask, lowest
                 )
-            mask = mask.expand(batch, 1, length, length).masked_fill(removed.to(states.device), lowest)
-            return args, {**kwargs, "attention_mask": mask}
+            return args, {**kwargs, "attention_mask": mask.masked_fill(edges.to(states.device), lowest)}
 
         module = target.layers[layer].get_submodule(target.arch.attention)
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))

@@ -53,7 +53,7 @@ class Context:
     @cached_property
     def task(self) -> Task:
         """The task's prior, parser and features."""
-        return get_task(self.task_name, self.config)
+        return get_task(self.task_name, self.config, self.root)
 
     @property
     def experiment(self) -> ExperimentConfig:

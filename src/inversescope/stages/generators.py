@@ -210,10 +210,7 @@ def train_backbone(context: Context) -> None:
 
 def _longest(context: Context, tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens of the longest prompt."""
-    size = context.task.size
-    index = np.arange(
-        0, size, 997 if size > 100_000 else 1
-    )  # in a small prior few prompts may be the longest
+    index = context.task.longest(lambda texts: [len(ids) for ids in encode(tokenizer, texts)])
     return max(len(ids) for ids in encode(tokenizer, context.task.texts(index)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
@@ -9,20 +11,33 @@ from inversescope.errors import InputError
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import read_json, read_table, write_json, write_table
 
+if TYPE_CHECKING:
+    import torch
+
 SCAN_POOL = 16_384  # prior draws that a candidate is scored against
+SINGLE_POOL = 2048  # the same where there is one candidate only
 SCAN_TARGETS = 64  # prompts whose activations are scored
 
 
 def train_target(context: Context, candidate: str) -> None:
     """Train one candidate target from scratch as a language model of the task's train split, up to the gate.
 
-    The loss is on all tokens (on the answer alone it does not learn the task); accuracy is that of the answer token on prompts
-    whose name pairs were held out. A candidate that misses the gate is written too, marked `passed: false`; `select_target`
-    leaves it out.
+    The loss is on the tokens that the task's lessons score (IOI: all, on the answer alone it does not learn the task);
+    accuracy is that
+    of the answer token on prompts of the held-out part, where the task says so the smallest over a feature's labels. A
+    curriculum, where
+    there is one, comes first. Until the gate is passed, `delay_layers` keeps the query from the position that predicts; the
+    extra steps
+    are without, and so is the accuracy that is reported. A candidate that misses the gate is written too, marked `passed: false`;
+    `select_target` leaves it out.
     """
+    from contextlib import nullcontext
+
     import torch
+    import torch.nn.functional as F
 
     from inversescope.models import (
+        Target,
         build_model,
         check_single_tokens,
         encode,
@@ -31,6 +46,7 @@ def train_target(context: Context, candidate: str) -> None:
         short_attention,
         word_tokenizer,
     )
+    from inversescope.patching import without_attention
     from inversescope.training import Schedule, next_token_loss, train
 
     task, model_config = context.task, context.config.models[context.model_name]
@@ -38,15 +54,19 @@ def train_target(context: Context, candidate: str) -> None:
         known = ", ".join(model_config.candidates)
         raise InputError(f"unknown candidate {candidate!r}", f"choose one of {known}")
     spec, settings = model_config.candidates[candidate], model_config.training
-    tokenizer = word_tokenizer(task.words())
+    if settings.delay_layers > spec.shape.n_layers:
+        raise InputError(
+            f"delay_layers is {settings.delay_layers}, but candidate {candidate} has {spec.shape.n_layers} layers",
+            f"lower models.{context.model_name}.training.delay_layers",
+        )
+    tokenizer = word_tokenizer(task.words(), task.word_pattern)
     check_single_tokens(tokenizer, task.single_token_words())
+    task.check_tokenizer(lambda texts: encode(tokenizer, texts))
     model = build_model(spec.shape, len(tokenizer), spec.seed, initializer_range=spec.shape.initializer_range)
+    target = Target(model, tokenizer, context.model_name)
     end = int(tokenizer.eos_token_id)
 
-    def tensors(index: np.ndarray, answer: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = task.texts(index)
-        if answer:
-            texts = [f"{text} {word}" for text, word in zip(texts, task.answers(index), strict=True)]
+    def tensors(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids = encode(tokenizer, texts)
         lengths = torch.tensor([len(i) for i in ids])
         if int(lengths.max()) > spec.shape.n_positions:
@@ -60,7 +80,15 @@ def train_target(context: Context, candidate: str) -> None:
         return torch.from_numpy(table), lengths
 
     held_out = task.sample(1024, "test", stream(context.config.seed, "train_target", "gate"), replace=True)
-    test_tokens, test_lengths = tensors(held_out, answer=True)
+    answered = [
+        f"{text} {word}" for text, word in zip(task.texts(held_out), task.answers(held_out), strict=True)
+    ]
+    test_tokens, test_lengths = tensors(answered)
+    groups = (
+        np.zeros(len(held_out), np.int64)
+        if task.gate_by is None
+        else task.features_of(held_out)[task.gate_by]
+    )
 
     @torch.inference_mode()
     def accuracy() -> float:
@@ -69,21 +97,56 @@ def train_target(context: Context, candidate: str) -> None:
         row = torch.arange(len(test_tokens))
         right = logits[row, test_lengths - 2].argmax(-1) == test_tokens[row, test_lengths - 1]
         model.train()
-        return float(right.float().mean())
+        return min(float(right[torch.from_numpy(groups == g)].float().mean()) for g in np.unique(groups))
+
+    hidden = task.lesson(1, None, stream(context.config.seed, "train_target", "shape")).hidden
+    hide = settings.delay_layers > 0 and hidden is not None
+    level = 0
+    recent: list[float] = []
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal level
+        if (
+            len(recent) >= 20
+            and np.mean(recent[-20:]) < settings.curriculum_loss
+            and level + 1 < len(settings.curriculum)
+        ):
+            level += 1
+            recent.clear()
+            echo(f"train_target {candidate}: {settings.curriculum[level]} entries from step {step}")
         rng = stream(context.config.seed, "train_target", spec.seed, step)
-        tokens, lengths = tensors(task.sample(settings.batch_size, "train", rng, replace=True), answer=True)
-        return next_token_loss(model(tokens).logits, tokens, lengths), {}
+        size = settings.curriculum[level] if settings.curriculum else None
+        lesson = task.lesson(settings.batch_size, size, rng)
+        tokens, lengths = tensors(lesson.texts)
+        early = hide and not reached
+        with (
+            without_attention(target, _hidden(hidden, tokens, settings.delay_layers))
+            if early
+            else nullcontext()
+        ):
+            logits = model(tokens).logits
+        if lesson.scored is None:
+            return next_token_loss(logits, tokens, lengths), {}
+        value = F.cross_entropy(
+            logits[:, lesson.scored - 1].transpose(1, 2), tokens[:, lesson.scored], reduction="none"
+        )
+        recent.append(float(value[:, -2:].detach().mean()))
+        return value.mean(), {"answer_loss": recent[-1]}
 
     reached: list[int] = []
     last = 0.0
 
     def stop(step: int) -> bool:
         nonlocal last
-        if step % 25 == 0:
-            last = accuracy()
-            if last >= settings.gate_accuracy and not reached:
+        if step % 25 == 0 and level + 1 >= len(settings.curriculum) and not reached:
+            # With the query hidden from early blocks, as in training; the last accuracy, below, is without.
+            with (
+                without_attention(target, _hidden(hidden, test_tokens, settings.delay_layers))
+                if hide
+                else nullcontext()
+            ):
+                last = accuracy()
+            if last >= settings.gate_accuracy:
                 reached.append(step)
                 echo(
                     f"train_target {candidate}: gate {settings.gate_accuracy} passed at step {step} with {last:.3f}"
@@ -125,10 +188,23 @@ def train_target(context: Context, candidate: str) -> None:
         "n_layers": spec.shape.n_layers,
         "n_heads": spec.shape.n_heads,
         "d_model": spec.shape.d_model,
+        "delay_layers": settings.delay_layers,
     }
     save_trained(context.candidate_dir(candidate), model, tokenizer, context.model_name, meta)
     verdict = "passed" if passed else f"MISSED the gate of {settings.gate_accuracy}"
     echo(f"train_target {candidate}: held-out accuracy {final:.3f}, {verdict}")
+
+
+def _hidden(edges: np.ndarray | None, tokens: torch.Tensor, layers: int) -> dict[int, torch.Tensor]:
+    """Attention to be cut in the first blocks: those of the (query, key) pairs that lie within tokens (B, T)."""
+    import torch
+
+    length = tokens.shape[1]
+    removed = torch.zeros(1, 1, length, length, dtype=torch.bool)
+    for query, key in edges if edges is not None else ():
+        if query < length:
+            removed[0, 0, query, key] = True
+    return dict.fromkeys(range(layers), removed)
 
 
 def score_target(context: Context, candidate: str) -> None:
@@ -145,8 +221,10 @@ def score_target(context: Context, candidate: str) -> None:
     directory = context.candidate_dir(candidate)
     target = load_target(need(directory / "target.json", "train_target").parent)
     task = context.task
+    # Where there is nothing to choose from, a rough score will do.
+    size = SCAN_POOL if len(context.config.models[context.model_name].candidates) > 1 else SINGLE_POOL
     index = task.sample(
-        min(SCAN_POOL, task.split_size("train")), "train", stream(context.config.seed, "score_target")
+        min(size, task.split_size("train")), "train", stream(context.config.seed, "score_target")
     )
     sites = expand_sites(["L*H*"], target.n_layers, target.n_heads)
     activations = capture(target, encode(target.tokenizer, task.texts(index)), sites)
@@ -214,7 +292,18 @@ def select_target(context: Context) -> None:
     about = read_json(context.candidate_dir(winner) / "target.json")
     kept = {
         k: about[k]
-        for k in ("candidate", "seed", "accuracy", "passed", "steps", "n_layers", "n_heads", "d_model")
+        for k in (
+            "candidate",
+            "seed",
+            "accuracy",
+            "passed",
+            "steps",
+            "n_layers",
+            "n_heads",
+            "d_model",
+            "delay_layers",
+        )
+        if k in about
     }
     save_trained(context.target_dir, chosen.model, chosen.tokenizer, context.model_name, kept)
     write_table(table, context.results / "target_selection.csv")
@@ -227,7 +316,7 @@ def fetch_target(context: Context) -> None:
     Raises:
         InputError: it cannot be loaded, or its tokenizer does not encode the task's words as single tokens.
     """
-    from inversescope.models import check_single_tokens, load_target
+    from inversescope.models import check_single_tokens, encode, load_target
 
     config = context.config.models[context.model_name]
     path = config.path
@@ -242,6 +331,7 @@ def fetch_target(context: Context) -> None:
         "revision": config.revision,
         "dtype": config.dtype,
         "device_map": config.device_map,
+        "bos": config.bos,
     }
     context.target_dir.mkdir(parents=True, exist_ok=True)
     pending = context.target_dir / "pending"
@@ -249,6 +339,7 @@ def fetch_target(context: Context) -> None:
     write_json(about, pending / "target.json")
     target = load_target(pending)
     check_single_tokens(target.tokenizer, context.task.single_token_words())
+    context.task.check_tokenizer(lambda texts: encode(target.tokenizer, texts))
     (pending / "target.json").unlink()
     pending.rmdir()
     sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.tasks.base import SPLITS, Grammar, Task
+from inversescope.tasks.icl_translation import TranslationTask
 from inversescope.tasks.ioi import IOITask
 
-TASKS = ("ioi",)
+TASKS = ("ioi", "icl_translation")
 
-__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "Task", "get_task"]
+__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "Task", "TranslationTask", "get_task"]
 
 
-def get_task(name: str, config: Config) -> Task:
-    """Return the task of a name with the configuration's prior; raises InputError for an unknown name."""
+def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
+    """Return the task of a name with the configuration's prior, whose downloaded data lie below `root`; raises InputError."""
     if name == "ioi":
         return IOITask(config.ioi)
+    if name == "icl_translation":
+        return TranslationTask(config.icl_translation, root)
     raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")

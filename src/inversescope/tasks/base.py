@@ -67,6 +67,21 @@ class Grammar:
         return np.where(known, self.table[state, column], np.int32(-1)).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Texts, with answers, that a target model is trained on.
+
+    Attributes:
+        texts: B texts.
+        scored: positions of the tokens that are to be predicted, the same in each text, int64; None: all.
+        hidden: (query, key) positions of attention that `delay_layers` cuts for a time, int64 (n, 2).
+    """
+
+    texts: list[str]
+    scored: np.ndarray | None = None
+    hidden: np.ndarray | None = None
+
+
 def build_grammar(
     start: State, successors: Callable[[State], Mapping[int, State]], final: State, accept_token: int
 ) -> Grammar:
@@ -113,6 +128,9 @@ class Task(ABC):
         size: number of prompts in the prior.
         names: the names (of persons, cities, ...) that must be single tokens after a space.
         move_counts: number of equally likely values of each kind of move (see `move`).
+        word_pattern: regular expression of one token of the word-level tokenizer that a target trained here gets; None: a
+        word with the     space before it, or a punctuation mark.
+        gate_by: feature for each label of which a target trained here must pass the accuracy gate; None: on the whole.
     """
 
     name: str
@@ -123,6 +141,8 @@ class Task(ABC):
     size: int
     names: list[str]
     move_counts: tuple[int, ...]
+    word_pattern: str | None = None
+    gate_by: str | None = None
 
     # The prior and its prompts
 
@@ -229,6 +249,10 @@ class Task(ABC):
             )
         return self.split_index(rng.choice(number, size=n, replace=False), split)
 
+    def combination(self, index: np.ndarray) -> np.ndarray:
+        """Return what no cached prompt may share with a test prompt, int64 (N,): itself, unless a task asks for more."""
+        return np.asarray(index, dtype=np.int64)
+
     def split_remedy(self, split: str | None) -> str:
         """Return what makes a split larger, in words, for error messages."""
         return "enlarge the prior in the configuration"
@@ -267,6 +291,36 @@ class Task(ABC):
     @abstractmethod
     def single_token_words(self) -> list[str]:
         """Return the words, without spaces, that a tokenizer must encode as one token after a space."""
+
+    def longest(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
+        """Return prompts of which one is about the longest in tokens, int64 (N,).
+
+        Args:
+            count: texts -> their numbers of tokens.
+        """
+        # In a small prior few prompts may be the longest.
+        return np.arange(0, self.size, 997 if self.size > 100_000 else 1)
+
+    def check_tokenizer(self, encode: Callable[[list[str]], list[np.ndarray]]) -> None:
+        """Check what the task needs of the target's tokenizer beyond single tokens; raises InputError.
+
+        Args:
+            encode: texts -> their token ids.
+        """
+        return None
+
+    def lesson(self, n: int, level: int | None, rng: np.random.Generator) -> Lesson:
+        """Draw texts of the train split, with answers, for training a target.
+
+        Args:
+            n: number of texts.
+            level: where the curriculum is (`TargetTraining.curriculum`); None: there is none.
+            rng: source of randomness.
+        """
+        index = self.sample(n, "train", rng, replace=True)
+        return Lesson(
+            [f"{text} {word}" for text, word in zip(self.texts(index), self.answers(index), strict=True)]
+        )
 
     @abstractmethod
     def grammar(self, tokenizer: TextEncoder) -> Grammar:
