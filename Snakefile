@@ -31,6 +31,7 @@ include: "rules/sampling.smk"
 include: "rules/fcr.smk"
 include: "rules/figures.smk"
 include: "rules/study.smk"
+include: "rules/icl.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
@@ -39,9 +40,15 @@ rule ioi:
         of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
 
 
+rule icl_translation:
+    input:
+        of_experiments(*rules.plot_icl.output, tasks=["icl_translation"], having=studied),
+
+
 rule figures:
     input:
         rules.ioi.input,
+        rules.icl_translation.input,
 
 
 rule all:

@@ -475,6 +475,16 @@ def data_of(task: str) -> list[str]:
     return [f"data/{task}/{file}" for file in getattr(getattr(CONFIG, task), "files", [])]
 
 
+# Downloaded word pairs of the translation task, by language codes.
+WORD_LISTS = [f"en_{code}" for code in ("fr", "it", "es")] + [f"{code}_en" for code in ("fr", "it", "es")]
+
+
+def shown_beside(model: str) -> list[str]:
+    """A model, and the control that figures show beside it."""
+    control = CONFIG.models[model].control
+    return [model, control] if control else [model]
+
+
 def size_of_split(task: str, split: str) -> dict[str, object]:
     """How many prompts a split of a task has; part of `params`."""
     key = f"n_{split}"

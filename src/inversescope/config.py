@@ -170,6 +170,7 @@ SETTABLE = (
     "sampling",
     "fcr",
     "figures",
+    "patching",
 )
 
 
@@ -460,6 +461,34 @@ class FcrConfig(Strict):
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
+class PatchingConfig(Strict):
+    """The task-vector experiment (paper, D.3.1)."""
+
+    n_pairs: int = Field(400, ge=2, description="Pairs of a three-shot source and a zero-shot target.")
+
+
+class LabellerConfig(Strict):
+    """A chat model that labels texts (paper, D.3.3: gemma-2-2b-it)."""
+
+    source: Literal["hub", "local"] = "local"
+    path: str = Field(..., description="Hub repository or local directory.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device_map: str | None = None
+    batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
+    instruction: str = Field(
+        "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
+        "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none.",
+        description="What the model is asked; {labels} stands for the labels.",
+    )
+
+    @model_validator(mode="after")
+    def _pinned(self) -> LabellerConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+
 class FigureConfig(Strict):
     """What the figures need beyond the tables."""
 
@@ -483,6 +512,8 @@ class Config(Strict):
     sampling: SamplingConfig = SamplingConfig()
     fcr: FcrConfig = FcrConfig()
     figures: FigureConfig = FigureConfig()
+    patching: PatchingConfig = PatchingConfig()
+    labeller: LabellerConfig | None = None
     study_variants: list[str] = Field(
         default_factory=list,
         description="Variants of the study over dimension, steps and seeds, and the ablations.",
@@ -764,7 +795,7 @@ ICL_SITES = ["L*.attn_out"]
 ICL_LAYERS, ICL_DELAY = 5, 3
 ICL_SETTINGS: dict[str, Any] = {
     "kernel": {"epsilons": [0.1]},
-    "backbone": {"steps": 500},
+    "backbone": {"steps": 800},
     "variants": {
         "paper": {"sites": None, "steps": 500},
         "default": {"sites": None, "steps": 400, "eps_range": [0.05, 0.2]},

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 from inversescope.errors import InputError
@@ -194,3 +194,33 @@ class Labeller:
                     alive[row] = self._next[said[row]] != [self._end]
             ids = torch.from_numpy(chosen)[:, None].to(device)
         return [self._answers[one] for one in said]
+
+
+def load_chat_model(
+    source: str, path: str, revision: str | None, dtype: str = "float32", device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load a chat model of any architecture from the hub at a pinned revision, or from a directory; safetensors only.
+
+    Raises:
+        InputError: it cannot be loaded, or has no fast tokenizer.
+    """
+    where: dict[str, object] = {"revision": revision} if source == "hub" else {"local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=getattr(torch, dtype),
+            device_map=device_map,
+            **where,
+        )
+    except Exception as error:  # the hub and file layers raise a dozen unrelated types
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise InputError(
+            f"labeller {path} cannot be loaded ({reason})",
+            "set labeller.source: local and labeller.path to a directory that holds it, or HF_HOME to a cache that does",
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise InputError(f"labeller {path} has no fast tokenizer", "use a model with tokenizer.json")
+    return model.eval().requires_grad_(False), tokenizer
