@@ -797,12 +797,12 @@ ICL_SETTINGS: dict[str, Any] = {
     "kernel": {"epsilons": [0.1]},
     "backbone": {"steps": 800},
     "variants": {
-        "paper": {"sites": None, "steps": 500},
-        "default": {"sites": None, "steps": 400, "eps_range": [0.05, 0.2]},
+        "paper": {"sites": None, "steps": 700},
+        "default": {"sites": None, "steps": 900, "eps_range": [0.08, 0.125]},
     },
     "studied_variants": ["paper", "default"],
     "study_variants": [],
-    "sampling": {"decodings": ["mixed"]},
+    "sampling": {"decodings": []},
     "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0},
 }
 
