@@ -32,6 +32,7 @@ include: "rules/fcr.smk"
 include: "rules/figures.smk"
 include: "rules/study.smk"
 include: "rules/ravel.smk"
+include: "rules/icl.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
@@ -45,10 +46,16 @@ rule ravel:
         rules.plot_ravel.output if RAVEL else [],
 
 
+rule icl_translation:
+    input:
+        of_experiments(*rules.plot_icl.output, tasks=["icl_translation"], having=studied),
+
+
 rule figures:
     input:
         rules.ioi.input,
         rules.ravel.input,
+        rules.icl_translation.input,
 
 
 rule all:

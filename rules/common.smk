@@ -387,13 +387,6 @@ def target_files(task: str, model: str) -> list[str]:
     ]
 
 
-def facts_of(task: str) -> list[str]:
-    """What a task's fetched fact tables are known by; nothing where they come with the package."""
-    return (
-        ["data/ravel/source/manifest.json"] if task == "ravel" and CONFIG.ravel.source == "upstream" else []
-    )
-
-
 def candidate_files(names: list[str]):
     """Input function: files of each candidate of the target scan."""
     return lambda w: [
@@ -483,6 +476,21 @@ def training_logs(variants):
         f"results/{w.task}/{w.model}/training/{generator_of(w, variant)}/{variant}.csv"
         for variant in variants(w)
     ]
+
+
+def data_of(task: str) -> list[str]:
+    """Downloaded files that a task's prior is made of."""
+    return [f"data/{task}/{file}" for file in getattr(getattr(CONFIG, task), "files", [])]
+
+
+# Downloaded word pairs of the translation task, by language codes.
+WORD_LISTS = [f"en_{code}" for code in ("fr", "it", "es")] + [f"{code}_en" for code in ("fr", "it", "es")]
+
+
+def shown_beside(model: str) -> list[str]:
+    """A model, and the control that figures show beside it."""
+    control = CONFIG.models[model].control
+    return [model, control] if control else [model]
 
 
 def size_of_split(task: str, split: str) -> dict[str, object]:

@@ -4,7 +4,7 @@
 rule make_prompts:
     input:
         source=source("make_prompts"),
-        facts=lambda w: facts_of(w.task),
+        data=lambda w: data_of(w.task),
     output:
         "data/{task}/prompts/{split}.parquet",
     log:

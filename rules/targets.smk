@@ -4,8 +4,8 @@
 rule train_target:
     input:
         source=source("train_target"),
-        facts=lambda w: facts_of(w.task),
         corpus=lambda w: [str(path_of(f"tasks/{name}")) for name in CONFIG.models[w.model].training.corpus],
+        data=lambda w: data_of(w.task),
     output:
         expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
     log:
@@ -97,7 +97,7 @@ rule select_target:
 rule fetch_target:
     input:
         source=source("fetch_target"),
-        facts=lambda w: facts_of(w.task),
+        data=lambda w: data_of(w.task),
     output:
         "data/{task}/{model}/target/target.json",
     log:

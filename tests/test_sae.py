@@ -150,10 +150,20 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
         patch.setattr(training, "_save", often)
         patch.setattr(training, "train", train)
         with pytest.raises(Killed):
-            train_sae(dying, 12, 30.0, config, 1e-2, 0, "sae", lambda line: None, tmp_path)
+            train_sae(
+                dying, 12, 30.0, config, 1e-2, 0, "sae", lambda line: None, tmp_path / "state.safetensors"
+            )
         assert saved == [10, 20]
         resumed, _ = train_sae(
-            Stream(z, 256, 0), 12, 30.0, config, 1e-2, 0, "sae", lambda line: None, tmp_path
+            Stream(z, 256, 0),
+            12,
+            30.0,
+            config,
+            1e-2,
+            0,
+            "sae",
+            lambda line: None,
+            tmp_path / "state.safetensors",
         )
     for name, value in whole.arrays().items():
         np.testing.assert_array_equal(value, resumed.arrays()[name])

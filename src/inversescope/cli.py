@@ -28,7 +28,11 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "score_target": ("targets", ("candidate",)),
     "select_target": ("targets", ()),
     "fetch_target": ("targets", ()),
+    "fetch_word_lists": ("icl", ()),
     "extract_activations": ("activations", ("split",)),
+    "patch_task_vectors": ("icl", ()),
+    "label_tasks": ("icl", ()),
+    "plot_icl": ("icl_plots", ()),
     "train_backbone": ("generators", ()),
     "train_generator": ("generators", ("generator", "variant")),
     "sample_prompts": ("samples", ("generator", "variants", "sites")),
@@ -194,8 +198,11 @@ def _show(arguments: argparse.Namespace) -> None:
     from inversescope.show import show_task
 
     config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
-    models = [e.model for e in config.experiments.values() if e.task == arguments.task]
-    if not models:
+    tasks = {e.task for e in config.experiments.values()}
+    if arguments.task not in tasks:  # a beginning that only one has will do: icl
+        found = [task for task in tasks if task.startswith(arguments.task)]
+        arguments.task = found[0] if len(found) == 1 else arguments.task
+    if arguments.task not in tasks:
         raise InputError(
             f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration"
         )

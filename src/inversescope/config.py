@@ -62,9 +62,26 @@ class TargetTraining(Strict):
     extra_steps: int = Field(
         100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
     )
-    gate_accuracy: float = Field(0.99, description="Accuracy of the answer that a candidate must reach.")
+    gate_accuracy: float = Field(
+        0.99,
+        description="Accuracy of the answer that a candidate must reach (icl_translation: on each task).",
+    )
     answer_weight: float = Field(
         1.0, gt=0, description="Weight of the answer's tokens in the loss, relative to the prompt's."
+    )
+    curriculum: list[int] = Field(
+        default_factory=list,
+        description="Sizes of the dictionary, one after the other, for tasks with a curriculum; empty: all of it from the start.",
+    )
+    curriculum_loss: float = Field(
+        0.35,
+        description="Loss of the last two answers, nats, mean of 20 steps, at which the next size begins.",
+    )
+    delay_layers: int = Field(
+        0,
+        ge=0,
+        description="Blocks in which, until the gate is passed, the position that predicts does not attend to the query "
+        "(icl_translation). The extra steps are without.",
     )
     corpus: dict[str, float] = Field(
         default_factory=dict,
@@ -107,6 +124,13 @@ class ModelConfig(Strict):
         None, description="Layers of a hub or local model, so that its sites are known before download."
     )
     n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
+    bos: bool = Field(
+        False,
+        description="Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it).",
+    )
+    control: str | None = Field(
+        None, description="Model that figures show beside this one (icl_translation: trained without delay)."
+    )
     candidates: dict[str, TargetCandidate] = Field(
         default_factory=dict,
         description="Shapes and seeds that `train_target` tries; `select_target` picks one.",
@@ -166,6 +190,37 @@ class RavelConfig(Strict):
     n_entities: int | None = Field(None, ge=3, description="Entities a type, at most.")
     n_templates: int | None = Field(None, ge=3, description="Templates an attribute, at most.")
 
+    @property
+    def files(self) -> list[str]:
+        """Fetched files that the prior is made of, below data/ravel; none where the tables come with the package."""
+        return ["source/manifest.json"] if self.source == "upstream" else []
+
+
+class TranslationConfig(Strict):
+    """The in-context translation prior (paper, D.3.2): words, and the split."""
+
+    words: Literal["own", "lists"] = Field(
+        "own",
+        description="'own': the package's table of concepts in four languages. 'lists': the downloaded word pairs of Hendel et al.",
+    )
+    n_concepts: int | None = Field(
+        156, ge=8, description="Dictionary entries that are used, from the first; null: all."
+    )
+    held_out: float = Field(
+        0.05, gt=0, lt=1, description="Share of the (query, shots) combinations kept for the test split."
+    )
+    mirror: str | None = Field(
+        None,
+        description="Directory to read the lists from instead of downloading them; checksums hold there too.",
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """Downloaded files that the prior is made of, below data/icl_translation."""
+        others = ("fr", "it", "es")
+        names = [*(f"en_{one}.json" for one in others), *(f"{one}_en.json" for one in others)]
+        return [f"lists/{name}" for name in names] if self.words == "lists" else []
+
 
 #: Parts of the configuration that an experiment may set for itself. Models and priors are shared and named, never overlaid.
 SETTABLE = (
@@ -180,13 +235,14 @@ SETTABLE = (
     "figures",
     "sae",
     "probe",
+    "patching",
 )
 
 
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read, and what differs from the other studies."""
 
-    task: Literal["ioi", "ravel"] = "ioi"
+    task: Literal["ioi", "ravel", "icl_translation"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
@@ -511,6 +567,34 @@ class ProbeConfig(Strict):
     max_iter: int = Field(500, ge=1)
 
 
+class PatchingConfig(Strict):
+    """The task-vector experiment (paper, D.3.1)."""
+
+    n_pairs: int = Field(400, ge=2, description="Pairs of a three-shot source and a zero-shot target.")
+
+
+class LabellerConfig(Strict):
+    """A chat model that labels texts (paper, D.3.3: gemma-2-2b-it)."""
+
+    source: Literal["hub", "local"] = "local"
+    path: str = Field(..., description="Hub repository or local directory.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device_map: str | None = None
+    batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
+    instruction: str = Field(
+        "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
+        "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none.",
+        description="What the model is asked; {labels} stands for the labels.",
+    )
+
+    @model_validator(mode="after")
+    def _pinned(self) -> LabellerConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+
 class FigureConfig(Strict):
     """What the figures need beyond the tables."""
 
@@ -532,6 +616,7 @@ class Config(Strict):
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
     ravel: RavelConfig = RavelConfig()
+    icl_translation: TranslationConfig = TranslationConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]
@@ -541,6 +626,8 @@ class Config(Strict):
     figures: FigureConfig = FigureConfig()
     sae: SaeConfig = SaeConfig()
     probe: ProbeConfig = ProbeConfig()
+    patching: PatchingConfig = PatchingConfig()
+    labeller: LabellerConfig | None = None
     study_variants: list[str] = Field(
         default_factory=list,
         description="Variants of the study over dimension, steps and seeds, and the ablations.",
@@ -560,6 +647,13 @@ class Config(Strict):
             if experiment.model not in self.models:
                 raise ValueError(
                     f"experiment {name} names model {experiment.model!r}, which is not in 'models'"
+                )
+            control = self.models[experiment.model].control
+            if control and (experiment.task, control) not in {
+                (e.task, e.model) for e in self.experiments.values()
+            }:
+                raise ValueError(
+                    f"experiment {name} is shown beside model {control!r}, which no experiment on {experiment.task} reads"
                 )
             for key in experiment.settings:
                 if key not in SETTABLE:
@@ -854,8 +948,71 @@ def ravel_model(width: int, head_dim: int) -> ModelConfig:
     return ModelConfig(candidates={"s1": TargetCandidate(shape=shape, seed=1)}, training=training)
 
 
+#: Targets of the in-context translation study. Until the gate is passed, blocks 0 to 2 do not let the predicting position attend
+#: to the query; the `plain` controls know no such thing. Both end with steps of plain language modelling.
+ICL_SITES = ["L*.attn_out"]
+ICL_LAYERS, ICL_DELAY = 5, 3
+ICL_SETTINGS: dict[str, Any] = {
+    "kernel": {"epsilons": [0.1]},
+    "backbone": {"steps": 800},
+    "variants": {
+        "paper": {"sites": None, "steps": 700},
+        "default": {"sites": None, "steps": 900, "eps_range": [0.08, 0.125]},
+    },
+    "studied_variants": ["paper", "default"],
+    "study_variants": [],
+    "sampling": {"decodings": []},
+    "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0},
+}
+
+
+def icl_models() -> dict[str, ModelConfig]:
+    """Small Gemma 2 and Llama models for the in-context translation study, each with its plain control."""
+    models = {}
+    for name, architecture in (("gemma2", "gemma2"), ("llama", "llama")):
+        shape = ArchitectureConfig.model_validate(
+            {
+                "architecture": architecture,
+                "n_layers": ICL_LAYERS,
+                "n_heads": 4,
+                "n_kv_heads": 2,
+                "d_model": 64,
+                "n_positions": 16,
+            }
+        )
+        for suffix, delay in (("", ICL_DELAY), ("-plain", 0)):
+            training = TargetTraining(
+                gate_accuracy=0.97, curriculum=[12, 40, 156], delay_layers=delay, extra_steps=150
+            )
+            models[f"{name}-icl{suffix}"] = ModelConfig(
+                candidates={"s1": TargetCandidate(shape=shape, seed=1)},
+                training=training,
+                control=f"{name}-icl-plain" if not suffix else None,
+            )
+    return models
+
+
+def icl_experiments() -> dict[str, ExperimentConfig]:
+    """FCR and patching of both architectures; of the plain controls, exact FCR and patching."""
+    experiments = {}
+    for name in ("gemma2", "llama"):
+        for suffix in ("", "_plain"):
+            settings = ICL_SETTINGS if not suffix else {**ICL_SETTINGS, "studied_variants": []}
+            experiments[f"icl_{name}{suffix}"] = ExperimentConfig(
+                task="icl_translation",
+                model=f"{name}-icl{suffix.replace('_', '-')}",
+                sites=ICL_SITES,
+                settings=settings,
+                n_train=40_000,
+                n_test=60,
+                n_reference=60_000,
+            )
+    return experiments
+
+
 def default_config() -> Config:
-    """The embedded study: small targets trained here, priors that are enumerated, every rate beside its exact value."""
+    """The embedded studies: small targets trained here, every rate beside its exact value. IOI: GPT-2, a million prompts. RAVEL:
+    Gemma 2 in three sizes. In-context translation: Gemma 2 and Llama, 156 concepts in four languages."""
     variants = default_variants()
     candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in range(1, 7)}
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
@@ -875,8 +1032,8 @@ def default_config() -> Config:
         )
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
-        experiments=experiments,
-        models=models,
+        experiments=experiments | icl_experiments(),
+        models=models | icl_models(),
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
         study_variants=[name for name, v in variants.items() if v.study],

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import tokenizers
@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
@@ -41,6 +42,9 @@ from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.ops import causal_attention, linear
 from inversescope.sites import Site
+
+if TYPE_CHECKING:
+    from inversescope.tasks import Task
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -75,6 +79,7 @@ class Architecture:
         body: path from the causal language model to the stack of blocks without its unembedding.
         layers: path from the body to the list of blocks.
         final_norm: path from the body to the norm after the last block.
+        attention: path from a block to its attention module.
         out_proj: path from a block to the projection that holds W_O.
         out_proj_rows: whether W_O[h] is rows of that weight (GPT-2's Conv1D) or columns (Linear).
         post_norm: whether a norm stands between W_O and the residual stream.
@@ -84,6 +89,7 @@ class Architecture:
     body: str
     layers: str
     final_norm: str
+    attention: str
     out_proj: str
     out_proj_rows: bool
     post_norm: bool
@@ -95,6 +101,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         body="transformer",
         layers="h",
         final_norm="ln_f",
+        attention="attn",
         out_proj="attn.c_proj",
         out_proj_rows=True,
         post_norm=False,
@@ -114,6 +121,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         body="model",
         layers="layers",
         final_norm="norm",
+        attention="self_attn",
         out_proj="self_attn.o_proj",
         out_proj_rows=False,
         post_norm=True,
@@ -131,6 +139,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         body="model",
         layers="layers",
         final_norm="norm",
+        attention="self_attn",
         out_proj="self_attn.o_proj",
         out_proj_rows=False,
         post_norm=False,
@@ -156,6 +165,7 @@ class Target:
     name: str
     source: str = "trained"
     revision: str = ""
+    bos: bool = False
     architecture: str = field(init=False)
     arch: Architecture = field(init=False)
 
@@ -167,6 +177,18 @@ class Target:
                 f"Use one of {', '.join(ARCHITECTURES)}, or add an entry to inversescope/models.py",
             )
         self.arch = ARCHITECTURES[self.architecture]
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Turn texts into token ids as the model wants them: behind its begin token, if it was trained with one (`bos`).
+
+        Raises:
+            InputError: naming the first text with an unknown word.
+        """
+        ids = encode(self.tokenizer, texts)
+        if not self.bos:
+            return ids
+        begin = np.array([self.tokenizer.bos_token_id], np.int32)
+        return [np.concatenate([begin, one]) for one in ids]
 
     @property
     def body(self) -> nn.Module:
@@ -299,7 +321,12 @@ def load_target(directory: str | Path) -> Target:
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InputError(f"{path} has no fast tokenizer", "Use a model with tokenizer.json")
-    return Target(model.eval().requires_grad_(False), tokenizer, about["name"], source, revision or "")
+    bos = bool(about.get("bos"))
+    if bos and tokenizer.bos_token_id is None:
+        raise InputError(
+            f"The tokenizer of {about['name']} has no begin token", "Set 'bos: false' for the model"
+        )
+    return Target(model.eval().requires_grad_(False), tokenizer, about["name"], source, revision or "", bos)
 
 
 @contextmanager
@@ -377,13 +404,16 @@ def _attention(
         query: (B, H, S, d).
         key: (B, G, T, d).
         value: (B, G, T, d).
-        attention_mask: None, as transformers makes no mask for attention functions that it does not know.
+        attention_mask: None, as transformers makes no mask for attention functions that it does not know; a mask of a hook's
+        (ablated     attention) is obeyed, at the usual speed.
         scaling: of the scores.
         **kwargs: settings of other attention functions, off or irrelevant here.
 
     Returns:
         (B, S, H, d), and no weights.
     """
+    if attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling)
     return causal_attention(query, key, value, scaling).transpose(1, 2).contiguous(), None
 
 
@@ -522,7 +552,7 @@ def build_model(
     return model.eval()
 
 
-def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+def word_tokenizer(words: Sequence[str], pattern: str | None = None) -> PreTrainedTokenizerFast:
     """Make a tokenizer with one token a word, lossless on texts of these words: decode(encode(x)) == x.
 
     As in GPT-2 the space before a word belongs to its token, and punctuation has none. Token 0 is
@@ -531,17 +561,18 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     Args:
         words: the tokens, each as it stands: " Mary" with the space before it, "Then" for the beginning of a
             text, ",".
+        pattern: regular expression of one token (`Task.word_pattern`), if not that of a word or punctuation mark.
 
     Raises:
         InputError: naming an entry that the tokenizer would split.
     """
     vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
     for word in words:
-        if not re.fullmatch(_WORD, word):
+        if not re.fullmatch(pattern or _WORD, word):
             raise InputError(f"'{word}' is not one word, mark or space", "Split it into several tokens")
         vocabulary.setdefault(word, len(vocabulary))
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = _word_splitter()
+    backend.pre_tokenizer = _word_splitter(pattern or _WORD)
     backend.decoder = tokenizers.decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -553,8 +584,13 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _word_splitter() -> tokenizers.pre_tokenizers.PreTokenizer:
-    return tokenizers.pre_tokenizers.Split(tokenizers.Regex(_WORD), behavior="isolated", invert=False)
+def task_tokenizer(*tasks: Task) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of a target that is trained on tasks, of their words; the first task says what a word is."""
+    return word_tokenizer([word for task in tasks for word in task.words()], tasks[0].word_pattern)
+
+
+def _word_splitter(pattern: str = _WORD) -> tokenizers.pre_tokenizers.PreTokenizer:
+    return tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated", invert=False)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], strict: bool = True) -> list[np.ndarray]:
@@ -595,7 +631,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], strict: boo
 
 
 def _word_vocabulary(backend: tokenizers.Tokenizer) -> dict[str, int] | None:
-    """The vocabulary of a tokenizer that `word_tokenizer` made, None for any other."""
+    """The vocabulary of a tokenizer that `word_tokenizer` made with the usual pattern, None for any other."""
     if not isinstance(backend.model, tokenizers.models.WordLevel) or backend.normalizer is not None:
         return None
     if backend.pre_tokenizer.__getstate__() != _word_splitter().__getstate__():

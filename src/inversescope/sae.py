@@ -155,7 +155,7 @@ def train_sae(
     seed: int,
     name: str,
     echo: Callable[[str], None],
-    state_dir: Path | None = None,
+    state_path: Path | None = None,
 ) -> tuple[JumpReLU, Any]:
     """Train an autoencoder on batches of raw activations.
 
@@ -164,7 +164,7 @@ def train_sae(
         d: width of the site.
         scale: root mean squared norm of the activations; they are divided by it.
         sparsity: lambda.
-        state_dir: where a long run saves what it needs to go on after it was killed.
+        state_path: the file of the resumable state of a long run; removed by the caller once the result is written.
 
     Returns:
         The autoencoder on raw activations, and the log (a row every 50 steps: loss, mse, l0).
@@ -238,7 +238,7 @@ def train_sae(
         schedule,
         name=name,
         tokens_per_step=config.batch_size,
-        state_dir=state_dir,
+        state_path=state_path,
         save_every=5000,
         echo=echo,
         on_step=unit_rows,

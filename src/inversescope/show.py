@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from inversescope.figures.tables import (
     tidy,
     uncovered_share,
 )
+from inversescope.show_icl import headline_icl
+from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line
 from inversescope.store import read_json, read_table
 
-MET, MISSED, NOT_MEASURED, NO_GOAL = "met", "missed", "not measured", ""
 GROUPS = {"heads": "heads", "residual": "residual sites"}
 #: Bandwidths at which the estimators are compared.
 ESTIMATOR_EPSILONS = (0.1, 0.02, 0.005)
@@ -71,18 +72,6 @@ BENCH: tuple[tuple[str, str, dict[str, str], str, float, bool], ...] = (
         False,
     ),
 )
-
-
-@dataclass(frozen=True)
-class Line:
-    """One headline number: what it is, its value, the goal, whether it is met, and `paper` beside it."""
-
-    section: str
-    what: str
-    value: str
-    goal: str
-    verdict: str
-    paper: str = ""
 
 
 def headline(root: Path, config: Config, task: str, model: str) -> list[Line]:
@@ -129,7 +118,9 @@ def show_task(root: Path, config: Config, task: str, console: Console | None = N
         )
     good = True
     for experiment in experiments:
-        lines = headline(root, config.of(task, experiment.model), task, experiment.model)
+        lines = HEADLINES[task](root, config.of(task, experiment.model), task, experiment.model)
+        if not lines:  # a control, shown beside another model
+            continue
         console.rule(Text(f"{task} / {experiment.model}"), align="left")
         for section in dict.fromkeys(line.section for line in lines):
             console.print(section_table([line for line in lines if line.section == section]))
@@ -137,6 +128,10 @@ def show_task(root: Path, config: Config, task: str, console: Console | None = N
             _print_examples(console, root, task, experiment.model, variant)
         good &= all(line.verdict != MISSED for line in lines)
     return good
+
+
+#: Task -> what its headline numbers are.
+HEADLINES = {"ioi": headline, "icl_translation": headline_icl}
 
 
 def section_table(lines: list[Line]) -> Table:

@@ -21,7 +21,7 @@ def extract_activations(context: Context, split: str) -> None:
     at the end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split.
     """
     from inversescope.capture import capture
-    from inversescope.models import encode, load_target
+    from inversescope.models import load_target
 
     prompts = context.prompts(split, columns=["text"])
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
@@ -49,7 +49,7 @@ def extract_activations(context: Context, split: str) -> None:
         paths = {site.label: shards / f"{low:09d}" / f"{site.label}.safetensors" for site in sites}
         if not all(_is_done(path, meta) for path in paths.values()):
             texts = prompts["text"].iloc[low : low + SHARD].tolist()
-            captured = capture(target, encode(target.tokenizer, texts), sites)
+            captured = capture(target, target.encode(texts), sites)
             for site in sites:
                 write_activations(paths[site.label], captured[site.label], {**meta, "site": str(site)})
         progress(min(low + SHARD, size))

@@ -224,10 +224,7 @@ def train_backbone(context: Context) -> None:
 
 def _longest(context: Context, tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens of the longest prompt."""
-    size = context.task.size
-    index = np.arange(
-        0, size, 997 if size > 100_000 else 1
-    )  # in a small prior few prompts may be the longest
+    index = context.task.longest(lambda texts: [len(ids) for ids in encode(tokenizer, texts)])
     return max(len(ids) for ids in encode(tokenizer, context.task.texts(index)))
 
 
@@ -465,7 +462,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
             "variant": settings.model_dump(mode="json", exclude={"change", "study", "settings"}),
             "kernel": context.config.kernel.model_dump(mode="json", include={"epsilon", "distance", "kind"}),
             "backbone": backbone_meta,
-            "activations": {label: zlib.crc32(z) for label, z in activations.items()},
+            "activations": {label: zlib.crc32(z.data) for label, z in activations.items()},
             "processes": process.num_processes,
         },
         save_every=context.config.save_every,

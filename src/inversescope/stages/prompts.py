@@ -14,12 +14,12 @@ SPLITS = ("train", "test", "reference", "val")
 def make_prompts(context: Context, split: str) -> None:
     """Write data/{task}/prompts/{split}.parquet.
 
-    `test` prompts (whose activations are read) come from the task's test split: of IOI the held-out name pairs, which the
-    target model was not trained on; of RAVEL entities that are in no prompt of the prior. `val` (RAVEL) is what
-    hyperparameters of baselines are chosen on.
-    `train` (the activation cache) are draws from the whole prior P(X) without the test prompts: the cache stands for P(X) in
-    P(x; z), and a cache without the test's name pairs would stand for another distribution (`cache_pairs: train` shows how
-    much that costs). `reference` is all of the prior, or independent draws from it, for the exact values.
+    `test` prompts (whose activations are read) come from the task's test split: of IOI the held-out name pairs, of
+    in-context translation held-out combinations, which the target model was not trained on; of RAVEL entities that are in no
+    prompt of the prior. `val` (RAVEL) is what hyperparameters of baselines are chosen on.
+    `train` (the activation cache) are draws from the whole prior P(X) without the test prompts (combinations): the cache stands
+    for P(X) in P(x; z), and a cache without all of the held-out part would stand for another distribution (`cache_pairs: train`
+    shows how much that costs). `reference` is all of the prior, or independent draws from it, for the exact values.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}", f"choose one of {', '.join(SPLITS)}")
@@ -40,7 +40,8 @@ def make_prompts(context: Context, split: str) -> None:
     else:
         test = task.sample(experiment.n_test, "test", stream(context.config.seed, "make_prompts", "test"))
         drawn = task.sample(min(experiment.n_train + experiment.n_test, task.size), None, rng)
-        index = drawn[~np.isin(drawn, test)][: experiment.n_train]
+        kept = ~np.isin(task.combination(drawn), task.combination(test))
+        index = drawn[kept][: experiment.n_train]
         if len(index) < experiment.n_train:
             raise InputError(
                 f"the prior has {task.size} prompts, too few for n_train = {experiment.n_train} beside the test split",

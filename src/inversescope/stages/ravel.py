@@ -86,7 +86,7 @@ def _corpus_texts(context: Context, corpus: str) -> list[str]:
         task = context.task if name == context.task_name else get_task(name, context.config, context.root)
         rng = stream(context.config.seed, "collect_positions", corpus, name)
         index = task.target_sample(-(-n // len(names)), "train", rng)
-        texts += [a + b for a, b in zip(task.texts(index), task.continuations(index), strict=True)]
+        texts += task.completed(index)
     order = stream(context.config.seed, "collect_positions", corpus).permutation(len(texts))
     return [texts[i] for i in order]
 
@@ -200,10 +200,10 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
             for sparsity in config.sparsity:
                 start = time.monotonic()
                 batches = Stream(x, config.batch_size, seed)
-                state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}"
+                state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}.safetensors"
                 name = f"train_sae {corpus} {label} λ={sparsity:g}"
                 model, log = fit(batches, x.shape[1], scale, config, sparsity, seed, name, echo, state)
-                shutil.rmtree(state, ignore_errors=True)
+                state.unlink(missing_ok=True)
                 feature, f1 = representatives(model, z["train"], labels["train"], n)
                 said = (model.only(feature).features(z["val"]) > 0).astype(float)
                 everyone = np.full(len(said), "val")

@@ -13,7 +13,7 @@ from inversescope.config import DecodingConfig
 from inversescope.errors import InputError
 from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.kernel import gaussian_noise, kernel_values, paired_distances, perturb, support_radius
-from inversescope.models import Target, encode, load_target, tokenizer_hash
+from inversescope.models import Target, load_target, tokenizer_hash
 from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts
 from inversescope.sampling import (
@@ -55,7 +55,7 @@ class Recomputer:
         """Activations (n, d) of prompts of the prior at a site."""
         new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
         if new.size:
-            ids = encode(self.target.tokenizer, self.context.task.texts(new))
+            ids = self.target.encode(self.context.task.texts(new))
             captured = capture(self.target, ids, list(self.z))
             numbers = range(len(self.known), len(self.known) + len(new))
             self.known.update(zip(new.tolist(), numbers, strict=True))

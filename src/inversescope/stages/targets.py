@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
@@ -10,7 +12,14 @@ from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import read_json, read_table, write_json, write_table
 from inversescope.tasks import get_task
 
+if TYPE_CHECKING:
+    import torch
+
+    Asked = tuple[torch.Tensor, torch.Tensor, np.ndarray]
+    """Answered prompts (B, T), which tokens behind the first are answers (B, T - 1), group of each prompt (B,)."""
+
 SCAN_POOL = 16_384  # prior draws that a candidate is scored against
+SINGLE_POOL = 2048  # the same where there is one candidate only
 SCAN_TARGETS = 64  # prompts whose activations are scored
 GATE_PROMPTS = 1024
 # Names of the random streams of the prompts that a target is tested on.
@@ -20,22 +29,30 @@ GATE_STREAMS = {"gate": "gate", "held_out": "held out"}
 def train_target(context: Context, candidate: str) -> None:
     """Train one candidate target from scratch as a language model of its task's answered prompts, up to the gate.
 
-    The loss is on all tokens (on the answer alone it does not learn IOI), the answer's with `answer_weight`. Accuracy is that
-    of the whole answer, each token after the true ones, on the task's gate prompts (IOI: name pairs that were held out; RAVEL:
-    trained templates); beside it stands the accuracy on prompts that the task holds out altogether. A candidate that misses the
-    gate is written too, marked `passed: false`; `select_target` leaves it out.
+    The loss is on the tokens that the task's lessons score (IOI: all, on the answer alone it does not learn the task), the
+    answer's with `answer_weight`. Accuracy is that of the whole answer, each token after the true ones, on the task's gate
+    prompts (IOI: name pairs that were held out; RAVEL: trained templates), where the task says so the smallest over a feature's
+    labels; beside it stands the accuracy on prompts that the task holds out altogether. A curriculum, where there is one, comes
+    first. Until the gate is passed, `delay_layers` keeps the query from the position that predicts; the extra steps are
+    without, and so is the accuracy that is reported. A candidate that misses the gate is written too, marked `passed: false`;
+    `select_target` leaves it out.
     """
+    from contextlib import nullcontext
+
     import torch
+    import torch.nn.functional as F
 
     from inversescope.models import (
+        Target,
         build_model,
         check_single_tokens,
         encode,
         fast_linear_layers,
         save_trained,
         short_attention,
-        word_tokenizer,
+        task_tokenizer,
     )
+    from inversescope.patching import without_attention
     from inversescope.training import Schedule, next_token_loss, train
 
     task, model_config = context.task, context.config.models[context.model_name]
@@ -43,19 +60,25 @@ def train_target(context: Context, candidate: str) -> None:
         known = ", ".join(model_config.candidates)
         raise InputError(f"unknown candidate {candidate!r}", f"choose one of {known}")
     spec, settings = model_config.candidates[candidate], model_config.training
+    if settings.delay_layers > spec.shape.n_layers:
+        raise InputError(
+            f"delay_layers is {settings.delay_layers}, but candidate {candidate} has {spec.shape.n_layers} layers",
+            f"lower models.{context.model_name}.training.delay_layers",
+        )
     further = {name: get_task(name, context.config, context.root) for name in settings.corpus}
     counts = {name: round(share * settings.batch_size) for name, share in settings.corpus.items()}
-    tokenizer = word_tokenizer([word for part in (task, *further.values()) for word in part.words()])
+    own = settings.batch_size - sum(counts.values())
+    tokenizer = task_tokenizer(task, *further.values())
     check_single_tokens(tokenizer, task.single_token_words())
+    task.check_tokenizer(lambda texts: encode(tokenizer, texts))
     model = build_model(spec.shape, len(tokenizer), spec.seed, initializer_range=spec.shape.initializer_range)
+    target = Target(model, tokenizer, context.model_name)
     end = int(tokenizer.eos_token_id)
 
-    def tensors(
-        texts: list[str], continuations: list[str]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Tokens (B, T), and the lengths of prompts and of answered prompts (B,) each."""
-        prompts, answers = encode(tokenizer, texts), encode(tokenizer, continuations)
-        ids = [np.concatenate(pair) for pair in zip(prompts, answers, strict=True)]
+    def tensors(questions: list[str], texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Answered questions as tokens (B, T), and the lengths of questions and of answered questions (B,) each."""
+        ids = encode(tokenizer, texts)
+        starts = torch.tensor([len(i) for i in encode(tokenizer, questions)])
         lengths = torch.tensor([len(i) for i in ids])
         if int(lengths.max()) > spec.shape.n_positions:
             raise InputError(
@@ -65,52 +88,85 @@ def train_target(context: Context, candidate: str) -> None:
         table = np.full((len(ids), int(lengths.max())), end)
         for row, i in enumerate(ids):
             table[row, : len(i)] = i
-        return torch.from_numpy(table), torch.tensor([len(i) for i in prompts]), lengths
+        return torch.from_numpy(table), starts, lengths
 
-    def asked(part: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        index = task.target_sample(
-            GATE_PROMPTS, part, stream(context.config.seed, "train_target", GATE_STREAMS[part])
-        )
-        return tensors(task.texts(index), task.continuations(index)) if len(index) else None
+    def asked(part: str) -> Asked | None:
+        rng = stream(context.config.seed, "train_target", GATE_STREAMS[part])
+        index = task.target_sample(GATE_PROMPTS, part, rng)
+        if not len(index):
+            return None
+        tokens, starts, lengths = tensors(task.questions(index), task.completed(index))
+        place = torch.arange(1, tokens.shape[1])
+        answer = (place >= starts[:, None]) & (place < lengths[:, None])
+        groups = np.zeros(len(index))
+        if task.gate_by is not None and part == "gate":
+            groups = task.features_of(index)[task.gate_by]
+        return tokens, answer, groups
 
     gate = asked("gate")
     if gate is None:
         raise InputError(f"task {task.name} has no prompts to test a target on", task.split_remedy("test"))
 
     @torch.inference_mode()
-    def accuracy(prompts: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float:
+    def accuracy(prompts: Asked) -> float:
         model.eval()
-        tokens, starts, lengths = prompts
+        tokens, answer, groups = prompts
         right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
-        position = torch.arange(1, tokens.shape[1])
-        asked_for = (position >= starts[:, None]) & (position < lengths[:, None])
+        whole = (right | ~answer).all(1).numpy()
         model.train()
-        return float((right | ~asked_for).all(1).float().mean())
+        return min(float(whole[groups == group].mean()) for group in np.unique(groups))
+
+    hidden = task.lesson(1, None, stream(context.config.seed, "train_target", "shape")).hidden
+    hide = settings.delay_layers > 0 and hidden is not None
+    level = 0
+    recent: list[float] = []
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        nonlocal level
+        learnt = len(recent) >= 20 and np.mean(recent[-20:]) < settings.curriculum_loss
+        if learnt and level + 1 < len(settings.curriculum):
+            level += 1
+            recent.clear()
+            echo(f"train_target {candidate}: {settings.curriculum[level]} entries from step {step}")
         rng = stream(context.config.seed, "train_target", spec.seed, step)
-        texts: list[str] = []
-        continuations: list[str] = []
-        for part, count in [(task, settings.batch_size - sum(counts.values()))] + [
-            (further[name], count) for name, count in counts.items()
-        ]:
-            index = part.target_sample(count, "train", rng)
-            texts += part.texts(index)
-            continuations += part.continuations(index)
-        tokens, starts, lengths = tensors(texts, continuations)
-        weighted = settings.answer_weight != 1.0
-        return next_token_loss(
-            model(tokens).logits, tokens, lengths, starts if weighted else None, settings.answer_weight
-        ), {}
+        lesson = task.lesson(own, settings.curriculum[level] if settings.curriculum else None, rng)
+        others = [further[name].lesson(count, None, rng) for name, count in counts.items()]
+        tokens, starts, lengths = tensors(
+            [text for part in (lesson, *others) for text in part.questions],
+            [text for part in (lesson, *others) for text in part.texts],
+        )
+        early = hide and not reached
+        with (
+            without_attention(target, _hidden(hidden, tokens, settings.delay_layers))
+            if early
+            else nullcontext()
+        ):
+            logits = model(tokens).logits
+        if lesson.scored is None:
+            weighted = settings.answer_weight != 1.0
+            return next_token_loss(
+                logits, tokens, lengths, starts if weighted else None, settings.answer_weight
+            ), {}
+        value = F.cross_entropy(
+            logits[:, lesson.scored - 1].transpose(1, 2), tokens[:, lesson.scored], reduction="none"
+        )
+        recent.append(float(value[:, -2:].detach().mean()))
+        return value.mean(), {"answer_loss": recent[-1]}
 
     reached: list[int] = []
     last = 0.0
 
     def stop(step: int) -> bool:
         nonlocal last
-        if step % 25 == 0:
-            last = accuracy(gate)
-            if last >= settings.gate_accuracy and not reached:
+        if step % 25 == 0 and level + 1 >= len(settings.curriculum) and not reached:
+            # With the query hidden from early blocks, as in training; the last accuracy, below, is without.
+            with (
+                without_attention(target, _hidden(hidden, gate[0], settings.delay_layers))
+                if hide
+                else nullcontext()
+            ):
+                last = accuracy(gate)
+            if last >= settings.gate_accuracy:
                 reached.append(step)
                 echo(
                     f"train_target {candidate}: gate {settings.gate_accuracy} passed at step {step} with {last:.3f}"
@@ -154,10 +210,23 @@ def train_target(context: Context, candidate: str) -> None:
         "n_layers": spec.shape.n_layers,
         "n_heads": spec.shape.n_heads,
         "d_model": spec.shape.d_model,
+        "delay_layers": settings.delay_layers,
     }
     save_trained(context.candidate_dir(candidate), model, tokenizer, context.model_name, meta)
     verdict = "passed" if passed else f"MISSED the gate of {settings.gate_accuracy}"
     echo(f"train_target {candidate}: held-out accuracy {final:.3f}, {verdict}")
+
+
+def _hidden(edges: np.ndarray | None, tokens: torch.Tensor, layers: int) -> dict[int, torch.Tensor]:
+    """Attention to be cut in the first blocks: those of the (query, key) pairs that lie within tokens (B, T)."""
+    import torch
+
+    length = tokens.shape[1]
+    removed = torch.zeros(1, 1, length, length, dtype=torch.bool)
+    for query, key in edges if edges is not None else ():
+        if query < length:
+            removed[0, 0, query, key] = True
+    return dict.fromkeys(range(layers), removed)
 
 
 def score_target(context: Context, candidate: str) -> None:
@@ -174,8 +243,10 @@ def score_target(context: Context, candidate: str) -> None:
     directory = context.candidate_dir(candidate)
     target = load_target(need(directory / "target.json", "train_target").parent)
     task = context.task
+    # Where there is nothing to choose from, a rough score will do.
+    size = SCAN_POOL if len(context.config.models[context.model_name].candidates) > 1 else SINGLE_POOL
     index = task.sample(
-        min(SCAN_POOL, task.split_size("train")), "train", stream(context.config.seed, "score_target")
+        min(size, task.split_size("train")), "train", stream(context.config.seed, "score_target")
     )
     sites = expand_sites(list(task.scan_sites), target.n_layers, target.n_heads)
     activations = capture(target, encode(target.tokenizer, task.texts(index)), sites)
@@ -253,7 +324,9 @@ def select_target(context: Context) -> None:
             "n_layers",
             "n_heads",
             "d_model",
+            "delay_layers",
         )
+        if k in about
     }
     save_trained(context.target_dir, chosen.model, chosen.tokenizer, context.model_name, kept)
     write_table(table, context.results / "target_selection.csv")
@@ -266,7 +339,7 @@ def fetch_target(context: Context) -> None:
     Raises:
         InputError: it cannot be loaded, or its tokenizer does not encode the task's words as single tokens.
     """
-    from inversescope.models import check_single_tokens, load_target
+    from inversescope.models import check_single_tokens, encode, load_target
 
     config = context.config.models[context.model_name]
     path = config.path
@@ -281,6 +354,7 @@ def fetch_target(context: Context) -> None:
         "revision": config.revision,
         "dtype": config.dtype,
         "device_map": config.device_map,
+        "bos": config.bos,
     }
     context.target_dir.mkdir(parents=True, exist_ok=True)
     pending = context.target_dir / "pending"
@@ -288,6 +362,7 @@ def fetch_target(context: Context) -> None:
     write_json(about, pending / "target.json")
     target = load_target(pending)
     check_single_tokens(target.tokenizer, context.task.single_token_words())
+    context.task.check_tokenizer(lambda texts: encode(target.tokenizer, texts))
     (pending / "target.json").unlink()
     pending.rmdir()
     sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}

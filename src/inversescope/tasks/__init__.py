@@ -7,12 +7,13 @@ from pathlib import Path
 from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.tasks.base import SPLITS, Grammar, Task
+from inversescope.tasks.icl_translation import TranslationTask
 from inversescope.tasks.ioi import IOITask
 from inversescope.tasks.ravel import RavelTask
 
-TASKS = ("ioi", "ravel")
+TASKS = ("ioi", "ravel", "icl_translation")
 
-__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "RavelTask", "Task", "get_task"]
+__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "RavelTask", "Task", "TranslationTask", "get_task"]
 
 
 def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
@@ -25,4 +26,6 @@ def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
         return IOITask(config.ioi)
     if name == "ravel":
         return RavelTask(config.ravel, root)
+    if name == "icl_translation":
+        return TranslationTask(config.icl_translation, root)
     raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")

@@ -69,6 +69,23 @@ class Grammar:
         return np.where(known, self.table[state, column], np.int32(-1)).astype(np.int32)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """Answered questions that a target model is trained on.
+
+    Attributes:
+        questions: B texts without the last answer.
+        texts: the same with it.
+        scored: positions of the tokens that are to be predicted, the same in each text, int64; None: all.
+        hidden: (query, key) positions of attention that `delay_layers` cuts for a time, int64 (n, 2).
+    """
+
+    questions: list[str]
+    texts: list[str]
+    scored: np.ndarray | None = None
+    hidden: np.ndarray | None = None
+
+
 def build_grammar(
     start: State, successors: Callable[[State], Mapping[int, State]], final: State, accept_token: int
 ) -> Grammar:
@@ -117,6 +134,9 @@ class Task(ABC):
         scan_sites: patterns of the sites by which candidates of the target scan are told apart.
         names: names of which a prompt never holds one twice in a row, each a single token after a space; may be empty.
         move_counts: number of equally likely values of each kind of move (see `move`).
+        word_pattern: regular expression of one token of the word-level tokenizer that a target trained here gets; None: a
+        word with the     space before it, or a punctuation mark.
+        gate_by: feature for each label of which a target trained here must pass the accuracy gate; None: on the whole.
     """
 
     name: str
@@ -129,6 +149,8 @@ class Task(ABC):
     scan_sites: tuple[str, ...] = ("L*H*",)
     names: list[str]
     move_counts: tuple[int, ...]
+    word_pattern: str | None = None
+    gate_by: str | None = None
 
     # The prior and its prompts
 
@@ -151,6 +173,14 @@ class Task(ABC):
     @abstractmethod
     def answers(self, index: np.ndarray) -> list[str]:
         """Return the word or words that should follow each prompt, without a leading space."""
+
+    def questions(self, index: np.ndarray) -> list[str]:
+        """Return what a target model is asked: the prompts' texts, unless these hold the answer too."""
+        return self.texts(index)
+
+    def completed(self, index: np.ndarray) -> list[str]:
+        """Return the questions with their answers."""
+        return [a + b for a, b in zip(self.questions(index), self.continuations(index), strict=True)]
 
     def continuations(self, index: np.ndarray) -> list[str]:
         """Return what follows each prompt when it is answered: its answer after a space."""
@@ -244,6 +274,10 @@ class Task(ABC):
             )
         return self.split_index(rng.choice(number, size=n, replace=False), split)
 
+    def combination(self, index: np.ndarray) -> np.ndarray:
+        """Return what no cached prompt may share with a test prompt, int64 (N,): itself, unless a task asks for more."""
+        return np.asarray(index, dtype=np.int64)
+
     def split_remedy(self, split: str | None) -> str:
         """Return what makes a split larger, in words, for error messages."""
         return "enlarge the prior in the configuration"
@@ -292,6 +326,34 @@ class Task(ABC):
     @abstractmethod
     def single_token_words(self) -> list[str]:
         """Return the words, without spaces, that a tokenizer must encode as one token after a space."""
+
+    def longest(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
+        """Return prompts of which one is about the longest in tokens, int64 (N,).
+
+        Args:
+            count: texts -> their numbers of tokens.
+        """
+        # In a small prior few prompts may be the longest.
+        return np.arange(0, self.size, 997 if self.size > 100_000 else 1)
+
+    def check_tokenizer(self, encode: Callable[[list[str]], list[np.ndarray]]) -> None:
+        """Check what the task needs of the target's tokenizer beyond single tokens; raises InputError.
+
+        Args:
+            encode: texts -> their token ids.
+        """
+        return None
+
+    def lesson(self, n: int, level: int | None, rng: np.random.Generator) -> Lesson:
+        """Draw answered questions of the train split for training a target.
+
+        Args:
+            n: number of texts.
+            level: where the curriculum is (`TargetTraining.curriculum`); None: there is none.
+            rng: source of randomness.
+        """
+        index = self.target_sample(n, "train", rng)
+        return Lesson(self.questions(index), self.completed(index))
 
     @abstractmethod
     def grammar(self, tokenizer: TextEncoder) -> Grammar:

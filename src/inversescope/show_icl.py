@@ -1,0 +1,228 @@
+"""Headline numbers of the in-context translation study, for `inversescope show icl`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inversescope.config import Config
+from inversescope.errors import InputError
+from inversescope.figures.icl import QUERY_BAND, TASK_BAND
+from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line
+from inversescope.store import read_table
+
+GATE = 0.95
+LARGEST_ERROR, FEWEST_IN_BALL = 0.03, 30
+WALL_MINUTES, CORES, MEMORY_GIB = 10.0, 2, 6.0
+
+
+def headline_icl(root: Path, config: Config, task: str, model: str) -> list[Line]:
+    """Compute the headline numbers of a model and its control from result tables.
+
+    Args:
+        root: repository root.
+        config: the configuration as the experiment sees it.
+        task: `icl_translation`.
+        model: the studied target model; that of a control alone has no lines.
+
+    Raises:
+        InputError: a table is missing.
+    """
+    if not config.studied_variants:
+        return []
+    results = root / "results" / task / model
+    layers, bands = _need(results / "layers.csv"), _need(results / "bands.csv")
+    models = [model, *([config.models[model].control] if config.models[model].control else [])]
+    lines = [_accuracy(root, config, task, one) for one in models if one]
+    own = layers[layers["model"] == model]
+    lines += [_separation(own, bands[bands["model"] == model]), *_rates(own), *_errors(own)]
+    for one in models:
+        patching = _need(root / "results" / task / str(one) / "patching.csv")
+        lines += _patching(str(one), patching, bands[bands["model"] == one])
+    lines += _labels(results / "label_agreement.csv", config)
+    return [*lines, *_cost(root, task)]
+
+
+def _need(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist", "run the study first: snakemake --cores 2 -- icl_translation"
+        )
+    return read_table(path)
+
+
+def _judge(good: bool) -> str:
+    return MET if good else MISSED
+
+
+def _interval(row: pd.Series) -> str:
+    return f"{row['rate']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]"
+
+
+def _accuracy(root: Path, config: Config, task: str, model: str) -> Line:
+    what, path = (
+        f"{model}: accuracy on the worst of six tasks",
+        root / "results" / task / model / "target_selection.csv",
+    )
+    if config.models[model].source != "trained" or not path.exists():
+        return Line("targets", what, "not trained here", "", NO_GOAL)
+    table = read_table(path)
+    value = float(table.loc[table["selected"].astype(bool), "accuracy"].iloc[0])
+    return Line("targets", what, f"{value:.3f}", f"≥ {GATE:g}", _judge(value >= GATE))
+
+
+def _separation(layers: pd.DataFrame, bands: pd.DataFrame) -> Line:
+    exact = layers[layers["estimator"] == "exact"].set_index(["layer", "feature"])
+    every = sorted(set(exact.index.get_level_values("layer")))
+    apart = [n for n in every if exact.loc[(n, "task"), "ci_low"] > exact.loc[(n, "query"), "ci_high"]]
+    first = bands[bands["source"] == "fcr"].iloc[0]
+    before = bool(first["first_task"] < first["first_query"]) or (
+        np.isfinite(first["first_task"]) and not np.isfinite(first["first_query"])
+    )
+    green = bands[(bands["source"] == "fcr") & (bands["band"] == TASK_BAND)]["layer"].tolist()
+    red = bands[(bands["source"] == "fcr") & (bands["band"] == QUERY_BAND)]["layer"].tolist()
+    return Line(
+        "FCR at attention outputs",
+        "task rises before query, intervals apart",
+        f"apart at layers {apart}; task without query {green}, query present {red}",
+        "≥ 1 layer",
+        _judge(before and bool(set(apart) & set(green))),
+    )
+
+
+def _rates(layers: pd.DataFrame) -> list[Line]:
+    lines = []
+    for layer, group in layers[layers["estimator"] == "exact"].groupby("layer"):
+        by = group.set_index("feature")
+        value = f"task {_interval(by.loc['task'])}, query {_interval(by.loc['query'])}"
+        lines.append(Line("FCR at attention outputs", f"exact, layer {layer}", value, "", NO_GOAL))
+    return lines
+
+
+def _errors(layers: pd.DataFrame) -> list[Line]:
+    """Largest difference between generated and exact FCR over sites whose exact value has enough prompts."""
+    lines = []
+    for estimator in ("generated", "reweighted", "combined"):
+        values = {}
+        for variant in ("default", "paper"):
+            part = layers[
+                (layers["estimator"] == estimator)
+                & (layers["variant"] == variant)
+                & (layers["n_ball"] >= FEWEST_IN_BALL)
+            ]
+            part = part[part["error"].notna()]
+            if not part.empty:
+                worst = part.loc[part["error"].abs().idxmax()]
+                values[variant] = (
+                    abs(worst["error"]),
+                    f"{worst['error']:+.3f} ({worst['feature']}, {worst['site']})",
+                )
+        if "default" not in values:
+            continue
+        size, words = values["default"]
+        goal = estimator == "generated"
+        lines.append(
+            Line(
+                "FCR at attention outputs",
+                f"{estimator} - exact, largest over sites with ≥ {FEWEST_IN_BALL} prompts in the ball",
+                words,
+                f"≤ {LARGEST_ERROR:g}" if goal else "",
+                _judge(size <= LARGEST_ERROR) if goal else NO_GOAL,
+                values["paper"][1] if "paper" in values else "",
+            )
+        )
+    return lines
+
+
+def _patching(model: str, patching: pd.DataFrame, bands: pd.DataFrame) -> list[Line]:
+    section = f"patching, {model}"
+    at = patching.set_index(["kind", "outcome", "layer"]).sort_index()
+    plain = patching[patching["kind"] == "residual"]
+    lines = []
+    for outcome in ("task", "source"):
+        one = plain[plain["outcome"] == outcome].sort_values("layer")
+        value = ", ".join(f"L{row['layer']} {row['rate']:.2f}" for _, row in one.iterrows())
+        lines.append(Line(section, f"rate of {outcome}, by layer", value, "", NO_GOAL))
+    last = int(plain["layer"].max())
+    best = int(patching.loc[patching["kind"] == "returned", "written"].iloc[0])
+    for kind, words in (
+        ("masked", f"task rate at layer {last}, query hidden from the source"),
+        (
+            "forwarded",
+            f"task rate, layer {best} written at layer {last}: can layers behind it still read the query?",
+        ),
+        ("returned", f"task rate, layer {last} written back at layer {best}"),
+        (
+            "returned_masked",
+            f"the same, query hidden from the source: task masked (≈ 1) or gone (≈ {_idle(at):.2f})?",
+        ),
+    ):
+        lines.append(Line(section, words, _interval(at.loc[(kind, "task", last)]), "", NO_GOAL))
+    orders = {
+        source: tuple(bands.loc[bands["source"] == source, ["first_task", "first_query"]].iloc[0])
+        for source in ("fcr", "patching")
+    }
+    said = "; ".join(f"{source}: task {_layer(a)}, query {_layer(b)}" for source, (a, b) in orders.items())
+    same = all(_layer(a) == _layer(b) for a, b in zip(*orders.values(), strict=True))
+    lines.append(
+        Line(section, "first layers, FCR and patching " + ("agree" if same else "differ"), said, "", NO_GOAL)
+    )
+    return lines
+
+
+def _idle(at: pd.DataFrame) -> float:
+    return float(at.loc[("none", "task", -1), "rate"])
+
+
+def _layer(value: float) -> str:
+    return f"L{int(value)}" if np.isfinite(value) else "never"
+
+
+def _labels(path: Path, config: Config) -> list[Line]:
+    section, what = "task labels", "rule and LLM agree"
+    if config.labeller is None or not path.exists():
+        return [Line(section, what, "no labeller is configured", "", NO_GOAL)]
+    one = read_table(path).iloc[0]
+    value = f"{one['agreement']:.3f} [{one['ci_low']:.3f}, {one['ci_high']:.3f}] of {one['n_texts']} texts"
+    return [Line(section, what, f"{value}, {one['no_label']} answers were no label", "", NO_GOAL)]
+
+
+def _cost(root: Path, task: str) -> list[Line]:
+    """Seconds of processors and peak memory over all jobs of the task, from Snakemake's benchmarks."""
+    section = "cost of the whole in-context study"
+    files = [
+        file
+        for file in sorted((root / "benchmarks").glob("**/*.tsv"))
+        if task in file.parts or file.stem == task
+    ]
+    if not files:
+        return [
+            Line(
+                section,
+                "processor time and peak memory",
+                "not measured: run the workflow here",
+                "",
+                NOT_MEASURED,
+            )
+        ]
+    rows = pd.concat([pd.read_csv(file, sep="\t", na_values="-") for file in files], ignore_index=True)
+    minutes = float(rows["cpu_time"].sum()) / 60 / CORES
+    gib = float(rows["max_rss"].nlargest(CORES).sum()) / 1024
+    return [
+        Line(
+            section,
+            f"processor time of {len(rows)} jobs, shared by {CORES} cores",
+            f"{minutes:.1f} min",
+            f"≤ {WALL_MINUTES:g} min",
+            _judge(minutes <= WALL_MINUTES),
+        ),
+        Line(
+            section,
+            f"peak memory of the {CORES} largest jobs together",
+            f"{gib:.2f} GiB",
+            f"< {MEMORY_GIB:g} GiB",
+            _judge(gib < MEMORY_GIB),
+        ),
+    ]

@@ -1,0 +1,295 @@
+"""Stages `fetch_word_lists`, `patch_task_vectors`, `label_tasks` of the translation task: lists, patching, LLM labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from inversescope.errors import InputError
+from inversescope.fcr import bootstrap_means
+from inversescope.progress import Progress
+from inversescope.stages.common import Context, echo, need, stream
+from inversescope.store import atomic_path, read_table, write_table
+from inversescope.tasks import TranslationTask, word_lists
+from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES
+
+if TYPE_CHECKING:
+    from inversescope.models import Target
+    from inversescope.patching import Cut, Inputs, Intervention
+
+#: What a patched prediction is: the target's translation under the source's task, the source's own output, or neither.
+OUTCOMES = ("task", "source", "other")
+#: Kinds of patching -> what is done, in words.
+KINDS = {
+    "none": "the target's run alone",
+    "residual": "residual stream after block l",
+    "attention": "attention output of block l alone",
+    "masked": "residual stream after block l, the query hidden from the source's run",
+    "returned": "residual stream after block l of the source, written at the best layer",
+    "returned_masked": "the same, the query hidden from the source's run",
+    "forwarded": "residual stream after the best layer of the source, written after block l",
+}
+PATCHING_COLUMNS = "task model kind layer written outcome rate ci_low ci_high n_pairs excluded".split()
+_TAIL = ", Output:"
+
+
+def fetch_word_lists(context: Context) -> None:
+    """Write data/icl_translation/lists/*.json, from the mirror or from upstream at the pinned commit, checked by SHA-256."""
+    config = context.config.icl_translation
+    mirror = None if config.mirror is None else context.root / config.mirror
+    for name in word_lists.FILES:
+        content = word_lists.fetch(name, mirror)
+        path = context.root / "data" / TranslationTask.name / "lists" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as part:
+            part.write_bytes(content)
+    task = TranslationTask(config, context.root)
+    left_out = ", ".join(f"{why}: {number}" for why, number in task.dropped.items())
+    echo(f"fetch_word_lists: {task.n} pairs a task; left out {left_out}")
+
+
+# ------------------------------------------------------------------------------------------------------------------ patching
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Source and target prompts of the task-vector experiment (D.3.1), ready to run.
+
+    Attributes:
+        sources: three shots and a query.
+        targets: another query of the same language, without shots.
+        expected: (N, 2) first tokens of the target's translation under the source's task, and of the source's own output.
+        cuts: attention to the query from all later positions of a source, for hiding it.
+        excluded: pairs left out because their two expected tokens are the same.
+    """
+
+    sources: Inputs
+    targets: Inputs
+    expected: np.ndarray
+    cuts: tuple[Cut, ...]
+    excluded: int
+
+
+def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Generator) -> Pairs:
+    """Draw N pairs: sources from the test split, the target's query uniformly among the other words of its source language.
+
+    Raises:
+        InputError: fewer than half of the pairs can be told apart by their first tokens.
+    """
+    from inversescope.patching import Cut, Inputs
+
+    index = task.sample(n, "test", rng, replace=True)
+    slots = task.slots(index).astype(np.int64)
+    other = rng.integers(task.n - 1, size=n)
+    query = other + (other >= slots[:, -1])
+    texts = task.texts(index)
+    targets = [task.text(int(t), [], int(q)) for t, q in zip(slots[:, 0], query, strict=True)]
+    wanted = [task.pairs[int(t)][int(q)][1] for t, q in zip(slots[:, 0], query, strict=True)]
+    own = task.answers(index)
+    ids, target_ids = target.encode(texts), target.encode(targets)
+    # An answer stands for its first token behind the prompt's.
+    first = [
+        np.array(
+            [full[len(short)] for short, full in zip(before, target.encode(after), strict=True)], np.int64
+        )
+        for before, after in (
+            (target_ids, [f"{text} {word}" for text, word in zip(targets, wanted, strict=True)]),
+            (ids, [f"{text} {word}" for text, word in zip(texts, own, strict=True)]),
+        )
+    ]
+    keep = np.flatnonzero(first[0] != first[1])
+    if len(keep) < n / 2:
+        raise InputError(
+            f"{n - len(keep)} of {n} pairs have answers that begin with the same token",
+            "use another tokenizer's model, or other words",
+        )
+    ends = [len(one) for one in target.encode([texts[i].removesuffix(_TAIL) for i in keep])]
+    words = [text.removesuffix(_TAIL).rsplit(" ", 1)[0] for text in (texts[i] for i in keep)]
+    starts = [len(one) for one in target.encode(words)]
+    lengths = [len(ids[i]) for i in keep]
+    positions: dict[str, np.ndarray] = {}
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    tail = max(length - end for length, end in zip(lengths, ends, strict=True))
+    for place in range(longest):
+        positions[f"query_{place}"] = np.maximum(np.array(ends) - 1 - place, np.array(starts))
+    for place in range(tail):
+        positions[f"tail_{place}"] = np.maximum(np.array(lengths) - 1 - place, np.array(ends))
+    cuts = tuple(
+        Cut(key=f"query_{key}", query=f"tail_{late}") for key in range(longest) for late in range(tail)
+    )
+    return Pairs(
+        sources=Inputs([ids[i] for i in keep], positions),
+        targets=Inputs([target_ids[i] for i in keep]),
+        expected=np.stack([first[0][keep], first[1][keep]], axis=1),
+        cuts=cuts,
+        excluded=n - len(keep),
+    )
+
+
+def patch_task_vectors(context: Context) -> None:
+    """Run the task-vector experiment (D.3.1) at every layer, with the controls that tell masked from gone.
+
+    Writes results/{task}/{model}/patching.csv: rates of each outcome by kind of patching (`KINDS`) and layer, with intervals
+    over pairs;
+    and patching_pairs.parquet, the outcome of every pair. The best layer is the one with the highest rate of `task` under
+    `residual`.
+    """
+    from inversescope.models import load_target
+    from inversescope.patching import Intervention, Patch, patch
+    from inversescope.sites import Site
+
+    task = context.task
+    if not isinstance(task, TranslationTask):
+        raise InputError(
+            f"task {context.task_name} has no task vectors", "run patch_task_vectors on task icl_translation"
+        )
+    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    settings = context.config.patching
+    pairs = draw_pairs(task, target, settings.n_pairs, stream(context.config.seed, "patch_task_vectors"))
+    layers = range(target.n_layers)
+    progress = Progress("patch_task_vectors", (6 * len(layers) + 1) * len(pairs.expected), echo)
+    done = 0
+
+    def run(what: list[tuple[str, int, int, Intervention]]) -> list[tuple[str, int, int, np.ndarray]]:
+        nonlocal done
+        top = patch(target, pairs.sources, pairs.targets, [one[3] for one in what]).top
+        done += top.size
+        progress(done)
+        outcome = np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
+        return [(kind, layer, written, outcome[k]) for k, (kind, layer, written, _) in enumerate(what)]
+
+    post = [Site(layer, "resid_post") for layer in layers]
+    found = run(
+        [
+            ("none", -1, -1, Intervention()),
+            *(("residual", layer, layer, Intervention((Patch(post[layer]),))) for layer in layers),
+            *(
+                ("attention", layer, layer, Intervention((Patch(Site(layer, "attn_out")),)))
+                for layer in layers
+            ),
+            *(
+                ("masked", layer, layer, Intervention((Patch(post[layer]),), cut_source=pairs.cuts))
+                for layer in layers
+            ),
+        ]
+    )
+    best = int(np.argmax([float((hit == 0).mean()) for kind, _, _, hit in found if kind == "residual"]))
+    back = {layer: (Patch(post[layer], post[best]),) for layer in layers}
+    found += run(
+        [
+            *(("returned", layer, best, Intervention(back[layer])) for layer in layers),
+            *(
+                ("returned_masked", layer, best, Intervention(back[layer], cut_source=pairs.cuts))
+                for layer in layers
+            ),
+            *(
+                ("forwarded", layer, layer, Intervention((Patch(post[best], post[layer]),)))
+                for layer in layers
+            ),
+        ]
+    )
+    fcr = context.config.fcr
+    rows = []
+    for kind, layer, written, hit in found:
+        each = np.stack([hit == place for place in range(len(OUTCOMES))]).astype(float)
+        for place, (rate, low, high) in enumerate(
+            zip(*bootstrap_means(each, fcr.bootstrap, fcr.confidence, context.config.seed), strict=True)
+        ):
+            rows.append(
+                {
+                    "task": context.task_name,
+                    "model": context.model_name,
+                    "kind": kind,
+                    "layer": layer,
+                    "written": written,
+                    "outcome": OUTCOMES[place],
+                    "rate": rate,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "n_pairs": len(hit),
+                    "excluded": pairs.excluded,
+                }
+            )
+    write_table(pd.DataFrame(rows)[PATCHING_COLUMNS], context.results / "patching.csv")
+    raw = [
+        pd.DataFrame(
+            {"kind": kind, "layer": layer, "pair": np.arange(len(hit)), "outcome": np.array(OUTCOMES)[hit]}
+        )
+        for kind, layer, _, hit in found
+    ]
+    write_table(pd.concat(raw, ignore_index=True), context.results / "patching_pairs.parquet")
+    echo(f"patch_task_vectors: {len(pairs.expected)} pairs, {pairs.excluded} left out, best layer {best}")
+
+
+# -------------------------------------------------------------------------------------------------------------------- labels
+
+
+def label_tasks(context: Context) -> None:
+    """Label the test prompts and all distinct candidates by a chat model (D.3.3), and compare with the rule.
+
+    Writes results/{task}/{model}/labels.parquet (text, rule, llm) and label_agreement.csv: the share of texts on which both
+    agree, on all texts and by the rule's label, with a binomial interval, and how many answers were no label.
+
+    Raises:
+        InputError: no labeller is configured, or it cannot be loaded or has no chat template.
+    """
+    from scipy.stats import binomtest
+
+    from inversescope.labeller import Labeller, load_chat_model
+
+    config = context.config.labeller
+    if config is None:
+        raise InputError(
+            "there is no labeller in the configuration",
+            "set labeller.path to a local chat model or a hub one",
+        )
+    task = context.task
+    texts = dict.fromkeys(context.prompts("test", columns=["text"])["text"])
+    for variant in context.config.studied_variants:
+        generator = context.config.variant(variant).generator
+        for site in context.variant_sites(variant):
+            path = need(context.samples_path(generator, variant, site.label), "sample_prompts")
+            texts.update(dict.fromkeys(read_table(path, ["text"])["text"]))
+    unique = list(texts)
+    model, tokenizer = load_chat_model(
+        config.source, config.path, config.revision, config.dtype, config.device_map
+    )
+    names = [*TASK_NAMES, MIX, NULL]
+    labeller = Labeller(
+        model,
+        tokenizer,
+        config.instruction.format(labels=", ".join(names)),
+        names,
+        NULL,
+        identity=f"{config.path}@{config.revision or 'local'}",
+        cache=context.data / "labels" / "cache.jsonl",
+        batch_tokens=config.batch_tokens,
+    )
+    progress = Progress("label_tasks", len(unique), echo)
+    got = labeller(unique, lambda done, _: progress(done))
+    rules = [task.feature_values["task"][code] for code in task.features_of_texts(unique)["task"]]
+    frame = pd.DataFrame({"text": unique, "rule": rules, "llm": got.labels})
+    write_table(frame, context.results / "labels.parquet")
+    rows = []
+    for label, group in [("all", frame), *frame.groupby("rule", sort=True)]:
+        same = int((group["rule"] == group["llm"]).sum())
+        interval = binomtest(same, len(group)).proportion_ci(context.config.fcr.confidence, method="wilson")
+        rows.append(
+            {
+                "rule": label,
+                "agreement": same / len(group),
+                "ci_low": interval.low,
+                "ci_high": interval.high,
+                "n_texts": len(group),
+                "answered_null": int((group["llm"] == NULL).sum()),
+                "no_label": got.refused if label == "all" else "",
+            }
+        )
+    write_table(pd.DataFrame(rows), context.results / "label_agreement.csv")
+    echo(
+        f"label_tasks: {len(unique)} texts ({got.cached} known), {got.refused} answers were no label, "
+        f"agreement {rows[0]['agreement']:.3f}"
+    )

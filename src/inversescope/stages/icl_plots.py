@@ -1,0 +1,115 @@
+"""Stage `plot_icl`: Figures 7 and 11 and their tables, without torch."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from inversescope.fcr import bootstrap_means
+from inversescope.figures.icl import (
+    FEATURES,
+    layer_bands,
+    order_of_layers,
+    patching_bands,
+    plot_task_vectors,
+)
+from inversescope.stages.common import Context, echo, need
+from inversescope.store import read_table, write_table
+
+#: Estimators whose rates the table has beside the exact ones.
+ESTIMATORS = ("generated", "reweighted", "combined", "cache", "prior", "shuffled", "nearest", "majority")
+LAYER_COLUMNS = "task model layer site feature estimator variant decoding rate ci_low ci_high chance error n_targets n_ball".split()
+
+
+def plot_icl(context: Context) -> None:
+    """Draw FCR and patching by layer of a model beside its control, and write what the headline numbers are read from.
+
+    Writes results/figures/{task}_{model}_task_vectors.*; results/{task}/{model}/layers.csv (rates by layer, feature and
+    estimator at the headline bandwidth, of the control too) and bands.csv (bands by layer, from FCR and from patching).
+    """
+    models = [context.model_name]
+    control = context.config.models[context.model_name].control
+    models += [control] if control else []
+    rows, tables, bands = [], [], []
+    for model in models:
+        here = Context(context.root, context.config.of(context.task_name, model), context.task_name, model)
+        rates, patching = (
+            rates_by_layer(here),
+            read_table(need(here.results / "patching.csv", "patch_task_vectors")),
+        )
+        rows.append((_title(here), rates, patching))
+        tables.append(rates)
+        exact = layer_bands(rates[rates["estimator"] == "exact"])
+        for source, found in (("fcr", exact), ("patching", patching_bands(patching))):
+            first = order_of_layers(found)
+            bands.append(
+                found.assign(model=model, source=source, first_task=first["task"], first_query=first["query"])
+            )
+    write_table(pd.concat(tables, ignore_index=True)[LAYER_COLUMNS], context.results / "layers.csv")
+    write_table(pd.concat(bands, ignore_index=True), context.results / "bands.csv")
+    out = context.root / "results" / "figures" / f"{context.task_name}_{context.model_name}_task_vectors"
+    plot_task_vectors(rows, out)
+    echo(f"plot_icl: {', '.join(models)}")
+
+
+def _title(context: Context) -> str:
+    model = context.config.models[context.model_name]
+    if model.source != "trained":
+        return context.model_name
+    delay = model.training.delay_layers
+    return f"{context.model_name} ({f'query delayed, blocks < {delay}' if delay else 'no delay'})"
+
+
+def rates_by_layer(context: Context) -> pd.DataFrame:
+    """FCR of task and query at every site of the experiment at the headline bandwidth: a row a (site, feature, estimator, variant).
+
+    The exact rates are read from the reference prompts; what generators and controls say comes from fcr.csv, where there are
+    generators.
+    """
+    kernel, fcr = context.config.kernel, context.config.fcr
+    rows = []
+    for site in context.sites():
+        exact = read_table(need(context.results / "exact" / f"{site.label}.parquet", "compute_exact"))
+        exact = exact[exact["epsilon"] == kernel.epsilon].sort_values("target_id")
+        for feature in FEATURES:
+            values = exact[f"fcr_{feature}"].to_numpy(float)
+            rate, low, high = bootstrap_means(
+                values[None], fcr.bootstrap, fcr.confidence, context.config.seed
+            )
+            rows.append(
+                {
+                    "layer": site.layer,
+                    "site": site.label,
+                    "feature": feature,
+                    "estimator": "exact",
+                    "variant": "",
+                    "decoding": "",
+                    "rate": rate[0],
+                    "ci_low": low[0],
+                    "ci_high": high[0],
+                    "error": 0.0,
+                    "n_targets": len(values),
+                    # Reference prompts in the ball around a target, the median one.
+                    "n_ball": float(exact["n_ball"].median()),
+                }
+            )
+    table = pd.DataFrame(rows)
+    if context.config.studied_variants:
+        found = read_table(need(context.results / "fcr.csv", "collect_tables"))
+        found = found[
+            (found["epsilon"] == kernel.epsilon)
+            & found["feature"].isin(FEATURES)
+            & found["estimator"].isin(ESTIMATORS)
+            & found["decoding"].fillna("").isin(["", "plain"])
+        ].rename(columns={"fcr": "rate"})
+        found = found.assign(
+            variant=found["variant"].fillna(""),
+            decoding=found["decoding"].fillna(""),
+            n_ball=found["site"].map(table.groupby("site")["n_ball"].first()),
+        )
+        table = pd.concat([table, found[[c for c in table.columns if c in found]]], ignore_index=True)
+    task = context.task
+    return table.assign(
+        task=context.task_name,
+        model=context.model_name,
+        chance=[task.chance(name) for name in table["feature"]],
+    )

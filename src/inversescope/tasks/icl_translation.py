@@ -1,0 +1,512 @@
+r"""In-context translation: prior, parsing, features, splits, grammar (paper, sections 4.3, D.3).
+
+A prompt shows three word pairs of one of six tasks (English to French, Italian or Spanish, and back) and asks for a fourth (D.3.2):
+
+    Input: dog, Output: chien\n Input: cat, Output: chat\n Input: cow, Output: vache\n Input: bird, Output:
+
+The prior is uniform over the task and four independent draws from its dictionary (so that a concept may occur twice), which
+makes 6 n^4
+prompts: far too many to enumerate, so that exact values come from prior draws.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from inversescope.config import TranslationConfig
+from inversescope.errors import InputError
+from inversescope.tasks import word_lists
+from inversescope.tasks.base import SPLITS, Grammar, Lesson, Task, TextEncoder, build_grammar
+from inversescope.tasks.concepts import CONCEPTS, LANGUAGES
+
+CODES = dict(zip(LANGUAGES, ("en", "fr", "it", "es"), strict=True))
+FOREIGN = LANGUAGES[1:]
+#: The six tasks of D.3.2, as (source, target) languages.
+TASKS = tuple([("English", one) for one in FOREIGN] + [(one, "English") for one in FOREIGN])
+TASK_NAMES = tuple(f"{source}-{target}" for source, target in TASKS)
+#: Labels of the task feature beside the six: shots of several tasks; no labelled task at all.
+MIX, NULL = "mix", "null"
+N_SHOTS = 3
+
+_WORD = r"([^\s,:]+)"
+_SHOT = rf"Input: {_WORD}, Output: {_WORD}"
+_PROMPT = re.compile("\n ".join([_SHOT] * N_SHOTS + [rf"Input: {_WORD}, Output:"]))
+_LAST_INPUT = re.compile(rf"(?s:.*)Input: {_WORD}")
+#: What the workflow's own tokenizer takes for one token: parts of the template, and words with the space before them.
+_TOKEN = r"(?:\n )?Input:|, Output:| ?\w+|[^\w\s]"
+
+
+class TranslationTask(Task):
+    """The ICL translation prior of D.3.2: task, three shots and query, each uniform.
+
+    Args:
+        config: which words, how many of them, and the split.
+        root: where `data/icl_translation/lists` lies, if the words are downloaded lists.
+
+    Raises:
+        InputError: a spelling occurs twice in the table, a language pair is missing, or the lists are not the pinned ones.
+    """
+
+    name = "icl_translation"
+    slot_names = ("task", *(f"shot_{i + 1}" for i in range(N_SHOTS)), "query")
+    features = ("task", "query", "source_language", "target_language")
+    word_pattern = _TOKEN
+    gate_by = "task"
+
+    def __init__(self, config: TranslationConfig, root: Path = Path(".")) -> None:
+        self.config = config
+        self.dropped: dict[str, int] = {}
+        if config.words == "own":
+            self.pairs, rows = _own_pairs(CONCEPTS, config.n_concepts)
+        else:
+            found = word_lists.read(
+                root / "data" / self.name / "lists",
+                [(CODES[source], CODES[target]) for source, target in TASKS],
+            )
+            self.pairs, self.dropped = found.words, found.dropped
+            if config.n_concepts is not None and config.n_concepts > len(self.pairs[0]):
+                raise InputError(
+                    f"icl_translation.n_concepts is {config.n_concepts}, but the lists leave {len(self.pairs[0])} pairs a task",
+                    f"set it to {len(self.pairs[0])} or less",
+                )
+            self.pairs = [one[: config.n_concepts] for one in self.pairs]
+            rows = [str(row) for row in range(len(self.pairs[0]))]
+        self.n = n = len(rows)
+        self.size = len(TASKS) * n ** (N_SHOTS + 1)
+        self._radix = (len(TASKS), *[n] * (N_SHOTS + 1))
+        words = list(dict.fromkeys(source for pairs in self.pairs for source, _ in pairs))
+        self._queries = {word: code for code, word in enumerate(words)}
+        self.slot_values = {"task": list(TASK_NAMES), **{slot: rows for slot in self.slot_names[1:]}}
+        self.feature_values = {
+            "task": [*TASK_NAMES, MIX, NULL],
+            "query": words,
+            "source_language": list(LANGUAGES),
+            "target_language": list(LANGUAGES),
+        }
+        self.names = []
+        self.move_counts = (len(TASKS) - 1, *[n - 1] * (N_SHOTS + 1), 1, 1, 1)
+        self._rows = [{source: row for row, (source, _) in enumerate(pairs)} for pairs in self.pairs]
+        self._of_pair = {
+            pair: (task, row) for task, pairs in enumerate(self.pairs) for row, pair in enumerate(pairs)
+        }
+        self._query_code = np.array([[self._queries[source] for source, _ in pairs] for pairs in self.pairs])
+        languages = {language: code for code, language in enumerate(LANGUAGES)}
+        self._languages = np.array([[languages[source], languages[target]] for source, target in TASKS])
+        self._n_test = max(1, round(config.held_out * n))
+
+    # The prior and its prompts
+
+    def _digits(self, index: np.ndarray) -> np.ndarray:
+        """Return task, three shots and query of prompts, int64 (5, N)."""
+        return np.stack(np.unravel_index(self.check_index(index), self._radix)).astype(np.int64)
+
+    def slots(self, index: np.ndarray) -> np.ndarray:
+        """Return task, rows of the three shots and row of the query, int16 (N, 5); raises IndexError outside the prior."""
+        return self._digits(index).T.astype(np.int16)
+
+    def index(self, slots: np.ndarray) -> np.ndarray:
+        """Return the indices of slot codes (N, 5), int64; -1 where no prompt has these codes."""
+        slots = np.asarray(slots, dtype=np.int64).reshape(-1, len(self._radix))
+        valid = ((slots >= 0) & (slots < np.array(self._radix))).all(axis=1)
+        result = np.full(len(slots), -1, dtype=np.int64)
+        result[valid] = np.ravel_multi_index(tuple(slots[valid].T), self._radix)
+        return result
+
+    def texts(self, index: np.ndarray) -> list[str]:
+        """Return the prompts' texts, which end behind the last `Output:`, without a trailing space."""
+        return [self.text(task, shots, query) for task, *shots, query in self._digits(index).T.tolist()]
+
+    def text(self, task: int, shots: Sequence[int], query: int) -> str:
+        """Return a prompt with any number of shots: rows of a task's dictionary."""
+        pairs = self.pairs[task]
+        lines = [f"Input: {pairs[row][0]}, Output: {pairs[row][1]}" for row in shots]
+        return "\n ".join([*lines, f"Input: {pairs[query][0]}, Output:"])
+
+    def parse(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior."""
+        rows = np.full((len(texts), len(self._radix)), -1, dtype=np.int64)
+        for position, text in enumerate(texts):
+            match = _PROMPT.fullmatch(text)
+            if match is None:
+                continue
+            words = match.groups()
+            shots = [self._of_pair.get(pair) for pair in zip(words[:-1:2], words[1::2], strict=True)]
+            if shots[0] is None:
+                continue
+            task = shots[0][0]
+            query = self._rows[task].get(words[-1], -1)
+            if all(shot is not None and shot[0] == task for shot in shots):
+                rows[position] = [task, *(shot[1] for shot in shots if shot is not None), query]
+        return self.index(rows)
+
+    def answers(self, index: np.ndarray) -> list[str]:
+        """Return the translation of each prompt's query."""
+        digits = self._digits(index)
+        return [self.pairs[task][query][1] for task, query in zip(digits[0], digits[-1], strict=True)]
+
+    # Features
+
+    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        known = index >= 0
+        digits = self._digits(np.where(known, index, 0))
+        task, query = digits[0], digits[-1]
+        columns = {
+            "task": task,
+            "query": self._query_code[task, query],
+            "source_language": self._languages[task, 0],
+            "target_language": self._languages[task, 1],
+        }
+        return {name: np.where(known, code, -1).astype(np.int32) for name, code in columns.items()}
+
+    def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return label codes of any texts, int32 (N,): the rules of D.3.3.
+
+        The task is looked up in the dictionary for each of the three shots: `mix` if they disagree, `null` if one is in no
+        dictionary
+        or the text does not parse. The query is the word behind the last `Input:`, -1 if there is none or it is in no dictionary.
+        """
+        labels = {name: np.full(len(texts), -1, np.int32) for name in self.features}
+        codes = {name: code for code, name in enumerate(self.feature_values["task"])}
+        for position, text in enumerate(texts):
+            last = _LAST_INPUT.match(text)
+            labels["query"][position] = self._queries.get(last[1], -1) if last else -1
+            match = _PROMPT.fullmatch(text)
+            words = match.groups() if match else ()
+            found = [
+                self._of_pair.get(pair, (-1, -1))[0] for pair in zip(words[:-1:2], words[1::2], strict=True)
+            ]
+            if not found or -1 in found:
+                labels["task"][position] = codes[NULL]
+            elif len(set(found)) > 1:
+                labels["task"][position] = codes[MIX]
+            else:
+                labels["task"][position] = found[0]
+                labels["source_language"][position], labels["target_language"][position] = self._languages[
+                    found[0]
+                ]
+        return labels
+
+    def chance(self, feature: str) -> float:
+        """Return the probability that two independent draws from the prior share a feature's label."""
+        weight = np.full((len(TASKS), self.n), 1.0 / (len(TASKS) * self.n))
+        rows = np.arange(len(TASKS))[:, None]
+        code = {
+            "task": rows,
+            "query": self._query_code,
+            "source_language": self._languages[rows, 0],
+            "target_language": self._languages[rows, 1],
+        }[feature]
+        share = np.bincount(np.broadcast_to(code, weight.shape).ravel(), weights=weight.ravel())
+        return float((share**2).sum())
+
+    # Splits: by the sum of the four rows modulo n, whatever the task and the order of the shots
+
+    def split_of(self, index: np.ndarray) -> np.ndarray:
+        """Return the split of each prompt, int8 (N,): 0 = train, 1 = test.
+
+        It depends on the rows of shots and query only through their sum modulo n: no (query, shots) combination is in both
+        splits, in whatever task and order; and each row, and any three of the four, are uniform in both.
+        """
+        digits = self._digits(index)
+        return (digits[1:].sum(axis=0) % self.n < self._n_test).astype(np.int8)
+
+    def combination(self, index: np.ndarray) -> np.ndarray:
+        """Return one number for each (query, unordered shots), whatever the task, int64 (N,)."""
+        digits = self._digits(index)
+        shots = np.sort(digits[1:-1], axis=0)
+        return np.ravel_multi_index((*shots, digits[-1]), self._radix[1:]).astype(np.int64)
+
+    def _width(self, split: str | None) -> int:
+        """Queries that a split leaves to given shots."""
+        if split is None:
+            return self.n
+        if split not in SPLITS:
+            raise InputError(
+                f"unknown split '{split}' of task {self.name}", f"choose one of: {', '.join(SPLITS)}"
+            )
+        return self._n_test if split == "test" else self.n - self._n_test
+
+    def split_size(self, split: str | None = None) -> int:
+        """Return the number of prompts of a split, or of the prior if `split` is None."""
+        return self.size // self.n * self._width(split)
+
+    def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
+        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
+        rank = np.atleast_1d(np.asarray(rank, dtype=np.int64))
+        if split is None or rank.size == 0:
+            return self.check_index(rank)
+        width = self._width(split)
+        front, place = np.divmod(rank, width)
+        shots = np.stack(np.unravel_index(front, self._radix[:-1]))[1:]
+        # The queries of a split are `width` numbers in a row, modulo n; ascending, what wraps around comes first.
+        start = ((0 if split == "test" else self._n_test) - shots.sum(axis=0)) % self.n
+        wrapped = np.maximum(start + width - self.n, 0)
+        query = np.where(place < wrapped, place, start + place - wrapped)
+        return front * self.n + query
+
+    def split_remedy(self, split: str | None) -> str:
+        """Return what makes a split larger, in words, for error messages."""
+        return "raise icl_translation.held_out" if split == "test" else "raise icl_translation.n_concepts"
+
+    # Words, tokens and grammar
+
+    def words(self) -> list[str]:
+        """Return the parts of the template and all words, each once, as tokens of `word_pattern`."""
+        words = dict.fromkeys(word for pairs in self.pairs for pair in pairs for word in pair)
+        return ["Input:", ", Output:", "\n Input:", *(f" {word}" for word in words)]
+
+    def single_token_words(self) -> list[str]:
+        """Return no words: they may take several tokens, answers are told apart by their first one."""
+        return []
+
+    def longest(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
+        """Return prompts of which one is the longest in tokens, int64 (N,): of each task, its longest pair and query."""
+        slots = []
+        for task, pairs in enumerate(self.pairs):
+            pair = int(np.argmax(count([f" {source}, Output: {target}" for source, target in pairs])))
+            query = int(np.argmax(count([f" {source}" for source, _ in pairs])))
+            slots.append([task, *[pair] * N_SHOTS, query])
+        return self.index(np.array(slots))
+
+    def check_tokenizer(self, encode: Callable[[list[str]], list[np.ndarray]]) -> None:
+        """Check that a prompt has the same tokens with and without its answer: the prediction is read behind `Output:`.
+
+        Raises:
+            InputError: naming the first prompt whose end the tokenizer joins with what follows.
+        """
+        index = self.index(
+            np.array([[task, 0, 1, 2, row] for task in range(len(TASKS)) for row in range(min(self.n, 50))])
+        )
+        texts = self.texts(index)
+        full = [f"{text} {answer}" for text, answer in zip(texts, self.answers(index), strict=True)]
+        for text, short, long in zip(texts, encode(texts), encode(full), strict=True):
+            if len(long) <= len(short) or not np.array_equal(short, long[: len(short)]):
+                raise InputError(
+                    f"the tokenizer splits the end of '{text[-24:]}' otherwise when the answer follows",
+                    "use a tokenizer whose tokens take the space before a word, as those of GPT-2, Gemma and Llama do",
+                )
+
+    def grammar(self, tokenizer: TextEncoder) -> Grammar:
+        """Return the automaton of the prior's texts over a tokenizer's ids; words may have several tokens.
+
+        Raises:
+            InputError: the tokenizer has no end token, or a prompt's tokens are not those of its parts.
+        """
+        return _GrammarBuilder(self, tokenizer).build()
+
+    # Training of an embedded target
+
+    def lesson(self, n: int, level: int | None, rng: np.random.Generator) -> Lesson:
+        """Draw prompts with answers for training a target: all 12 directions, so that the query alone never tells the target
+        language.
+
+        Args:
+            n: number of prompts.
+            level: how many concepts are used so far (the curriculum); all if None.
+            rng: source of randomness.
+
+        Returns:
+            Texts; the tokens to be predicted are the four outputs, of zero to three shots. Prompts of the test split do not occur.
+        """
+        if self.config.words != "own":
+            raise InputError(
+                "targets are trained on the own table: lists have no common concepts",
+                "set icl_translation.words: own",
+            )
+        size = min(level or self.n, self.n)
+        directions = [(s, t) for s in range(len(LANGUAGES)) for t in range(len(LANGUAGES)) if s != t]
+        rows = np.zeros((0, N_SHOTS + 1), np.int64)
+        while len(rows) < n:
+            drawn = rng.integers(size, size=(n, N_SHOTS + 1))
+            rows = np.concatenate([rows, drawn[drawn.sum(axis=1) % self.n >= self._n_test]])
+        texts = []
+        for direction, row in zip(rng.integers(len(directions), size=n), rows[:n].tolist(), strict=True):
+            source, target = directions[direction]
+            lines = [f"Input: {CONCEPTS[c][source]}, Output: {CONCEPTS[c][target]}" for c in row]
+            texts.append("\n ".join(lines))
+        outputs = np.arange(3, 4 * (N_SHOTS + 1), 4)
+        questions = [text.rsplit(" ", 1)[0] for text in texts]
+        return Lesson(questions, texts, scored=outputs, hidden=np.stack([outputs - 1, outputs - 2], axis=1))
+
+    # Markov chain
+
+    def move(self, index: np.ndarray, kind: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Return where a move leads, int64 (N,).
+
+        Kind 0 puts another task (whatever the rows mean there), kinds 1 to 4 another row into a shot or the query: the
+        `value`-th of those that differ. Kinds 5 to 7 swap two shots, or a shot and the query. Each kind is symmetric by itself.
+        """
+        digits = self._digits(index)
+        kind, value = np.asarray(kind, dtype=np.int64), np.asarray(value, dtype=np.int64)
+        result = digits.copy()
+        for slot in range(len(digits)):
+            other = value + (value >= digits[slot])
+            result[slot] = np.where(kind == slot, other, result[slot])
+        for place, (a, b) in enumerate(((1, 2), (2, 3), (3, 4)), start=len(digits)):
+            swap = kind == place
+            result[a], result[b] = np.where(swap, digits[b], result[a]), np.where(swap, digits[a], result[b])
+        return np.ravel_multi_index(tuple(result), self._radix).astype(np.int64)
+
+
+def _own_pairs(
+    table: Sequence[Sequence[str]], number: int | None
+) -> tuple[list[list[tuple[str, str]]], list[str]]:
+    """Pairs of each task from the first concepts of a table, and the concepts' English names."""
+    number = number or len(table)
+    if number > len(table):
+        raise InputError(
+            f"icl_translation.n_concepts is {number}, but there are {len(table)}",
+            f"set it to {len(table)} or less",
+        )
+    for row, concept in enumerate(table[:number]):
+        if len(concept) != len(LANGUAGES) or not all(concept):
+            raise InputError(
+                f"concept {row} ({', '.join(concept)}) has {len(concept)} words, not one for each of {', '.join(LANGUAGES)}",
+                "complete or remove it",
+            )
+    twice = [
+        word for word, count in Counter(w for concept in table[:number] for w in concept).items() if count > 1
+    ]
+    if twice:
+        raise InputError(
+            f"the spelling '{twice[0]}' occurs twice in the table of concepts",
+            "remove one of its concepts: a prompt must say which language a word is in",
+        )
+    at = {language: column for column, language in enumerate(LANGUAGES)}
+    pairs = [[(c[at[source]], c[at[target]]) for c in table[:number]] for source, target in TASKS]
+    return pairs, [concept[0] for concept in table[:number]]
+
+
+#: Parts of a prompt in order: a piece of the template, or the source or target word of a shot, or the query.
+_PARTS = ("Input:", *["source", ", Output:", "target", "\n Input:"] * N_SHOTS, "query", ", Output:")
+_Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _State:
+    """Somewhere in a prompt.
+
+    Attributes:
+        part: number of the part that is being written.
+        candidates: (task, row) pairs that the source word before may be of; without rows where only the task is known; None: any.
+        prefix: tokens of the part so far.
+    """
+
+    part: int
+    candidates: frozenset[_Pair] | None
+    prefix: tuple[int, ...] = ()
+
+
+_FINAL = _State(len(_PARTS) + 1, None)
+
+
+@dataclass
+class _GrammarBuilder:
+    """Which tokens may follow, part by part. A word is left where none of its part goes on with the next token."""
+
+    task: TranslationTask
+    tokenizer: TextEncoder
+    end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end token", "set its eos_token")
+        self.end = int(self.tokenizer.eos_token_id)
+        self.known: dict[str, tuple[int, ...]] = {}
+        self.of_part: dict[
+            tuple[int, frozenset[_Pair] | None], dict[tuple[int, ...], frozenset[_Pair] | None]
+        ] = {}
+
+    def build(self) -> Grammar:
+        """Return the automaton."""
+        rng = np.random.default_rng(0)
+        for text in self.task.texts(rng.integers(self.task.size, size=256)):
+            match = _PROMPT.fullmatch(text)
+            assert match is not None
+            pieces = [part for part in _PARTS]
+            words = iter(match.groups())
+            pieces = [f" {next(words)}" if part in ("source", "target", "query") else part for part in pieces]
+            if [token for piece in pieces for token in self._encode(piece)] != [
+                int(t) for t in self.tokenizer.encode(text, add_special_tokens=False)
+            ]:
+                raise InputError(
+                    f"the tokenizer encodes '{text}' otherwise than its parts",
+                    "set backbone.targets: samples",
+                )
+        start = _State(0, None)
+        return build_grammar(start, self._successors, _FINAL, self.end)
+
+    def _encode(self, piece: str) -> tuple[int, ...]:
+        if piece not in self.known:
+            self.known[piece] = tuple(int(t) for t in self.tokenizer.encode(piece, add_special_tokens=False))
+        return self.known[piece]
+
+    def _options(
+        self, part: int, candidates: frozenset[_Pair] | None
+    ) -> dict[tuple[int, ...], frozenset[_Pair] | None]:
+        """Tokens of what may stand in a part -> candidates after it."""
+        key = (part, candidates)
+        if key not in self.of_part:
+            options: dict[tuple[int, ...], set[_Pair] | None] = {}
+            for text, after in self._texts(part, candidates):
+                if after is None:
+                    options[self._encode(text)] = None
+                else:
+                    found = options.setdefault(self._encode(text), set())
+                    assert found is not None
+                    found.update(after)
+            self.of_part[key] = {k: None if v is None else frozenset(v) for k, v in options.items()}
+        return self.of_part[key]
+
+    def _texts(
+        self, part: int, candidates: frozenset[_Pair] | None
+    ) -> Iterator[tuple[str, set[_Pair] | None]]:
+        kind, pairs = _PARTS[part], self.task.pairs
+        if kind not in ("source", "target", "query"):
+            yield kind, None if candidates is None else set(candidates)
+        elif kind == "target":
+            for task, row in candidates or ():
+                yield f" {pairs[task][row][1]}", {(task, -1)}
+        else:
+            tasks = range(len(pairs)) if candidates is None else [task for task, _ in candidates]
+            for task in tasks:
+                for row, (source, _) in enumerate(pairs[task]):
+                    # Nothing depends on the query any more.
+                    yield f" {source}", {(task, row)} if kind == "source" else None
+
+    def _successors(self, state: _State) -> dict[int, _State]:
+        if state.part == len(_PARTS):
+            return {self.end: _FINAL}
+        following: dict[int, _State] = {}
+        options = self._options(state.part, state.candidates)
+        size = len(state.prefix)
+        for tokens, after in options.items():
+            if tokens[:size] != state.prefix:
+                continue
+            if len(tokens) == size:  # a word that others begin with ends here
+                rest = self._successors(_State(state.part + 1, after))
+            else:
+                token = tokens[size]
+                prefix = tokens[: size + 1]
+                goes_on = [o for o in options if o[: size + 1] == prefix and len(o) > size + 1]
+                done = prefix in options and not goes_on
+                rest = {
+                    token: _State(state.part + 1, options[prefix])
+                    if done
+                    else _State(state.part, state.candidates, prefix)
+                }
+            for token, reached in rest.items():
+                if following.setdefault(token, reached) != reached:
+                    raise InputError(
+                        f"after part {state.part} of a prompt, token {token} may go on with a word or end it",
+                        "set backbone.targets: samples",
+                    )
+        return following

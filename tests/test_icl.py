@@ -1,0 +1,300 @@
+"""The in-context translation study from prompts to figures, tiny; what its rules of thumb say on made-up tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from inversescope.cli import main
+from inversescope.config import ArchitectureConfig, default_config, load_config, merge
+from inversescope.errors import InputError
+from inversescope.figures.icl import QUERY_BAND, TASK_BAND, layer_bands, order_of_layers, patching_bands
+from inversescope.models import build_model, encode, load_target, word_tokenizer
+from inversescope.patching import Intervention, patch
+from inversescope.show_icl import headline_icl
+from inversescope.stages.common import Context
+from inversescope.stages.icl import draw_pairs
+from inversescope.store import read_json, read_table
+
+TASK = "icl_translation"
+MODELS = ("delayed", "plain")
+SITES = ["L0.attn_out", "L1.attn_out"]
+SHAPE = {
+    "architecture": "llama",
+    "n_layers": 2,
+    "n_heads": 2,
+    "n_kv_heads": 1,
+    "d_model": 32,
+    "n_positions": 16,
+}
+
+
+def values(**delta: Any) -> dict[str, Any]:
+    """The default configuration with a tiny study in place of the others."""
+    training = {
+        "curriculum": [8, 10],
+        "gate_accuracy": 0.0,
+        "max_steps": 60,
+        "extra_steps": 10,
+        "batch_size": 16,
+    }
+    experiment = {"task": TASK, "sites": ["L*.attn_out"], "n_train": 300, "n_test": 5, "n_reference": 400}
+    generator = {"steps": 8, "n_heads": 2, "d_head": 4, "sites": None}
+    settings = {
+        "backbone": {
+            "steps": 40,
+            "gate_in_prior": 0.0,
+            "shape": {"n_layers": 1, "n_heads": 2, "d_model": 16},
+        },
+        "variants": {"paper": generator, "default": {**generator, "d_condition": 16, "site_map_blocks": 1}},
+        "studied_variants": ["paper", "default"],
+        "study_variants": [],
+        "kernel": {"epsilons": [0.1]},
+        "sampling": {"candidates": 12, "decodings": ["mixed"]},
+        "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0, "bootstrap": 100},
+        "patching": {"n_pairs": 40},
+    }
+    config = default_config().model_dump(mode="json")
+    config["experiments"] = {
+        "one": {**experiment, "model": "delayed", "settings": settings},
+        "two": {**experiment, "model": "plain", "settings": {**settings, "studied_variants": []}},
+    }
+    config["models"] = {
+        "delayed": {
+            "candidates": {"s": {"shape": SHAPE}},
+            "training": {**training, "delay_layers": 1},
+            "control": "plain",
+        },
+        "plain": {"candidates": {"s": {"shape": SHAPE}}, "training": training},
+    }
+    config["icl_translation"] = {"n_concepts": 10}
+    return merge(config, delta)
+
+
+def run(root: Path, stage: str, model: str, *options: str) -> int:
+    where = ["--task", TASK, "--model", model, "--root", str(root), "--config", str(root / "config.yaml")]
+    return main([stage, *where, *options])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every stage of both models, by the command line."""
+    root = tmp_path_factory.mktemp("icl")
+    (root / "config.yaml").write_text(yaml.safe_dump(values()))
+    for split in ("train", "test", "reference"):
+        assert run(root, "make_prompts", "delayed", "--split", split) == 0
+    for model in MODELS:
+        for stage in ("train_target", "score_target"):
+            assert run(root, stage, model, "--candidate", "s") == 0
+        assert run(root, "select_target", model) == 0
+        for split in ("train", "test", "reference"):
+            assert run(root, "extract_activations", model, "--split", split) == 0
+        for site in SITES:
+            assert run(root, "compute_exact", model, "--site", site) == 0
+        assert run(root, "patch_task_vectors", model) == 0
+    assert run(root, "train_backbone", "delayed") == 0
+    for variant in ("paper", "default"):
+        assert run(root, "train_generator", "delayed", "--variant", variant) == 0
+        where = [part for site in SITES for part in ("--site", site)]
+        assert run(root, "sample_prompts", "delayed", "--variant", variant, *where) == 0
+    for site in SITES:
+        assert (
+            run(root, "estimate_fcr", "delayed", "--site", site, "--variant", "paper", "--variant", "default")
+            == 0
+        )
+    assert run(root, "collect_tables", "delayed") == 0
+    assert run(root, "plot_icl", "delayed") == 0
+    return root
+
+
+def context_of(root: Path, model: str = "delayed") -> Context:
+    config = load_config([root / "config.yaml"])
+    return Context(root, config.of(TASK, model), TASK, model)
+
+
+def test_study_writes_figure_layers_and_bands(study: Path) -> None:
+    for suffix in (".png", ".pdf", ".csv"):
+        assert (study / f"results/figures/{TASK}_delayed_task_vectors{suffix}").stat().st_size > 1000
+    layers = read_table(study / "results" / TASK / "delayed" / "layers.csv")
+    assert set(layers["model"]) == set(MODELS) and set(layers["feature"]) == {"task", "query"}
+    assert {"exact", "generated", "combined", "shuffled", "majority"} <= set(layers["estimator"])
+    exact = layers[(layers["estimator"] == "exact") & (layers["model"] == "delayed")]
+    fcr = read_table(study / "results" / TASK / "delayed" / "fcr.csv")
+    for _, row in exact.iterrows():
+        same = fcr[
+            (fcr["site"] == row["site"]) & (fcr["feature"] == row["feature"]) & (fcr["estimator"] == "exact")
+        ]
+        assert (
+            same["fcr"].iloc[0] == pytest.approx(row["rate"])
+            and row["ci_low"] <= row["rate"] <= row["ci_high"]
+        )
+    bands = read_table(study / "results" / TASK / "delayed" / "bands.csv")
+    assert len(bands) == 2 * 2 * 2 and set(bands["source"]) == {"fcr", "patching"}
+
+
+def test_patching_rates_are_those_of_the_pairs(study: Path) -> None:
+    rates = read_table(study / "results" / TASK / "delayed" / "patching.csv")
+    pairs = read_table(study / "results" / TASK / "delayed" / "patching_pairs.parquet")
+    kinds = {
+        "none": 1,
+        "residual": 2,
+        "attention": 2,
+        "masked": 2,
+        "returned": 2,
+        "returned_masked": 2,
+        "forwarded": 2,
+    }
+    assert rates.groupby("kind")["layer"].nunique().to_dict() == kinds
+    for (kind, layer), group in rates.groupby(["kind", "layer"]):
+        assert group["rate"].sum() == pytest.approx(1.0)
+        own = pairs[(pairs["kind"] == kind) & (pairs["layer"] == layer)]
+        assert len(own) == group["n_pairs"].iloc[0] == 40
+        for _, row in group.iterrows():
+            assert row["rate"] == pytest.approx((own["outcome"] == row["outcome"]).mean())
+    # Behind the last block nothing but the patched residual is read.
+    last = rates[(rates["layer"] == 1) & (rates["outcome"] == "source")].set_index("kind")["rate"]
+    context = context_of(study)
+    target = load_target(context.target_dir)
+    drawn = draw_pairs(context.task, target, 40, np.random.default_rng(0))  # type: ignore[arg-type]
+    plain = patch(target, None, drawn.sources, [Intervention()]).top[0]
+    assert set(last.index) >= {"residual", "masked"} and plain.shape == (40,)
+
+
+def test_pairs_differ_in_query_and_hide_it_entirely(study: Path) -> None:
+    context = context_of(study)
+    task, target = context.task, load_target(context.target_dir)
+    pairs = draw_pairs(task, target, 50, np.random.default_rng(1))  # type: ignore[arg-type]
+    tokens = target.tokenizer
+    for i in range(len(pairs.expected)):
+        source, zero = (tokens.decode(side.token_ids[i]) for side in (pairs.sources, pairs.targets))
+        index = task.parse([source])
+        assert index[0] >= 0 and task.split_of(index)[0] == 1
+        assert zero.startswith("Input: ") and zero.count("Input:") == 1
+        word = zero.removeprefix("Input: ").removesuffix(", Output:")
+        query = source.rsplit("Input: ", 1)[1].removesuffix(", Output:")
+        assert word != query
+        where = pairs.sources.positions["query_0"][i]
+        assert tokens.decode([pairs.sources.token_ids[i][where]]).strip() == query
+        assert tokens.decode([pairs.expected[i, 1]]).strip() == task.answers(index)[0]
+    # With all attention to the query cut, the query cannot matter.
+    other = [ids.copy() for ids in pairs.sources.token_ids]
+    for ids, at in zip(other, pairs.sources.positions["query_0"], strict=True):
+        ids[at] = other[0][pairs.sources.positions["query_0"][0]]
+    cut = Intervention(cut_target=pairs.cuts)
+    one = patch(target, None, pairs.sources, [cut], pairs.expected).logits
+    two = patch(
+        target, None, type(pairs.sources)(other, pairs.sources.positions), [cut], pairs.expected
+    ).logits
+    np.testing.assert_array_equal(one, two)
+
+
+def test_targets_say_how_they_were_trained(study: Path) -> None:
+    for model, delay in (("delayed", 1), ("plain", 0)):
+        about = read_json(study / "data" / TASK / model / "target" / "target.json")
+        assert about["delay_layers"] == delay and 0 <= about["accuracy"] <= 1
+    config = values(models={"delayed": {"training": {"delay_layers": 3}}})
+    (study / "bad.yaml").write_text(yaml.safe_dump(config))
+    where = ["--task", TASK, "--model", "delayed", "--root", str(study), "--config", str(study / "bad.yaml")]
+    assert main(["train_target", *where, "--candidate", "s"]) == 2
+
+
+def test_show_prints_goals_and_skips_controls(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "icl", "--root", str(study), "--config", str(study / "config.yaml")]) == 0
+    shown = capsys.readouterr().out
+    assert f"{TASK} / delayed" in shown and f"{TASK} / plain" not in shown
+    context = context_of(study)
+    lines = headline_icl(study, context.config, TASK, "delayed")
+    said = [line.what for line in lines]
+    assert "plain: accuracy on the worst of six tasks" in said and "rule and LLM agree" in said
+    for words in ("task rises before query", "exact, layer 1", "the same, query hidden from the source"):
+        assert any(what.startswith(words) for what in said)
+    assert {"patching, delayed", "patching, plain"} <= {line.section for line in lines}
+    with pytest.raises(InputError, match=r"layers.csv does not exist"):
+        headline_icl(study / "nowhere", context.config, TASK, "delayed")
+
+
+def rates(task: list[float], query: list[float], width: float = 0.02) -> pd.DataFrame:
+    rows = [
+        {"layer": layer, "feature": feature, "rate": rate, "chance": chance}
+        for feature, column, chance in (("task", task, 1 / 6), ("query", query, 0.0))
+        for layer, rate in enumerate(column)
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.assign(ci_low=frame["rate"] - width, ci_high=frame["rate"] + width)
+
+
+def test_bands_follow_the_rule() -> None:
+    found = layer_bands(rates([0.2, 0.9, 0.61, 0.9, 0.1], [0.0, 0.1, 0.1, 0.51, 0.9]))
+    # Layer 3: the interval of the query holds its level, so that there is neither band.
+    assert found["band"].tolist() == ["", TASK_BAND, TASK_BAND, "", QUERY_BAND]
+    assert found["query"].tolist() == ["absent", "absent", "absent", "unclear", "present"]
+    assert order_of_layers(found) == {"task": 1.0, "query": 4.0}
+    # Above half, but not above the middle between chance and 1.
+    low = layer_bands(rates([0.57, 0.55], [0.0, 0.0]))
+    assert low["task"].tolist() == ["unclear", "absent"] and set(low["band"]) == {""}
+    assert np.isnan(order_of_layers(low)["query"])
+    patched = rates([0.3, 1.0, 0.0], [0.0, 0.0, 1.0])
+    table = patched.assign(
+        kind="residual", outcome=patched["feature"].map({"task": "task", "query": "source"})
+    )
+    idle = pd.DataFrame({"kind": "none", "outcome": ["task", "source"], "layer": -1, "rate": [0.3, 0.0]})
+    assert patching_bands(pd.concat([table, idle]))["band"].tolist() == ["", TASK_BAND, QUERY_BAND]
+
+
+# The LLM labeller as a stage
+
+
+@pytest.fixture
+def chat_model(tmp_path: Path, study: Path) -> Path:
+    """A tiny Gemma 2 chat model with the study's words, saved as others would find it."""
+    task = context_of(study).task
+    words = {part for label in task.feature_values["task"] for part in label.split("-")}
+    pattern = r"(?:\n )?Input:|, Output:| ?\w+|[^\w\s]"
+    tokenizer = word_tokenizer([*task.words(), *sorted(words), "-", "?", "user"], pattern)
+    tokenizer.chat_template = (
+        "{% for m in messages %}user {{ m['content'] }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
+    )
+    shape = ArchitectureConfig(
+        architecture="gemma2", n_layers=1, n_heads=2, n_kv_heads=1, d_model=16, n_positions=128
+    )
+    model = build_model(shape, len(tokenizer), 0, initializer_range=0.5)
+    folder = tmp_path / "chat"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert len(encode(tokenizer, ["English-French"], strict=False)[0]) == 3
+    return folder
+
+
+def test_llm_labels_stand_beside_the_rule(study: Path, chat_model: Path) -> None:
+    config = values(labeller={"path": str(chat_model)})
+    (study / "labelled.yaml").write_text(yaml.safe_dump(config))
+    where = [
+        "--task",
+        TASK,
+        "--model",
+        "delayed",
+        "--root",
+        str(study),
+        "--config",
+        str(study / "labelled.yaml"),
+    ]
+    assert main(["label_tasks", *where]) == 0
+    labels = read_table(study / "results" / TASK / "delayed" / "labels.parquet")
+    allowed = set(context_of(study).task.feature_values["task"])
+    assert set(labels["llm"]) <= allowed and set(labels["rule"]) <= allowed and labels["text"].is_unique
+    agreement = read_table(study / "results" / TASK / "delayed" / "label_agreement.csv")
+    whole = agreement[agreement["rule"] == "all"].iloc[0]
+    assert whole["agreement"] == pytest.approx((labels["rule"] == labels["llm"]).mean(), abs=1e-6)
+    assert (
+        whole["n_texts"] == len(labels)
+        and whole["ci_low"] - 1e-6 <= whole["agreement"] <= whole["ci_high"] + 1e-6
+    )
+    cache = study / "data" / TASK / "delayed" / "labels" / "cache.jsonl"
+    size = cache.stat().st_size
+    assert main(["label_tasks", *where]) == 0 and cache.stat().st_size == size
+    assert run(study, "label_tasks", "delayed") == 2  # no labeller configured
