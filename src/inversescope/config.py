@@ -541,7 +541,7 @@ class SaeConfig(Strict):
     steps: int = Field(250, ge=1, description="Training steps (paper: 100,000).")
     batch_size: int = Field(1024, ge=1, description="Activations a step (paper: 2048).")
     sparsity: list[float] = Field(
-        [1e-3, 4e-3],
+        [4e-3, 2e-2],
         min_length=1,
         description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
     )
@@ -923,7 +923,7 @@ RAVEL_SETTINGS: dict[str, Any] = {
             "per_site": 16,
             "warmup": 40,
             "n_condition": 128,
-            "eps_range": (0.3, 0.7),
+            "eps_range": [0.3, 0.7],
         },
     },
     "sampling": {"candidates": 24, "candidates_elsewhere": 8, "max_candidates": 24, "decodings": []},
