@@ -111,10 +111,40 @@ class IOIConfig(Strict):
     split_seed: int = 0
 
 
+class CountingConfig(Strict):
+    """The prior of character counting (InversionView's first case study)."""
+
+    letters: str = Field("abcdefghijklmnopqrstuvwxyz", min_length=2, description="The alphabet.")
+    n_distinct: int = Field(3, ge=2, description="Distinct letters in a prompt.")
+    max_count: int = Field(9, ge=1, le=9, description="How often a letter occurs at most.")
+    begin: str = Field("B", description="Characters before the letters; may be empty.")
+    bar: str = Field(
+        "|", min_length=1, max_length=1, description="Between the letters and the target letter."
+    )
+    colon: str = Field(
+        ":", min_length=1, max_length=1, description="Behind the target letter; the count follows."
+    )
+    held_out_letters: float = Field(
+        0.05, gt=0, lt=1, description="Share of sets of letters kept for the test split."
+    )
+    split_seed: int = 0
+
+
+class AdditionConfig(Strict):
+    """The prior of addition (InversionView's third case study): both operands with as many digits, none beginning with 0."""
+
+    n_digits: int = Field(3, ge=1, le=3, description="Digits of each operand: 3 make 810,000 prompts.")
+    begin: str = Field("B", description="Characters before the first operand; may be empty.")
+    held_out_pairs: float = Field(
+        0.05, gt=0, lt=1, description="Share of unordered pairs of operands kept for the test split."
+    )
+    split_seed: int = 0
+
+
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read."""
 
-    task: Literal["ioi"] = "ioi"
+    task: Literal["ioi", "counting", "addition"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
@@ -409,6 +439,8 @@ class Config(Strict):
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
+    counting: CountingConfig = CountingConfig()
+    addition: AdditionConfig = AdditionConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]

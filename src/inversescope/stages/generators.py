@@ -28,8 +28,6 @@ from inversescope.training import Schedule, conditional_loss, next_token_loss, t
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from inversescope.tasks.base import Grammar
-
 GATE_SAMPLES = 2048
 
 
@@ -73,43 +71,6 @@ def _decoder_shape(shape: ArchitectureConfig, vocabulary: int) -> BackboneShape:
     )
 
 
-class ExactPrior:
-    """Exact next-token distributions of a task's uniform prior, from its grammar.
-
-    Attributes:
-        rows: (n_states, n_tokens) float32 probability of each of the grammar's tokens in each state.
-    """
-
-    def __init__(self, grammar: Grammar) -> None:
-        self.grammar = grammar
-        completions = _completions(grammar)
-        count = np.where(grammar.table >= 0, completions[np.maximum(grammar.table, 0)], 0.0)
-        self.rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
-
-    def along(self, tokens: np.ndarray) -> np.ndarray:
-        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
-        state = np.full(len(tokens), self.grammar.start, np.int64)
-        states = np.empty(tokens[:, 1:].shape, np.int64)
-        for position in range(tokens.shape[1] - 1):
-            states[:, position] = state
-            state = np.asarray(self.grammar.step(state, tokens[:, position + 1]))
-        return self.rows[np.maximum(states, 0)]
-
-
-def _completions(grammar: Grammar) -> np.ndarray:
-    """Number of texts that can follow each state; the automaton has no cycles."""
-    table = grammar.table
-    final = ~(table >= 0).any(axis=1)
-    count: np.ndarray = np.where(final, 1.0, 0.0)
-    for _ in range(10_000):
-        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(axis=1)
-        new: np.ndarray = np.where(final, 1.0, following)
-        if np.array_equal(new, count):
-            return count
-        count = new
-    raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
-
-
 def train_backbone(context: Context) -> None:
     """Fine-tune the backbone on the prior (paper, 3.2 and C.1), and gate it on its own unconditional samples.
 
@@ -133,13 +94,13 @@ def train_backbone(context: Context) -> None:
     vocabulary = backbone.shape.vocab_size
     names = torch.zeros(vocabulary, dtype=torch.bool)
     names[[int(encode(tokenizer, [f" {n}"])[0][-1]) for n in task.names]] = True
-    exact = ExactPrior(task.grammar(tokenizer)) if settings.targets == "grammar" else None
-    exact_tokens = torch.from_numpy(np.asarray(exact.grammar.tokens, np.int64)) if exact is not None else None
+    exact = task.next_tokens(tokenizer) if settings.targets == "grammar" else None
+    exact_tokens = torch.from_numpy(np.asarray(exact.tokens, np.int64)) if exact is not None else None
     steps = config.scaled(settings.steps)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = stream(config.seed, "train_backbone", step)
-        texts = task.texts(rng.integers(task.size, size=settings.batch_size))
+        texts = task.texts(task.draw(settings.batch_size, None, rng))
         prompts = encode_prompts(encode(tokenizer, texts), end)
         tokens, lengths = torch.from_numpy(prompts.tokens.astype(np.int64)), torch.from_numpy(prompts.lengths)
         logits = backbone(tokens)

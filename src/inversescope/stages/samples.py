@@ -30,7 +30,7 @@ from inversescope.sites import Site
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.stages.generators import backbone_tokenizer, cached_prompts, decode_texts, load_generator
 from inversescope.store import write_json, write_table
-from inversescope.tasks.base import Grammar
+from inversescope.tasks.base import Automaton
 
 # Where each draw has an activation of its own, q is a mixture over them. It is computed for so many accepted candidates of each
 # target, over so many of the target's activations.
@@ -157,7 +157,7 @@ class _Run:
         self.context, self.name, self.model, self.site, self.z = context, name, model, site, z
         self.cache, self.prompts, self.cache_rows, self.recomputer = cache, prompts, cache_rows, recomputer
         self.tokenizer, self.end = tokenizer, end
-        self.grammar: Grammar | None = None
+        self.grammar: Automaton | None = None
 
     def condition(self, epsilon: float, z: np.ndarray) -> Condition:
         """The generator's inputs for activations (B, d)."""

@@ -16,8 +16,8 @@ SCAN_TARGETS = 64  # prompts whose activations are scored
 def train_target(context: Context, candidate: str) -> None:
     """Train one candidate target from scratch as a language model of the task's train split, up to the gate.
 
-    The loss is on all tokens (on the answer alone it does not learn the task); accuracy is that of the answer token on prompts
-    whose name pairs were held out. A candidate that misses the gate is written too, marked `passed: false`; `select_target`
+    The loss is on all tokens (on the answer alone it does not learn the task); accuracy is the share of held-out prompts (name
+    pairs, letters, operands) whose answer is right in all its tokens. A candidate that misses the gate is written too, marked `passed: false`; `select_target`
     leaves it out.
     """
     import torch
@@ -29,7 +29,7 @@ def train_target(context: Context, candidate: str) -> None:
         fast_linear_layers,
         save_trained,
         short_attention,
-        word_tokenizer,
+        task_tokenizer,
     )
     from inversescope.training import Schedule, next_token_loss, train
 
@@ -38,16 +38,13 @@ def train_target(context: Context, candidate: str) -> None:
         known = ", ".join(model_config.candidates)
         raise InputError(f"unknown candidate {candidate!r}", f"choose one of {known}")
     spec, settings = model_config.candidates[candidate], model_config.training
-    tokenizer = word_tokenizer(task.words())
+    tokenizer = task_tokenizer(task)
     check_single_tokens(tokenizer, task.single_token_words())
     model = build_model(spec.shape, len(tokenizer), spec.seed, initializer_range=spec.shape.initializer_range)
     end = int(tokenizer.eos_token_id)
 
-    def tensors(index: np.ndarray, answer: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = task.texts(index)
-        if answer:
-            texts = [f"{text} {word}" for text, word in zip(texts, task.answers(index), strict=True)]
-        ids = encode(tokenizer, texts)
+    def tensors(index: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = encode(tokenizer, task.completed(index))
         lengths = torch.tensor([len(i) for i in ids])
         if int(lengths.max()) > spec.shape.n_positions:
             raise InputError(
@@ -60,20 +57,21 @@ def train_target(context: Context, candidate: str) -> None:
         return torch.from_numpy(table), lengths
 
     held_out = task.sample(1024, "test", stream(context.config.seed, "train_target", "gate"), replace=True)
-    test_tokens, test_lengths = tensors(held_out, answer=True)
+    test_tokens, test_lengths = tensors(held_out)
+    asked = torch.tensor([len(i) for i in encode(tokenizer, task.questions(held_out))])
+    place = torch.arange(1, test_tokens.shape[1])[None]
+    answered = (place >= asked[:, None]) & (place < test_lengths[:, None])  # (N, T - 1)
 
     @torch.inference_mode()
     def accuracy() -> float:
         model.eval()
-        logits = model(test_tokens).logits
-        row = torch.arange(len(test_tokens))
-        right = logits[row, test_lengths - 2].argmax(-1) == test_tokens[row, test_lengths - 1]
+        right = model(test_tokens).logits[:, :-1].argmax(-1) == test_tokens[:, 1:]
         model.train()
-        return float(right.float().mean())
+        return float((right | ~answered).all(1).float().mean())
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = stream(context.config.seed, "train_target", spec.seed, step)
-        tokens, lengths = tensors(task.sample(settings.batch_size, "train", rng, replace=True), answer=True)
+        tokens, lengths = tensors(task.sample(settings.batch_size, "train", rng, replace=True))
         return next_token_loss(model(tokens).logits, tokens, lengths), {}
 
     reached: list[int] = []
