@@ -33,17 +33,28 @@ include: "rules/figures.smk"
 include: "rules/study.smk"
 
 
+# Each task has a target of its own name: its figures and tables.
+rule ioi:
+    input:
+        of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
+
+
+rule figures:
+    input:
+        rules.ioi.input,
+
+
 rule all:
     default_target: True
     input:
-        of_experiments(*rules.plot_figures.output),
-        rules.make_report.output,
+        rules.figures.input,
+        rules.make_report.output if SHOWN else [],
 
 
 rule study:
     input:
-        of_experiments(*rules.plot_study.output),
-        of_experiments(*rules.plot_frontier.output) if FRONTIER else [],
+        of_experiments(*rules.plot_study.output, having=of_study),
+        of_experiments(*rules.plot_frontier.output, having=of_frontier),
 
 
 # Parts of the study, in pipeline order: snakemake --cores 2 -- activations
@@ -64,12 +75,12 @@ rule activations:
 
 rule generators:
     input:
-        of_variants(STUDIED, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
+        of_variants(studied, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
 
 
 rule study_generators:
     input:
-        of_variants(STUDY, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
+        of_variants(of_study, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
 
 
 rule samples:
@@ -79,14 +90,9 @@ rule samples:
 
 rule study_samples:
     input:
-        [file for experiment in EXPERIMENTS for file in samples_of(STUDY)(Experiment(*experiment))],
+        [file for study in STUDIES for file in samples_of(of_study)(study)],
 
 
 rule tables:
     input:
         of_experiments("results/{task}/{model}/fcr.csv"),
-
-
-rule figures:
-    input:
-        of_experiments(*rules.plot_figures.output),

@@ -30,7 +30,7 @@ for task, model in EXPERIMENTS:
             mem_mb=memory(3000, 16000, model),
             runtime=minutes(20, 240, model),
         params:
-            used=used(f"models/{model}/dtype", f"models/{model}/device_map"),
+            used=used(Experiment(task, model), f"models/{model}/dtype", f"models/{model}/device_map"),
             options=options,
             where=f"--task {task} --model {model}",
         message:

@@ -46,9 +46,20 @@ CONFIG_FILES = configuration_files()
 CONFIG = read_configuration()
 
 
-def used(*keys: str) -> dict[str, object]:
-    """The named parts of the configuration, for `params`: a job reruns when one of them changes, and only then."""
-    everything = CONFIG.model_dump(mode="json")
+def settings_of(where) -> Config:
+    """The configuration as the experiment of a job sees it; `where` has a task and a model: wildcards or an `Experiment`."""
+    return OF[where.task, where.model]
+
+
+@functools.cache
+def parts_of(task: str, model: str) -> dict[str, object]:
+    """The same as nested dicts."""
+    return OF[task, model].model_dump(mode="json")
+
+
+def used(where, *keys: str) -> dict[str, object]:
+    """The named parts of an experiment's configuration, for `params`: a job reruns when one of them changes, and only then."""
+    everything = parts_of(where.task, where.model)
     return {key: functools.reduce(lambda part, name: part[name], key.split("/"), everything) for key in keys}
 
 
@@ -56,24 +67,24 @@ def used(*keys: str) -> dict[str, object]:
 HEADLINE = ["kernel/epsilon", "kernel/distance", "kernel/kind"]
 
 
-def made_as(variant: str) -> dict[str, object]:
-    """How a variant is made, without what only tells readers about it."""
-    settings = CONFIG.variants[variant].model_dump(mode="json")
+def made_as(where) -> dict[str, object]:
+    """How a job's variant is made, without what only tells readers about it."""
+    settings = settings_of(where).variants[where.variant].model_dump(mode="json")
     told = {"base", "change", "study", "settings"}
     return {"variant": {key: value for key, value in settings.items() if key not in told}}
 
 
-def drawn_as(variant: str) -> dict[str, object]:
+def drawn_as(where, variant: str) -> dict[str, object]:
     """How candidates of a variant are drawn; how many at a time makes no difference to what is drawn."""
-    settings = CONFIG.sampling.model_dump(mode="json", exclude={"batch", "settings"})
+    config = settings_of(where)
     return {
-        "sampling": settings,
+        "sampling": config.sampling.model_dump(mode="json", exclude={"batch", "settings"}),
         "settings": {
-            name: CONFIG.sampling.rule(name).model_dump(mode="json")
-            for name in CONFIG.variants[variant].settings
+            name: config.sampling.rule(name).model_dump(mode="json")
+            for name in config.variants[variant].settings
         },
-        "studied": variant in STUDIED,
-        "epsilons": CONFIG.epsilons_of(variant),
+        "studied": variant in config.studied_variants,
+        "epsilons": config.epsilons_of(variant),
     }
 
 
@@ -85,18 +96,54 @@ def options(wildcards, threads) -> str:
 
 # --------------------------------------------------------------------------------------------- tables of what is to be done
 EXPERIMENTS = {(e.task, e.model): e for e in CONFIG.experiments.values()}
+OF = {pair: CONFIG.of(*pair) for pair in EXPERIMENTS}
 TASKS = sorted({task for task, _ in EXPERIMENTS})
 MODELS = sorted({model for _, model in EXPERIMENTS})
 TRAINED = [m for m in MODELS if CONFIG.models[m].source == "trained"]
 FETCHED = [m for m in MODELS if m not in TRAINED]
 CANDIDATES = sorted({c for m in TRAINED for c in CONFIG.models[m].candidates})
 SPLITS = ["train", "test", "reference"]
-STUDIED = list(dict.fromkeys(CONFIG.studied_variants))
-STUDY = list(dict.fromkeys(CONFIG.study_variants))
-VARIANTS = list(dict.fromkeys(STUDIED + STUDY))
-# Variants that the frontier compares; without any there is no frontier.
-FRONTIER = [name for name in STUDY if CONFIG.variants[name].study == "frontier"]
-GENERATORS = sorted({CONFIG.variants[name].generator for name in VARIANTS})
+
+
+def studied(where) -> list[str]:
+    """Variants of an experiment's main part."""
+    return list(dict.fromkeys(settings_of(where).studied_variants))
+
+
+def of_study(where) -> list[str]:
+    """Variants of an experiment's study over dimension, steps and seeds, of its ablations and its frontier."""
+    return list(dict.fromkeys(settings_of(where).study_variants))
+
+
+def of_frontier(where) -> list[str]:
+    """Variants that the frontier compares; without any there is no frontier."""
+    return [name for name in of_study(where) if settings_of(where).variants[name].study == "frontier"]
+
+
+def all_variants(where) -> list[str]:
+    """All variants of an experiment."""
+    return list(dict.fromkeys(studied(where) + of_study(where)))
+
+
+def generator_of(where, variant: str) -> str:
+    """The generator that a variant trains."""
+    return settings_of(where).variants[variant].generator
+
+
+class Experiment(NamedTuple):
+    """A task on a model. Stands in for the wildcards of a job."""
+
+    task: str
+    model: str
+
+    def options(self, wildcards) -> str:
+        """Options that tell the command what to read."""
+        return f"--task {self.task} --model {self.model}"
+
+
+STUDIES = [Experiment(*pair) for pair in EXPERIMENTS]
+VARIANTS = list(dict.fromkeys(variant for study in STUDIES for variant in all_variants(study)))
+GENERATORS = sorted({generator_of(study, v) for study in STUDIES for v in all_variants(study)})
 
 
 def check_experiments() -> None:
@@ -143,11 +190,12 @@ def shape_of(model: str) -> tuple[int, int]:
 def sites_of(task: str, model: str, variant: str | None = None) -> list[str]:
     """Labels of the sites that an experiment reads, or of those that one of its variants is trained on."""
     patterns = EXPERIMENTS[task, model].sites
+    own = None if variant is None else OF[task, model].variants[variant].sites
     try:
         labels = [site.label for site in expand_sites(patterns, *shape_of(model))]
-        if variant is None or CONFIG.variants[variant].sites is None:
+        if own is None:
             return labels
-        chosen = [site.label for site in expand_sites(CONFIG.variants[variant].sites, *shape_of(model))]
+        chosen = [site.label for site in expand_sites(own, *shape_of(model))]
     except InputError as error:
         raise WorkflowError(str(error)) from None
     unread = sorted(set(chosen) - set(labels))
@@ -193,6 +241,10 @@ class Block:
         """The task of a job."""
         return getattr(wildcards, "task", self.task)
 
+    def experiment(self, wildcards) -> "Experiment":
+        """The experiment of a job."""
+        return Experiment(self.task_of(wildcards), getattr(wildcards, "model", self.model))
+
     def options(self, wildcards) -> str:
         """Options that tell the command what to read."""
         task, model = self.task_of(wildcards), getattr(wildcards, "model", self.model)
@@ -200,21 +252,21 @@ class Block:
         return f"--task {task} --model {model} " + " ".join(f"--site {site}" for site in sites)
 
 
-def blocks(variants: list[str] | None = None) -> list[Block]:
-    """Blocks of all sites of all experiments; given variants, of the sites that each set of variants reads."""
-    result = [Block("{task}", "{model}", ("{site}",), variants or [])]
-    for task, model in EXPERIMENTS:
-        if model in FETCHED:
+def blocks(variants=None) -> list[Block]:
+    """Blocks of all sites of all experiments; given variants by experiment, of the sites that each set of them reads."""
+    everywhere = list(dict.fromkeys(v for study in STUDIES for v in variants(study))) if variants else []
+    result = [Block("{task}", "{model}", ("{site}",), everywhere)]
+    for study in STUDIES:
+        if study.model in FETCHED:
             continue
         readers: dict[tuple[str, ...], list[str]] = {}
-        for variant in variants or [None]:
-            readers.setdefault(tuple(sites_of(task, model, variant)), []).append(variant)
+        for variant in variants(study) if variants else [None]:
+            readers.setdefault(tuple(sites_of(*study, variant)), []).append(variant)
         for sites, names in readers.items():
             for start in range(0, len(sites), SITES_PER_JOB):
                 chunk = sites[start : start + SITES_PER_JOB]
-                result.append(
-                    Block(task, model, chunk, names if variants else [], f"{task}_{model}_{len(result)}")
-                )
+                label = f"{study.task}_{study.model}_{len(result)}"
+                result.append(Block(*study, chunk, names if variants else [], label))
     return result
 
 
@@ -277,8 +329,10 @@ def imports_of_stage(tree: ast.Module, stage: str) -> frozenset[str]:
 
 
 @functools.cache
-def modules_of(stage: str) -> tuple[str, ...]:
-    """Modules that a stage's result can depend on: the one that defines it and all that it imports, directly or not."""
+def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
+    """Modules that a stage's result can depend on: the one that defines it and all that it imports, directly or not; of the
+    tasks, and of what they alone import, only the one that is asked for."""
+    without = WITHOUT_EFFECT | {f"tasks/{name}" for name in KNOWN_TASKS if name != task}
     for home in sorted(PACKAGE.glob("stages/*.py")):
         tree = ast.parse(home.read_text())
         if any(isinstance(node, ast.FunctionDef) and node.name == stage for node in tree.body):
@@ -291,7 +345,7 @@ def modules_of(stage: str) -> tuple[str, ...]:
     pending = set(imports_of_stage(tree, stage))
     while pending:
         name = pending.pop()
-        if name not in WITHOUT_EFFECT:
+        if name not in without:
             found.add(name)
             pending |= imports_of(name) - found
     return tuple(sorted(found))
@@ -301,16 +355,15 @@ def source(stage: str, task: str | None = None):
     """Input function: source files that a stage depends on; of the tasks, only the one that is asked for."""
 
     def files(wildcards) -> list[str]:
-        asked = getattr(wildcards, "task", task)
-        others = {f"tasks/{name}" for name in KNOWN_TASKS if name != asked}
-        paths = [path_of(part) for part in modules_of(stage) if part not in others]
-        templates = [path.with_suffix(".html.j2") for path in paths]
-        return [str(path) for path in paths + templates if path.is_file()]
+        paths = [path_of(part) for part in modules_of(stage, getattr(wildcards, "task", task))]
+        beside = [path.with_suffix(suffix) for path in paths for suffix in DATA_SUFFIXES]
+        return [str(path) for path in paths + beside if path.is_file()]
 
     return files
 
 
-KNOWN_TASKS = [p.stem for p in PACKAGE.glob("tasks/*.py") if p.stem not in {"__init__", "base"}]
+# A module's template or table lies beside it, under the module's name.
+DATA_SUFFIXES = [".html.j2", ".json", ".csv", ".tsv"]
 
 
 # ------------------------------------------------------------------------------------------------------------ input functions
@@ -345,45 +398,46 @@ def activations_of_variant(wildcards) -> list[str]:
 SAMPLE_SUFFIXES = [".parquet", ".cache.parquet", ".json"]
 
 
-def samples_of(variants: list[str]):
-    """Input function: what sample_prompts writes for variants, at the job's site or at all that each reads."""
+def samples_of(variants):
+    """Input function: what sample_prompts writes for variants by experiment, at the job's site or at all that each reads."""
     pattern = "results/{task}/{model}/samples/{generator}/{variant}/{site}{suffix}"
     return lambda w: [
         pattern.format(
             task=w.task,
             model=w.model,
-            generator=CONFIG.variants[variant].generator,
+            generator=generator_of(w, variant),
             variant=variant,
             site=label,
             suffix=suffix,
         )
-        for variant in variants
+        for variant in variants(w)
         for label in sites_of(w.task, w.model, variant)
         if label == getattr(w, "site", label)
         for suffix in SAMPLE_SUFFIXES
     ]
 
 
-def descriptions_of(variants: list[str]):
-    """Input function: descriptions of the trained generators of variants."""
+def descriptions_of(variants):
+    """Input function: descriptions of the trained generators of variants by experiment."""
     return lambda w: [
-        f"data/{w.task}/{w.model}/checkpoints/{CONFIG.variants[variant].generator}/{variant}/meta.json"
-        for variant in variants
+        f"data/{w.task}/{w.model}/checkpoints/{generator_of(w, variant)}/{variant}/meta.json"
+        for variant in variants(w)
     ]
 
 
-def variant_options(variants: list[str]) -> str:
+def variant_options(variants):
     """Options that tell the command which variants to read; it leaves out those that were not trained on its site."""
-    return " ".join(f"--variant {variant}" for variant in variants)
+    return lambda w: " ".join(f"--variant {variant}" for variant in variants(w))
 
 
-def bandwidths() -> list[float]:
-    """All bandwidths at which anything is read."""
+def bandwidths(where) -> list[float]:
+    """All bandwidths at which anything is read in an experiment."""
+    config = settings_of(where)
     return sorted(
         {
-            *CONFIG.kernel.epsilons,
-            CONFIG.kernel.epsilon,
-            *(e for v in VARIANTS for e in CONFIG.epsilons_of(v)),
+            *config.kernel.epsilons,
+            config.kernel.epsilon,
+            *(e for v in all_variants(where) for e in config.epsilons_of(v)),
         }
     )
 
@@ -393,8 +447,8 @@ def at_all_sites(pattern: str, **values: list[str]):
     return lambda w: expand(pattern, task=w.task, model=w.model, site=sites_of(w.task, w.model), **values)
 
 
-def of_study(pattern: str, variants: list[str] = STUDY, **values: list[str]):
-    """Input function: a file for each site that any of some variants of the study reads."""
+def at_sites_of(variants, pattern: str, **values: list[str]):
+    """Input function: a file for each site that any of some variants reads."""
     return lambda w: expand(
         pattern,
         task=w.task,
@@ -402,17 +456,17 @@ def of_study(pattern: str, variants: list[str] = STUDY, **values: list[str]):
         site=[
             site
             for site in sites_of(w.task, w.model)
-            if any(site in sites_of(w.task, w.model, v) for v in variants)
+            if any(site in sites_of(w.task, w.model, v) for v in variants(w))
         ],
         **values,
     )
 
 
-def training_logs(variants: list[str]):
-    """Input function: the training logs of variants."""
+def training_logs(variants):
+    """Input function: the training logs of variants by experiment."""
     return lambda w: [
-        f"results/{w.task}/{w.model}/training/{CONFIG.variants[variant].generator}/{variant}.csv"
-        for variant in variants
+        f"results/{w.task}/{w.model}/training/{generator_of(w, variant)}/{variant}.csv"
+        for variant in variants(w)
     ]
 
 
@@ -422,12 +476,12 @@ def size_of_split(task: str, split: str) -> dict[str, object]:
     return {key: next(getattr(e, key) for (t, _), e in EXPERIMENTS.items() if t == task)}
 
 
-def model_on(task: str) -> str:
-    """A model that reads the task's prompts: prompts depend on the task alone, commands are told an experiment."""
-    return next(model for t, model in EXPERIMENTS if t == task)
+def experiment_on(task: str) -> Experiment:
+    """An experiment that reads the task's prompts: prompts depend on the task alone, commands are told an experiment."""
+    return next(study for study in STUDIES if study.task == task)
 
 
-def literal(module: str, name: str) -> dict[str, str]:
+def literal(module: str, name: str):
     """A table that a module spells out, read without importing the module (which would import matplotlib for every job)."""
     for node in ast.parse(path_of(module).read_text()).body:
         if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [name]:
@@ -435,19 +489,9 @@ def literal(module: str, name: str) -> dict[str, str]:
     raise WorkflowError(f"{path_of(module)} has no table {name}.")
 
 
-class Experiment(NamedTuple):
-    """A task on a model. Stands in for the wildcards of a job."""
-
-    task: str
-    model: str
-
-    def options(self, wildcards) -> str:
-        """Options that tell the command what to read."""
-        return f"--task {self.task} --model {self.model}"
-
-
-# The experiment that the report shows: the first of the configuration.
-SHOWN = Experiment(*next(iter(EXPERIMENTS)))
+# The experiment that the report shows: the first on IOI, whose figures it consists of.
+SHOWN = next((study for study in STUDIES if study.task == "ioi"), None)
+KNOWN_TASKS = literal("tasks", "TASKS")
 FIGURES = literal("figures", "FIGURES")
 STUDY_FIGURES = literal("figures", "STUDY_FIGURES")
 FRONTIER_FIGURES = literal("figures", "FRONTIER_FIGURES")
@@ -462,26 +506,27 @@ CAPTION_KEYS = sorted(
 )
 
 
-def of_experiments(*patterns: str) -> list[str]:
-    """Files for each experiment; patterns have {task} and {model}."""
-    return [pattern.format(task=task, model=model) for task, model in EXPERIMENTS for pattern in patterns]
+def of_experiments(*patterns: str, tasks: list[str] = TASKS, having=all_variants) -> list[str]:
+    """Files for each experiment of some tasks that has variants of some kind; patterns have {task} and {model}."""
+    return [
+        pattern.format(task=study.task, model=study.model)
+        for study in STUDIES
+        if study.task in tasks and having(study)
+        for pattern in patterns
+    ]
 
 
 def at_sites(pattern: str, **values: list[str]) -> list[str]:
     """Files for each site of each experiment."""
-    return [
-        file
-        for task, model in EXPERIMENTS
-        for file in at_all_sites(pattern, **values)(Experiment(task, model))
-    ]
+    return [file for study in STUDIES for file in at_all_sites(pattern, **values)(study)]
 
 
-def of_variants(variants: list[str], pattern: str) -> list[str]:
+def of_variants(variants, pattern: str) -> list[str]:
     """Files for each variant of each generator of each experiment."""
     return [
-        pattern.format(task=task, model=model, generator=CONFIG.variants[variant].generator, variant=variant)
-        for task, model in EXPERIMENTS
-        for variant in variants
+        pattern.format(task=s.task, model=s.model, generator=generator_of(s, variant), variant=variant)
+        for s in STUDIES
+        for variant in variants(s)
     ]
 
 

@@ -22,7 +22,7 @@ rule compute_exact:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 120),
     params:
-        used=lambda w: used(w.task, "kernel/distance", "kernel/kind") | {"epsilons": bandwidths()},
+        used=lambda w: used(w, w.task, "kernel/distance", "kernel/kind") | {"epsilons": bandwidths(w)},
         options=options,
     message:
         "Computing exact rates at {wildcards.site} from prior draws"
@@ -41,8 +41,8 @@ rule estimate_fcr:
         exact="results/{task}/{model}/exact/{site}.parquet",
         mcmc="results/{task}/{model}/mcmc/{site}.parquet",
         prior="results/{task}/{model}/samples/backbone.parquet",
-        generators=descriptions_of(STUDIED),
-        samples=samples_of(STUDIED),
+        generators=descriptions_of(studied),
+        samples=samples_of(studied),
     output:
         cells="results/{task}/{model}/cells/{site}.parquet",
         fcr="results/{task}/{model}/fcr/{site}.csv",
@@ -60,9 +60,9 @@ rule estimate_fcr:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 60),
     params:
-        used=lambda w: used("seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths()},
+        used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
         options=options,
-        where=variant_options(STUDIED),
+        where=variant_options(studied),
     message:
         "Estimating rates at {wildcards.site} with intervals and controls"
     shell:
@@ -74,8 +74,8 @@ rule collect_tables:
     input:
         source=source("collect_tables"),
         parts=at_all_sites("results/{task}/{model}/{table}/{site}.csv", table=["fcr", "refusal", "coverage"]),
-        generators=descriptions_of(STUDIED),
-        samples=samples_of(STUDIED),
+        generators=descriptions_of(studied),
+        samples=samples_of(studied),
     output:
         fcr="results/{task}/{model}/fcr.csv",
         refusal="results/{task}/{model}/refusal.csv",
@@ -93,7 +93,7 @@ rule collect_tables:
         mem_mb=memory(1000, 4000),
         runtime=minutes(5, 15),
     params:
-        used=lambda w: used("studied_variants"),
+        used=lambda w: used(w, "studied_variants"),
         options=options,
     message:
         "Collecting the tables of {wildcards.task} on {wildcards.model}"

@@ -23,7 +23,7 @@ rule draw_exact:
         mem_mb=memory(2000, 16000),
         runtime=minutes(10, 60),
     params:
-        used=lambda w: used("seed", w.task, *HEADLINE, "fcr/features"),
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/features"),
         options=options,
     message:
         "Drawing from the exact distribution at the heads that figures show"
@@ -41,8 +41,8 @@ rule plot_figures:
         draws="results/{task}/{model}/exact_draws.parquet",
         agreement="results/{task}/{model}/exact_agreement.csv",
         prompts="data/{task}/prompts/test.parquet",
-        training=training_logs(STUDIED),
-        samples=samples_of(STUDIED),
+        training=training_logs(studied),
+        samples=samples_of(studied),
     output:
         figures=drawn(FIGURES, "figures", "Figures", "png"),
         vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=FIGURES),
@@ -60,7 +60,7 @@ rule plot_figures:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 30),
     params:
-        used=lambda w: used("kernel", "fcr", "figures", "studied_variants") | {"epsilons": bandwidths()},
+        used=lambda w: used(w, "kernel", "fcr", "figures", "studied_variants") | {"epsilons": bandwidths(w)},
         options=options,
     message:
         "Plotting the figures and writing the tables of {wildcards.task} on {wildcards.model}"
@@ -69,43 +69,47 @@ rule plot_figures:
         " {params.options} --threads {threads} --log {log}"
 
 
-rule make_report:
-    input:
-        source=source("make_report"),
-        fcr=f"results/{SHOWN.task}/{SHOWN.model}/fcr.csv",
-        refusal=f"results/{SHOWN.task}/{SHOWN.model}/refusal.csv",
-        coverage=f"results/{SHOWN.task}/{SHOWN.model}/coverage.csv",
-        targets=f"results/{SHOWN.task}/{SHOWN.model}/target_selection.csv" if SHOWN.model in TRAINED else [],
-        figures=expand(
-            "results/figures/{task}_{model}_{name}.png", task=SHOWN.task, model=SHOWN.model, name=FIGURES
-        ),
-        tables=expand(
-            "results/tables/{task}_{model}_{name}.csv", task=SHOWN.task, model=SHOWN.model, name=TABLES
-        ),
-        captions=CAPTIONS,
-    output:
-        report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),
-        headline=expand(
-            "results/tables/{task}_{model}_headline.{suffix}",
-            task=SHOWN.task,
-            model=SHOWN.model,
-            suffix=["csv", "md"],
-        ),
-    log:
-        "logs/make_report.log",
-    benchmark:
-        "benchmarks/make_report.tsv"
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory(1000, 2000),
-        runtime=minutes(5, 10),
-    params:
-        used=lambda w: used("seed", "kernel", "fcr", "studied_variants", *CAPTION_KEYS),
-        options=options,
-        where=SHOWN.options,
-    message:
-        "Writing the self-contained report"
-    shell:
-        "inversescope make_report {params.where} {params.options} --threads {threads} --log {log}"
+if SHOWN:
+
+    rule make_report:
+        input:
+            source=source("make_report"),
+            fcr=f"results/{SHOWN.task}/{SHOWN.model}/fcr.csv",
+            refusal=f"results/{SHOWN.task}/{SHOWN.model}/refusal.csv",
+            coverage=f"results/{SHOWN.task}/{SHOWN.model}/coverage.csv",
+            targets=(
+                f"results/{SHOWN.task}/{SHOWN.model}/target_selection.csv" if SHOWN.model in TRAINED else []
+            ),
+            figures=expand(
+                "results/figures/{task}_{model}_{name}.png", task=SHOWN.task, model=SHOWN.model, name=FIGURES
+            ),
+            tables=expand(
+                "results/tables/{task}_{model}_{name}.csv", task=SHOWN.task, model=SHOWN.model, name=TABLES
+            ),
+            captions=CAPTIONS,
+        output:
+            report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),
+            headline=expand(
+                "results/tables/{task}_{model}_headline.{suffix}",
+                task=SHOWN.task,
+                model=SHOWN.model,
+                suffix=["csv", "md"],
+            ),
+        log:
+            "logs/make_report.log",
+        benchmark:
+            "benchmarks/make_report.tsv"
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(1000, 2000),
+            runtime=minutes(5, 10),
+        params:
+            used=used(SHOWN, "seed", "kernel", "fcr", "studied_variants", *CAPTION_KEYS),
+            options=options,
+            where=SHOWN.options,
+        message:
+            "Writing the self-contained report"
+        shell:
+            "inversescope make_report {params.where} {params.options} --threads {threads} --log {log}"

@@ -22,7 +22,7 @@ rule train_backbone:
         mem_mb=memory(2000, 16000),
         runtime=minutes(20, 1440),
     params:
-        used=lambda w: used("seed", "budget", w.task, "backbone"),
+        used=lambda w: used(w, "seed", "budget", w.task, "backbone"),
         options=options,
     message:
         "Training the backbone of the generators on the prior of {wildcards.task}"
@@ -55,7 +55,7 @@ rule train_generator:
         mem_mb=memory(3000, 64000),
         runtime=minutes(30, 2880),
     params:
-        used=lambda w: used("seed", "budget", w.task, *HEADLINE, "backbone/init") | made_as(w.variant),
+        used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "backbone/init") | made_as(w),
         options=options,
     message:
         "Training generator {wildcards.generator}, variant {wildcards.variant}"

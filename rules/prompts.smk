@@ -18,9 +18,9 @@ rule make_prompts:
         mem_mb=memory(2000, 6000),
         runtime=minutes(5, 20),
     params:
-        used=lambda w: used("seed", w.task) | size_of_split(w.task, w.split),
+        used=lambda w: used(experiment_on(w.task), "seed", w.task) | size_of_split(w.task, w.split),
         options=options,
-        model=lambda w: model_on(w.task),
+        model=lambda w: experiment_on(w.task).model,
     message:
         "Drawing the {wildcards.split} prompts of {wildcards.task}"
     shell:

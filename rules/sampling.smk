@@ -1,7 +1,7 @@
 # Candidate prompts from the generators, their activations and distances; and chains of swap moves without a generator.
 
 
-for block in blocks(VARIANTS):
+for block in blocks(all_variants):
 
     rule:
         name:
@@ -33,8 +33,10 @@ for block in blocks(VARIANTS):
             mem_mb=memory(3000, 16000, block.model),
             runtime=minutes(20, 360, block.model),
         params:
-            used=lambda w, block=block: used("seed", "budget", block.task_of(w), *HEADLINE, "figures")
-            | drawn_as(w.variant),
+            used=lambda w, block=block: used(
+                block.experiment(w), "seed", "budget", block.task_of(w), *HEADLINE, "figures"
+            )
+            | drawn_as(block.experiment(w), w.variant),
             options=options,
             where=block.options,
         message:
@@ -71,7 +73,7 @@ for block in blocks():
             runtime=minutes(20, 240, block.model),
         params:
             used=lambda w, block=block: used(
-                "seed", "budget", block.task_of(w), *HEADLINE, "fcr/mcmc_evaluations"
+                block.experiment(w), "seed", "budget", block.task_of(w), *HEADLINE, "fcr/mcmc_evaluations"
             ),
             options=options,
             where=block.options,

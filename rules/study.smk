@@ -10,8 +10,8 @@ use rule estimate_fcr as estimate_study with:
             "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
         ),
         exact="results/{task}/{model}/exact/{site}.parquet",
-        generators=descriptions_of(STUDY),
-        samples=samples_of(STUDY),
+        generators=descriptions_of(of_study),
+        samples=samples_of(of_study),
     output:
         cells="results/{task}/{model}/study/cells/{site}.parquet",
         fcr="results/{task}/{model}/study/fcr/{site}.csv",
@@ -21,9 +21,9 @@ use rule estimate_fcr as estimate_study with:
     benchmark:
         "benchmarks/estimate_study/{task}/{model}/{site}.tsv"
     params:
-        used=lambda w: used("seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths()},
+        used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
         options=options,
-        where=f"{variant_options(STUDY)} --out study",
+        where=lambda w: f"{variant_options(of_study)(w)} --out study",
     message:
         "Estimating rates of the study's variants at {wildcards.site}"
 
@@ -31,11 +31,13 @@ use rule estimate_fcr as estimate_study with:
 rule collect_study:
     input:
         source=source("collect_study"),
-        parts=of_study("results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]),
-        cells=of_study("results/{task}/{model}/study/cells/{site}.parquet"),
-        activations=of_study("data/{task}/{model}/activations/test/{site}.safetensors"),
-        generators=descriptions_of(STUDY),
-        samples=samples_of(STUDY),
+        parts=at_sites_of(
+            of_study, "results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]
+        ),
+        cells=at_sites_of(of_study, "results/{task}/{model}/study/cells/{site}.parquet"),
+        activations=at_sites_of(of_study, "data/{task}/{model}/activations/test/{site}.safetensors"),
+        generators=descriptions_of(of_study),
+        samples=samples_of(of_study),
     output:
         study="results/{task}/{model}/study.csv",
         ablations="results/{task}/{model}/ablations.csv",
@@ -51,7 +53,9 @@ rule collect_study:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used("seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in STUDY)),
+        used=lambda w: used(
+            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of_study(w))
+        ),
         options=options,
     message:
         "Comparing the variants of the study on {wildcards.model}"
@@ -81,7 +85,7 @@ rule plot_study:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used("kernel", "fcr/confidence"),
+        used=lambda w: used(w, "kernel", "fcr/confidence"),
         options=options,
     message:
         "Plotting the study of {wildcards.task} on {wildcards.model}"
@@ -93,10 +97,10 @@ rule plot_study:
 rule collect_frontier:
     input:
         source=source("collect_frontier"),
-        parts=of_study("results/{task}/{model}/study/refusal/{site}.csv", FRONTIER),
-        cells=of_study("results/{task}/{model}/study/cells/{site}.parquet", FRONTIER),
-        generators=descriptions_of(FRONTIER),
-        samples=samples_of(FRONTIER),
+        parts=at_sites_of(of_frontier, "results/{task}/{model}/study/refusal/{site}.csv"),
+        cells=at_sites_of(of_frontier, "results/{task}/{model}/study/cells/{site}.parquet"),
+        generators=descriptions_of(of_frontier),
+        samples=samples_of(of_frontier),
         backbone="data/{task}/{model}/checkpoints/backbone/meta.json",
     output:
         frontier="results/{task}/{model}/frontier.csv",
@@ -114,7 +118,9 @@ rule collect_frontier:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used("seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in FRONTIER)),
+        used=lambda w: used(
+            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of_frontier(w))
+        ),
         options=options,
     message:
         "Comparing generators by refusal, FCR error and entropy on {wildcards.model}"
@@ -147,7 +153,7 @@ rule plot_frontier:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used("kernel", "fcr/confidence"),
+        used=lambda w: used(w, "kernel", "fcr/confidence"),
         options=options,
     message:
         "Plotting the frontier of {wildcards.task} on {wildcards.model}"

@@ -19,7 +19,7 @@ rule train_target:
         runtime=minutes(15, 15),
     params:
         used=lambda w: used(
-            "seed", w.task, f"models/{w.model}/training", f"models/{w.model}/candidates/{w.candidate}"
+            w, "seed", w.task, f"models/{w.model}/training", f"models/{w.model}/candidates/{w.candidate}"
         ),
         options=options,
     message:
@@ -47,7 +47,7 @@ rule score_target:
         mem_mb=memory(2000, 2000),
         runtime=minutes(10, 10),
     params:
-        used=lambda w: used("seed", w.task, *HEADLINE, "fcr/features"),
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/features"),
         options=options,
     message:
         "Scoring the heads of candidate {wildcards.candidate} against prior draws"
@@ -78,7 +78,7 @@ rule select_target:
         mem_mb=memory(1500, 1500),
         runtime=minutes(5, 5),
     params:
-        used=lambda w: used("fcr/features"),
+        used=lambda w: used(w, "fcr/features"),
         options=options,
     message:
         "Selecting the candidate of {wildcards.model} whose heads differ most clearly"
@@ -106,7 +106,7 @@ rule fetch_target:
         mem_mb=memory(2000, 16000),
         runtime=minutes(30, 120),
     params:
-        used=lambda w: used(w.task, f"models/{w.model}"),
+        used=lambda w: used(w, w.task, f"models/{w.model}"),
         options=options,
     message:
         "Fetching target {wildcards.model} at its pinned revision and checking its tokenizer"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -124,3 +126,53 @@ def test_schema_forbids_unknown_keys_too() -> None:
     schema = yaml.safe_load(to_schema())
     assert schema["additionalProperties"] is False
     assert all(part.get("additionalProperties") in (False, None) for part in schema["$defs"].values())
+
+
+def two_studies(settings: dict[str, Any]) -> dict[str, Any]:
+    """The default configuration with a second experiment that sets something for itself."""
+    values = default_config().model_dump(mode="json")
+    values["models"]["other"] = values["models"]["gpt2-embedded"]
+    values["experiments"]["second"] = {"model": "other", "sites": ["L0H0"], "settings": settings}
+    return values
+
+
+def test_an_experiment_sets_what_is_its_own() -> None:
+    config = parse_config(
+        two_studies(
+            {
+                "kernel": {"epsilon": 0.3},
+                "variants": {"default": {"steps": 7}},
+                "studied_variants": ["default"],
+            }
+        )
+    )
+    own, rest = config.of("ioi", "other"), config.of("ioi", "gpt2-embedded")
+    assert (own.kernel.epsilon, own.variants["default"].steps, own.studied_variants) == (0.3, 7, ["default"])
+    assert own.kernel.epsilons == config.kernel.epsilons and own.variants["paper"] == config.variants["paper"]
+    assert rest == config
+    assert own.of("ioi", "other") == own
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault"),
+    [
+        ({"ioi": {"n_names": 9}}, "experiment second sets 'ioi'"),
+        ({"kernel": {"epsilon": -1}}, "settings of experiment ioi on other: kernel.epsilon"),
+        ({"fcr": {"feature": []}}, "unknown key 'fcr.feature'"),
+        ({"studied_variants": ["none"]}, "variant 'none' is studied"),
+    ],
+)
+def test_settings_of_an_experiment_are_checked_at_load(
+    tmp_path: Path, settings: dict[str, Any], fault: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(two_studies(settings)))
+    with pytest.raises(InputError, match=re.escape(fault)):
+        load_config([file])
+
+
+def test_a_delta_leaves_an_experiment_out(tmp_path: Path) -> None:
+    base, delta = tmp_path / "config.yaml", tmp_path / "delta.yaml"
+    base.write_text(yaml.safe_dump(two_studies({})))
+    delta.write_text("experiments: {ioi: null}\n")
+    assert list(load_config([base, delta]).experiments) == ["second"]

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from inversescope.cli import STAGES
-from inversescope.config import Config, load_config
+from inversescope.config import Config, ExperimentConfig, load_config
 from inversescope.lineage import RECORDS, Record, read_records
 from inversescope.sites import expand_sites
 
@@ -94,9 +94,21 @@ def config() -> Config:
     return load_config([ROOT / "config" / "config.yaml"])
 
 
+# Jobs that turn the tables of an experiment into figures, by task.
+PLOTS = {"ioi": {"draw_exact": 1, "plot_figures": 1}}
+
+
 def expected(config: Config) -> Counter[str]:
     """Jobs of the target `all`, from the configuration alone; torch stages of small models do several sites a job."""
-    (experiment,) = config.experiments.values()
+    tasks = {experiment.task for experiment in config.experiments.values()}
+    counts = Counter(make_prompts=3 * len(tasks), make_report=1, all=1)
+    for experiment in config.experiments.values():
+        counts.update(expected_of(experiment, config.of(experiment.task, experiment.model)))
+    return counts
+
+
+def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
+    """Jobs of one experiment."""
     model = config.models[experiment.model]
     trained = model.source == "trained"
     if trained:
@@ -112,7 +124,6 @@ def expected(config: Config) -> Counter[str]:
     ]
     size = 10 if trained else 1
     counts = Counter(
-        make_prompts=3,
         extract_activations=3,
         train_backbone=1,
         train_generator=len(config.studied_variants),
@@ -121,10 +132,7 @@ def expected(config: Config) -> Counter[str]:
         compute_exact=n_sites,
         estimate_fcr=n_sites,
         collect_tables=1,
-        draw_exact=1,
-        plot_figures=1,
-        make_report=1,
-        all=1,
+        **PLOTS[experiment.task],
     )
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)

@@ -153,11 +153,11 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     from inversescope.config import load_config
 
     config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    config = config.of(arguments.task, arguments.model)
     from inversescope.stages.common import Context
 
     module, takes = STAGES[arguments.stage]
     context = Context(arguments.root, config, arguments.task, arguments.model)
-    config.experiment(arguments.task, arguments.model)
     if hasattr(arguments, "site"):
         arguments.site = context.site(arguments.site).label
     if hasattr(arguments, "sites"):

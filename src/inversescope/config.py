@@ -141,13 +141,31 @@ class AdditionConfig(Strict):
     split_seed: int = 0
 
 
+#: Parts of the configuration that an experiment may set for itself. Models and priors are shared and named, never overlaid.
+SETTABLE = (
+    "budget",
+    "kernel",
+    "backbone",
+    "variants",
+    "studied_variants",
+    "study_variants",
+    "sampling",
+    "fcr",
+    "figures",
+)
+
+
 class ExperimentConfig(Strict):
-    """One study: a task, a target model, the sites that are read."""
+    """One study: a task, a target model, the sites that are read, and what differs from the other studies."""
 
     task: Literal["ioi", "counting", "addition"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
+    )
+    settings: dict[str, Any] = Field(
+        default_factory=dict,
+        description=f"Laid over the rest of the configuration for this experiment alone: {', '.join(SETTABLE)}.",
     )
     n_train: int = Field(100_000, ge=1, description="Prompts in the activation cache (paper: 100,000).")
     n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
@@ -453,6 +471,14 @@ class Config(Strict):
         description="Variants of the study over dimension, steps and seeds, and the ablations.",
     )
 
+    @field_validator("experiments", mode="before")
+    @classmethod
+    def _left_out(cls, value: Any) -> Any:
+        """A delta leaves an experiment out by setting it to null."""
+        if isinstance(value, dict):
+            return {name: experiment for name, experiment in value.items() if experiment is not None}
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         for name, experiment in self.experiments.items():
@@ -460,6 +486,11 @@ class Config(Strict):
                 raise ValueError(
                     f"experiment {name} names model {experiment.model!r}, which is not in 'models'"
                 )
+            for key in experiment.settings:
+                if key not in SETTABLE:
+                    raise ValueError(
+                        f"experiment {name} sets {key!r}: it may set {', '.join(SETTABLE)}, all else is shared"
+                    )
         for name in [*self.studied_variants, *self.study_variants]:
             if name not in self.variants:
                 raise ValueError(f"variant {name!r} is studied but not in 'variants'")
@@ -491,6 +522,19 @@ class Config(Strict):
         raise InputError(
             f"no experiment reads model {model!r} on task {task!r}",
             f"add one to 'experiments' (there: {known})",
+        )
+
+    def of(self, task: str, model: str) -> Config:
+        """The configuration as an experiment sees it: its `settings` laid over the rest.
+
+        Raises:
+            InputError: no experiment reads this model on this task, or its settings are not valid.
+        """
+        settings = self.experiment(task, model).settings
+        if not settings:
+            return self
+        return parse_config(
+            merge(self.model_dump(mode="json"), settings), f"the settings of experiment {task} on {model}"
         )
 
     def variant(self, name: str) -> VariantConfig:
@@ -745,7 +789,10 @@ def load_config(files: list[Path] | list[str]) -> Config:
                 f"configuration file {file} is not valid YAML: {error}", "mend the file"
             ) from error
         values = merge(values, part)
-    return parse_config(values, ", ".join(map(str, files)))
+    config = parse_config(values, ", ".join(map(str, files)))
+    for experiment in config.experiments.values():
+        config.of(experiment.task, experiment.model)
+    return config
 
 
 def parse_config(values: dict[str, Any], source: str = "the configuration") -> Config:

@@ -111,8 +111,10 @@ def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
     What the rules derive from the configuration (bandwidths, sizes) is derived anew for the comparison. A key that is gone has the
     present value None.
     """
-    everything = config.model_dump(mode="json")
     options = record.options
+    if options.get("model"):
+        config = config.of(options["task"], options["model"])
+    everything = config.model_dump(mode="json")
     variant = options.get("variant", "")
     one = "{variant}" in record.command or record.command.split().count("--variant") == 1
     result: dict[str, tuple[Any, Any]] = {}

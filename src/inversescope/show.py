@@ -129,7 +129,7 @@ def show_task(root: Path, config: Config, task: str, console: Console | None = N
         )
     good = True
     for experiment in experiments:
-        lines = headline(root, config, task, experiment.model)
+        lines = headline(root, config.of(task, experiment.model), task, experiment.model)
         console.rule(Text(f"{task} / {experiment.model}"), align="left")
         for section in dict.fromkeys(line.section for line in lines):
             console.print(section_table([line for line in lines if line.section == section]))
