@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from inversescope import case_studies
 from inversescope.errors import InputError
 
 
@@ -51,6 +52,9 @@ class TargetTraining(Strict):
 
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(2e-3, gt=0)
+    answer_weight: float = Field(
+        0.0, ge=0, description="Added weight of the answer's mean loss beside that of all tokens."
+    )
     weight_decay: float = 0.1
     warmup: int = 50
     max_steps: int = Field(1500, description="Cap: a candidate that has not passed the gate by then fails.")
@@ -62,10 +66,45 @@ class TargetTraining(Strict):
     )
 
 
-class ModelConfig(Strict):
-    """A target model: trained by the workflow, a local directory, or a hub repository at a pinned revision."""
+class VocabularyConfig(Strict):
+    """A character vocabulary."""
 
-    source: Literal["trained", "local", "hub"] = "trained"
+    characters: str = Field(..., min_length=2, description="All tokens in order of their ids, from 0.")
+    end: str = Field(
+        ...,
+        min_length=1,
+        max_length=1,
+        description="The character that ends a sequence; the generator's start too.",
+    )
+    unknown: str | None = Field(
+        None, max_length=1, description="Stands for other characters, which are refused either way."
+    )
+
+
+class CheckpointConfig(Strict):
+    """A published GPT-2 checkpoint: config.json, model.safetensors or pytorch_model.bin, and what its token ids stand for."""
+
+    folder: str = Field(..., description="Where it lies; also below `mirror`.")
+    url: str | None = Field(
+        None, description="https address of its folder at a pinned commit; fetched from if it lies nowhere."
+    )
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="File name -> SHA-256, checked wherever the file comes from."
+    )
+    vocabulary: VocabularyConfig
+
+    @model_validator(mode="after")
+    def _pinned(self) -> CheckpointConfig:
+        if self.url and len(self.sha256) < 2:
+            raise ValueError("a checkpoint with a url needs the sha256 of config.json and of its weights")
+        return self
+
+
+class ModelConfig(Strict):
+    """A target model: trained by the workflow, a local directory, a hub repository at a pinned revision, or a checkpoint."""
+
+    source: Literal["trained", "local", "hub", "checkpoint"] = "trained"
+    checkpoint: CheckpointConfig | None = Field(None, description="For source: checkpoint.")
     path: str | None = Field(None, description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -84,7 +123,11 @@ class ModelConfig(Strict):
     def _complete(self) -> ModelConfig:
         if self.source == "trained" and not self.candidates:
             raise ValueError("a trained model needs at least one entry in 'candidates'")
-        if self.source != "trained" and not self.path:
+        if (self.source == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("source: checkpoint and the key 'checkpoint' go together")
+        if self.source == "checkpoint" and (self.n_layers is None or self.n_heads is None):
+            raise ValueError("source: checkpoint needs n_layers and n_heads, so that its sites are known")
+        if self.source in ("local", "hub") and not self.path:
             raise ValueError(f"source: {self.source} needs 'path'")
         if self.source == "hub" and not self.revision:
             raise ValueError("source: hub needs a pinned 'revision'")
@@ -454,6 +497,10 @@ class Config(Strict):
 
     seed: int = 0
     budget: float = Field(1.0, gt=0, description="The one knob: scales training steps and sampling budgets.")
+    mirror: str | None = Field(
+        "../shared/data",
+        description="Folder in which upstream files are looked for before they are fetched; both are checked by SHA-256.",
+    )
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
@@ -741,8 +788,17 @@ def default_config() -> Config:
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
-        experiments={"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)},
-        models={"gpt2-embedded": ModelConfig(candidates=candidates)},
+        experiments={
+            "ioi": ExperimentConfig(model="gpt2-embedded", sites=sites),
+            **{
+                name: ExperimentConfig.model_validate(values)
+                for name, values in case_studies.EXPERIMENTS.items()
+            },
+        },
+        models={
+            "gpt2-embedded": ModelConfig(candidates=candidates),
+            **{name: ModelConfig.model_validate(values) for name, values in case_studies.MODELS.items()},
+        },
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
         study_variants=[name for name, v in variants.items() if v.study],

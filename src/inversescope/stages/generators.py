@@ -171,11 +171,7 @@ def train_backbone(context: Context) -> None:
 
 def _longest(context: Context, tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens of the longest prompt."""
-    size = context.task.size
-    index = np.arange(
-        0, size, 997 if size > 100_000 else 1
-    )  # in a small prior few prompts may be the longest
-    return max(len(ids) for ids in encode(tokenizer, context.task.texts(index)))
+    return max(len(ids) for ids in encode(tokenizer, context.task.texts(context.task.extremes())))
 
 
 def _repeats_a_name(text: str, names: set[str]) -> bool:
@@ -242,9 +238,14 @@ def _pair_source(
     activations: dict[str, np.ndarray],
     prompts: Prompts,
     width: dict[str, int],
+    rows: np.ndarray,
 ) -> PairSource:
     kernel, seed = context.config.kernel, context.config.seed + variant.seed
     task = context.task
+    prior = None
+    if not task.uniform:
+        index = context.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()[rows]
+        prior = np.exp(task.log_prior(index, None if variant.cache_pairs == "all" else "train"))
     prior_size = task.size if variant.cache_pairs == "all" else task.split_size("train")
     epsilon = variant.epsilon or kernel.epsilon
     if variant.pairs != "kernel":
@@ -259,6 +260,7 @@ def _pair_source(
             distance=kernel.distance,
             kind=kernel.kind,
             norm_band=variant.norm_band,
+            prior=prior,
         )
     return KernelPairs(
         activations,
@@ -275,6 +277,7 @@ def _pair_source(
         empty=variant.empty_anchors,
         attend=variant.neighbour_logits or variant.neighbour_words,
         n_condition=variant.n_condition,
+        prior=prior,
     )
 
 
@@ -357,9 +360,9 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     prompts = cached_prompts(context, tokenizer, rows)
     target_width = residual_width(context)
     width = {
-        label: max(z.shape[1], target_width)
+        label: max(z.shape[-1], target_width)
         if settings.pairs == "noise" and settings.noise_space == "model"
-        else z.shape[1]
+        else z.shape[-1]
         for label, z in activations.items()
     }
     scales = {
@@ -377,7 +380,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
             f"the decoder of {variant} has {model.backbone.shape.n_positions} positions, but prompts take up to {needed}",
             f"raise variants.{variant}.decoder.n_positions",
         )
-    source = _pair_source(context, settings, activations, prompts, width)
+    source = _pair_source(context, settings, activations, prompts, width, rows)
     steps = context.config.scaled(settings.steps)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:

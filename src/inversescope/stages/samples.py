@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from inversescope.capture import capture
 from inversescope.config import DecodingConfig
 from inversescope.errors import InputError
 from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.kernel import gaussian_noise, kernel_values, paired_distances, perturb, support_radius
-from inversescope.models import Target, encode, load_target, tokenizer_hash
+from inversescope.models import Target, load_target, tokenizer_hash
 from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts
 from inversescope.sampling import (
@@ -29,6 +28,7 @@ from inversescope.sampling import (
 from inversescope.sites import Site
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.stages.generators import backbone_tokenizer, cached_prompts, decode_texts, load_generator
+from inversescope.stages.positions import capture_prompts
 from inversescope.store import write_json, write_table
 from inversescope.tasks.base import Automaton
 
@@ -49,18 +49,18 @@ class Recomputer:
         self.context, self.target, self.z = context, target, z
         self.distance = context.config.kernel.distance
         self.known: dict[int, int] = {}
-        self.rows = {site: np.zeros((0, values.shape[1]), np.float32) for site, values in z.items()}
+        self.rows: dict[Site, np.ndarray] = {}
 
     def activations(self, index: np.ndarray, site: Site) -> np.ndarray:
-        """Activations (n, d) of prompts of the prior at a site."""
+        """Activations (n, d), at position `any` (n, P, d), of prompts of the prior at a site."""
         new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
         if new.size:
-            ids = encode(self.target.tokenizer, self.context.task.texts(new))
-            captured = capture(self.target, ids, list(self.z))
+            captured = capture_prompts(self.context.task, self.target, new, list(self.z))
             numbers = range(len(self.known), len(self.known) + len(new))
             self.known.update(zip(new.tolist(), numbers, strict=True))
             for one in self.z:
-                self.rows[one] = np.concatenate([self.rows[one], captured[one.label]])
+                known = [self.rows[one]] if one in self.rows else []
+                self.rows[one] = np.concatenate([*known, captured[one.label]])
         return self.rows[site][[self.known[i] for i in index.tolist()]]
 
     def distances(self, index: np.ndarray, owner: np.ndarray, site: Site) -> np.ndarray:
@@ -395,8 +395,10 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
         proposal = {site: context.task.moves(state[site], rngs[site]) for site in places}
         new = weights(proposal)
         for site in places:
-            # Moves are symmetric and the prior is uniform: Metropolis on the kernel alone.
-            accept = rngs[site].random(len(owner)) * weight[site] < new[site]
+            # Moves are symmetric: Metropolis on the kernel and, where prompts are not all alike, the prior.
+            task = context.task
+            ratio = np.exp(task.log_prior(proposal[site]) - task.log_prior(state[site]))
+            accept = rngs[site].random(len(owner)) * weight[site] < new[site] * ratio
             state[site] = np.where(accept, proposal[site], state[site])
             weight[site] = np.where(accept, new[site], weight[site])
             rows[site].append(

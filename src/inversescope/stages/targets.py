@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
 from inversescope.errors import InputError
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import read_json, read_table, write_json, write_table
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from inversescope.tasks import Task
 
 SCAN_POOL = 16_384  # prior draws that a candidate is scored against
 SCAN_TARGETS = 64  # prompts whose activations are scored
@@ -17,10 +25,11 @@ def train_target(context: Context, candidate: str) -> None:
     """Train one candidate target from scratch as a language model of the task's train split, up to the gate.
 
     The loss is on all tokens (on the answer alone it does not learn the task); accuracy is the share of held-out prompts (name
-    pairs, letters, operands) whose answer is right in all its tokens. A candidate that misses the gate is written too, marked `passed: false`; `select_target`
-    leaves it out.
+    pairs, letters, operands) whose answer is right in all its tokens. A candidate that misses the gate is written too, marked
+    `passed: false`; `select_target` leaves it out.
     """
     import torch
+    import torch.nn.functional as F
 
     from inversescope.models import (
         build_model,
@@ -57,22 +66,21 @@ def train_target(context: Context, candidate: str) -> None:
         return torch.from_numpy(table), lengths
 
     held_out = task.sample(1024, "test", stream(context.config.seed, "train_target", "gate"), replace=True)
-    test_tokens, test_lengths = tensors(held_out)
-    asked = torch.tensor([len(i) for i in encode(tokenizer, task.questions(held_out))])
-    place = torch.arange(1, test_tokens.shape[1])[None]
-    answered = (place >= asked[:, None]) & (place < test_lengths[:, None])  # (N, T - 1)
-
-    @torch.inference_mode()
-    def accuracy() -> float:
-        model.eval()
-        right = model(test_tokens).logits[:, :-1].argmax(-1) == test_tokens[:, 1:]
-        model.train()
-        return float((right | ~answered).all(1).float().mean())
+    tensors(held_out)  # refuses prompts that are too long for the candidate
+    asked = answer_tokens(task, tokenizer, held_out)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = stream(context.config.seed, "train_target", spec.seed, step)
-        tokens, lengths = tensors(task.sample(settings.batch_size, "train", rng, replace=True))
-        return next_token_loss(model(tokens).logits, tokens, lengths), {}
+        index = task.sample(settings.batch_size, "train", rng, replace=True)
+        tokens, lengths = tensors(index)
+        logits = model(tokens).logits
+        value = next_token_loss(logits, tokens, lengths)
+        if settings.answer_weight:
+            _, answered = answer_tokens(task, tokenizer, index)
+            value = value + settings.answer_weight * F.cross_entropy(
+                logits[:, :-1][answered], tokens[:, 1:][answered]
+            )
+        return value, {}
 
     reached: list[int] = []
     last = 0.0
@@ -80,7 +88,8 @@ def train_target(context: Context, candidate: str) -> None:
     def stop(step: int) -> bool:
         nonlocal last
         if step % 25 == 0:
-            last = accuracy()
+            last = answer_accuracy(model, *asked)
+            model.train()
             if last >= settings.gate_accuracy and not reached:
                 reached.append(step)
                 echo(
@@ -111,7 +120,7 @@ def train_target(context: Context, candidate: str) -> None:
             stop=stop,
             rate=rate,
         )
-    final = accuracy()
+    final = answer_accuracy(model, *asked)
     passed = final >= settings.gate_accuracy
     meta = {
         "candidate": candidate,
@@ -127,6 +136,35 @@ def train_target(context: Context, candidate: str) -> None:
     save_trained(context.candidate_dir(candidate), model, tokenizer, context.model_name, meta)
     verdict = "passed" if passed else f"MISSED the gate of {settings.gate_accuracy}"
     echo(f"train_target {candidate}: held-out accuracy {final:.3f}, {verdict}")
+
+
+def answer_tokens(
+    task: Task, tokenizer: PreTrainedTokenizerFast, index: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Questions with their answers as tokens (N, T), and which of the tokens behind the first are answers, bool (N, T - 1)."""
+    import torch
+
+    from inversescope.models import encode
+
+    ids = encode(tokenizer, task.completed(index))
+    lengths = np.array([len(i) for i in ids])
+    asked = np.array([len(i) for i in encode(tokenizer, task.questions(index))])
+    table = np.full((len(ids), int(lengths.max())), int(tokenizer.eos_token_id))
+    for row, i in enumerate(ids):
+        table[row, : len(i)] = i
+    place = np.arange(1, table.shape[1])
+    answered = (place >= asked[:, None]) & (place < lengths[:, None])
+    return torch.from_numpy(table), torch.from_numpy(answered)
+
+
+def answer_accuracy(model: PreTrainedModel, tokens: torch.Tensor, answered: torch.Tensor) -> float:
+    """Share of prompts whose answer the model gives in all its tokens; arguments as from `answer_tokens`."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
+    return float((right | ~answered).all(1).float().mean())
 
 
 def score_target(context: Context, candidate: str) -> None:

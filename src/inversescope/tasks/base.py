@@ -271,6 +271,11 @@ class Task(ABC):
             f"task {self.name} has no position '@{name}'", f"use one of {known}, or a token index such as @4"
         )
 
+    def extremes(self) -> np.ndarray:
+        """Return prompts among which is the longest one, int64 (n,)."""
+        # Regular steps through a large prior show every word; in a small one few prompts may be the longest.
+        return np.arange(0, self.size, 997 if self.size > 100_000 else 1)
+
     def check_index(self, index: np.ndarray) -> np.ndarray:
         """Return the indices as int64 (N,), or raise IndexError if one lies outside the prior."""
         index = np.atleast_1d(np.asarray(index, dtype=np.int64))

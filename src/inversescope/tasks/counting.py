@@ -274,11 +274,15 @@ class CountingTask(Task):
         if feature in ("target", "last", "first", "order"):
             return 1.0 / len(self.feature_values[feature])  # all labels alike, by symmetry
         k = self.config.n_distinct
+        if feature == "counts":
+            # A letter that occurs more often is likelier to come first: n_1 / (n_1 + ... + n_k), and so on for the rest.
+            rest = self._counts[:, ::-1].cumsum(1)[:, ::-1]
+            orders = math.factorial(k) * (self._counts / rest).prod(1) / len(self._counts)
+            return float((orders**2).sum())
         label = {
             "count": self._counts.ravel(),
             "length": np.repeat(self._counts.sum(1), k),
             "others": self._others.ravel(),
-            "counts": np.repeat(np.arange(len(self._counts)), k),
         }[feature]
         share = np.unique(label, return_counts=True)[1] / label.size
         return float((share**2).sum())
@@ -333,6 +337,10 @@ class CountingTask(Task):
         if split is not None:
             which = self._sets_of_split[split][which]
         return self._number(counts, which, target, order, len(self._sets))
+
+    def extremes(self) -> np.ndarray:
+        """Return a prompt whose letters occur as often as they may, int64 (1,)."""
+        return np.array([self.split_size() - 1])
 
     # Words and grammar
 
