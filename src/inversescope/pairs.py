@@ -375,7 +375,7 @@ class KernelPairs:
         if self.prior is not None:
             # Entropy of P(x; z): what prompts of the ball weigh, on average, over what the ball weighs.
             surprise = np.where(members[:, 1:] >= 0, -np.log(self.prior)[members[:, 1:]], 0.0)
-            mean = (surprise * member_weight[:, 1:]).sum(1) / np.maximum(member_weight[:, 1:].sum(1), 1e-300)
+            mean = (surprise * member_weight[:, 1:]).sum(1) / np.maximum(member_weight[:, 1:].sum(1), 1e-12)
             floor = mean + np.log(share + self.prior[anchors])
         result = {
             "z": self.activations[label][places],
