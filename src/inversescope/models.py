@@ -77,6 +77,7 @@ class Architecture:
         body: path from the causal language model to the stack of blocks without its unembedding.
         layers: path from the body to the list of blocks.
         final_norm: path from the body to the norm after the last block.
+        attention: path from a block to its attention module.
         out_proj: path from a block to the projection that holds W_O.
         out_proj_rows: whether W_O[h] is rows of that weight (GPT-2's Conv1D) or columns (Linear).
         post_norm: whether a norm stands between W_O and the residual stream.
@@ -86,6 +87,7 @@ class Architecture:
     body: str
     layers: str
     final_norm: str
+    attention: str
     out_proj: str
     out_proj_rows: bool
     post_norm: bool
@@ -97,6 +99,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         body="transformer",
         layers="h",
         final_norm="ln_f",
+        attention="attn",
         out_proj="attn.c_proj",
         out_proj_rows=True,
         post_norm=False,
@@ -116,6 +119,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         body="model",
         layers="layers",
         final_norm="norm",
+        attention="self_attn",
         out_proj="self_attn.o_proj",
         out_proj_rows=False,
         post_norm=True,
@@ -133,6 +137,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         body="model",
         layers="layers",
         final_norm="norm",
+        attention="self_attn",
         out_proj="self_attn.o_proj",
         out_proj_rows=False,
         post_norm=False,
