@@ -1,9 +1,9 @@
 """Activation patching: what a model predicts when activations of another run, or other values, stand at some of its sites.
 
-A *source* run is recorded at sites; a *target* run gets what was recorded written in, and its prediction is read (paper, D.3.1; Hendel et
-al. 2023). Sites are those of `sites.py`: residual stream, attention output, MLP output, single heads; positions are the last token, a token
-index, or a name that each prompt resolves for itself. Attention from a position to another can be ablated in either run (attention knock-out,
-Geva et al. 2023). The model is the plain Hugging Face one, hooked from outside.
+A *source* run is recorded at sites; a *target* run gets what was recorded written in, and its prediction is read (paper, D.3.1;
+Hendel et al. 2023). Sites are those of `sites.py`: residual stream, attention output, MLP output, single heads; positions are the
+last token, a token index, or a name that each prompt resolves for itself. Attention from a position to another can be ablated in
+either run (attention knock-out, Geva et al. 2023). The model is the plain Hugging Face one, hooked from outside.
 
 One source pass records all sites of all interventions that leave the source run alone, and one target pass writes all sites of an
 intervention. Interventions are not packed into one pass as further rows: a row's last bits depend on its place in the batch, and
@@ -169,13 +169,13 @@ def patch(
 ) -> Readout:
     """Run the target prompts under each intervention and read the next-token prediction.
 
-    Prompt i of the target takes what is written from source i. With `sources == targets` and the same site read and written, predictions
-    equal the plain run's (`Intervention()`) bit for bit.
+    Prompt i of the target takes what is written from source i. With `sources == targets` and the same site read and written,
+    predictions equal the plain run's (`Intervention()`) bit for bit.
 
     Args:
         target: the model.
-        sources: N prompts to record; or site -> (N, width) values to write (means, zeros, ... or the result of `record`); None if nothing
-            is patched.
+        sources: N prompts to record; or site -> (N, width) values to write (means, zeros, ... or the result of `record`); None if
+            nothing is patched.
         targets: N prompts to patch and read.
         interventions: K of them.
         tokens: token ids (N, C) whose logits are returned for each prompt: two of them make a logit difference.
@@ -196,7 +196,7 @@ def patch(
         or (wanted.size and not 0 <= wanted.min() <= wanted.max() < vocabulary)
     ):
         raise InputError(
-            f"Tokens to read have shape {wanted.shape} and ids up to {wanted.max(initial=0)}, for {n} prompts of {vocabulary} tokens",
+            f"Tokens to read: shape {wanted.shape}, ids up to {wanted.max(initial=0)}, for {n} prompts, {vocabulary} tokens",
             "Give a row of token ids of the model's vocabulary for each prompt",
         )
     if recorded is not None and len(recorded.token_ids) != n:
@@ -446,7 +446,7 @@ def _hook(
 def _ablated(
     target: Target, inputs: Inputs, rows: np.ndarray, cuts: Sequence[Cut], ids: Tensor
 ) -> Iterator[None]:
-    """Take attention edges out of a run of ids (B, T), prompts `rows`, for the length of a block: by the attention modules' masks."""
+    """Take attention edges out of a run of ids (B, T), prompts `rows`, for the length of a block, by masks."""
     batch, length = ids.shape
     handles = []
     for layer in range(target.n_layers):
