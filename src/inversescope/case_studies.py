@@ -100,7 +100,12 @@ _COUNTING_SITES = [
     "L1.resid_mid@colon",
     "L1.resid_post@colon",
 ]
-_COUNTING_SIZES = {"n_train": 20_000, "n_test": 40, "n_reference": 40_000}
+_COUNTING_PATCHED = [
+    f"{site}@{position}"
+    for position in ("target", "colon")
+    for site in ("L*.resid_pre", "L*H0", "L*.mlp_out", "L1.resid_post")
+]
+_COUNTING_SIZES = {"patched": _COUNTING_PATCHED, "n_train": 20_000, "n_test": 40, "n_reference": 40_000}
 
 EXPERIMENTS: dict[str, dict[str, Any]] = {
     "counting_published": {
@@ -124,6 +129,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "task": "addition",
         "model": "addition-embedded",
         "sites": ["L1H*@equals", "L1.resid_pre@equals", "L1.resid_mid@equals", "L1.resid_post@equals"],
+        "patched": ["L*.resid_pre@equals", "L*H*@equals", "L*.mlp_out@equals", "L1.resid_post@equals"],
         "n_train": 40_000,
         "n_test": 40,
         "settings": _settings(["A1", "T1"], [0.05, 0.02], 300, ["paper", "default"]),

@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "compute_exact": ("estimates", ("site",)),
     "estimate_fcr": ("estimates", ("variants", "site", "out")),
     "collect_tables": ("estimates", ()),
+    "check_causes": ("causes", ()),
     "collect_study": ("study", ()),
     "collect_frontier": ("study", ()),
     "draw_exact": ("plots", ()),

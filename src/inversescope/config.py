@@ -206,6 +206,10 @@ class ExperimentConfig(Strict):
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
     )
+    patched: list[str] = Field(
+        default_factory=list,
+        description="Sites of the causal checks, as in `sites` (resid_mid cannot be replaced); empty = no causal checks.",
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict,
         description=f"Laid over the rest of the configuration for this experiment alone: {', '.join(SETTABLE)}.",

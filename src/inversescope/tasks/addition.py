@@ -34,6 +34,7 @@ class AdditionTask(Task):
 
     name = "addition"
     token_unit = "character"
+    question_end = "equals"
     names: list[str] = []
 
     def __init__(self, config: AdditionConfig) -> None:
@@ -73,6 +74,7 @@ class AdditionTask(Task):
             "equals",
             *(f"A{i}" for i in range(1, n + 2)),
         )
+        self.counterfactual_features = (*(f"F{i}" for i in columns), *(f"S{i}" for i in columns))
         self.move_counts = (20 * n, 1, n, 19 * n)
         self._text = re.compile(
             rf"{re.escape(config.begin)}(\d{{{n}}})\+(\d{{{n}}})=(\d{{{n},{n + 1}}})", re.ASCII
@@ -242,6 +244,19 @@ class AdditionTask(Task):
             return {ids[rest[0]]: ("begin", 0, rest[1:]) if rest[1:] else start}
 
         return build_grammar(("begin", 0, begin), from_begin, ("end", 0, ""), end)
+
+    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return equations that differ in one digit of an operand, drawn among the others that may stand there."""
+        if feature not in self.counterfactual_features:
+            return super().counterfactuals(feature, index, rng)
+        operands = list(self._operands(index))
+        which, column = "FS".index(feature[0]), int(feature[1:])
+        place = 10 ** (self.n - column)
+        old = operands[which] // place % 10
+        least = 1 if column == 1 else 0
+        new = least + (old - least + rng.integers(1, 10 - least, size=len(old))) % (10 - least)
+        operands[which] = operands[which] + (new - old) * place
+        return (operands[0] - self.low) * self.count + operands[1] - self.low
 
     # Markov chain
 

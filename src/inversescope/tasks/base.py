@@ -212,12 +212,16 @@ class Task(ABC):
         move_counts: number of equally likely values of each kind of move (see `move`).
         token_unit: what a tokenizer that is made for the task takes for a token.
         uniform: whether all prompts are equally probable; if not, `log_prior` and `draw` say how probable they are.
+        question_end: position after which the answer is predicted.
+        counterfactual_features: features of which `counterfactuals` knows how to change one alone.
         position_names: names of positions in a prompt, beside token indices (see `offsets`).
     """
 
     token_unit: Literal["word", "character"] = "word"
     uniform: bool = True
     position_names: tuple[str, ...] = ()
+    question_end: str = "last"
+    counterfactual_features: tuple[str, ...] = ()
 
     name: str
     slot_names: tuple[str, ...]
@@ -420,6 +424,17 @@ class Task(ABC):
                 f"task {self.name} has no exact next-token distribution", "use backbone.targets: samples"
             )
         return UniformNextTokens(grammar)
+
+    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return a partner (N,) of each prompt that differs in a feature and keeps the rest as far as can be; -1 = none found.
+
+        Raises:
+            InputError: the task does not know how to change that feature alone.
+        """
+        known = ", ".join(self.counterfactual_features) or "none"
+        raise InputError(
+            f"task {self.name} has no counterfactuals for {feature!r}", f"it has them for: {known}"
+        )
 
     # Markov chain
 

@@ -40,6 +40,7 @@ class CountingTask(Task):
     names: list[str] = []
     features = ("count", "target", "last", "first", "order", "length", "others", "counts")
     position_names = ("colon", "target", "bar", "first")
+    counterfactual_features = ("count", "target", "last")
 
     def __init__(self, config: CountingConfig) -> None:
         self.config = config
@@ -378,6 +379,51 @@ class CountingTask(Task):
     def next_tokens(self, tokenizer: TextEncoder) -> CountingGrammar:
         """Return the exact next-token distributions of the prior over a tokenizer's ids; raises InputError."""
         return self.grammar(tokenizer)
+
+    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return prompts of the same letters and length with another count, another letter asked for, or another last letter.
+
+        `count`: places between the first and the last are rewritten; target, first and last letter, length and order of first
+        appearance stay. `target`: another letter is asked for, the sequence stays. `last`: the last letter changes places with
+        another one, so that the counts stay.
+        """
+        if feature not in self.counterfactual_features:
+            return super().counterfactuals(feature, index, rng)
+        kept = {
+            "count": ("target", "last", "first", "length", "order"),
+            "target": ("counts", "last", "first", "length"),
+        }
+        kept["last"] = ("count", "target", "length", "others")
+        result = np.full(len(index), -1, np.int64)
+        labels = self.features_of(index)
+        for _ in range(200):  # rounds of trials; few prompts (three letters once each) have no partner
+            waiting = np.flatnonzero(result < 0)
+            if not waiting.size:
+                break
+            tried = self.parse([self._changed(feature, text, rng) for text in self.texts(index[waiting])])
+            found = self.features_of(tried)
+            good = (tried >= 0) & (found[feature] != labels[feature][waiting])
+            for name in kept[feature]:
+                good &= found[name] == labels[name][waiting]
+            result[waiting[good]] = tried[good]
+        return result
+
+    def _changed(self, feature: str, text: str, rng: np.random.Generator) -> str:
+        """A trial of another text that may differ in a feature alone."""
+        match = self._text.fullmatch(text)
+        assert match is not None
+        written, asked = list(match[1]), match[2]
+        letters = sorted(set(written))
+        if feature == "target":
+            return self._write(match[1], letters[rng.integers(len(letters))])
+        if feature == "last":
+            place = int(rng.integers(len(written) - 1))
+            written[place], written[-1] = written[-1], written[place]
+            return self._write("".join(written), asked)
+        for place in rng.integers(1, len(written) - 1, size=int(rng.integers(1, 7))):
+            to_target = rng.random() < 0.5
+            written[place] = asked if to_target else letters[rng.integers(len(letters))]
+        return self._write("".join(written), asked)
 
     # Markov chain
 
