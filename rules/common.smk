@@ -101,7 +101,9 @@ OF = {pair: CONFIG.of(*pair) for pair in EXPERIMENTS}
 TASKS = sorted({task for task, _ in EXPERIMENTS})
 MODELS = sorted({model for _, model in EXPERIMENTS})
 TRAINED = [m for m in MODELS if CONFIG.models[m].source == "trained"]
-FETCHED = [m for m in MODELS if m not in TRAINED]
+# Of both there are all files here, and both are small.
+IMPORTED = [m for m in MODELS if CONFIG.models[m].source == "checkpoint"]
+FETCHED = [m for m in MODELS if m not in TRAINED + IMPORTED]
 CANDIDATES = sorted({c for m in TRAINED for c in CONFIG.models[m].candidates})
 SPLITS = ["train", "test", "reference"]
 # What further tasks have beside these.
@@ -281,7 +283,7 @@ def rule_name(stage: str, *parts: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- source modules
 PACKAGE = Path(os.path.relpath(Path(workflow.basedir) / "src" / "inversescope"))
 # What they say reaches a job by `params`, by its command line, or not at all.
-WITHOUT_EFFECT = {"__init__", "config", "errors", "cli"}
+WITHOUT_EFFECT = {"__init__", "config", "case_studies", "errors", "cli"}
 
 
 def path_of(module: str) -> Path:
@@ -383,7 +385,7 @@ def target_files(task: str, model: str) -> list[str]:
     """Files of the selected target model."""
     return [
         f"data/{task}/{model}/target/{name}"
-        for name in (TARGET_FILES if model in TRAINED else ["target.json"])
+        for name in (["target.json"] if model in FETCHED else TARGET_FILES)
     ]
 
 
@@ -566,9 +568,9 @@ def drawn(names: dict[str, str], folder: str, category: str, suffix: str) -> lis
 
 # ------------------------------------------------------------------------------------------------------------------ resources
 def is_small(wildcards, model: str | None) -> bool:
-    """Whether all models that a job may read are trained here, hence small."""
+    """Whether all models that a job may read are trained here or imported, hence small."""
     read = getattr(wildcards, "model", model)
-    return not FETCHED if read is None else read in TRAINED
+    return not FETCHED if read is None else read not in FETCHED
 
 
 def memory(small: int, large: int, model: str | None = None):

@@ -121,3 +121,32 @@ rule fetch_target:
     shell:
         "inversescope fetch_target --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
+
+
+rule import_checkpoint:
+    input:
+        source=source("import_checkpoint"),
+    output:
+        expand("data/{{task}}/{{model}}/target/{file}", file=TARGET_FILES),
+        table="results/{task}/{model}/target_import.csv",
+    log:
+        "logs/import_checkpoint/{task}/{model}.log",
+    benchmark:
+        "benchmarks/import_checkpoint/{task}/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(IMPORTED),
+    priority: 80
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1500, 1500),
+        runtime=minutes(5, 5),
+    params:
+        used=lambda w: used(w, w.task, f"models/{w.model}"),
+        options=options,
+    message:
+        "Importing the checkpoint of {wildcards.model} with its vocabulary and asking it fresh prompts"
+    shell:
+        "inversescope import_checkpoint --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

@@ -177,3 +177,14 @@ def test_a_delta_leaves_an_experiment_out(tmp_path: Path) -> None:
     delta.write_text("experiments: {ioi: null}\n")
     kept = load_config([base, delta]).experiments
     assert kept.keys() == load_config([base]).experiments.keys() - {"ioi"} and "second" in kept
+
+
+def test_a_delta_runs_some_experiments_alone(tmp_path: Path) -> None:
+    base, delta = tmp_path / "config.yaml", tmp_path / "delta.yaml"
+    base.write_text(yaml.safe_dump(two_studies({})))
+    delta.write_text("only: [second]\n")
+    kept = load_config([base, delta])
+    assert list(kept.experiments) == ["second"] == list(kept.of("ioi", "other").experiments)
+    delta.write_text("only: [third]\n")
+    with pytest.raises(InputError, match="'only' names experiment 'third'"):
+        load_config([base, delta])

@@ -316,8 +316,8 @@ def test_refusal_entropy_and_size_are_the_true_ones() -> None:
     for _ in range(300):
         d = t.draw(400, rng)
         parsed = d.log_q > -np.inf  # the share that is parsed matters to neither number
-        found.append(refusal(parsed, d.kernel > 0, d.log_q, np.zeros(400, bool)))
-    entropies, sizes = np.array([f.entropy for f in found]), np.array([f.log_size for f in found])
+        found.append(refusal(parsed, d.kernel > 0, d.log_q, np.zeros(400, bool), np.zeros(400)))
+    entropies, sizes = np.array([f.entropy for f in found]), np.array([f.log_mass for f in found])
     assert abs(entropies.mean() - entropy) < 4 * entropies.std() / 300**0.5 + 0.01
     assert abs(sizes.mean() - size) < 4 * sizes.std() / 300**0.5 + 0.01
     assert abs(np.mean([1 - f.rate for f in found]) - rate) < 0.01
@@ -329,7 +329,7 @@ def test_refusal_counts_raw_candidates() -> None:
     parsed = np.array([True, True, True, False, False])
     accepted = np.array([True, True, False, False, False])
     copies = np.array([True, False, True, False, False])
-    found = refusal(parsed, accepted, np.log([0.5, 0.25, 0.1, 0.1, 0.1]), copies)
+    found = refusal(parsed, accepted, np.log([0.5, 0.25, 0.1, 0.1, 0.1]), copies, np.log([0.2] * 5))
     assert (found.n, found.parse, found.distance, found.rate) == (
         5,
         0.4,
@@ -338,10 +338,10 @@ def test_refusal_counts_raw_candidates() -> None:
     )
     assert found.copies == 0.5
     assert found.entropy == pytest.approx(-np.log([0.5, 0.25]).mean() + math.log(0.4))
-    assert found.log_size == pytest.approx(math.log((2 + 4) / 5))
-    nobody = refusal(parsed, accepted & False, np.zeros(5), copies)
+    assert found.log_mass == pytest.approx(math.log((2 + 4) / 5 * 0.2))
+    nobody = refusal(parsed, accepted & False, np.zeros(5), copies, np.zeros(5))
     assert nobody.rate == 1.0
-    assert all(math.isnan(x) for x in (nobody.entropy, nobody.copies, nobody.log_size))
+    assert all(math.isnan(x) for x in (nobody.entropy, nobody.copies, nobody.log_mass))
 
 
 # Intervals

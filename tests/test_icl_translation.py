@@ -245,7 +245,7 @@ def test_grammar_over_words_of_several_tokens(tiny: TranslationTask) -> None:
     lengths = [
         len(ids) for ids in encode(tokenizer, tiny.texts(tiny.sample(3000, None, np.random.default_rng(6))))
     ]
-    longest = tiny.longest(lambda texts: [len(ids) for ids in encode(tokenizer, texts)])
+    longest = tiny.extremes(lambda texts: [len(ids) for ids in encode(tokenizer, texts)])
     assert max(len(ids) for ids in encode(tokenizer, tiny.texts(longest))) >= max(lengths)
 
 

@@ -265,7 +265,7 @@ def test_exact_values_are_those_of_enumeration(study: Path) -> None:
                 assert inside[test[target]]
                 row = table.loc[(epsilon, target)]
                 assert row["n_ball"] == inside.sum()
-                assert row["log_size"] == pytest.approx(math.log(inside.sum()))
+                assert row["log_mass"] == pytest.approx(math.log(inside.sum() / c.task.size))
                 assert row["entropy"] == pytest.approx(math.log(inside.sum()))
                 for feature, codes in everything.items():
                     assert row[f"fcr_{feature}"] == pytest.approx(

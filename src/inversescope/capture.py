@@ -8,7 +8,7 @@ are run by transformers, hooked from outside, so every architecture in `models.A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +80,8 @@ def capture(
     sites: Sequence[Site],
     batch_tokens: int = 8192,
     progress: Progress | None = None,
+    positions: Mapping[str, np.ndarray] | None = None,
+    width: int = 0,
 ) -> dict[str, np.ndarray]:
     """Compute activations of prompts at sites.
 
@@ -89,17 +91,94 @@ def capture(
     Args:
         target: the model.
         token_ids: N prompts as integer arrays, or an (N, T) matrix.
-        sites: what to read. Position `last` is the last token, digits are a token index.
+        sites: what to read. Position `last` is the last token, digits are a token index, `any` stands for all
+            tokens; other names are looked up in `positions`.
         batch_tokens: how many tokens one forward pass computes, at most (one prompt at least).
         progress: called with the number of prompts done and N.
+        positions: name -> (N,) token index in each prompt, -1 where it has no such position.
+        width: P of sites at `any`, at least the tokens of the longest prompt; that number if absent.
 
     Returns:
         site label -> (N, site_dim) float32; row i belongs to prompt i. Heads' results are in the
-        coordinates of `result_basis`.
+        coordinates of `result_basis`. At `any` it is (N, P, site_dim); a prompt of fewer than P tokens repeats its
+        activations from the first one on, so that nothing but its own tokens is there.
 
     Raises:
         InputError: if a site, a position or a token is out of the model's range.
     """
+    plain = [site for site in sites if site.position == "last" or site.position.isdecimal()]
+    if len(plain) == len(sites):
+        return _capture(target, token_ids, sites, batch_tokens, progress)
+    lengths = np.fromiter((len(one) for one in token_ids), np.int64, len(token_ids))
+    names = sorted({site.position for site in sites if site not in plain} - {"any"})
+    where = {name: _positions_of(name, positions, lengths, sites) for name in names}
+    whole = max(width, int(lengths.max(initial=0)))
+    out: dict[str, np.ndarray] = {}
+    for site in sites:
+        shape = (whole, target.site_dim(site)) if site.position == "any" else (target.site_dim(site),)
+        out[site.label] = np.empty((len(token_ids), *shape), np.float32)
+    key = np.stack([lengths, *(where[name] for name in names)], 1)
+    groups, group_of = np.unique(key, axis=0, return_inverse=True)
+    order = np.argsort(group_of.ravel(), kind="stable")
+    done = 0
+    for rows in np.split(order, np.cumsum(np.bincount(group_of.ravel(), minlength=len(groups)))[:-1]):
+        length = int(lengths[rows[0]])
+        # In a group every named position is one and the same token index.
+        at = {
+            site: range(length)
+            if site.position == "any"
+            else [int(where[site.position][rows[0]])]
+            if site.position in where
+            else [site.position]
+            for site in sites
+        }
+        fixed = {
+            (site, place): Site(site.layer, site.kind, site.head, str(place))
+            for site, places in at.items()
+            for place in places
+        }
+        values = _capture(target, [token_ids[row] for row in rows], list(fixed.values()), batch_tokens, None)
+        for site, places in at.items():
+            if site.position == "any":
+                stacked = np.stack([values[fixed[site, place].label] for place in places], 1)
+                out[site.label][rows] = stacked[:, np.arange(whole) % length]
+            else:
+                out[site.label][rows] = values[fixed[site, places[0]].label]
+        done += len(rows)
+        if progress:
+            progress(done, len(token_ids))
+    return out
+
+
+def _positions_of(
+    name: str, positions: Mapping[str, np.ndarray] | None, lengths: np.ndarray, sites: Sequence[Site]
+) -> np.ndarray:
+    """Token index (N,) of a named position. Raises `InputError` if it is unknown, or if a prompt has none."""
+    label = next(site.label for site in sites if site.position == name)
+    if positions is None or name not in positions:
+        raise InputError(
+            f"Site '{label}' has position '{name}', neither 'last', 'any' nor a token index, nor one of the task's",
+            "Use a position such as @4, or leave it out for the last token",
+        )
+    where = np.asarray(positions[name], np.int64)
+    missing = np.flatnonzero((where < 0) | (where >= lengths))
+    if missing.size:
+        raise InputError(
+            f"{missing.size} of {len(where)} prompts (the first is prompt {missing[0]}) have no position '{name}', "
+            f"which site '{label}' reads",
+            "Choose a position that all prompts of the task have",
+        )
+    return where
+
+
+def _capture(
+    target: Target,
+    token_ids: Sequence[np.ndarray] | np.ndarray,
+    sites: Sequence[Site],
+    batch_tokens: int,
+    progress: Progress | None,
+) -> dict[str, np.ndarray]:
+    """`capture` at the last token and at token indices."""
     plan = _Plan(target, sites)
     out = {site.label: np.empty((len(token_ids), target.site_dim(site)), np.float32) for site in plan.sites}
     done = 0
@@ -161,11 +240,6 @@ class _Plan:
                         f"but {target.name}'s {what}s are 0 to {count - 1}",
                         f"Choose a {what} in that range",
                     )
-            if site.position != "last" and not site.position.isdecimal():
-                raise InputError(
-                    f"Site '{site.label}' has position '{site.position}', neither 'last' nor a token index",
-                    "Use a position such as @4, or leave it out for the last token",
-                )
         self.layers = target.layers
         self.stop = max((self._point(site) for site in self.sites), key=lambda point: point.order)
         self.basis = {

@@ -29,6 +29,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "select_target": ("targets", ()),
     "fetch_target": ("targets", ()),
     "fetch_word_lists": ("icl", ()),
+    "import_checkpoint": ("checkpoints", ()),
     "extract_activations": ("activations", ("split",)),
     "patch_task_vectors": ("icl", ()),
     "label_tasks": ("icl", ()),
@@ -45,6 +46,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "compute_exact": ("estimates", ("site",)),
     "estimate_fcr": ("estimates", ("variants", "site", "out")),
     "collect_tables": ("estimates", ()),
+    "check_causes": ("causes", ()),
     "collect_study": ("study", ()),
     "collect_frontier": ("study", ()),
     "draw_exact": ("plots", ()),
@@ -62,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"inversescope {__version__}")
     commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage in STAGES:
-        command = commands.add_parser(stage, help=f"rule {stage} of the workflow")
+        dashed = [stage.replace("_", "-")] if "_" in stage else []
+        command = commands.add_parser(stage, aliases=dashed, help=f"rule {stage} of the workflow")
+        command.set_defaults(stage_name=stage)
         command.add_argument("--task", default="ioi", help="task, as in 'experiments' of the configuration")
         command.add_argument("--model", required=True, help="target model, as in 'models'")
         takes = STAGES[stage][1]
@@ -165,7 +169,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     config = config.of(arguments.task, arguments.model)
     from inversescope.stages.common import Context
 
-    module, takes = STAGES[arguments.stage]
+    module, takes = STAGES[arguments.stage_name]
     context = Context(arguments.root, config, arguments.task, arguments.model)
     if hasattr(arguments, "site"):
         arguments.site = context.site(arguments.site).label
@@ -176,7 +180,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     ):
         config.variant(variant)
     stage: Callable[..., None] = getattr(
-        importlib.import_module(f"inversescope.stages.{module}"), arguments.stage
+        importlib.import_module(f"inversescope.stages.{module}"), arguments.stage_name
     )
     _quiet()
     if module == "plots":

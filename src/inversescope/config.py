@@ -14,6 +14,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from inversescope import case_studies
 from inversescope.errors import InputError
 
 
@@ -112,10 +113,45 @@ class GemmaScopeConfig(Strict):
         return self
 
 
-class ModelConfig(Strict):
-    """A target model: trained by the workflow, a local directory, or a hub repository at a pinned revision."""
+class VocabularyConfig(Strict):
+    """A character vocabulary."""
 
-    source: Literal["trained", "local", "hub"] = "trained"
+    characters: str = Field(..., min_length=2, description="All tokens in order of their ids, from 0.")
+    end: str = Field(
+        ...,
+        min_length=1,
+        max_length=1,
+        description="The character that ends a sequence; the generator's start too.",
+    )
+    unknown: str | None = Field(
+        None, max_length=1, description="Stands for other characters, which are refused either way."
+    )
+
+
+class CheckpointConfig(Strict):
+    """A published GPT-2 checkpoint: config.json, model.safetensors or pytorch_model.bin, and what its token ids stand for."""
+
+    folder: str = Field(..., description="Where it lies; also below `mirror`.")
+    url: str | None = Field(
+        None, description="https address of its folder at a pinned commit; fetched from if it lies nowhere."
+    )
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="File name -> SHA-256, checked wherever the file comes from."
+    )
+    vocabulary: VocabularyConfig
+
+    @model_validator(mode="after")
+    def _pinned(self) -> CheckpointConfig:
+        if self.url and len(self.sha256) < 2:
+            raise ValueError("a checkpoint with a url needs the sha256 of config.json and of its weights")
+        return self
+
+
+class ModelConfig(Strict):
+    """A target model: trained by the workflow, a local directory, a hub repository at a pinned revision, or a checkpoint."""
+
+    source: Literal["trained", "local", "hub", "checkpoint"] = "trained"
+    checkpoint: CheckpointConfig | None = Field(None, description="For source: checkpoint.")
     path: str | None = Field(None, description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -145,7 +181,11 @@ class ModelConfig(Strict):
     def _complete(self) -> ModelConfig:
         if self.source == "trained" and not self.candidates:
             raise ValueError("a trained model needs at least one entry in 'candidates'")
-        if self.source != "trained" and not self.path:
+        if (self.source == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("source: checkpoint and the key 'checkpoint' go together")
+        if self.source == "checkpoint" and (self.n_layers is None or self.n_heads is None):
+            raise ValueError("source: checkpoint needs n_layers and n_heads, so that its sites are known")
+        if self.source in ("local", "hub") and not self.path:
             raise ValueError(f"source: {self.source} needs 'path'")
         if self.source == "hub" and not self.revision:
             raise ValueError("source: hub needs a pinned 'revision'")
@@ -222,6 +262,36 @@ class TranslationConfig(Strict):
         return [f"lists/{name}" for name in names] if self.words == "lists" else []
 
 
+class CountingConfig(Strict):
+    """The prior of character counting (InversionView's first case study)."""
+
+    letters: str = Field("abcdefghijklmnopqrstuvwxyz", min_length=2, description="The alphabet.")
+    n_distinct: int = Field(3, ge=2, description="Distinct letters in a prompt.")
+    max_count: int = Field(9, ge=1, le=9, description="How often a letter occurs at most.")
+    begin: str = Field("B", description="Characters before the letters; may be empty.")
+    bar: str = Field(
+        "|", min_length=1, max_length=1, description="Between the letters and the target letter."
+    )
+    colon: str = Field(
+        ":", min_length=1, max_length=1, description="Behind the target letter; the count follows."
+    )
+    held_out_letters: float = Field(
+        0.05, gt=0, lt=1, description="Share of sets of letters kept for the test split."
+    )
+    split_seed: int = 0
+
+
+class AdditionConfig(Strict):
+    """The prior of addition (InversionView's third case study): both operands with as many digits, none beginning with 0."""
+
+    n_digits: int = Field(3, ge=1, le=3, description="Digits of each operand: 3 make 810,000 prompts.")
+    begin: str = Field("B", description="Characters before the first operand; may be empty.")
+    held_out_pairs: float = Field(
+        0.05, gt=0, lt=1, description="Share of unordered pairs of operands kept for the test split."
+    )
+    split_seed: int = 0
+
+
 #: Parts of the configuration that an experiment may set for itself. Models and priors are shared and named, never overlaid.
 SETTABLE = (
     "budget",
@@ -242,10 +312,14 @@ SETTABLE = (
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read, and what differs from the other studies."""
 
-    task: Literal["ioi", "ravel", "icl_translation"] = "ioi"
+    task: Literal["ioi", "ravel", "icl_translation", "counting", "addition"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
+    )
+    patched: list[str] = Field(
+        default_factory=list,
+        description="Sites of the causal checks, as in `sites` (resid_mid cannot be replaced); empty = no causal checks.",
     )
     settings: dict[str, Any] = Field(
         default_factory=dict,
@@ -612,11 +686,20 @@ class Config(Strict):
         ge=1,
         description="Training steps between two states that a killed training resumes from; no result depends on it.",
     )
+    mirror: str | None = Field(
+        "../shared/data",
+        description="Folder in which upstream files are looked for before they are fetched; both are checked by SHA-256.",
+    )
+    only: list[str] | None = Field(
+        None, description="Names of the experiments that are run; all of them if absent."
+    )
     experiments: dict[str, ExperimentConfig]
     models: dict[str, ModelConfig]
     ioi: IOIConfig = IOIConfig()
     ravel: RavelConfig = RavelConfig()
     icl_translation: TranslationConfig = TranslationConfig()
+    counting: CountingConfig = CountingConfig()
+    addition: AdditionConfig = AdditionConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]
@@ -633,13 +716,19 @@ class Config(Strict):
         description="Variants of the study over dimension, steps and seeds, and the ablations.",
     )
 
-    @field_validator("experiments", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _left_out(cls, value: Any) -> Any:
-        """A delta leaves an experiment out by setting it to null."""
-        if isinstance(value, dict):
-            return {name: experiment for name, experiment in value.items() if experiment is not None}
-        return value
+    def _left_out(cls, values: Any) -> Any:
+        """Keep the experiments that `only` names; a delta leaves a single one out by setting it to null."""
+        if not isinstance(values, dict) or not isinstance(values.get("experiments"), dict):
+            return values
+        kept = {name: part for name, part in values["experiments"].items() if part is not None}
+        if values.get("only") is not None:
+            for name in values["only"]:
+                if name not in kept:
+                    raise ValueError(f"'only' names experiment {name!r}, which is not in 'experiments'")
+            kept = {name: kept[name] for name in kept if name in values["only"]}
+        return {**values, "experiments": kept}
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -1030,10 +1119,12 @@ def default_config() -> Config:
             n_val=240,
             settings=RAVEL_SETTINGS,
         )
+    studies = {name: ExperimentConfig.model_validate(v) for name, v in case_studies.EXPERIMENTS.items()}
+    read = {name: ModelConfig.model_validate(v) for name, v in case_studies.MODELS.items()}
     return Config(
         backbone=BackboneConfig(targets="grammar", steps=800, learning_rate=5e-3),
-        experiments=experiments | icl_experiments(),
-        models=models | icl_models(),
+        experiments=experiments | icl_experiments() | studies,
+        models=models | icl_models() | read,
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
         study_variants=[name for name, v in variants.items() if v.study],

@@ -43,12 +43,14 @@ class Exact:
         count: (Q, E) reference prompts with positive kernel value.
         entropy: (Q, E) nats, of the posterior over the reference prompts.
         match: feature -> (Q, E) posterior probability of the target's own label.
+        surprise: (Q, E) nats, posterior mean of -log P(x) under the prior, if it was asked for.
     """
 
     mass: np.ndarray
     count: np.ndarray
     entropy: np.ndarray
     match: dict[str, np.ndarray]
+    surprise: np.ndarray | None = None
 
 
 def exact_reference(
@@ -60,12 +62,14 @@ def exact_reference(
     distance: str = "cosine",
     kind: str = "hard",
     block: int = 16384,
+    log_prior: np.ndarray | None = None,
 ) -> Exact:
     """Weigh reference prompts by the kernel: FCR without any generator.
 
     Args:
         queries: prepared target activations (Q, d); reference: activations (N, d), prepared block by block.
         query_labels, reference_labels: feature -> integer labels (Q,) and (N,).
+        log_prior: log P(x) (N,) of the reference prompts, where they are not all alike; asks for `surprise`.
 
     Returns:
         Exact values. If the reference is all of the prior they are exact; if it holds draws of it, estimates.
@@ -78,6 +82,7 @@ def exact_reference(
     radius = support_radius(float(sorted_eps[-1]), kind)
     mass, count, log_mass = np.zeros((Q, E)), np.zeros((Q, E)), np.zeros((Q, E))
     match = {name: np.zeros((Q, E)) for name in query_labels}
+    surprise = np.zeros((Q, E))
     for low in range(0, len(reference), block):
         d = distances(queries, prepare(np.asarray(reference[low : low + block]), distance), distance)
         flat = np.flatnonzero(d < np.float32(radius))
@@ -90,6 +95,9 @@ def exact_reference(
             count += np.bincount(key, minlength=Q * E).reshape(Q, E)
             for name, hits in same.items():
                 match[name] += np.bincount(key, weights=hits, minlength=Q * E).reshape(Q, E)
+            if log_prior is not None:
+                nats = -log_prior[low : low + block][row]
+                surprise += np.bincount(key, weights=nats, minlength=Q * E).reshape(Q, E)
             continue
         for e, epsilon in enumerate(sorted_eps):
             # Cut off as everywhere else: the tail of all of the prior could outweigh a small ball.
@@ -98,18 +106,29 @@ def exact_reference(
             mass[:, e] += np.bincount(owner, weights=k, minlength=Q)
             count[:, e] += np.bincount(owner[inside], minlength=Q)
             log_mass[:, e] += np.bincount(owner, weights=k * np.log(np.maximum(k, 1e-300)), minlength=Q)
+            if log_prior is not None:
+                nats = -log_prior[low : low + block][row]
+                surprise[:, e] += np.bincount(owner, weights=k * nats, minlength=Q)
             for name, hits in same.items():
                 match[name][:, e] += np.bincount(owner, weights=k * hits, minlength=Q)
     if kind == "hard":
         count = np.cumsum(count, 1)
         match = {name: np.cumsum(value, 1) for name, value in match.items()}
+        surprise = np.cumsum(surprise, 1)
         mass = count.copy()
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = np.log(mass) - log_mass / mass
         match = {name: value / mass for name, value in match.items()}
+        surprise = surprise / mass
     back = np.empty(E, np.int64)
     back[order] = np.arange(E)
-    return Exact(mass[:, back], count[:, back], entropy[:, back], {n: v[:, back] for n, v in match.items()})
+    return Exact(
+        mass[:, back],
+        count[:, back],
+        entropy[:, back],
+        {n: v[:, back] for n, v in match.items()},
+        None if log_prior is None else surprise[:, back],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- estimators
@@ -229,7 +248,7 @@ class Refusal:
     distance: float
     entropy: float
     copies: float
-    log_size: float
+    log_mass: float
 
     @property
     def rate(self) -> float:
@@ -242,15 +261,17 @@ def refusal(
     accepted: np.ndarray,
     log_q: np.ndarray,
     is_copy: np.ndarray,
+    log_prior: np.ndarray,
     marginal: np.ndarray | None = None,
 ) -> Refusal:
     """Refusal rates from raw candidates (n,), and the entropy of the accepted ones.
 
     The accepted samples follow q restricted to the preimage, so their entropy is -E[log q] + log(acceptance rate);
-    log(mean(accepted / q)) estimates the log size of the preimage.
+    log(mean(accepted * prior / q)) estimates the log probability of the preimage.
 
     Args:
         log_q: as each candidate was drawn, given its own activation.
+        log_prior: log P(x) of each candidate.
         marginal: log q without it, where each candidate has an activation of its own: only this speaks of the entropy of all
             candidates. NaN where it was not computed; None = log_q.
     """
@@ -261,7 +282,7 @@ def refusal(
     entropy = -float(known.mean()) + math.log(rate) if known.size else math.nan
     size = math.nan
     if rate > 0:
-        inverse = -log_q[accepted]
+        inverse = log_prior[accepted] - log_q[accepted]
         size = float(inverse.max() + np.log(np.exp(inverse - inverse.max()).sum() / n))
     copies = float(is_copy[accepted].mean()) if rate > 0 else math.nan
     return Refusal(n, float((~parsed).mean()), float((parsed & ~accepted).mean()), entropy, copies, size)

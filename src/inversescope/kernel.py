@@ -44,9 +44,15 @@ def prepare(z: Any, distance: str) -> Any:
 def distances(queries: Any, keys: Any, distance: str = "cosine") -> Any:
     """Compare prepared queries (Q, d) with prepared keys (N, d): distances (Q, N).
 
-    `cosine` is 1 - cos; `euclidean` the norm of the difference; `normalised_euclidean` that norm divided by the query's.
+    Keys (N, P, d) are prompts with P positions each; a prompt's distance is the least over its positions. `cosine` is 1 - cos;
+    `euclidean` the norm of the difference; `normalised_euclidean` that norm divided by the query's.
     The result has the type of its arguments. Raises `InputError` for an unknown distance.
     """
+    if len(keys.shape) == 3:
+        count, positions, width = keys.shape
+        flat = distances(queries, keys.reshape(count * positions, width), distance)
+        least = flat.reshape(len(queries), count, positions)
+        return least.min(-1) if isinstance(least, np.ndarray) else least.amin(-1)
     if distance == "cosine":
         result = queries @ keys.T
         result *= -1.0  # in place: this product is what a search spends its time on
@@ -73,7 +79,12 @@ def gaussian_noise(
 
 
 def paired_distances(a: np.ndarray, b: np.ndarray, distance: str = "cosine") -> np.ndarray:
-    """Distance of row i of `b` to the query in row i of `a`: two (N, d) arrays to (N,), in double precision."""
+    """Distance of row i of `b` to the query in row i of `a`: two (N, d) arrays to (N,), in double precision.
+
+    Where `b` is (N, P, d), the least over its P positions.
+    """
+    if b.ndim == 3:
+        return np.min([paired_distances(a, b[:, p], distance) for p in range(b.shape[1])], axis=0)
     a, b = a.astype(np.float64), b.astype(np.float64)
     if distance == "cosine":
         norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)

@@ -44,7 +44,7 @@ from inversescope.ops import causal_attention, linear
 from inversescope.sites import Site
 
 if TYPE_CHECKING:
-    from inversescope.tasks import Task
+    from inversescope.tasks.base import Task
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
@@ -584,9 +584,53 @@ def word_tokenizer(words: Sequence[str], pattern: str | None = None) -> PreTrain
     )
 
 
+def character_tokenizer(
+    vocabulary: Sequence[str], end: str = END_OF_TEXT, unknown: str | None = UNKNOWN
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer with one token a character, lossless on texts of these characters.
+
+    Args:
+        vocabulary: the tokens in order of their ids; single characters, `end` and `unknown` apart.
+        end: the token that begins and ends a sequence of the generator, and pads.
+        unknown: stands for all other characters; without it they are refused.
+
+    Raises:
+        InputError: naming an entry that occurs twice or is not one character, or if `end` or `unknown` is missing.
+    """
+    ids = {token: number for number, token in enumerate(vocabulary)}
+    special = [end] if unknown is None else [end, unknown]
+    for number, token in enumerate(vocabulary):
+        if ids[token] != number:
+            raise InputError(
+                f"'{token}' is twice in the vocabulary", "Name each character once, in order of ids"
+            )
+        if len(token) != 1 and token not in special:
+            raise InputError(f"'{token}' in the vocabulary is not one character", "Split it")
+    for token in special:
+        if token not in ids:
+            raise InputError(f"'{token}' is not in the vocabulary", "Name a character of the vocabulary")
+    options = {} if unknown is None else {"unk_token": unknown}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, **options))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(r"[\s\S]"), behavior="isolated", invert=False
+    )
+    backend.decoder = tokenizers.decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=end,
+        eos_token=end,
+        pad_token=end,
+        clean_up_tokenization_spaces=False,
+        **options,
+    )
+
+
 def task_tokenizer(*tasks: Task) -> PreTrainedTokenizerFast:
-    """Make the tokenizer of a target that is trained on tasks, of their words; the first task says what a word is."""
-    return word_tokenizer([word for task in tasks for word in task.words()], tasks[0].word_pattern)
+    """Make the tokenizer of a target that is trained on tasks, of their words or characters; the first says what a token is."""
+    words = [word for task in tasks for word in task.words()]
+    if tasks[0].token_unit == "word":
+        return word_tokenizer(words, tasks[0].word_pattern)
+    return character_tokenizer([END_OF_TEXT, UNKNOWN, *dict.fromkeys(words)])
 
 
 def _word_splitter(pattern: str = _WORD) -> tokenizers.pre_tokenizers.PreTokenizer:
@@ -615,7 +659,14 @@ def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], strict: boo
         for start in range(0, len(texts), _TEXTS_PER_CALL):
             chunk = list(texts[start : start + _TEXTS_PER_CALL])
             if words is None or not _encode_words(words, chunk, flat, lengths):
-                for one in backend.encode_batch_fast(chunk, add_special_tokens=False):
+                try:
+                    encodings = backend.encode_batch_fast(chunk, add_special_tokens=False)
+                except Exception as error:  # tokenizers without an unknown token raise a bare Exception
+                    raise InputError(
+                        f"The tokenizer cannot encode one of '{chunk[0]}' and the texts after it ({error})",
+                        "Use a target model whose vocabulary covers the task",
+                    ) from error
+                for one in encodings:
                     flat += one.ids
                     lengths.append(len(one.ids))
     ids = np.array(flat, dtype=np.int32)

@@ -45,7 +45,7 @@ class Cache:
     """Activations of one site, ready for exact search.
 
     Args:
-        z: activations (N, d), float32; a NumPy array or memory map.
+        z: activations (N, d), or (N, P, d) at P positions, the nearest of which counts; a NumPy array or memory map.
         distance: name of the distance.
         block: rows compared at a time; bounds the memory at Q * block floats.
     """

@@ -177,10 +177,11 @@ class NoisePairs:
 
     Args:
         epsilon: bandwidth of the noise; 0 = none, and then there is no Bayes floor.
-        activations: site label -> (N, d).
+        activations: site label -> (N, d), or (N, P, d): then each example is read at one of P positions.
         width: site label -> dimension in which the noise lives (d for `subspace`, d_model for `model`: the activation is
             padded with zeros, since any orthonormal embedding of a head's output space is as good for isotropic noise).
         prior_size: number of prompts of the prior that the cache was drawn from.
+        prior: (N,) probability of each cached prompt, if they are not all alike.
     """
 
     def __init__(
@@ -197,7 +198,9 @@ class NoisePairs:
         kind: str = "hard",
         norm_band: float = 0.1,
         floor_every: int = 50,
+        prior: np.ndarray | None = None,
     ) -> None:
+        self.prior = prior
         self.activations, self.prompts, self.width = activations, prompts, width
         self.epsilon, self.per_site, self.prior_size, self.seed = epsilon, per_site, prior_size, seed
         self.distance, self.kind, self.norm_band, self.floor_every = distance, kind, norm_band, floor_every
@@ -211,14 +214,14 @@ class NoisePairs:
         for label, cached in self.activations.items():
             row = rng.integers(self.prompts.size, size=self.per_site)
             clean = np.zeros((self.per_site, self.width[label]), np.float32)
-            clean[:, : cached.shape[1]] = cached[row]
+            clean[:, : cached.shape[-1]] = cached[at_positions(cached, row, rng)]
             rows.append(row)
             if not self.epsilon:
                 z[label] = clean
                 continue
             noised = perturb(clean, self.epsilon, rng, self.distance, self.kind, self.norm_band)
             z[label] = noised.astype(np.float32)
-            if step % self.floor_every == 0:
+            if step % self.floor_every == 0 and cached.ndim == 2:
                 # The part of z outside the head's space counts in the distance: compare with zero-padded cached rows.
                 cache = self.caches[label]
                 padded = np.zeros((cache.size, self.width[label]), np.float32)
@@ -226,7 +229,8 @@ class NoisePairs:
                 share = Cache(padded, self.distance).counts(
                     cache.prepare(z[label]), np.array([self.epsilon])
                 )[:, 0]
-                floors.append(np.log(np.maximum(share / cache.size, 1.0 / self.prior_size) * self.prior_size))
+                size = self.prior_size if self.prior is None else 1.0 / self.prior[row]
+                floors.append(np.log(np.maximum(share / cache.size, 1.0 / size) * size))
         index = np.concatenate(rows)
         return Batch(
             z=z,
@@ -237,10 +241,19 @@ class NoisePairs:
         )
 
 
+def at_positions(
+    z: np.ndarray, rows: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, ...] | np.ndarray:
+    """Index of the activations of some rows of z (N, d); of z (N, P, d), of one of each row's positions, at random."""
+    return rows if z.ndim == 2 else (rows, rng.integers(z.shape[1], size=len(rows)))
+
+
 class KernelPairs:
     """Clean anchors with other cached prompts within epsilon as targets.
 
     Args:
+        activations: as in `NoisePairs`; a prompt is as far from an anchor as the nearest of its positions.
+        prior: as in `NoisePairs`.
         epsilon: a number, or a range (low, high) from which each anchor draws its own, log-uniformly.
         embed: condition on the mean embedding and the scalars of a disjoint part of the cache.
         soft: target = next-token distribution among all neighbours that share the path's prefix; else one drawn neighbour.
@@ -270,7 +283,9 @@ class KernelPairs:
         attend: bool = False,
         n_condition: int = 128,
         chunk: int = 16,
+        prior: np.ndarray | None = None,
     ) -> None:
+        self.prior = prior
         if prompts.size < 4:
             raise InputError(
                 f"a cache of {prompts.size} prompts has no neighbours to learn from", "raise n_train"
@@ -344,7 +359,8 @@ class KernelPairs:
         cut = int(size * rng.uniform(0.4, 0.8)) if self.embed else 0
         condition_span = (first, cut) if self.disjoint else (first, size)
         target_span = ((first + cut) % size, size - cut) if self.disjoint else (first, size)
-        queries = cache.keys[anchors]
+        places = at_positions(self.activations[label], anchors, rng)
+        queries = cache.keys[places]
         found = cache.search(queries, radius, anchors, MAX_TARGETS, target_span)
         if self.empty == "widen":
             for _ in range(12):
@@ -362,7 +378,7 @@ class KernelPairs:
         members[owner, column] = found.rows
         member_weight[owner, column] = kernel_values(found.distance, epsilon[owner], self.kind)
         # A neighbour stands for prior_size / scanned prompts of the prior, the anchor's own prompt for one.
-        own = found.scanned / self.prior_size
+        own = found.scanned / self.prior_size if self.prior is None else found.scanned * self.prior[anchors]
         weight = np.ones(count, np.float32)
         if self.empty == "own":
             members[:, 0] = anchors
@@ -378,14 +394,20 @@ class KernelPairs:
         pick = np.minimum(pick, MAX_TARGETS)
         chosen = members[np.arange(count), pick]
         chosen = np.where(chosen < 0, members[:, 0], chosen)
-        mass = member_weight[:, 1:].sum(1) / np.maximum(found.scanned, 1) * self.prior_size
+        share = member_weight[:, 1:].sum(1) / np.maximum(found.scanned, 1)
+        floor = np.log(np.maximum(share * self.prior_size + 1.0, 1.0))
+        if self.prior is not None:
+            # Entropy of P(x; z): what prompts of the ball weigh, on average, over what the ball weighs.
+            surprise = np.where(members[:, 1:] >= 0, -np.log(self.prior)[members[:, 1:]], 0.0)
+            mean = (surprise * member_weight[:, 1:]).sum(1) / np.maximum(member_weight[:, 1:].sum(1), 1e-12)
+            floor = mean + np.log(share + self.prior[anchors])
         result = {
-            "z": self.activations[label][anchors],
+            "z": self.activations[label][places],
             "rows": chosen,
             "members": members,
             "member_weight": member_weight,
             "weight": weight,
-            "floor": np.where(n > 0, np.log(np.maximum(mass + 1.0, 1.0)), np.nan),
+            "floor": np.where(n > 0, floor, np.nan),
             "scalars": bandwidth_scalars(epsilon),
         }
         if self.embed:

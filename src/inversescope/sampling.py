@@ -23,7 +23,7 @@ from inversescope.neighbours import Cache
 from inversescope.pairs import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
 
 if TYPE_CHECKING:
-    from inversescope.tasks.base import Grammar
+    from inversescope.tasks.base import Automaton
 
 _PAGE = 64  # numbers of a draw that follow each other in a stream
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
@@ -155,7 +155,7 @@ def decode(
     end: int,
     temperature: float | np.ndarray = 1.0,
     mixer: Mixer | None = None,
-    grammar: Grammar | None = None,
+    grammar: Automaton | None = None,
     neighbours: Mixer | None = None,
 ) -> Draws:
     """Draw sequences for B targets: uniforms (B, draws, T) give one token each.
@@ -365,10 +365,10 @@ def inverse_cdf(p: Tensor, row_of: np.ndarray, u: np.ndarray) -> np.ndarray:
     return rows.gather(token).cpu().numpy()
 
 
-def _grammar_mask(grammar: Grammar, state: np.ndarray, vocabulary: int) -> np.ndarray:
+def _grammar_mask(grammar: Automaton, state: np.ndarray, vocabulary: int) -> np.ndarray:
     """Additive mask (rows, V): 0 for tokens that the grammar allows, -inf for the others; finished rows may only end."""
     mask = np.full((len(state), vocabulary), -np.inf)
-    allowed = grammar.table[np.maximum(state, 0)] >= 0
+    allowed = grammar.permitted(np.maximum(state, 0))
     mask[:, grammar.tokens] = np.where(allowed, 0.0, -np.inf)
     dead = (state < 0) | ~np.isfinite(mask).any(1)
     mask[dead] = -np.inf
@@ -385,7 +385,7 @@ def log_q(
     *,
     end: int,
     temperature: np.ndarray | None = None,
-    grammar: Grammar | None = None,
+    grammar: Automaton | None = None,
 ) -> np.ndarray:
     """log q(x | z) of given sequences under a decoding rule without cached neighbours, by full forwards.
 
@@ -427,7 +427,7 @@ def log_q_marginal(
     *,
     end: int,
     temperature: np.ndarray | None = None,
-    grammar: Grammar | None = None,
+    grammar: Automaton | None = None,
 ) -> np.ndarray:
     """log q of sequences under a sampler that draws its activation too, as log of the mean over some of its activations.
 

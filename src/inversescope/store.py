@@ -125,7 +125,7 @@ def write_activations(
 
     Args:
         path: a `.safetensors` file.
-        z: (N, d) activations, row i = prompt i, or their consecutive parts (at least one); stored as float32.
+        z: (N, d) or (N, P, d) activations, row i = prompt i, or their consecutive parts (at least one); stored as float32.
         meta: provenance (model, revision, site, tokenizer and prompt-file hash, ...); values are stored as
             text. The stored dtype and the package version are added.
     """
@@ -151,7 +151,7 @@ def read_activations(path: str | Path, mmap: bool = True) -> tuple[np.ndarray, d
         mmap: map the file instead of copying it, so that sites larger than memory can be streamed.
 
     Returns:
-        z, (N, d) float32 (read-only), and the metadata.
+        z, (N, d) or (N, P, d) float32 (read-only), and the metadata.
 
     Raises:
         InputError: if the file is missing, cut short or not activations, or if a row holds NaN or infinity.
@@ -159,15 +159,15 @@ def read_activations(path: str | Path, mmap: bool = True) -> tuple[np.ndarray, d
     remedy = "Delete it and rerun extract_activations"
     tensors, meta = _read_tensors(path, remedy, mmap)
     z = tensors.get("z")
-    if z is None or z.dtype != np.float32 or z.ndim != 2:
+    if z is None or z.dtype != np.float32 or z.ndim not in (2, 3):
         found = {name: f"{array.dtype}{list(array.shape)}" for name, array in tensors.items()}
-        raise InputError(f"{path} holds {found} instead of 'z', float32 (N, d)", remedy)
+        raise InputError(f"{path} holds {found} instead of 'z', float32 (N, d) or (N, P, d)", remedy)
     for start in range(0, len(z), _ROWS_PER_CHECK):
         block = z[start : start + _ROWS_PER_CHECK]
         # A sum is NaN or infinite if any term is; rows are looked at one by one only then (finite values
         # may overflow).
         if not math.isfinite(float(block.sum(dtype=np.float64))):
-            bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+            bad = np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))
             if len(bad):
                 raise InputError(
                     f"{path} holds NaN or infinity, first in row {start + bad[0]}",

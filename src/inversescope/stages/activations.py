@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from inversescope import __version__
 from inversescope.errors import InputError
 from inversescope.progress import Progress
-from inversescope.stages.common import Context, echo, need
+from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import file_hash, read_activations, write_activations
 
 SHARD = 65_536  # prompts a shard: what a killed run repeats at most
@@ -18,15 +20,16 @@ def extract_activations(context: Context, split: str) -> None:
     """Write data/{task}/{model}/activations/{split}/{site}.safetensors for every site of the experiment.
 
     Works shard by shard and keeps finished shards, so that a killed run goes on where it was; per-site files are put together
-    at the end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split.
+    at the end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split. At position
+    `any` a prompt has an activation for each of its tokens, a target prompt one of them, drawn at random.
     """
-    from inversescope.capture import capture
     from inversescope.models import load_target
+    from inversescope.stages.positions import capture_prompts
 
-    prompts = context.prompts(split, columns=["text"])
+    index = context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
     sites = context.sites()
-    size = len(prompts)
+    size = len(index)
     numbers = sum(target.site_dim(site) for site in sites)
     prompt_hash = file_hash(context.prompts_path(split))
     echo(
@@ -48,10 +51,14 @@ def extract_activations(context: Context, split: str) -> None:
     for low in starts:
         paths = {site.label: shards / f"{low:09d}" / f"{site.label}.safetensors" for site in sites}
         if not all(_is_done(path, meta) for path in paths.values()):
-            texts = prompts["text"].iloc[low : low + SHARD].tolist()
-            captured = capture(target, target.encode(texts), sites)
+            captured = capture_prompts(context.task, target, index[low : low + SHARD], sites)
             for site in sites:
-                write_activations(paths[site.label], captured[site.label], {**meta, "site": str(site)})
+                z = captured[site.label]
+                if split == "test" and site.position == "any":
+                    # What is asked about is one activation: of a token of the prompt, drawn at random.
+                    rng = stream(context.config.seed, "extract_activations", site.label, low)
+                    z = z[np.arange(len(z)), rng.integers(z.shape[1], size=len(z))]
+                write_activations(paths[site.label], z, {**meta, "site": str(site)})
         progress(min(low + SHARD, size))
     for site in sites:
         parts = [read_activations(shards / f"{low:09d}" / f"{site.label}.safetensors")[0] for low in starts]

@@ -42,8 +42,8 @@ REFUSAL_COLUMNS = (
 def compute_exact(context: Context, site: str) -> None:
     """Weigh the reference prompts by the kernel at one site: exact values of every target, bandwidth and feature.
 
-    Writes results/.../exact/{site}.parquet: target_id, epsilon, n_ball, log_size (nats, of the preimage in prompts of the
-    prior), entropy (nats), fcr_{feature}.
+    Writes results/.../exact/{site}.parquet: target_id, epsilon, n_ball, log_mass (nats, of the preimage's probability under
+    the prior), entropy (nats), fcr_{feature}.
     """
     kernel, task = context.config.kernel, context.task
     epsilons = _epsilons(context)
@@ -59,6 +59,7 @@ def compute_exact(context: Context, site: str) -> None:
         epsilons,
         kernel.distance,
         kernel.kind,
+        log_prior=None if task.uniform else task.log_prior(reference),
     )
     rows = []
     for e, epsilon in enumerate(epsilons):
@@ -66,9 +67,10 @@ def compute_exact(context: Context, site: str) -> None:
             {"target_id": np.arange(len(test)), "epsilon": epsilon, "n_ball": values.count[:, e]}
         )
         with np.errstate(divide="ignore"):
-            frame["log_size"] = np.log(values.mass[:, e] / len(reference)) + math.log(task.size)
+            frame["log_mass"] = np.log(values.mass[:, e] / len(reference))
         # The entropy of the posterior over prompts of the prior; draws stand for more than themselves.
-        frame["entropy"] = values.entropy[:, e] + math.log(task.size / len(reference))
+        surprise = math.log(task.size) if values.surprise is None else values.surprise[:, e]
+        frame["entropy"] = values.entropy[:, e] + surprise - math.log(len(reference))
         for name, match in values.match.items():
             frame[f"fcr_{name}"] = match[:, e]
         rows.append(frame)
@@ -268,9 +270,8 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
         (float(e), int(t)): (g["row"].to_numpy(), g["logq"].to_numpy())
         for (e, t), g in log_q_rows.groupby(["epsilon", "target_id"])
     }
-    log_prior = -math.log(task.size)
     support = _Support(site, context.config.variant(variant).cache_pairs)
-    log_density = -math.log(support.size)
+    cached_prior, cached_density = task.log_prior(site.train), support.log_density(site.train)
     shuffle = np.roll(np.arange(len(site.test)), 1)
     refusals: list[dict[str, object]] = []
     for (epsilon, decoding), block in samples.groupby(["epsilon", "decoding"], sort=True):
@@ -294,7 +295,8 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
                 0.0,
             )
             marginal = group["logq_marginal"].to_numpy(float) if "logq_marginal" in group else None
-            outcome = refusal(parsed, accepted, log_q, index == site.test[target], marginal)
+            priors = task.log_prior(np.where(parsed, index, -1))
+            outcome = refusal(parsed, accepted, log_q, index == site.test[target], priors, marginal)
             truth = site.exact.loc[(epsilon, target)]
             refusals.append(
                 {
@@ -307,13 +309,12 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
                     "distance_refusal": outcome.distance,
                     "entropy_gap": outcome.entropy - float(truth["entropy"]),
                     "copies": outcome.copies,
-                    "bits": (math.log(task.size) - float(truth["log_size"])) / math.log(2),
-                    "bits_generated": (math.log(task.size) - outcome.log_size) / math.log(2),
+                    "bits": -float(truth["log_mass"]) / math.log(2),
+                    "bits_generated": -outcome.log_mass / math.log(2),
                 }
             )
             labels = task.features_of(np.where(parsed, index, -1))
-            priors = np.full(len(index), log_prior)
-            density = np.where(parsed & support.holds(index), log_density, -np.inf)
+            density = support.log_density(np.where(parsed, index, -1))
             rows, d = site.cached(target, float(epsilon), allowed)
             cached_k = kernel_values(d, epsilon, kernel.kind)
             known = cached_log_q.get((float(epsilon), target))
@@ -337,14 +338,8 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
                 if decoding == "plain" and not frontier:
                     draws = GeneratorDraws(match, k, priors, density, log_q)
                     cached_match = (site.train_labels[feature][rows] == own).astype(float)
-                    constant = np.full(len(rows), log_prior)
                     cached = CacheDraws(
-                        cached_match,
-                        cached_k,
-                        constant,
-                        np.full(len(rows), log_density),
-                        cached_q,
-                        cache_size,
+                        cached_match, cached_k, cached_prior[rows], cached_density[rows], cached_q, cache_size
                     )
                     site.add(feature, target, epsilon, "combined", combined(cached, draws), **names)
                     if cache_size != len(site.train):
@@ -356,25 +351,17 @@ def _variant(site: _Site, generator: str, variant: str) -> list[dict[str, object
 
 @dataclass(frozen=True)
 class _Support:
-    """Where the cache was drawn from: the prior, or its train name pairs, without the test prompts."""
+    """What the cache was drawn from: the prior, or its train split, without the test prompts."""
 
     site: _Site
     pairs: str
 
-    @property
-    def size(self) -> int:
-        """Number of prompts that the cache could hold."""
-        task = self.site.context.task
-        if self.pairs == "train":
-            return task.split_size("train")
-        return task.size - int(task.in_prior(self.site.test).sum())
-
-    def holds(self, index: np.ndarray) -> np.ndarray:
-        """Which prompts (n,) the cache could hold; False for -1."""
-        inside = (index >= 0) & ~np.isin(index, self.site.test)
-        if self.pairs == "train":
-            inside &= self.site.context.task.split_of(np.maximum(index, 0)) == 0
-        return inside
+    def log_density(self, index: np.ndarray) -> np.ndarray:
+        """Log probability (n,) of prompts as draws of the cache, -inf for those that it cannot hold, and for -1."""
+        task, split = self.site.context.task, "train" if self.pairs == "train" else None
+        left_out = np.exp(task.log_prior(self.site.test, split)).sum()
+        density = task.log_prior(index, split) - math.log1p(-left_out)
+        return np.where(np.isin(index, self.site.test), -np.inf, density)
 
 
 _KEYS = ["generator", "variant", "epsilon", "feature", "estimator", "decoding", "cache_size"]

@@ -28,8 +28,6 @@ from inversescope.training import Schedule, conditional_loss, next_token_loss, t
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from inversescope.tasks.base import Grammar
-
 GATE_SAMPLES = 2048
 
 
@@ -73,43 +71,6 @@ def _decoder_shape(shape: ArchitectureConfig, vocabulary: int) -> BackboneShape:
     )
 
 
-class ExactPrior:
-    """Exact next-token distributions of a task's uniform prior, from its grammar.
-
-    Attributes:
-        rows: (n_states, n_tokens) float32 probability of each of the grammar's tokens in each state.
-    """
-
-    def __init__(self, grammar: Grammar) -> None:
-        self.grammar = grammar
-        completions = _completions(grammar)
-        count = np.where(grammar.table >= 0, completions[np.maximum(grammar.table, 0)], 0.0)
-        self.rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
-
-    def along(self, tokens: np.ndarray) -> np.ndarray:
-        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
-        state = np.full(len(tokens), self.grammar.start, np.int64)
-        states = np.empty(tokens[:, 1:].shape, np.int64)
-        for position in range(tokens.shape[1] - 1):
-            states[:, position] = state
-            state = np.asarray(self.grammar.step(state, tokens[:, position + 1]))
-        return self.rows[np.maximum(states, 0)]
-
-
-def _completions(grammar: Grammar) -> np.ndarray:
-    """Number of texts that can follow each state; the automaton has no cycles."""
-    table = grammar.table
-    final = ~(table >= 0).any(axis=1)
-    count: np.ndarray = np.where(final, 1.0, 0.0)
-    for _ in range(10_000):
-        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(axis=1)
-        new: np.ndarray = np.where(final, 1.0, following)
-        if np.array_equal(new, count):
-            return count
-        count = new
-    raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
-
-
 def train_backbone(context: Context) -> None:
     """Fine-tune the backbone on the prior (paper, 3.2 and C.1), and gate it on its own unconditional samples.
 
@@ -134,17 +95,17 @@ def train_backbone(context: Context) -> None:
     names = torch.zeros(vocabulary, dtype=torch.bool)
     for ids in encode(tokenizer, [f" {name}" for name in task.names]):
         names[int(ids[-1])] = True
-    exact = ExactPrior(task.grammar(tokenizer)) if settings.targets == "grammar" else None
+    exact = task.next_tokens(tokenizer) if settings.targets == "grammar" else None
     device = this_process().device
     names = names.to(device)
     exact_tokens = (
-        torch.from_numpy(np.asarray(exact.grammar.tokens, np.int64)).to(device) if exact is not None else None
+        torch.from_numpy(np.asarray(exact.tokens, np.int64)).to(device) if exact is not None else None
     )
     steps = config.scaled(settings.steps)
 
     def loss(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = stream(config.seed, "train_backbone", step)
-        texts = task.texts(rng.integers(task.size, size=settings.batch_size))
+        texts = task.texts(task.draw(settings.batch_size, None, rng))
         prompts = encode_prompts(encode(tokenizer, texts), end)
         tokens = torch.from_numpy(prompts.tokens.astype(np.int64)).to(device)
         lengths = torch.from_numpy(prompts.lengths).to(device)
@@ -224,7 +185,7 @@ def train_backbone(context: Context) -> None:
 
 def _longest(context: Context, tokenizer: PreTrainedTokenizerFast) -> int:
     """Tokens of the longest prompt."""
-    index = context.task.longest(lambda texts: [len(ids) for ids in encode(tokenizer, texts)])
+    index = context.task.extremes(lambda texts: [len(ids) for ids in encode(tokenizer, texts)])
     return max(len(ids) for ids in encode(tokenizer, context.task.texts(index)))
 
 
@@ -292,9 +253,14 @@ def _pair_source(
     activations: dict[str, np.ndarray],
     prompts: Prompts,
     width: dict[str, int],
+    rows: np.ndarray,
 ) -> PairSource:
     kernel, seed = context.config.kernel, context.config.seed + variant.seed
     task = context.task
+    prior = None
+    if not task.uniform:
+        index = context.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()[rows]
+        prior = np.exp(task.log_prior(index, None if variant.cache_pairs == "all" else "train"))
     prior_size = task.size if variant.cache_pairs == "all" else task.split_size("train")
     epsilon = variant.epsilon or kernel.epsilon
     if variant.pairs != "kernel":
@@ -309,6 +275,7 @@ def _pair_source(
             distance=kernel.distance,
             kind=kernel.kind,
             norm_band=variant.norm_band,
+            prior=prior,
         )
     return KernelPairs(
         activations,
@@ -325,6 +292,7 @@ def _pair_source(
         empty=variant.empty_anchors,
         attend=variant.neighbour_logits or variant.neighbour_words,
         n_condition=variant.n_condition,
+        prior=prior,
     )
 
 
@@ -407,9 +375,9 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     prompts = cached_prompts(context, tokenizer, rows)
     target_width = residual_width(context)
     width = {
-        label: max(z.shape[1], target_width)
+        label: max(z.shape[-1], target_width)
         if settings.pairs == "noise" and settings.noise_space == "model"
-        else z.shape[1]
+        else z.shape[-1]
         for label, z in activations.items()
     }
     scales = {
@@ -427,7 +395,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
             f"the decoder of {variant} has {model.backbone.shape.n_positions} positions, but prompts take up to {needed}",
             f"raise variants.{variant}.decoder.n_positions",
         )
-    source = _pair_source(context, settings, activations, prompts, width)
+    source = _pair_source(context, settings, activations, prompts, width, rows)
     steps = context.config.scaled(settings.steps)
 
     process = this_process()

@@ -27,7 +27,7 @@ def make_prompts(context: Context, split: str) -> None:
     rng = stream(context.config.seed, "make_prompts", split)
     if split == "reference":
         everything = experiment.n_reference == "all"
-        index = task.enumerate() if everything else rng.integers(task.size, size=int(experiment.n_reference))
+        index = task.enumerate() if everything else task.draw(int(experiment.n_reference), None, rng)
     elif split == "test":
         index = np.asarray(task.sample(experiment.n_test, "test", rng))
     elif split == "val":

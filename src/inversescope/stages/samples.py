@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from inversescope.capture import capture
 from inversescope.config import DecodingConfig
 from inversescope.errors import InputError
 from inversescope.generator.base import Condition, ConditionalGenerator
@@ -29,8 +28,9 @@ from inversescope.sampling import (
 from inversescope.sites import Site
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.stages.generators import backbone_tokenizer, cached_prompts, decode_texts, load_generator
+from inversescope.stages.positions import capture_prompts
 from inversescope.store import write_json, write_table
-from inversescope.tasks.base import Grammar
+from inversescope.tasks.base import Automaton
 
 # Where each draw has an activation of its own, q is a mixture over them. It is computed for so many accepted candidates of each
 # target, over so many of the target's activations.
@@ -49,18 +49,18 @@ class Recomputer:
         self.context, self.target, self.z = context, target, z
         self.distance = context.config.kernel.distance
         self.known: dict[int, int] = {}
-        self.rows = {site: np.zeros((0, values.shape[1]), np.float32) for site, values in z.items()}
+        self.rows: dict[Site, np.ndarray] = {}
 
     def activations(self, index: np.ndarray, site: Site) -> np.ndarray:
-        """Activations (n, d) of prompts of the prior at a site."""
+        """Activations (n, d), at position `any` (n, P, d), of prompts of the prior at a site."""
         new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
         if new.size:
-            ids = self.target.encode(self.context.task.texts(new))
-            captured = capture(self.target, ids, list(self.z))
+            captured = capture_prompts(self.context.task, self.target, new, list(self.z))
             numbers = range(len(self.known), len(self.known) + len(new))
             self.known.update(zip(new.tolist(), numbers, strict=True))
             for one in self.z:
-                self.rows[one] = np.concatenate([self.rows[one], captured[one.label]])
+                known = [self.rows[one]] if one in self.rows else []
+                self.rows[one] = np.concatenate([*known, captured[one.label]])
         return self.rows[site][[self.known[i] for i in index.tolist()]]
 
     def distances(self, index: np.ndarray, owner: np.ndarray, site: Site) -> np.ndarray:
@@ -157,7 +157,7 @@ class _Run:
         self.context, self.name, self.model, self.site, self.z = context, name, model, site, z
         self.cache, self.prompts, self.cache_rows, self.recomputer = cache, prompts, cache_rows, recomputer
         self.tokenizer, self.end = tokenizer, end
-        self.grammar: Grammar | None = None
+        self.grammar: Automaton | None = None
 
     def condition(self, epsilon: float, z: np.ndarray) -> Condition:
         """The generator's inputs for activations (B, d)."""
@@ -395,8 +395,10 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
         proposal = {site: context.task.moves(state[site], rngs[site]) for site in places}
         new = weights(proposal)
         for site in places:
-            # Moves are symmetric and the prior is uniform: Metropolis on the kernel alone.
-            accept = rngs[site].random(len(owner)) * weight[site] < new[site]
+            # Moves are symmetric: Metropolis on the kernel and, where prompts are not all alike, the prior.
+            task = context.task
+            ratio = np.exp(task.log_prior(proposal[site]) - task.log_prior(state[site]))
+            accept = rngs[site].random(len(owner)) * weight[site] < new[site] * ratio
             state[site] = np.where(accept, proposal[site], state[site])
             weight[site] = np.where(accept, new[site], weight[site])
             rows[site].append(

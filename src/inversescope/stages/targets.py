@@ -14,9 +14,18 @@ from inversescope.tasks import get_task
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from inversescope.tasks import Task
 
     Asked = tuple[torch.Tensor, torch.Tensor, np.ndarray]
     """Answered prompts (B, T), which tokens behind the first are answers (B, T - 1), group of each prompt (B,)."""
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from inversescope.tasks import Task
 
 SCAN_POOL = 16_384  # prior draws that a candidate is scored against
 SINGLE_POOL = 2048  # the same where there is one candidate only
@@ -95,26 +104,21 @@ def train_target(context: Context, candidate: str) -> None:
         index = task.target_sample(GATE_PROMPTS, part, rng)
         if not len(index):
             return None
-        tokens, starts, lengths = tensors(task.questions(index), task.completed(index))
-        place = torch.arange(1, tokens.shape[1])
-        answer = (place >= starts[:, None]) & (place < lengths[:, None])
+        tensors(task.questions(index), task.completed(index))  # refuses what is too long for the candidate
         groups = np.zeros(len(index))
         if task.gate_by is not None and part == "gate":
             groups = task.features_of(index)[task.gate_by]
-        return tokens, answer, groups
+        return (*answer_tokens(task, tokenizer, index), groups)
 
     gate = asked("gate")
     if gate is None:
         raise InputError(f"task {task.name} has no prompts to test a target on", task.split_remedy("test"))
 
-    @torch.inference_mode()
     def accuracy(prompts: Asked) -> float:
-        model.eval()
-        tokens, answer, groups = prompts
-        right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
-        whole = (right | ~answer).all(1).numpy()
+        tokens, answered, groups = prompts
+        right = answered_right(model, tokens, answered)
         model.train()
-        return min(float(whole[groups == group].mean()) for group in np.unique(groups))
+        return min(float(right[groups == group].mean()) for group in np.unique(groups))
 
     hidden = task.lesson(1, None, stream(context.config.seed, "train_target", "shape")).hidden
     hide = settings.delay_layers > 0 and hidden is not None
@@ -215,6 +219,36 @@ def train_target(context: Context, candidate: str) -> None:
     save_trained(context.candidate_dir(candidate), model, tokenizer, context.model_name, meta)
     verdict = "passed" if passed else f"MISSED the gate of {settings.gate_accuracy}"
     echo(f"train_target {candidate}: held-out accuracy {final:.3f}, {verdict}")
+
+
+def answer_tokens(
+    task: Task, tokenizer: PreTrainedTokenizerFast, index: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Questions with their answers as tokens (N, T), and which of the tokens behind the first are answers, bool (N, T - 1)."""
+    import torch
+
+    from inversescope.models import encode
+
+    ids = encode(tokenizer, task.completed(index))
+    lengths = np.array([len(i) for i in ids])
+    asked = np.array([len(i) for i in encode(tokenizer, task.questions(index))])
+    table = np.full((len(ids), int(lengths.max())), int(tokenizer.eos_token_id))
+    for row, i in enumerate(ids):
+        table[row, : len(i)] = i
+    place = np.arange(1, table.shape[1])
+    answered = (place >= asked[:, None]) & (place < lengths[:, None])
+    return torch.from_numpy(table), torch.from_numpy(answered)
+
+
+def answered_right(model: PreTrainedModel, tokens: torch.Tensor, answered: torch.Tensor) -> np.ndarray:
+    """Whether the model gives each answer in all its tokens, each after the true ones, bool (N,); arguments as from
+    `answer_tokens`. Leaves the model in evaluation mode."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
+    return np.asarray((right | ~answered).all(1))
 
 
 def _hidden(edges: np.ndarray | None, tokens: torch.Tensor, layers: int) -> dict[int, torch.Tensor]:

@@ -6,14 +6,27 @@ from pathlib import Path
 
 from inversescope.config import Config
 from inversescope.errors import InputError
+from inversescope.tasks.addition import AdditionTask
 from inversescope.tasks.base import SPLITS, Grammar, Task
+from inversescope.tasks.counting import CountingTask
 from inversescope.tasks.icl_translation import TranslationTask
 from inversescope.tasks.ioi import IOITask
 from inversescope.tasks.ravel import RavelTask
 
-TASKS = ("ioi", "ravel", "icl_translation")
+TASKS = ("ioi", "ravel", "icl_translation", "counting", "addition")
 
-__all__ = ["SPLITS", "TASKS", "Grammar", "IOITask", "RavelTask", "Task", "TranslationTask", "get_task"]
+__all__ = [
+    "SPLITS",
+    "TASKS",
+    "AdditionTask",
+    "CountingTask",
+    "Grammar",
+    "IOITask",
+    "RavelTask",
+    "Task",
+    "TranslationTask",
+    "get_task",
+]
 
 
 def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
@@ -28,4 +41,8 @@ def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
         return RavelTask(config.ravel, root)
     if name == "icl_translation":
         return TranslationTask(config.icl_translation, root)
+    if name == "counting":
+        return CountingTask(config.counting)
+    if name == "addition":
+        return AdditionTask(config.addition)
     raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,9 +34,42 @@ class TextEncoder(Protocol):
         """Return the token ids of a text."""
 
 
-@dataclass(frozen=True)
-class Grammar:
+class Automaton(ABC):
     """A deterministic automaton whose language is exactly the prior's texts, each followed by the end token.
+
+    Attributes:
+        tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
+        start: state before the first token of a text.
+        accept_token: id of the end token.
+    """
+
+    tokens: np.ndarray
+    start: int
+    accept_token: int
+
+    @abstractmethod
+    def permitted(self, state: np.ndarray) -> np.ndarray:
+        """Return which of `tokens` may follow in each state (n,), bool (n, n_tokens)."""
+
+    @abstractmethod
+    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
+        """Return the next states, -1 where a token is forbidden or the state is -1; broadcasts."""
+
+
+class NextTokens(Protocol):
+    """Exact next-token distributions of a prior."""
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """Sorted ids of the tokens that occur, int64 (n_tokens,)."""
+
+    def along(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the distributions (B, T - 1, n_tokens) along paths (B, T) that begin with the start token."""
+
+
+@dataclass(frozen=True)
+class Grammar(Automaton):
+    """An automaton as a table.
 
     Attributes:
         tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
@@ -56,6 +89,10 @@ class Grammar:
     def n_states(self) -> int:
         """Number of states."""
         return int(self.table.shape[0])
+
+    def permitted(self, state: np.ndarray) -> np.ndarray:
+        """Return which of `tokens` may follow in each state (n,), bool (n, n_tokens)."""
+        return np.asarray(self.table[state] >= 0)
 
     def allowed(self, state: int) -> np.ndarray:
         """Return the ids of the tokens that may follow in a state, int64."""
@@ -120,8 +157,68 @@ def build_grammar(
     return Grammar(tokens=tokens, table=table, start=0, final=numbers[final], accept_token=accept_token)
 
 
+def character_ids(tokenizer: TextEncoder, characters: Sequence[str]) -> dict[str, int]:
+    """Return the token of each character.
+
+    Raises:
+        InputError: a character is not one token, or the tokenizer has no end token; names it.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise InputError("the tokenizer has no end token", "set its eos_token")
+    unusable = {end, getattr(tokenizer, "unk_token_id", None)}
+    ids = {}
+    for character in characters:
+        found = [int(t) for t in tokenizer.encode(character, add_special_tokens=False)]
+        if len(found) != 1 or found[0] in unusable:
+            raise InputError(
+                f"the tokenizer does not encode the character '{character}' as one token but as {found}",
+                "use a tokenizer of single characters, with all of the task's in its vocabulary",
+            )
+        ids[character] = found[0]
+    return ids
+
+
+def completions(grammar: Grammar) -> np.ndarray:
+    """Number of texts that can follow each state, float64 (n_states,). Raises `InputError` if the automaton has a cycle."""
+    table = grammar.table
+    final = ~(table >= 0).any(axis=1)
+    count: np.ndarray = np.where(final, 1.0, 0.0)
+    for _ in range(10_000):
+        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(axis=1)
+        new: np.ndarray = np.where(final, 1.0, following)
+        if np.array_equal(new, count):
+            return count
+        count = new
+    raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
+
+
+class UniformNextTokens:
+    """Exact next-token distributions of a task's uniform prior, from its grammar.
+
+    Attributes:
+        rows: (n_states, n_tokens) float32 probability of each of the grammar's tokens in each state.
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.grammar = grammar
+        self.tokens = grammar.tokens
+        ways = completions(grammar)
+        count = np.where(grammar.table >= 0, ways[np.maximum(grammar.table, 0)], 0.0)
+        self.rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
+
+    def along(self, tokens: np.ndarray) -> np.ndarray:
+        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
+        state = np.full(len(tokens), self.grammar.start, np.int64)
+        states = np.empty(tokens[:, 1:].shape, np.int64)
+        for position in range(tokens.shape[1] - 1):
+            states[:, position] = state
+            state = np.asarray(self.grammar.step(state, tokens[:, position + 1]))
+        return self.rows[np.maximum(states, 0)]
+
+
 class Task(ABC):
-    """A finite, uniformly weighted prior of prompts, addressed by an index in [0, size).
+    """A finite prior of prompts, addressed by an index in [0, size); all alike, unless the task says otherwise.
 
     Attributes:
         name: the task's name, as in paths and in the configuration.
@@ -134,10 +231,21 @@ class Task(ABC):
         scan_sites: patterns of the sites by which candidates of the target scan are told apart.
         names: names of which a prompt never holds one twice in a row, each a single token after a space; may be empty.
         move_counts: number of equally likely values of each kind of move (see `move`).
-        word_pattern: regular expression of one token of the word-level tokenizer that a target trained here gets; None: a
-        word with the     space before it, or a punctuation mark.
+        word_pattern: regular expression of one token of the word-level tokenizer that a target trained here gets; None: a word
+            with the space before it, or a punctuation mark.
         gate_by: feature for each label of which a target trained here must pass the accuracy gate; None: on the whole.
+        token_unit: what a tokenizer that is made for the task takes for a token.
+        uniform: whether all prompts are equally probable; if not, `log_prior` and `draw` say how probable they are.
+        question_end: position after which the answer is predicted.
+        counterfactual_features: features of which `counterfactuals` knows how to change one alone.
+        position_names: names of positions in a prompt, beside token indices (see `offsets`).
     """
+
+    token_unit: Literal["word", "character"] = "word"
+    uniform: bool = True
+    position_names: tuple[str, ...] = ()
+    question_end: str = "last"
+    counterfactual_features: tuple[str, ...] = ()
 
     name: str
     slot_names: tuple[str, ...]
@@ -172,24 +280,36 @@ class Task(ABC):
 
     @abstractmethod
     def answers(self, index: np.ndarray) -> list[str]:
-        """Return the word or words that should follow each prompt, without a leading space."""
+        """Return what should follow each question, without a leading space."""
 
     def questions(self, index: np.ndarray) -> list[str]:
         """Return what a target model is asked: the prompts' texts, unless these hold the answer too."""
         return self.texts(index)
 
     def completed(self, index: np.ndarray) -> list[str]:
-        """Return the questions with their answers."""
+        """Return the questions with their answers: what target models are trained on."""
         return [a + b for a, b in zip(self.questions(index), self.continuations(index), strict=True)]
 
     def continuations(self, index: np.ndarray) -> list[str]:
-        """Return what follows each prompt when it is answered: its answer after a space."""
-        return [f" {answer}" for answer in self.answers(index)]
+        """Return what follows each question when it is answered: its answer, after a space between words."""
+        space = " " if self.token_unit == "word" else ""
+        return [f"{space}{answer}" for answer in self.answers(index)]
 
     def in_prior(self, index: np.ndarray) -> np.ndarray:
         """Return which indices (N,) are prompts of the prior; tasks may number further prompts behind it."""
         index = np.asarray(index)
         return (index >= 0) & (index < self.size)
+
+    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Return which character of each text stands at a named position, int64 (N,), -1 where there is none.
+
+        Raises:
+            InputError: the task has no position of that name.
+        """
+        known = ", ".join(f"@{known}" for known in ("last", *self.position_names, "any"))
+        raise InputError(
+            f"task {self.name} has no position '@{name}'", f"use one of {known}, or a token index such as @4"
+        )
 
     def check_index(self, index: np.ndarray) -> np.ndarray:
         """Return the indices as int64 (N,), or raise IndexError if one lies outside the prior."""
@@ -231,7 +351,7 @@ class Task(ABC):
         if split is not None:
             return self.split_log_prior(index, split)
         index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        return np.where(index >= 0, -np.log(self.size), -np.inf)
+        return np.where(self.in_prior(index), -np.log(self.size), -np.inf)
 
     def split_log_prior(self, index: np.ndarray, split: str) -> np.ndarray:
         """Return log P(x) in nats under the uniform distribution on a split, float64 (N,), -inf outside."""
@@ -247,7 +367,7 @@ class Task(ABC):
     def sample(
         self, n: int, split: str | None, rng: np.random.Generator, replace: bool = False
     ) -> np.ndarray:
-        """Draw prompts uniformly from a split, or from the whole prior if `split` is None.
+        """Draw prompts from a split, or from the whole prior if `split` is None.
 
         Args:
             n: number of prompts.
@@ -266,17 +386,27 @@ class Task(ABC):
         if number == 0:
             raise InputError(f"{where} is empty", self.split_remedy(split))
         if replace:
-            return self.split_index(rng.integers(0, number, size=n), split)
+            return self.draw(n, split, rng)
         if n > number:
             raise InputError(
                 f"{n} distinct prompts were asked of {where}, which has {number}",
                 f"lower the number of prompts, or {self.split_remedy(split)}",
             )
+        if not self.uniform:
+            index = np.zeros(0, np.int64)
+            while len(index) < n:
+                more = np.concatenate([index, self.draw(n, split, rng)])
+                index = more[np.sort(np.unique(more, return_index=True)[1])]
+            return index[:n]
         return self.split_index(rng.choice(number, size=n, replace=False), split)
 
     def combination(self, index: np.ndarray) -> np.ndarray:
         """Return what no cached prompt may share with a test prompt, int64 (N,): itself, unless a task asks for more."""
         return np.asarray(index, dtype=np.int64)
+
+    def draw(self, n: int, split: str | None, rng: np.random.Generator) -> np.ndarray:
+        """Draw prompts independently from a split, or from the whole prior if `split` is None, int64 (n,)."""
+        return self.split_index(rng.integers(0, self.split_size(split), size=n), split)
 
     def split_remedy(self, split: str | None) -> str:
         """Return what makes a split larger, in words, for error messages."""
@@ -327,7 +457,7 @@ class Task(ABC):
     def single_token_words(self) -> list[str]:
         """Return the words, without spaces, that a tokenizer must encode as one token after a space."""
 
-    def longest(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
+    def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
         """Return prompts of which one is about the longest in tokens, int64 (N,).
 
         Args:
@@ -356,8 +486,28 @@ class Task(ABC):
         return Lesson(self.questions(index), self.completed(index))
 
     @abstractmethod
-    def grammar(self, tokenizer: TextEncoder) -> Grammar:
+    def grammar(self, tokenizer: TextEncoder) -> Automaton:
         """Return the automaton of the prior's texts over a tokenizer's ids; raises InputError."""
+
+    def next_tokens(self, tokenizer: TextEncoder) -> NextTokens:
+        """Return the exact next-token distributions of the prior over a tokenizer's ids; raises InputError."""
+        grammar = self.grammar(tokenizer)
+        if not self.uniform or not isinstance(grammar, Grammar):
+            raise InputError(
+                f"task {self.name} has no exact next-token distribution", "use backbone.targets: samples"
+            )
+        return UniformNextTokens(grammar)
+
+    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return a partner (N,) of each prompt that differs in a feature and keeps the rest as far as can be; -1 = none found.
+
+        Raises:
+            InputError: the task does not know how to change that feature alone.
+        """
+        known = ", ".join(self.counterfactual_features) or "none"
+        raise InputError(
+            f"task {self.name} has no counterfactuals for {feature!r}", f"it has them for: {known}"
+        )
 
     # Markov chain
 
@@ -374,7 +524,7 @@ class Task(ABC):
     def moves(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Propose one move a prompt, int64 (N,): its kind uniformly, then its value uniformly.
 
-        The proposal is symmetric: P(i -> j) = P(j -> i), so that a Metropolis chain needs no correction.
+        The proposal is symmetric: P(i -> j) = P(j -> i), so that a Metropolis chain needs no correction for it.
         """
         index = self.check_index(index)
         counts = np.asarray(self.move_counts, dtype=np.int64)

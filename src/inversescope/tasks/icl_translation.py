@@ -267,7 +267,7 @@ class TranslationTask(Task):
         """Return no words: they may take several tokens, answers are told apart by their first one."""
         return []
 
-    def longest(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
+    def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
         """Return prompts of which one is the longest in tokens, int64 (N,): of each task, its longest pair and query."""
         slots = []
         for task, pairs in enumerate(self.pairs):

@@ -212,6 +212,36 @@ class IOITask(Task):
         """Return the indirect object of each prompt, the name that should follow, without leading space."""
         return [self.names[code] for code in self.features_of(self.check_index(index))["object"]]
 
+    position_names = ("S1", "S2", "IO")
+    counterfactual_features = ("object", "subject")
+
+    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return prompts with another object, or another subject, in all its places; the other name and all words stay."""
+        if feature not in self.counterfactual_features:
+            return super().counterfactuals(feature, index, rng)
+        slots = self.slots(index).astype(np.int64)
+        first = (slots[:, _ORDER] == 0) == (feature == "subject")
+        column = np.where(first, _NAME_A, _NAME_B)
+        rows = np.arange(len(slots))
+        low, high = slots[:, [_NAME_A, _NAME_B]].min(1), slots[:, [_NAME_A, _NAME_B]].max(1)
+        fresh = rng.integers(len(self.names) - 2, size=len(slots))
+        fresh += fresh >= low
+        fresh += fresh >= high
+        slots[rows, column] = fresh
+        return self.index(slots)
+
+    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Return where the first and second mention of the subject and the only one of the object stand, in characters."""
+        if name not in self.position_names:
+            return super().offsets(name, index)
+        index = self.check_index(index)
+        codes = self.features_of(index)["object" if name == "IO" else "subject"]
+        result = np.empty(len(index), np.int64)
+        for row, (text, code) in enumerate(zip(self.texts(index), codes.tolist(), strict=True)):
+            mentions = [m.start() for m in re.finditer(rf"\b{self.names[code]}\b", text)]
+            result[row] = mentions[1 if name == "S2" else 0]
+        return result
+
     # Features
 
     def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:

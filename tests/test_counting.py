@@ -1,0 +1,517 @@
+"""InversionView's case studies: priors of counting and addition, imported checkpoints, sites at any position."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from inversescope.capture import capture
+from inversescope.cli import main
+from inversescope.config import (
+    AdditionConfig,
+    ArchitectureConfig,
+    Config,
+    CountingConfig,
+    default_config,
+    merge,
+)
+from inversescope.errors import InputError
+from inversescope.kernel import distances, paired_distances, prepare
+from inversescope.models import Target, build_model, character_tokenizer, encode, load_target, task_tokenizer
+from inversescope.sites import Site
+from inversescope.stages.common import Context
+from inversescope.stages.positions import capture_prompts, named_positions
+from inversescope.store import read_json, read_table
+from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
+from inversescope.tasks.base import Automaton
+
+ROOT = Path(__file__).resolve().parents[1]
+PUBLISHED = ROOT / str(default_config().mirror) / "inversionview" / "counting"
+TINY = CountingConfig(letters="abcd", n_distinct=2, max_count=2, held_out_letters=0.3)
+CHARACTERS = "abcdefghijklmnopqrstuvwxyz123456789|:BEP"
+
+
+def counting(config: CountingConfig = TINY) -> CountingTask:
+    return CountingTask(config)
+
+
+def everything(task: Task) -> np.ndarray:
+    return np.arange(task.size)
+
+
+# ------------------------------------------------------------------------------------------------------------- priors
+
+
+def test_counting_is_addressed_both_ways() -> None:
+    task = counting()
+    index = everything(task)
+    texts = task.texts(index)
+    assert len(set(texts)) == task.size
+    assert (task.parse(texts) == index).all()
+    assert (task.index(task.slots(index)) == index).all()
+    # By hand: two letters of four, each once or twice, every arrangement, either letter asked for.
+    wanted = set()
+    for written in (w for n in (2, 3, 4) for w in product("abcd", repeat=n)):
+        numbers = {letter: written.count(letter) for letter in written}
+        if len(numbers) == 2 and max(numbers.values()) <= 2:
+            wanted |= {f"B{''.join(written)}|{letter}:" for letter in numbers}
+    assert set(texts) == wanted
+
+
+def test_counting_of_the_published_prior_is_addressed_both_ways() -> None:
+    task = counting(CountingConfig())
+    index = task.draw(500, None, np.random.default_rng(0))
+    texts = task.texts(index)
+    assert (task.parse(texts) == index).all()
+    longest = task.texts(task.extremes(lambda texts: [len(text) for text in texts]))[0]
+    assert len(longest) == 1 + 27 + 3
+    assert "Bvzzvcvv|v:" in task.texts(task.parse(["Bvzzvcvv|v:"]))
+    codes = task.features_of(task.parse(["Bvzzvcvv|v:"]))
+    labels = {name: task.feature_values[name][code[0]] for name, code in codes.items()}
+    assert labels == {
+        "count": "4", "target": "v", "last": "v", "first": "v", "order": "1", "length": "7", "others": "1,2", "counts": "4,2,1"
+    }  # fmt: skip
+    assert task.completed(task.parse(["Bvzzvcvv|v:"])) == ["Bvzzvcvv|v:4"]
+
+
+@pytest.mark.parametrize("text", ["Bab|c:", "Bab|a", "ab|a:", "Baaab|a:", "Ba|a:", "Babc|a:", "Bab|a:1", ""])
+def test_texts_out_of_counting(text: str) -> None:
+    assert counting().parse([text]).tolist() == [-1]
+
+
+def test_counting_prior_is_drawn_as_it_says() -> None:
+    task = counting()
+    probability = np.exp(task.log_prior(everything(task)))
+    assert probability.sum() == pytest.approx(1.0)
+    assert probability.max() > 3 * probability.min()  # not uniform
+    n = 60_000
+    seen = np.bincount(task.draw(n, None, np.random.default_rng(1)), minlength=task.size) / n
+    error = np.sqrt(probability * (1 - probability) / n)
+    assert (abs(seen - probability) < 5 * error).all()
+    distinct = task.sample(100, None, np.random.default_rng(2))
+    assert len(set(distinct.tolist())) == 100
+
+
+@pytest.mark.parametrize("name", ["counting", "addition"])
+def test_splits_partition_the_prior(name: str) -> None:
+    task: Task = (
+        counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=2, held_out_pairs=0.1))
+    )
+    parts = [task.enumerate(split) for split in ("train", "test")]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(task.size))
+    for code, (split, part) in enumerate(zip(("train", "test"), parts, strict=True)):
+        assert (task.split_of(part) == code).all()
+        assert np.exp(task.log_prior(part, split)).sum() == pytest.approx(1.0)
+        drawn = task.draw(300, split, np.random.default_rng(3))
+        assert np.isin(drawn, part).all()
+    if isinstance(task, AdditionTask):  # an unordered pair is on one side
+        codes = task.slots(parts[1])
+        assert (task.split_of(task.index(codes[:, ::-1])) == 1).all()
+
+
+@pytest.mark.parametrize("name", ["counting", "addition"])
+def test_chance_is_the_share_of_equal_labels(name: str) -> None:
+    task: Task = counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1))
+    index = everything(task)
+    probability = np.exp(task.log_prior(index))
+    for feature, codes in task.features_of(index).items():
+        share = np.bincount(codes, weights=probability)
+        assert task.chance(feature) == pytest.approx(float((share**2).sum())), feature
+
+
+def words_of(grammar: Automaton, tokens: list[int]) -> bool:
+    """Whether the automaton takes a sequence that ends with its end token."""
+    state = np.array([grammar.start])
+    for token in tokens:
+        state = np.asarray(grammar.step(state, np.array([token])))
+        if state[0] < 0:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("name", ["counting", "addition"])
+def test_grammar_is_the_prior_and_its_probabilities(name: str) -> None:
+    task: Task = counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1))
+    tokenizer = task_tokenizer(task)
+    grammar, exact = task.grammar(tokenizer), task.next_tokens(tokenizer)
+    end = int(tokenizer.eos_token_id)
+    index = everything(task)
+    ids = encode(tokenizer, task.texts(index))
+    column = {int(token): i for i, token in enumerate(exact.tokens)}
+    for length in sorted({len(one) for one in ids}):
+        rows = [row for row, one in enumerate(ids) if len(one) == length]
+        paths = np.array([[end, *ids[row], end] for row in rows])
+        p = exact.along(paths)
+        assert p.sum(-1) == pytest.approx(1.0, abs=1e-5)
+        chosen = [
+            [p[r, t, column[int(paths[r, t + 1])]] for t in range(length + 1)] for r in range(len(rows))
+        ]
+        assert np.log(chosen).sum(1) == pytest.approx(task.log_prior(index[rows]), abs=1e-4)
+    words = {tuple(one.tolist()) for one in ids}
+    rng = np.random.default_rng(0)
+    for row in rng.integers(len(ids), size=40):
+        tokens = ids[row].tolist()
+        assert words_of(grammar, [*tokens, end])
+        changed = list(tokens)
+        changed[rng.integers(len(tokens))] = int(rng.choice(exact.tokens))
+        assert words_of(grammar, [*changed, end]) == (tuple(changed) in words)
+
+
+@pytest.mark.parametrize("name", ["counting", "addition"])
+def test_moves_are_symmetric_and_reach_all(name: str) -> None:
+    task: Task = counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1))
+    index = everything(task)
+    way = np.zeros((task.size, task.size))
+    for kind, count in enumerate(task.move_counts):
+        for value in range(count):
+            to = task.move(index, np.full(task.size, kind), np.full(task.size, value))
+            np.add.at(way, (index, to), 1.0 / count)
+    assert way == pytest.approx(way.T)
+    reached = np.linalg.matrix_power((way > 0).astype(float), 12) > 0
+    assert reached.all()
+
+
+def test_addition_features_by_hand() -> None:
+    task = AdditionTask(AdditionConfig())
+    assert task.size == 810_000
+    index = task.parse(["B362+745=1107", "B362+405=767", "B362+405=768"])
+    assert index[2] == -1
+    codes = task.features_of(index[:2])
+    label = {name: [task.feature_values[name][c] for c in code] for name, code in codes.items()}
+    assert [label[name] for name in ("F1", "S3", "T2", "C1", "C2", "C3")] == [
+        ["3", "3"], ["5", "5"], ["10", "6"], ["1", "0"], ["1", "0"], ["0", "0"]
+    ]  # fmt: skip
+    assert [label[name] for name in ("A1", "A3", "first", "sum")] == [
+        ["1", "7"],
+        ["0", "7"],
+        ["362", "362"],
+        ["1107", "767"],
+    ]
+    assert task.questions(index[:1]) == ["B362+745="]
+    assert task.offsets("A4", index[:2]).tolist() == [12, -1]
+    assert [
+        task.texts(index[:1])[0][task.offsets(p, index[:1])[0]] for p in ("F2", "plus", "S1", "equals", "A1")
+    ] == list("6+7=1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"letters": "aab"}, {"letters": "abB"}, {"letters": "ab", "n_distinct": 3}, {"n_distinct": 5}]
+)  # fmt: skip
+def test_counting_refuses_what_is_no_prior(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        CountingTask(CountingConfig(**change))
+
+
+# ---------------------------------------------------------------------------------------------------------- positions
+
+
+def toy_target(task: Task, seed: int = 0) -> Target:
+    tokenizer = task_tokenizer(task)
+    shape = ArchitectureConfig(n_layers=2, n_heads=2, d_model=16, n_positions=16)
+    return Target(build_model(shape, len(tokenizer), seed, initializer_range=0.3), tokenizer, "toy")
+
+
+def test_named_positions_are_the_tokens_that_they_name() -> None:
+    task = counting()
+    target = toy_target(task)
+    index = everything(task)[::3]
+    sites = [
+        Site.parse(label)
+        for label in ("L0H0@target", "L1.resid_post@colon", "L1.attn_out@last", "L0.mlp_out@2")
+    ]
+    found = capture_prompts(task, target, index, sites)
+    for row in range(0, len(index), 7):
+        ids = encode(target.tokenizer, task.texts(index[row : row + 1]))
+        n = len(ids[0])
+        for site, place in zip(sites, (n - 2, n - 1, n - 1, 2), strict=True):
+            fixed = Site(site.layer, site.kind, site.head, str(place))
+            assert found[site.label][row] == pytest.approx(
+                capture(target, ids, [fixed])[fixed.label][0], abs=1e-6
+            )
+
+
+def test_any_position_is_the_nearest_one() -> None:
+    task = counting()
+    target = toy_target(task)
+    index = everything(task)[::5]
+    site = Site.parse("L0.resid_post@any")
+    z = capture_prompts(task, target, index, [site])[site.label]
+    ids = encode(target.tokenizer, task.texts(index))
+    assert z.shape == (len(index), 8, 16)  # the longest prompt has eight tokens
+    query = z[3, 2][None]
+    d = distances(prepare(query, "cosine"), prepare(z, "cosine"), "cosine")[0]
+    for row, one in enumerate(ids):
+        places = [Site(0, "resid_post", None, str(p)) for p in range(len(one))]
+        own = np.stack([capture(target, [one], [place])[place.label][0] for place in places])
+        least = distances(prepare(query, "cosine"), prepare(own, "cosine"), "cosine").min()
+        assert d[row] == pytest.approx(least, abs=1e-5)
+    assert d[3] == pytest.approx(0.0, abs=1e-6)
+    assert paired_distances(np.repeat(query, len(z), 0), z) == pytest.approx(d, abs=1e-5)
+
+
+def test_word_tasks_have_named_positions_too() -> None:
+    task = IOITask(default_config().ioi)
+    tokenizer = task_tokenizer(task)
+    target = Target(build_model(ArchitectureConfig(n_layers=1), len(tokenizer), 0), tokenizer, "toy")
+    index = task.sample(50, None, np.random.default_rng(0))
+    ids = encode(tokenizer, task.texts(index))
+    places = named_positions(
+        task, target, index, ids, [Site.parse(f"L0H0@{name}") for name in ("S1", "S2", "IO")]
+    )
+    subject, other = (task.features_of(index)[name] for name in ("subject", "object"))
+    for row, one in enumerate(ids):
+        words = [tokenizer.decode([int(t)]).strip() for t in one]
+        assert words[places["S1"][row]] == words[places["S2"][row]] == task.names[subject[row]]
+        assert places["S1"][row] < places["S2"][row]
+        assert words[places["IO"][row]] == task.names[other[row]]
+
+
+def test_positions_that_are_not_there() -> None:
+    task = AdditionTask(AdditionConfig())
+    target = toy_target(task)
+    index = task.parse(["B362+745=1107", "B362+405=767"])
+    with pytest.raises(InputError, match="1 of 2 prompts.*position 'A4'"):
+        capture_prompts(task, target, index, [Site.parse("L0H0@A4")])
+    with pytest.raises(InputError, match="no position '@nowhere'"):
+        capture_prompts(task, target, index, [Site.parse("L0H0@nowhere")])
+    with pytest.raises(InputError, match="none at the position of site"):
+        capture_prompts(task, target, index, [Site.parse("L0H0@12")])
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint(folder: Path, vocabulary: int = 14, kind: str = "pytorch_model.bin", **shape: int) -> Path:
+    """A GPT-2 checkpoint with random weights as third parties save them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_positions": 16} | shape
+    model = build_model(ArchitectureConfig(**sizes), vocabulary, 0, initializer_range=0.3)
+    tensors = {name: value.clone() for name, value in model.state_dict().items()}
+    about = {"model_type": "gpt2", "vocab_size": vocabulary, "activation_function": "gelu_new"}
+    about |= {"n_layer": 2, "n_head": sizes["n_heads"], "n_embd": sizes["d_model"], "n_positions": 16}
+    (folder / "config.json").write_text(json.dumps(about))
+    if kind.endswith(".bin"):
+        torch.save({**tensors, "transformer.h.0.attn.bias": torch.ones(1)}, folder / kind)
+    else:
+        save_file(tensors, folder / kind)
+    return folder
+
+
+def study(root: Path, characters: str = "ab12cd|:BEPxyz", delta: dict[str, Any] | None = None) -> Config:
+    """Configuration of a tiny counting study of a checkpoint in root/checkpoint."""
+    values = default_config().model_dump(mode="json")
+    cases = values["experiments"]["counting_published"]
+    settings = merge(
+        cases["settings"],
+        {
+            "variants": {name: {"steps": 6} for name in ("paper", "default", "inversionview")},
+            "backbone": {"steps": 60, "gate_in_prior": 0.0, "shape": {"n_positions": 14}},
+            "sampling": {"candidates": 8, "candidates_elsewhere": 4, "max_candidates": 8},
+            "fcr": {"bootstrap": 100, "mcmc_evaluations": 3},
+            "kernel": {"epsilon": 0.1, "epsilons": [0.1]},
+        },
+    )
+    values["experiments"] = {
+        "tiny": {
+            **cases,
+            "model": "tiny",
+            "sites": ["L1H0@target", "L0.resid_post@any"],
+            "settings": settings,
+        }
+        | {"n_train": 60, "n_test": 4, "n_reference": 150}
+    }
+    vocabulary = {"characters": characters, "end": "E", "unknown": "P"}
+    about = {"folder": str(root / "checkpoint"), "vocabulary": vocabulary}
+    values["models"] = {"tiny": {"source": "checkpoint", "n_layers": 2, "n_heads": 2, "checkpoint": about}}
+    values |= {
+        "counting": TINY.model_dump(),
+        "mirror": None,
+        "studied_variants": ["paper"],
+        "study_variants": [],
+    }
+    return Config.model_validate(merge(values, delta or {}))
+
+
+def write(root: Path, config: Config) -> None:
+    (root / "config").mkdir(parents=True, exist_ok=True)
+    (root / "config/config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+
+
+def run(root: Path, stage: str, *options: str) -> int:
+    return main([stage, "--task", "counting", "--model", "tiny", "--root", str(root), *options])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny study of an imported checkpoint, from prompts to tables."""
+    root = tmp_path_factory.mktemp("counting")
+    checkpoint(root / "checkpoint")
+    config = study(root)
+    write(root, config)
+    assert run(root, "import-checkpoint") == 0
+    for split in ("train", "test", "reference"):
+        assert run(root, "make_prompts", "--split", split) == 0
+        assert run(root, "extract_activations", "--split", split) == 0
+    assert run(root, "train_backbone") == 0
+    names = ["paper", "default", "inversionview"]
+    sites = [option for label in ("L1H0@target", "L0.resid_post@any") for option in ("--site", label)]
+    for name in names:
+        generator = ["--generator", "inversionview" if name == "inversionview" else "inversescope"]
+        assert run(root, "train_generator", *generator, "--variant", name) == 0
+        assert run(root, "sample_prompts", *generator, "--variant", name, *sites) == 0
+    assert run(root, "run_mcmc", *sites) == 0
+    variants = [option for name in names for option in ("--variant", name)]
+    for label in ("L1H0@target", "L0.resid_post@any"):
+        assert run(root, "compute_exact", "--site", label) == 0
+        assert run(root, "estimate_fcr", *variants, "--site", label) == 0
+    assert run(root, "collect_tables") == 0
+    return root
+
+
+def test_imported_checkpoint_is_the_same_model(finished: Path) -> None:
+    target = load_target(finished / "data/counting/tiny/target")
+    saved = torch.load(finished / "checkpoint/pytorch_model.bin", weights_only=True)
+    for name, value in target.model.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+    assert target.tokenizer.encode("Bab|a:", add_special_tokens=False) == [8, 0, 1, 6, 0, 7]
+    about = read_json(finished / "data/counting/tiny/target/target.json")
+    table = read_table(finished / "results/counting/tiny/target_import.csv")
+    assert table["accuracy"][0] == pytest.approx(about["accuracy"])
+
+
+def test_study_of_a_checkpoint_has_the_usual_tables(finished: Path) -> None:
+    fcr = read_table(finished / "results/counting/tiny/fcr.csv")
+    assert set(fcr["site"]) == {"L1H0@target", "L0.resid_post@any"}
+    assert {"generated", "reweighted", "cache", "combined", "exact", "mcmc", "prior", "shuffled"} <= set(
+        fcr["estimator"]
+    )
+    assert set(fcr["variant"]) == {"paper", "default", "inversionview", ""}
+    exact = fcr[fcr["estimator"] == "exact"]
+    assert exact["fcr"].between(0, 1).all()
+
+
+def test_exact_values_of_a_prior_that_is_not_uniform(finished: Path) -> None:
+    """Reference prompts are draws: mass, entropy and rates are means over them."""
+    config = study(finished).of("counting", "tiny")
+    context = Context(finished, config, "counting", "tiny")
+    task = context.task
+    table = read_table(context.results / "exact/L1H0@target.parquet").set_index("target_id")
+    reference = context.prompts("reference")["prompt_id"].to_numpy()
+    z, own = (np.array(context.activations(split, "L1H0@target")) for split in ("reference", "test"))
+    for target in range(4):
+        inside = paired_distances(np.tile(own[target], (len(z), 1)), z) < 0.1
+        row = table.loc[target]
+        if inside.any():
+            mass = inside.mean()
+            assert row["log_mass"] == pytest.approx(math.log(mass))
+            # Entropy of prior * [inside] / mass, estimated from draws: -E[log prior] + log mass.
+            assert row["entropy"] == pytest.approx(-task.log_prior(reference[inside]).mean() + math.log(mass))
+
+
+def test_vocabulary_of_another_model_is_a_matter_of_configuration(tmp_path: Path) -> None:
+    """Other letters, other marks, no begin mark, weights as safetensors."""
+    checkpoint(tmp_path / "checkpoint", vocabulary=9, kind="model.safetensors")
+    counts = {
+        "letters": "XYZ",
+        "begin": "",
+        "bar": "?",
+        "colon": "=",
+        "n_distinct": 2,
+        "max_count": 2,
+        "held_out_letters": 0.4,
+    }
+    config = study(tmp_path, "21=?ZYX.;", {"counting": counts})
+    config.models["tiny"].checkpoint.vocabulary.end = "."  # type: ignore[union-attr]
+    config.models["tiny"].checkpoint.vocabulary.unknown = None  # type: ignore[union-attr]
+    write(tmp_path, config)
+    assert run(tmp_path, "import_checkpoint") == 0
+    target = load_target(tmp_path / "data/counting/tiny/target")
+    assert encode(target.tokenizer, ["XXY?X="])[0].tolist() == [6, 6, 5, 3, 6, 2]
+    with pytest.raises(InputError, match="cannot encode"):
+        encode(target.tokenizer, ["a"])
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, ("touch hostile-was-here",))
+
+
+BROKEN: dict[str, tuple[str, str]] = {
+    "pickle": ("is no file of weights", "only tensors are read"),
+    "objects": ("holds other things than weights", "only tensors are read"),
+    "vocabulary": ("embedding of model tiny has 14 tokens, its vocabulary names 13", "vocabulary.characters"),
+    "letters": ("lacks 'c'", "checkpoint.vocabulary"),
+    "shape": ("does not fit", "both files of one checkpoint"),
+    "missing": ("config.json of the checkpoint is neither in", "checkpoint.folder"),
+    "sha256": ("not the pinned", "pin the file"),
+    "family": ("not a gpt2", "source: local or hub"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_checkpoints_that_are_none(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = checkpoint(tmp_path / "checkpoint")
+    config = study(
+        tmp_path,
+        "ab12cd|:BEPxy"
+        if fault == "vocabulary"
+        else "ab12zd|:BEPxyw"
+        if fault == "letters"
+        else "ab12cd|:BEPxyz",
+    )
+    weights = folder / "pytorch_model.bin"
+    if fault == "pickle":
+        weights.write_bytes(pickle.dumps(Hostile()))
+    elif fault == "objects":
+        torch.save([1, 2], weights)
+    elif fault == "shape":
+        about = read_json(folder / "config.json")
+        (folder / "config.json").write_text(json.dumps({**about, "n_embd": 32}))
+    elif fault == "missing":
+        (folder / "config.json").unlink()
+    elif fault == "sha256":
+        config.models["tiny"].checkpoint.sha256["pytorch_model.bin"] = "0" * 64  # type: ignore[union-attr]
+    elif fault == "family":
+        (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    write(tmp_path, config)
+    assert run(tmp_path, "import-checkpoint") == 2
+    message = capsys.readouterr().err
+    assert all(part in message for part in BROKEN[fault]), message
+    assert message.count("error:") == 1 and "Traceback" not in message
+    assert not (tmp_path / "hostile-was-here").exists()
+    assert not (tmp_path / "data/counting/tiny/target/target.json").exists()
+
+
+def test_published_model_answers_fresh_prompts(tmp_path: Path) -> None:
+    if not PUBLISHED.is_dir():
+        pytest.skip(
+            f"the published counting model is not in {default_config().mirror} (nor anywhere without a network)"
+        )
+    values = default_config().model_dump(mode="json")
+    config = Config.model_validate({**values, "mirror": str(PUBLISHED.parents[1])})
+    write(tmp_path, config)
+    options = ["--task", "counting", "--model", "counting-published", "--root", str(tmp_path)]
+    assert main(["import-checkpoint", *options]) == 0
+    assert read_json(tmp_path / "data/counting/counting-published/target/target.json")["accuracy"] >= 0.99
+
+
+def test_character_tokenizers_are_checked() -> None:
+    with pytest.raises(InputError, match="twice"):
+        character_tokenizer("abaE", "E", None)
+    with pytest.raises(InputError, match="'E' is not in the vocabulary"):
+        character_tokenizer("ab", "E", None)
+    with pytest.raises(InputError, match="not one character"):
+        character_tokenizer(["a", "bc", "E"], "E", None)
