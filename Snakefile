@@ -36,9 +36,15 @@ include: "rules/icl.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
-rule ioi:
+rule ioi_figures:
     input:
         of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
+
+
+rule ioi:
+    input:
+        rules.ioi_figures.input,
+        rules.make_report.output if SHOWN else [],
 
 
 rule ravel:
@@ -53,7 +59,7 @@ rule icl_translation:
 
 rule figures:
     input:
-        rules.ioi.input,
+        rules.ioi_figures.input,
         rules.ravel.input,
         rules.icl_translation.input,
 

@@ -92,14 +92,14 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / ".dvc" / name, root / ".dvc")
     edit_config(root, yaml.safe_load((root / "config/test/tiny.yaml").read_text()))
     shell(root, "git", "init", "-q", "-b", "main")
-    summary = shell(root, sys.executable, "-m", "snakemake", "--summary", "all", "study")
+    summary = shell(root, sys.executable, "-m", "snakemake", "--summary", "ioi", "study")
     outputs = [line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))]
     assert len(outputs) > 200
     for output in outputs:
         write_placeholder(root, output)
     shell(root, *f"inversescope make_prompts --model gpt2-embedded --split test --root {root}".split())
     shell(
-        root, *f"{sys.executable} -m snakemake --cores 1 --touch --forceall --quiet all -- all study".split()
+        root, *f"{sys.executable} -m snakemake --cores 1 --touch --forceall --quiet all -- ioi study".split()
     )
     commit(root, "The study")
     names = adopt(root)
@@ -123,7 +123,7 @@ def restored(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = tmp_path_factory.mktemp("restored")
     shell(base, "git", "clone", "-q", str(adopted), "clone")
     count, targets = restore(base / "clone", str(adopted.parent / "inversescope-store"))
-    assert count > 200 and targets == ["all", "study"]
+    assert count > 200 and targets == ["ioi", "study"]
     return base / "clone"
 
 
@@ -148,7 +148,7 @@ def test_a_stale_run_is_not_adopted(adopted: Path) -> None:
     edit_config(adopted, {"fcr": {"mcmc_evaluations": 7}})
     try:
         with pytest.raises(
-            InputError, match=r"run_mcmc\w* \(\d+\).*params changed.*snakemake --cores all -- all study"
+            InputError, match=r"run_mcmc\w* \(\d+\).*params changed.*snakemake --cores all -- ioi study"
         ):
             adopt(adopted)
     finally:
@@ -168,7 +168,7 @@ def test_a_run_that_goes_on_is_not_adopted(adopted: Path) -> None:
 
 
 def test_after_restoring_nothing_is_to_be_done(restored: Path) -> None:
-    output = shell(restored, sys.executable, "-m", "snakemake", "-n", "--", "all", "study")
+    output = shell(restored, sys.executable, "-m", "snakemake", "-n", "--", "ioi", "study")
     assert "Nothing to be done" in output
     assert "up to date" in shell(restored, sys.executable, "-m", "dvc", "status")
 
@@ -202,7 +202,7 @@ def test_after_restoring_an_edit_reruns_its_dependants_alone(restored: Path, edi
     original = (restored / "config/config.yaml").read_text()
     edit_config(restored, delta)
     try:
-        rules = {s.rule for s in stale(restored, ["all", "study"])}
+        rules = {s.rule for s in stale(restored, ["ioi", "study"])}
     finally:
         (restored / "config/config.yaml").write_text(original)
     assert {re.sub(r"_ioi_gpt2_embedded.*", "", rule) for rule in rules} == expected

@@ -28,7 +28,7 @@ RECORDS = ".snakemake/metadata"
 RECORD_FORMAT = 6
 CONFIG_FILE = "config/config.yaml"
 #: What is adopted unless asked otherwise: everything whose figures are shown.
-TARGETS = ("all", "study")
+TARGETS = ("ioi", "study")
 #: Without --verify a file that DVC has not seen in its present state is hashed only if it is no larger than this.
 SMALL = 1 << 22
 
@@ -535,7 +535,7 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
             "was made; a file that git has: git checkout it from the commit of dvc.lock",
         )
     set_times(versions)
-    targets = ["all"] + (
+    targets = ["ioi"] + (
         ["study"] if any(s.startswith("study@") for s in adopted) and config.study_variants else []
     )
     refuse_stale(
