@@ -129,7 +129,9 @@ class Cluster:
             memory=self.memory,
         )
         # GPUs in name alone: what a job asks for is counted, and the programs see none.
-        gpus = "".join(f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero", "full", "urandom")[: self.cpus])
+        gpus = "".join(
+            f"Name=gpu File=/dev/{name}\n" for name in ("null", "zero", "full", "urandom")[: self.cpus]
+        )
         SYSTEM.mkdir(exist_ok=True)
         for name, content in (("slurm.conf", text), ("gres.conf", gpus)):
             (folder / name).write_text(content)

@@ -358,7 +358,7 @@ def _read_tensors(path: str | Path, remedy: str, mmap: bool) -> tuple[dict[str, 
         if end != size:
             raise InputError(f"{path} is cut short or overlong ({size} bytes instead of {end})", remedy)
     data = np.memmap(path, mode="r") if mmap else np.fromfile(path, dtype=np.uint8)
-    if "crc32" in meta and f"{zlib.crc32(data[8 + length :], checksum):08x}" != meta["crc32"]:
+    if "crc32" in meta and f"{zlib.crc32(data[8 + length :].data, checksum):08x}" != meta["crc32"]:
         raise InputError(f"{path} is damaged: its checksum is not that of its bytes", remedy)
     tensors = {}
     for name, entry in header.items():

@@ -464,7 +464,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
             "variant": settings.model_dump(mode="json", exclude={"change", "study", "settings"}),
             "kernel": context.config.kernel.model_dump(mode="json", include={"epsilon", "distance", "kind"}),
             "backbone": backbone_meta,
-            "activations": {label: zlib.crc32(z) for label, z in activations.items()},
+            "activations": {label: zlib.crc32(z.data) for label, z in activations.items()},
             "processes": process.num_processes,
         },
         save_every=context.config.save_every,

@@ -112,6 +112,7 @@ def train_target(context: Context, candidate: str) -> None:
             echo=echo,
             stop=stop,
             rate=rate,
+            on_cpu=True,
         )
     final = accuracy()
     passed = final >= settings.gate_accuracy
