@@ -180,7 +180,7 @@ def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
     on_cpu = {rule for rule, wants in profile["set-resources"].items() if wants["gpu"] == 0}
     rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
-    named = set(re.findall(r"^(?:use )?rule (?:\w+ as )?(\w+)", rules, flags=re.M))
+    named = set(re.findall(r"^ *(?:use )?rule (?:\w+ as )?(\w+)(?: with)?:", rules, flags=re.M))
     assert on_cpu <= named, f"no rules: {sorted(on_cpu - named)}"
     without_model = {
         name for name, (module, _) in STAGES.items() if module in ("prompts", "estimates", "study", "plots")
@@ -484,7 +484,7 @@ def test_format_is_clean() -> None:
 def test_rules_and_commands_have_the_same_names() -> None:
     rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
     assert set(re.findall(r'"inversescope (\w+)', rules)) == set(STAGES)
-    named = set(re.findall(r"^rule (\w+)|rule_name\(\"(\w+)\"", rules, flags=re.M))
+    named = set(re.findall(r"^ *rule (\w+):|rule_name\(\"(\w+)\"", rules, flags=re.M))
     assert {a or b for a, b in named} == set(STAGES)
 
 
