@@ -113,7 +113,7 @@ test-slurm: setup ## The small study through a SLURM of its own (installs Debian
 
 test-faults: setup ## Killed, damaged and starved runs, minutes: rewrites the table of docs/faults.md
 	$(call say,Faults)
-	OMP_NUM_THREADS=1 pytest -q -m faults --durations=10 tests/faults
+	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults
 
 format: setup ## Rewrite sources in the project's format
 	ruff check --fix .

@@ -1,6 +1,7 @@
 """All benchmarks, one after the other, each in a process of its own: `python -m bench [--out results/bench] [NAME ...]`.
 
-Every comparison with a peer is a ratio measured in one run on one thread; `study` sums up the last `make figures`.
+Every comparison with a peer is a ratio measured in one run on one thread; `study` and `overhead` sum up
+the last `make figures`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: Name -> whether it takes --out; `study` reads what Snakemake wrote about the last run of the workflow.
+#: Name -> whether it takes --out; the others read what Snakemake wrote about the last run of the workflow.
 BENCHMARKS = {
     "extraction": True,
     "sampling": True,
@@ -19,6 +20,7 @@ BENCHMARKS = {
     "training": True,
     "sae": True,
     "study": False,
+    "overhead": False,
 }
 
 
@@ -37,8 +39,8 @@ def main() -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     failed = []
     for name in arguments.names or BENCHMARKS:
-        if name == "study" and not Path("benchmarks").is_dir():
-            print("\n== study: left out, since the workflow has not run here (make figures)", flush=True)
+        if not BENCHMARKS[name] and not Path("benchmarks").is_dir():
+            print(f"\n== {name}: left out, since the workflow has not run here (make figures)", flush=True)
             continue
         print(f"\n== {name}", flush=True)
         out = ["--out", str(arguments.out / f"{name}.csv")] if BENCHMARKS[name] else []

@@ -17,6 +17,7 @@ from conftest import MODEL, make_target, run, write_config
 
 from inversescope.errors import InputError
 from inversescope.store import (
+    file_hash,
     read_activations,
     read_json,
     read_table,
@@ -435,14 +436,30 @@ def test_truncated_checkpoints_and_tables(copied: Copied, capsys: Capture) -> No
 # Models and tokenizers
 
 
-def other_tokenizer(root: Path) -> None:
-    """The target's tokenizer with two words swapped."""
+def other_tokenizer(root: Path, vouched: bool = True) -> None:
+    """The target's tokenizer with two words swapped; `vouched` as if the target had been written with it."""
     path = root / DATA / "target/tokenizer.json"
     about = read_json(path)
     words = about["model"]["vocab"]
     a, b = [word for word in words if word.startswith(" ")][:2]
     words[a], words[b] = words[b], words[a]
     write_json(about, path)
+    if vouched:
+        target = read_json(path.with_name("target.json"))
+        target["sha256"]["tokenizer.json"] = file_hash(path)
+        write_json(target, path.with_name("target.json"))
+
+
+def test_tokenizer_that_was_changed_under_the_target(copied: Copied, capsys: Capture) -> None:
+    root = copied()
+    other_tokenizer(root, vouched=False)
+    for stage in (
+        ["extract_activations", "--split", "test"],
+        ["run_mcmc", "--site", "L0H0"],
+        ["sample_prompts", "--variant", "paper", "--site", "L0H0"],
+    ):
+        culprit = "target/tokenizer.json is not the file that"
+        refused(capsys, root, *stage, culprit=culprit, remedy="rerun the stage that writes it")
 
 
 def test_generator_of_another_tokenizer(copied: Copied, capsys: Capture) -> None:

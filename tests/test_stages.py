@@ -217,11 +217,9 @@ def test_same_seed_same_bytes_and_another_seed_others(study: Path, copied: Copie
 def test_a_killed_generator_goes_on_to_the_same_weights(
     study: Path, copied: Copied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inversescope import training
     from inversescope.stages import generators
 
-    monkeypatch.setattr(training.train, "__kwdefaults__", {**training.train.__kwdefaults__, "save_every": 6})
-    root = copied()
+    root = copied({"save_every": 6})
     original, calls = generators.conditional_loss, []
 
     def killed(*arguments: object) -> torch.Tensor:
@@ -237,7 +235,7 @@ def test_a_killed_generator_goes_on_to_the_same_weights(
     assert len(calls) == 15 + 20 - 12
     path = Path("data/ioi") / MODEL / "checkpoints/inversescope/default/model.safetensors"
     assert digest(root / path) == digest(study / path)
-    assert not (root / "data/ioi" / MODEL / "state/inversescope/default").exists()
+    assert not (root / "data/ioi" / MODEL / "state/inversescope/default.safetensors").exists()
 
 
 def test_frozen_backbone_is_the_trained_one_bit_for_bit(study: Path) -> None:

@@ -218,6 +218,32 @@ def test_paper_configuration_runs_under_the_slurm_profile(workflow: Path) -> Non
     assert found["estimate_fcr"] >= 144
 
 
+def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
+    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
+    on_cpu = {rule for rule, wants in profile["set-resources"].items() if wants["gpu"] == 0}
+    rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
+    named = set(re.findall(r"^ *(?:use )?rule (?:\w+ as )?(\w+)(?: with)?:", rules, flags=re.M))
+    assert on_cpu <= named, f"no rules: {sorted(on_cpu - named)}"
+    without_model = {
+        name for name, (module, _) in STAGES.items() if module in ("prompts", "estimates", "study", "plots")
+    }
+    assert without_model & named <= on_cpu, "list these in profiles/slurm/config.yaml"
+
+
+def test_a_training_with_several_gpus_has_a_process_each(workflow: Path) -> None:
+    wanted = ["--dry-run", "--printshellcmds", "--set-resources", "train_generator:gpu=4", "--", "generators"]
+    shell = " ".join(snakemake(workflow, *wanted).split())
+    assert re.search(
+        r"accelerate launch [^;]*--num_processes 4 [^;]*--no_python inversescope train_generator ", shell
+    )
+    assert "accelerate" not in snakemake(workflow, *[w for w in wanted if "gpu" not in w and "set-" not in w])
+
+
+def test_where_a_job_runs_does_not_make_it_stale(finished: Path) -> None:
+    more = ["--set-resources", "train_generator:gpu=4", "make_prompts:slurm_partition=cpu"]
+    assert "Nothing to be done" in snakemake(finished, "--dry-run", *more, "--", *STUDY_TARGETS)
+
+
 @pytest.mark.parametrize("config_file", sorted(p.name for p in (ROOT / "config" / "test").glob("*.yaml")))
 def test_small_configurations_are_whole(workflow: Path, config_file: str) -> None:
     found = jobs(
@@ -501,7 +527,7 @@ def test_format_is_clean() -> None:
 def test_rules_and_commands_have_the_same_names() -> None:
     rules = "".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
     assert set(re.findall(r'"inversescope (\w+)', rules)) == set(STAGES)
-    named = set(re.findall(r"^ *rule (\w+)|rule_name\(\"(\w+)\"", rules, flags=re.M))
+    named = set(re.findall(r"^ *rule (\w+):|rule_name\(\"(\w+)\"", rules, flags=re.M))
     assert {a or b for a, b in named} == set(STAGES)
 
 

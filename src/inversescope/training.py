@@ -71,6 +71,7 @@ def train(
     stop: Callable[[int], bool] | None = None,
     rate: Callable[[int], float] | None = None,
     on_step: Callable[[int], None] | None = None,
+    on_cpu: bool = False,
 ) -> pd.DataFrame:
     """Minimise `loss(step)` over the trainable parameters of `model`, on the GPU of this process if there is one.
 
@@ -86,6 +87,7 @@ def train(
         stop: asked after each step; True ends the run early.
         rate: learning rate at a step, if not the schedule's.
         on_step: called after each step (evaluation, snapshots).
+        on_cpu: stay on the processor, whatever there is.
 
     Returns:
         The log: step, seconds, loss (mean since the last row), learning_rate, tokens_per_second, and the extra values.
@@ -95,7 +97,7 @@ def train(
     """
     from accelerate import Accelerator
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=on_cpu or not torch.cuda.is_available())
     together, leading = accelerator.num_processes > 1, accelerator.is_main_process
     if not leading:
         state_writer, log_path, echo = None, None, _silent
@@ -186,7 +188,7 @@ def this_process() -> PartialState:
     """Which of the processes of a training this is: `process_index` of `num_processes`, on `device`."""
     from accelerate import PartialState
 
-    return PartialState()
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _save(

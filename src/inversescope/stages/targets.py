@@ -199,6 +199,7 @@ def train_target(context: Context, candidate: str) -> None:
             echo=echo,
             stop=stop,
             rate=rate,
+            on_cpu=True,
         )
     final = accuracy(gate)
     rest = asked("held_out")
