@@ -12,7 +12,14 @@ import sys
 from pathlib import Path
 
 #: Name -> whether it takes --out; `study` reads what Snakemake wrote about the last run of the workflow.
-BENCHMARKS = {"extraction": True, "sampling": True, "neighbours": True, "training": True, "sae": True, "study": False}
+BENCHMARKS = {
+    "extraction": True,
+    "sampling": True,
+    "neighbours": True,
+    "training": True,
+    "sae": True,
+    "study": False,
+}
 
 
 def main() -> int:
