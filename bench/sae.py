@@ -2,8 +2,8 @@
 
 Both train with JumpReLU, a penalty on active features and unit decoder rows, on the same Gaussian activations in batches of the
 same size: the shape of the embedded RAVEL study, and 512 numbers to 4,096 features. A step is everything: batch, loss, gradients,
-optimiser, renormalisation. dictionary-learning is an optional peer (`pip install dictionary-learning`); SAELens is none, as it needs
-another major version of TransformerLens than the other benchmarks.
+optimiser, renormalisation. dictionary-learning is an optional peer (`pip install dictionary-learning`); SAELens is none, as it
+needs another major version of TransformerLens than the other benchmarks.
 
     python -m bench.sae --out results/bench/sae.csv
 """
