@@ -1,11 +1,11 @@
 """Training throughput of JumpReLU autoencoders beside dictionary-learning's, in one run on one thread.
 
-Both train with JumpReLU, a penalty on active features and unit decoder rows, on the same Gaussian activations in
-batches of the same size: the shape of the embedded RAVEL study, and 512 numbers to 4,096 features. A step is
-everything: batch, loss, gradients, optimiser, renormalisation. dictionary-learning is an optional peer (`pip install
-dictionary-learning`); SAELens is none, as it needs another major version of TransformerLens than the other benchmarks.
+Both train with JumpReLU, a penalty on active features and unit decoder rows, on the same Gaussian activations in batches of the
+same size: the shape of the embedded RAVEL study, and 512 numbers to 4,096 features. A step is everything: batch, loss, gradients,
+optimiser, renormalisation. dictionary-learning is an optional peer (`pip install dictionary-learning`); SAELens is none, as it
+needs another major version of TransformerLens than the other benchmarks.
 
-python -m bench.sae --out results/bench/sae.csv
+    python -m bench.sae --out results/bench/sae.csv
 """
 
 from __future__ import annotations

@@ -168,7 +168,15 @@ rule classify_attributes:
         runtime=minutes(10, 240),
     params:
         used=lambda w: used(
-            w, "seed", w.task, "kernel", "fcr", "probe", "studied_variants", f"models/{w.model}/gemma_scope"
+            w,
+            "seed",
+            w.task,
+            "kernel",
+            "fcr",
+            "probe",
+            "studied_variants",
+            "sampling/decodings",
+            f"models/{w.model}/gemma_scope",
         ),
         options=options,
     message:

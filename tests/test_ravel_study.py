@@ -74,7 +74,7 @@ STUDY: dict[str, Any] = {
                     "candidates": 8,
                     "candidates_elsewhere": 4,
                     "max_candidates": 8,
-                    "decodings": [],
+                    "decodings": ["mixed"],
                 },
                 "sae": {"width": 24, "steps": 20, "batch_size": 64, "sparsity": [1e-3, 1e-2]},
                 "probe": {"strengths": [0.1, 1.0]},
@@ -178,7 +178,7 @@ def test_targets_and_prior_share_no_entity(study: Path) -> None:
 
 def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     table = scores(study)
-    methods = "always_no default exact nearest paper prior probe sae_general sae_ravel".split()
+    methods = "always_no default default_mixed exact nearest paper paper_mixed prior probe sae_general sae_ravel".split()
     for _, part in table.groupby(["group", "site"]):
         assert sorted(part["method"]) == methods
         assert part["n_targets"].nunique() == 1

@@ -999,23 +999,22 @@ RAVEL_WIDTHS = {48: 16, 64: 24, 96: 32}
 #: What RAVEL's prior of two thousand prompts needs less of than IOI's of a million, for these experiments alone.
 RAVEL_SETTINGS: dict[str, Any] = {
     # Chosen on validation prompts: there the exact posterior reads most attributes (results/ravel/bandwidth.csv).
-    "kernel": {"epsilon": 0.5, "epsilons": [0.4, 0.5, 0.6]},
+    "kernel": {"epsilon": 0.5, "epsilons": [0.5]},
     "fcr": {"features": ["attribute"], "mcmc_evaluations": 0},
     "studied_variants": ["paper", "default"],
     "study_variants": [],
     "backbone": {"shape": {"n_layers": 2}, "steps": 400},
     "variants": {
-        "paper": {"sites": ["L*.resid_post"], "steps": 400, "per_site": 16, "warmup": 40},
+        "paper": {"sites": ["L*.resid_post"], "steps": 900, "warmup": 60},
         "default": {
             "sites": ["L*.resid_post"],
-            "steps": 300,
-            "per_site": 16,
-            "warmup": 40,
+            "steps": 900,
+            "warmup": 60,
             "n_condition": 128,
             "eps_range": [0.3, 0.7],
         },
     },
-    "sampling": {"candidates": 24, "candidates_elsewhere": 8, "max_candidates": 24, "decodings": []},
+    "sampling": {"candidates": 16, "max_candidates": 16, "decodings": ["mixed"]},
 }
 
 

@@ -15,6 +15,8 @@ from inversescope.store import read_table
 
 #: InverseScope's accuracy minus the exact posterior's, and its refusal rate over all layers.
 AGREEMENT, REFUSAL = 0.03, 0.15
+#: Decoding rules: suffix of a method's name -> in words.
+DECODINGS = {"": "plain", "_mixed": "cache mixing"}
 METHODS = ("sae_ravel", "sae_general", "probe", "nearest")
 #: Benchmark of training throughput, and its column with the ratio to the peer.
 BENCH, RATIO = "sae.csv", "speed_ratio"
@@ -87,26 +89,31 @@ def _layers(rows: pd.DataFrame, model: str) -> list[Line]:
             return " ".join(f"{v:.2f}" for v in values)
 
         lines.append(Line(section, "accuracy, exact posterior", text(accuracy["exact"]), "", NO_GOAL))
-        gap = {v: accuracy[v] - accuracy["exact"] for v in ("default", "paper")}
-        worst = float(gap["default"].abs().max())
-        goal, verdict = "", NO_GOAL
-        if group == "seen":
-            goal, verdict = f"within {AGREEMENT:g} of exact", MET if worst <= AGREEMENT else MISSED
-        shown = {
-            v: f"{text(accuracy[v])} (largest difference {g.loc[g.abs().idxmax()]:+.3f})"
-            for v, g in gap.items()
-        }
-        lines.append(Line(section, "accuracy, InverseScope", shown["default"], goal, verdict, shown["paper"]))
-        better = bool((f1["default"] > f1["sae_ravel"]).all()) if "sae_ravel" in f1 else False
-        if group == "seen":
-            goal, verdict = "above SAE (RAVEL) at every layer", MET if better else MISSED
-        lines.append(
-            Line(section, "macro-F1, InverseScope", text(f1["default"]), goal, verdict, text(f1["paper"]))
-        )
+        for decoding, how in DECODINGS.items():
+            names = {v: v + decoding for v in ("default", "paper") if v + decoding in accuracy}
+            if "default" not in names:
+                continue
+            gap = {v: accuracy[name] - accuracy["exact"] for v, name in names.items()}
+            shown = {
+                v: f"{text(accuracy[names[v]])} (largest difference {g.loc[g.abs().idxmax()]:+.3f})"
+                for v, g in gap.items()
+            }
+            goal, verdict = "", NO_GOAL
+            if group == "seen":
+                goal = f"within {AGREEMENT:g} of exact"
+                verdict = MET if float(gap["default"].abs().max()) <= AGREEMENT else MISSED
+            what = f"accuracy, InverseScope, {how}"
+            lines.append(Line(section, what, shown["default"], goal, verdict, shown.get("paper", "")))
+            if group == "seen" and "sae_ravel" in f1:
+                goal = "above SAE (RAVEL) at every layer"
+                verdict = MET if bool((f1[names["default"]] > f1["sae_ravel"]).all()) else MISSED
+            value = {v: text(f1[name]) for v, name in names.items()}
+            what = f"macro-F1, InverseScope, {how}"
+            lines.append(Line(section, what, value["default"], goal, verdict, value.get("paper", "")))
         for method in METHODS:
             if method in f1:
-                value = f"F1 {text(f1[method])}; accuracy {text(accuracy[method])}"
-                lines.append(Line(section, method, value, "", NO_GOAL))
+                both = f"F1 {text(f1[method])}; accuracy {text(accuracy[method])}"
+                lines.append(Line(section, method, both, "", NO_GOAL))
         if group == "seen":
             for method in ("exact", "default"):
                 values = accuracy[method].to_numpy()
@@ -125,24 +132,24 @@ def _layers(rows: pd.DataFrame, model: str) -> list[Line]:
 
 def _refusal(refusal: pd.DataFrame, model: str, config: Config) -> list[Line]:
     epsilon = config.of("ravel", model).kernel.epsilon
-    rows = refusal[
-        (refusal["model"] == model)
-        & np.isclose(refusal["epsilon"], epsilon)
-        & (refusal["decoding"] == "plain")
-    ]
-    mean = rows.groupby("variant")[["refusal_rate", "parse_refusal", "entropy_gap"]].mean()
-    text = {
-        str(
-            v
-        ): f"{row['refusal_rate']:.3f} (not in the prior {row['parse_refusal']:.3f}, gap {row['entropy_gap']:+.2f})"
-        for v, row in mean.iterrows()
-    }
-    rate = float(mean.loc["default", "refusal_rate"])
-    section = "refusal, mean over layers, templates of the prior"
-    verdict = MET if rate < REFUSAL else MISSED
-    return [
-        Line(section, f"{model}, ε = {epsilon:g}", text["default"], f"< {REFUSAL:g}", verdict, text["paper"])
-    ]
+    here = refusal[(refusal["model"] == model) & np.isclose(refusal["epsilon"], epsilon)]
+    lines = []
+    for decoding, how in DECODINGS.items():
+        rows = here[here["decoding"] == (decoding.removeprefix("_") or "plain")]
+        mean = rows.groupby("variant")[["refusal_rate", "parse_refusal", "entropy_gap"]].mean()
+        if "default" not in mean.index:
+            continue
+        text = {
+            str(
+                v
+            ): f"{row['refusal_rate']:.3f} (not in the prior {row['parse_refusal']:.3f}, gap {row['entropy_gap']:+.2f})"
+            for v, row in mean.iterrows()
+        }
+        verdict = MET if float(mean.loc["default", "refusal_rate"]) < REFUSAL else MISSED
+        section = "refusal, mean over layers, templates of the prior"
+        what = f"{model}, ε = {epsilon:g}, {how}"
+        lines.append(Line(section, what, text["default"], f"< {REFUSAL:g}", verdict, text.get("paper", "")))
+    return lines
 
 
 def _sizes(scores: pd.DataFrame) -> list[Line]:

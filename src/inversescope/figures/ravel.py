@@ -37,10 +37,11 @@ FIGURES = {
 }
 TABLES = {"table2": "Table 2: representative layers", "samples": "Samples and failures of RAVEL"}
 
-#: Method -> name, colour, marker, line; in the order of legends. The first three are drawn on top.
+#: Method -> name, colour, marker, line; in the order of legends. The first four are drawn on top.
 METHODS: dict[str, tuple[str, str, str, Any]] = {
     "default": ("InverseScope, default", BLUE, "o", "-"),
     "paper": ("InverseScope, paper", RED, "o", "-"),
+    "default_mixed": ("default, cache mixing", BLUE, "D", ":"),
     "exact": ("exact posterior", BLACK, "_", "--"),
     "sae_ravel": ("SAE (RAVEL)", ORANGE, "s", "-"),
     "sae_general": ("SAE (General)", PINK, "s", "-"),
@@ -83,7 +84,7 @@ def plot_layers(scores: pd.DataFrame, out: Path, group: str) -> list[Path]:
                 part = rows[rows["method"] == method].sort_values("layer")
                 layer = part["layer"].to_numpy(float)
                 x = layer + 0.02 * (k - len(present) / 2) * max(1.0, np.ptp(layer) / 4)
-                top = 4 if k < 3 else 3
+                top = 4 if k < 4 else 3
                 ax.plot(
                     x, part[metric], color=colour, marker=marker, linestyle=line, markersize=3.2, zorder=top
                 )

@@ -12,6 +12,8 @@ from inversescope.stages.ravel import GENERAL, corpora, labels_of, sae_dir
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
 
 GENERATOR = "inversescope"
+#: Bandwidths among which the headline one is chosen.
+BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 #: Targets of one group are scored together; the two groups are never mixed.
 GROUPS = ("seen", "new")
 
@@ -44,10 +46,12 @@ def classify_attributes(context: Context, site: str) -> None:
     said["exact"] = _posterior(
         z["test"], z["reference"], label["reference"], k, kernel.distance, epsilon, kernel.kind
     )
-    for variant in config.studied_variants:
+    everywhere = {variant: ["plain", *config.sampling.decodings] for variant in config.studied_variants}
+    for variant, decoding in ((v, d) for v, rules in everywhere.items() for d in rules if d != "noised"):
+        method = variant if decoding == "plain" else f"{variant}_{decoding}"
         path = need(context.samples_path(GENERATOR, variant, site), f"sample_prompts (variant {variant})")
         samples = read_table(path)
-        samples = samples[(samples["decoding"] == "plain") & np.isclose(samples["epsilon"], epsilon)]
+        samples = samples[(samples["decoding"] == decoding) & np.isclose(samples["epsilon"], epsilon)]
         index = np.where(samples["parsed"].to_numpy(bool), samples["prompt_id"].to_numpy(np.int64), -1)
         drawn = task.features_of(index)["attribute"].astype(np.int64)
         unparsed = np.flatnonzero(index < 0)
@@ -58,8 +62,8 @@ def classify_attributes(context: Context, site: str) -> None:
         counts = samples["accepted"].to_numpy(bool) | null
         owner = samples["target_id"].to_numpy(np.int64)
         weight = counts.astype(float)
-        said[variant] = from_labels(np.where(null, -1, drawn), weight, owner, (n, k))
-        said[f"{variant}_null"] = np.bincount(owner[null], minlength=n) / np.maximum(
+        said[method] = from_labels(np.where(null, -1, drawn), weight, owner, (n, k))
+        said[f"{method}_null"] = np.bincount(owner[null], minlength=n) / np.maximum(
             np.bincount(owner, minlength=n), 1
         )
     probe, strength = linear_probe(
@@ -96,7 +100,7 @@ def classify_attributes(context: Context, site: str) -> None:
     about = read_json(context.target_dir / "target.json")
     known |= {"layer": context.site(site).layer, "d_model": about["d_model"], "n_layers": about["n_layers"]}
     rows = []
-    for value in sorted({*kernel.epsilons, epsilon}):
+    for value in sorted({*BANDWIDTHS, *kernel.epsilons, epsilon}):
         found = _posterior(
             z["val"], z["reference"], label["reference"], k, kernel.distance, value, kernel.kind
         )
