@@ -95,13 +95,18 @@ def config() -> Config:
 
 
 # Jobs that turn the tables of an experiment into figures, by task.
-PLOTS = {"ioi": {"draw_exact": 1, "plot_figures": 1}}
+PLOTS = {
+    "ioi": {"draw_exact": 1, "plot_figures": 1},
+    "icl_translation": {"patch_task_vectors": 1, "plot_icl": 1},
+}
 
 
 def expected(config: Config) -> Counter[str]:
     """Jobs of the target `all`, from the configuration alone; torch stages of small models do several sites a job."""
     tasks = {experiment.task for experiment in config.experiments.values()}
     counts = Counter(make_prompts=3 * len(tasks), make_report=1, all=1)
+    if "icl_translation" in tasks and config.icl_translation.words == "lists":
+        counts["fetch_word_lists"] = 1
     for experiment in config.experiments.values():
         counts.update(expected_of(experiment, config.of(experiment.task, experiment.model)))
     return counts
@@ -134,6 +139,11 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         collect_tables=1,
         **PLOTS[experiment.task],
     )
+    if not config.studied_variants:
+        # A control, shown beside another model: exact values and patching alone.
+        counts = Counter(extract_activations=2, compute_exact=n_sites, patch_task_vectors=1)
+    elif experiment.task == "icl_translation" and config.labeller is not None:
+        counts["label_tasks"] = 1
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
@@ -155,9 +165,11 @@ def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
 def test_paper_configuration_has_the_right_jobs(workflow: Path) -> None:
     files = ["config/config.yaml", "config/paper.yaml"]
     paper = load_config([ROOT / file for file in files])
-    (experiment,) = paper.experiments.values()
+    experiment = paper.experiments["ioi"]
     model = paper.models[experiment.model]
-    assert model.source == "hub" and model.revision
+    for one in paper.experiments.values():
+        assert paper.models[one.model].source == "hub" and paper.models[one.model].revision
+    assert {one.model for one in paper.experiments.values()} >= {"gpt2", "gemma-2-2b", "llama-2-7b"}
     found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
     assert found == expected(paper)
     heads = [
@@ -245,13 +257,18 @@ EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_reruns_what_depends_on_it(finished: Path, edit: str) -> None:
+def test_an_edit_reruns_what_depends_on_it(finished: Path, config: Config, edit: str) -> None:
     values, untouched, rerun = EDITS[edit]
     found = jobs(snakemake(finished, "--dry-run", *layer(finished, values)))
     assert not untouched & set(found), f"rerun without need: {sorted(untouched & set(found))}"
     assert rerun <= set(found), f"missed: {sorted(rerun - set(found))}"
     if edit == "one variant":
-        assert found["train_generator"] == 1
+        readers = [
+            one
+            for one in config.experiments.values()
+            if "default" in config.of(one.task, one.model).studied_variants
+        ]
+        assert found["train_generator"] == len(readers)
     if edit == "the number of targets":
         assert found["make_prompts"] == found["extract_activations"] == 1
 

@@ -795,7 +795,11 @@ ICL_SITES = ["L*.attn_out"]
 ICL_LAYERS, ICL_DELAY = 5, 3
 ICL_SETTINGS: dict[str, Any] = {
     "kernel": {"epsilons": [0.1]},
-    "backbone": {"steps": 800},
+    "backbone": {
+        "steps": 900,
+        "learning_rate": 3e-3,
+        "shape": {"initializer_range": 0.08, "tied_embeddings": True},
+    },
     "variants": {
         "paper": {"sites": None, "steps": 700},
         "default": {"sites": None, "steps": 900, "eps_range": [0.08, 0.125]},
