@@ -476,6 +476,11 @@ class LabellerConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device_map: str | None = None
     batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
+    max_texts: int = Field(
+        20_000,
+        ge=1,
+        description="Distinct candidates that are labelled, at most: as many of each variant and site.",
+    )
     instruction: str = Field(
         "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
         "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none.",
