@@ -11,8 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: Name -> whether it takes --out; `study` reads what Snakemake wrote about the last run of the workflow.
-BENCHMARKS = {"extraction": True, "sampling": True, "neighbours": True, "training": True, "study": False}
+#: Name -> whether it takes --out; `study` and `icl` read what Snakemake wrote about the last run of the workflow.
+BENCHMARKS = {
+    "extraction": True,
+    "sampling": True,
+    "neighbours": True,
+    "training": True,
+    "study": False,
+    "icl": False,
+}
 
 
 def main() -> int:
@@ -30,8 +37,8 @@ def main() -> int:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     failed = []
     for name in arguments.names or BENCHMARKS:
-        if name == "study" and not Path("benchmarks").is_dir():
-            print("\n== study: left out, since the workflow has not run here (make figures)", flush=True)
+        if not BENCHMARKS[name] and not Path("benchmarks").is_dir():
+            print(f"\n== {name}: left out, since the workflow has not run here (make figures)", flush=True)
             continue
         print(f"\n== {name}", flush=True)
         out = ["--out", str(arguments.out / f"{name}.csv")] if BENCHMARKS[name] else []
