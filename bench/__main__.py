@@ -21,6 +21,7 @@ BENCHMARKS = {
     "sae": True,
     "study": False,
     "overhead": False,
+    "icl": False,
 }
 
 

@@ -103,6 +103,11 @@ rule plot_icl:
         patching=lambda w: [
             f"results/icl_translation/{model}/patching.csv" for model in shown_beside(w.model)
         ],
+        targets=lambda w: [
+            f"results/icl_translation/{model}/target_selection.csv"
+            for model in shown_beside(w.model)
+            if model in TRAINED
+        ],
         fcr="results/icl_translation/{model}/fcr.csv",
         refusal="results/icl_translation/{model}/refusal.csv",
         labels=lambda w: (
@@ -118,6 +123,14 @@ rule plot_icl:
         ),
         vector="results/figures/icl_translation_{model}_task_vectors.pdf",
         data="results/figures/icl_translation_{model}_task_vectors.csv",
+        headline=report(
+            "results/tables/icl_translation_{model}_headline.csv",
+            caption="../report/task_vectors.rst",
+            category="Tables",
+            subcategory="icl_translation on {model}",
+            labels={"shows": "Headline numbers"},
+        ),
+        markdown="results/tables/icl_translation_{model}_headline.md",
         layers="results/icl_translation/{model}/layers.csv",
         bands="results/icl_translation/{model}/bands.csv",
     log:

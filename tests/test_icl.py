@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import tokenizers
+import torch
 import yaml
+from test_icl_translation import MIRROR, byte_level
+from transformers import PreTrainedTokenizerFast
 
 from inversescope.cli import main
 from inversescope.config import ArchitectureConfig, default_config, load_config, merge
@@ -20,6 +24,7 @@ from inversescope.show_icl import headline_icl
 from inversescope.stages.common import Context
 from inversescope.stages.icl import draw_pairs
 from inversescope.store import read_json, read_table
+from inversescope.tasks.concepts import CONCEPTS
 
 TASK = "icl_translation"
 MODELS = ("delayed", "plain")
@@ -298,3 +303,73 @@ def test_llm_labels_stand_beside_the_rule(study: Path, chat_model: Path) -> None
     size = cache.stat().st_size
     assert main(["label_tasks", *where]) == 0 and cache.stat().st_size == size
     assert run(study, "label_tasks", "delayed") == 2  # no labeller configured
+
+
+# The paper's configuration, small: downloaded lists, a model from elsewhere whose tokenizer splits words
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A local Llama model with random weights, a byte-level tokenizer and a begin token; and the study on the real lists."""
+    if not MIRROR.is_dir():
+        pytest.skip("the word lists are not at ../shared/data/translation")
+    texts = [f"Input: {a}, Output: {b}\n Input: {b}, Output: {a}" for a, b, *_ in CONCEPTS]
+    tokenizer = byte_level(texts, 600)
+    tokenizer.bos_token = "<|end|>"
+    shape = ArchitectureConfig(**{**SHAPE, "n_positions": 128})
+    folder = tmp_path / "model"
+    build_model(shape, len(tokenizer), 0, initializer_range=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model = {"source": "local", "path": str(folder), "n_layers": 2, "n_heads": 2, "bos": True}
+    delta = {
+        "icl_translation": {"words": "lists", "n_concepts": None, "mirror": str(MIRROR)},
+        "models": {"delayed": model | {"candidates": {}, "control": None}},
+    }
+    config = values(**delta)
+    config["experiments"].pop("two")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_rules_run_on_real_lists_with_a_model_from_elsewhere(elsewhere: Path) -> None:
+    assert run(elsewhere, "fetch_word_lists", "delayed") == 0
+    for split in ("train", "test", "reference"):
+        assert run(elsewhere, "make_prompts", "delayed", "--split", split) == 0
+    assert run(elsewhere, "fetch_target", "delayed") == 0
+    for split in ("test", "reference"):
+        assert run(elsewhere, "extract_activations", "delayed", "--split", split) == 0
+    assert run(elsewhere, "compute_exact", "delayed", "--site", "L1.attn_out") == 0
+    assert run(elsewhere, "patch_task_vectors", "delayed") == 0
+    context = context_of(elsewhere)
+    target = load_target(context.target_dir)
+    prompts = context.prompts("test")
+    ids = target.encode(prompts["text"].tolist())
+    assert target.bos and all(one[0] == target.tokenizer.bos_token_id for one in ids)
+    with torch.no_grad():
+        hidden = target.model.model(torch.from_numpy(ids[0])[None].long(), output_hidden_states=True)
+    assert hidden.hidden_states[0].shape[1] == len(ids[0])
+    # Queries of several tokens are hidden as a whole: everything behind them is blind to all of their tokens.
+    pairs = draw_pairs(context.task, target, 60, np.random.default_rng(2))  # type: ignore[arg-type]
+    assert len(pairs.cuts) > 4
+    for i, source in enumerate(pairs.sources.token_ids):
+        spans = {name: int(at[i]) for name, at in pairs.sources.positions.items()}
+        query = sorted({at for name, at in spans.items() if name.startswith("query")})
+        text = target.tokenizer.decode(source[query])
+        word = target.tokenizer.decode(source).rsplit("Input: ", 1)[1].removesuffix(", Output:")
+        assert text.strip() == word
+        tail = sorted({at for name, at in spans.items() if name.startswith("tail")})
+        assert tail == list(range(query[-1] + 1, len(source)))
+    rates = read_table(elsewhere / "results" / TASK / "delayed" / "patching.csv")
+    assert (rates["n_pairs"] + rates["excluded"] == 40).all()
+
+
+def test_a_target_that_splits_the_end_of_a_prompt_otherwise_is_refused(elsewhere: Path) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0}, unk_token="?"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(r", Output:( \w+)?|."), "isolated"
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="?", eos_token="?", bos_token="?"
+    ).save_pretrained(elsewhere / "model")
+    assert run(elsewhere, "fetch_word_lists", "delayed") == 0
+    assert run(elsewhere, "fetch_target", "delayed") == 2

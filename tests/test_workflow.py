@@ -106,7 +106,11 @@ def config() -> Config:
     return load_config([ROOT / "config" / "config.yaml"])
 
 
-def further(task: str, n_sites: int, n_blocks: int) -> dict[str, int]:
+# Jobs that a task has once, for all of its experiments.
+ONCE = {"ioi": {"make_report": 1}, "ravel": {"make_prompts": 1, "plot_ravel": 1}}
+
+
+def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
     return {
         "ioi": {"draw_exact": 1, "plot_figures": 1},
@@ -116,11 +120,12 @@ def further(task: str, n_sites: int, n_blocks: int) -> dict[str, int]:
             "train_sae": n_blocks,
             "classify_attributes": n_sites,
         },
-    }[task]
-
-
-# Jobs that a task has once, for all of its experiments.
-ONCE = {"ioi": {"make_report": 1}, "ravel": {"make_prompts": 1, "plot_ravel": 1}}
+        "icl_translation": {
+            "patch_task_vectors": 1,
+            "plot_icl": 1,
+            "label_tasks": int(config.labeller is not None),
+        },
+    }[experiment.task]
 
 
 def expected(config: Config) -> Counter[str]:
@@ -128,9 +133,11 @@ def expected(config: Config) -> Counter[str]:
     tasks = {experiment.task for experiment in config.experiments.values()}
     counts = Counter(make_prompts=3 * len(tasks), all=1)
     for task in tasks:
-        counts.update(ONCE[task])
+        counts.update(ONCE.get(task, {}))
     if config.ravel.source == "upstream" and "ravel" in tasks:
         counts.update(fetch_ravel=1)
+    if config.icl_translation.words == "lists" and "icl_translation" in tasks:
+        counts.update(fetch_word_lists=1)
     for experiment in config.experiments.values():
         counts.update(expected_of(experiment, config.of(experiment.task, experiment.model)))
     return counts
@@ -162,7 +169,10 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         estimate_fcr=n_sites,
         collect_tables=1,
     )
-    counts.update(further(experiment.task, n_sites, -(-n_sites // size)))
+    counts.update(further(experiment, config, n_sites, -(-n_sites // size)))
+    if not config.studied_variants:
+        # A control, shown beside another model: exact values and patching alone.
+        counts = Counter(extract_activations=2, compute_exact=n_sites, patch_task_vectors=1)
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
@@ -184,9 +194,11 @@ def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
 def test_paper_configuration_has_the_right_jobs(workflow: Path) -> None:
     files = ["config/config.yaml", "config/paper.yaml"]
     paper = load_config([ROOT / file for file in files])
-    (experiment,) = paper.experiments.values()
+    experiment = paper.experiments["ioi"]
     model = paper.models[experiment.model]
-    assert model.source == "hub" and model.revision
+    for one in paper.experiments.values():
+        assert paper.models[one.model].source == "hub" and paper.models[one.model].revision
+    assert {one.model for one in paper.experiments.values()} >= {"gpt2", "gemma-2-2b", "llama-2-7b"}
     found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
     assert found == expected(paper)
     heads = [
@@ -313,13 +325,18 @@ EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
 
 
 @pytest.mark.parametrize("edit", EDITS)
-def test_an_edit_reruns_what_depends_on_it(finished: Path, edit: str) -> None:
+def test_an_edit_reruns_what_depends_on_it(finished: Path, config: Config, edit: str) -> None:
     values, untouched, rerun = EDITS[edit]
     found = jobs(snakemake(finished, "--dry-run", *layer(finished, values)))
     assert not untouched & set(found), f"rerun without need: {sorted(untouched & set(found))}"
     assert rerun <= set(found), f"missed: {sorted(rerun - set(found))}"
     if edit == "one variant":
-        assert found["train_generator"] == 1
+        readers = [
+            one
+            for one in config.experiments.values()
+            if "default" in config.of(one.task, one.model).studied_variants
+        ]
+        assert found["train_generator"] == len(readers)
     if edit == "the number of targets":
         assert found["make_prompts"] == found["extract_activations"] == 1
 

@@ -656,6 +656,11 @@ class LabellerConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device_map: str | None = None
     batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
+    max_texts: int = Field(
+        20_000,
+        ge=1,
+        description="Distinct candidates that are labelled, at most: as many of each variant and site.",
+    )
     instruction: str = Field(
         "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
         "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none.",
@@ -1042,7 +1047,11 @@ ICL_SITES = ["L*.attn_out"]
 ICL_LAYERS, ICL_DELAY = 5, 3
 ICL_SETTINGS: dict[str, Any] = {
     "kernel": {"epsilons": [0.1]},
-    "backbone": {"steps": 800},
+    "backbone": {
+        "steps": 900,
+        "learning_rate": 3e-3,
+        "shape": {"initializer_range": 0.08, "tied_embeddings": True},
+    },
     "variants": {
         "paper": {"sites": None, "steps": 700},
         "default": {"sites": None, "steps": 900, "eps_range": [0.08, 0.125]},

@@ -18,7 +18,7 @@ LARGEST_ERROR, FEWEST_IN_BALL = 0.03, 30
 WALL_MINUTES, CORES, MEMORY_GIB = 10.0, 2, 6.0
 
 
-def headline_icl(root: Path, config: Config, task: str, model: str) -> list[Line]:
+def headline_icl(root: Path, config: Config, task: str, model: str, cost: bool = True) -> list[Line]:
     """Compute the headline numbers of a model and its control from result tables.
 
     Args:
@@ -26,6 +26,7 @@ def headline_icl(root: Path, config: Config, task: str, model: str) -> list[Line
         config: the configuration as the experiment sees it.
         task: `icl_translation`.
         model: the studied target model; that of a control alone has no lines.
+        cost: with what the study cost, which is measured apart.
 
     Raises:
         InputError: a table is missing.
@@ -42,7 +43,7 @@ def headline_icl(root: Path, config: Config, task: str, model: str) -> list[Line
         patching = _need(root / "results" / task / str(one) / "patching.csv")
         lines += _patching(str(one), patching, bands[bands["model"] == one])
     lines += _labels(results / "label_agreement.csv", config)
-    return [*lines, *_cost(root, task)]
+    return [*lines, *(_cost(root) if cost else [])]
 
 
 def _need(path: Path) -> pd.DataFrame:
@@ -189,38 +190,27 @@ def _labels(path: Path, config: Config) -> list[Line]:
     return [Line(section, what, f"{value}, {one['no_label']} answers were no label", "", NO_GOAL)]
 
 
-def _cost(root: Path, task: str) -> list[Line]:
-    """Seconds of processors and peak memory over all jobs of the task, from Snakemake's benchmarks."""
+def _cost(root: Path) -> list[Line]:
+    """Processor time and peak memory over all jobs of the task, from results/bench/icl.csv."""
     section = "cost of the whole in-context study"
-    files = [
-        file
-        for file in sorted((root / "benchmarks").glob("**/*.tsv"))
-        if task in file.parts or file.stem == task
-    ]
-    if not files:
-        return [
-            Line(
-                section,
-                "processor time and peak memory",
-                "not measured: run the workflow here",
-                "",
-                NOT_MEASURED,
-            )
-        ]
-    rows = pd.concat([pd.read_csv(file, sep="\t", na_values="-") for file in files], ignore_index=True)
-    minutes = float(rows["cpu_time"].sum()) / 60 / CORES
-    gib = float(rows["max_rss"].nlargest(CORES).sum()) / 1024
+    path = root / "results" / "bench" / "icl.csv"
+    if not path.exists():
+        what = "processor time and peak memory"
+        return [Line(section, what, "not measured: python -m bench.icl", "", NOT_MEASURED)]
+    table = read_table(path)
+    minutes = float(table["cpu_seconds"].sum()) / 60 / CORES
+    gib = CORES * float(table["max_rss_mib"].max()) / 1024
     return [
         Line(
             section,
-            f"processor time of {len(rows)} jobs, shared by {CORES} cores",
+            f"processor time of {int(table['jobs'].sum())} jobs, shared by {CORES} cores",
             f"{minutes:.1f} min",
             f"≤ {WALL_MINUTES:g} min",
             _judge(minutes <= WALL_MINUTES),
         ),
         Line(
             section,
-            f"peak memory of the {CORES} largest jobs together",
+            f"peak memory, {CORES} times the largest job's",
             f"{gib:.2f} GiB",
             f"< {MEMORY_GIB:g} GiB",
             _judge(gib < MEMORY_GIB),

@@ -228,7 +228,7 @@ def patch_task_vectors(context: Context) -> None:
 
 
 def label_tasks(context: Context) -> None:
-    """Label the test prompts and all distinct candidates by a chat model (D.3.3), and compare with the rule.
+    """Label the test prompts and distinct candidates by a chat model (D.3.3), and compare with the rule.
 
     Writes results/{task}/{model}/labels.parquet (text, rule, llm) and label_agreement.csv: the share of texts on which both
     agree, on all texts and by the rule's label, with a binomial interval, and how many answers were no label.
@@ -248,11 +248,17 @@ def label_tasks(context: Context) -> None:
         )
     task = context.task
     texts = dict.fromkeys(context.prompts("test", columns=["text"])["text"])
-    for variant in context.config.studied_variants:
+    read = [
+        (variant, site)
+        for variant in context.config.studied_variants
+        for site in context.variant_sites(variant)
+    ]
+    for variant, site in read:
         generator = context.config.variant(variant).generator
-        for site in context.variant_sites(variant):
-            path = need(context.samples_path(generator, variant, site.label), "sample_prompts")
-            texts.update(dict.fromkeys(read_table(path, ["text"])["text"]))
+        path = need(context.samples_path(generator, variant, site.label), "sample_prompts")
+        drawn = read_table(path, ["text"])["text"].unique()
+        rng = stream(context.config.seed, "label_tasks", variant, site.label)
+        texts.update(dict.fromkeys(rng.permutation(drawn)[: max(1, config.max_texts // len(read))]))
     unique = list(texts)
     model, tokenizer = load_chat_model(
         config.source, config.path, config.revision, config.dtype, config.device_map

@@ -12,6 +12,8 @@ from inversescope.figures.icl import (
     patching_bands,
     plot_task_vectors,
 )
+from inversescope.report import write_headline
+from inversescope.show_icl import headline_icl
 from inversescope.stages.common import Context, echo, need
 from inversescope.store import read_table, write_table
 
@@ -23,7 +25,8 @@ LAYER_COLUMNS = "task model layer site feature estimator variant decoding rate c
 def plot_icl(context: Context) -> None:
     """Draw FCR and patching by layer of a model beside its control, and write what the headline numbers are read from.
 
-    Writes results/figures/{task}_{model}_task_vectors.*; results/{task}/{model}/layers.csv (rates by layer, feature and
+    Writes results/figures/{task}_{model}_task_vectors.*; results/tables/{task}_{model}_headline.*;
+    results/{task}/{model}/layers.csv (rates by layer, feature and
     estimator at the headline bandwidth, of the control too) and bands.csv (bands by layer, from FCR and from patching).
     """
     models = [context.model_name]
@@ -46,8 +49,10 @@ def plot_icl(context: Context) -> None:
             )
     write_table(pd.concat(tables, ignore_index=True)[LAYER_COLUMNS], context.results / "layers.csv")
     write_table(pd.concat(bands, ignore_index=True), context.results / "bands.csv")
-    out = context.root / "results" / "figures" / f"{context.task_name}_{context.model_name}_task_vectors"
-    plot_task_vectors(rows, out)
+    stem = f"{context.task_name}_{context.model_name}"
+    plot_task_vectors(rows, context.root / "results" / "figures" / f"{stem}_task_vectors")
+    lines = headline_icl(context.root, context.config, context.task_name, context.model_name, cost=False)
+    write_headline(lines, context.root / "results" / "tables" / f"{stem}_headline")
     echo(f"plot_icl: {', '.join(models)}")
 
 
