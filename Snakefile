@@ -31,6 +31,7 @@ include: "rules/sampling.smk"
 include: "rules/fcr.smk"
 include: "rules/figures.smk"
 include: "rules/study.smk"
+include: "rules/cases.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
@@ -39,9 +40,21 @@ rule ioi:
         of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
 
 
+rule counting:
+    input:
+        of_experiments(*rules.plot_cases.output, tasks=["counting"]),
+
+
+rule addition:
+    input:
+        of_experiments(*rules.plot_cases.output, tasks=["addition"]),
+
+
 rule figures:
     input:
         rules.ioi.input,
+        rules.counting.input,
+        rules.addition.input,
 
 
 rule all:

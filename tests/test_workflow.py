@@ -95,7 +95,11 @@ def config() -> Config:
 
 
 # Jobs that turn the tables of an experiment into figures, by task.
-PLOTS = {"ioi": {"draw_exact": 1, "plot_figures": 1}}
+PLOTS = {
+    "ioi": {"draw_exact": 1, "plot_figures": 1},
+    "counting": {"check_causes": 1, "plot_cases": 1},
+    "addition": {"check_causes": 1, "plot_cases": 1},
+}
 
 
 def expected(config: Config) -> Counter[str]:
@@ -122,7 +126,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         len(expand_sites(config.variants[v].sites or experiment.sites, n_layers, n_heads))
         for v in config.studied_variants
     ]
-    size = 10 if trained else 1
+    size = 10 if model.source in ("trained", "checkpoint") else 1
     counts = Counter(
         extract_activations=3,
         train_backbone=1,
@@ -137,7 +141,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
-        counts.update(fetch_target=1)
+        counts.update({"import_checkpoint" if model.source == "checkpoint" else "fetch_target": 1})
     return counts
 
 

@@ -40,6 +40,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "check_causes": ("causes", ()),
     "collect_study": ("study", ()),
     "collect_frontier": ("study", ()),
+    "plot_cases": ("cases", ()),
     "draw_exact": ("plots", ()),
     "plot_figures": ("plots", ()),
     "plot_study": ("plots", ()),
@@ -174,7 +175,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         importlib.import_module(f"inversescope.stages.{module}"), arguments.stage_name
     )
     _quiet()
-    if module == "plots":
+    if module in ("plots", "cases"):
         stage(context.root, context.config, context.task_name, context.model_name)
         return
     stage(context, **{name: getattr(arguments, name) for name in takes})
