@@ -35,6 +35,74 @@ rule check_causes:
         " {params.options} --threads {threads} --log {log}"
 
 
+rule compare_distances:
+    input:
+        source=source("compare_distances"),
+        target=lambda w: target_files(w.task, w.model),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["test", "reference"]),
+        activations=at_all_sites(
+            "data/{task}/{model}/activations/{split}/{site}.safetensors",
+            split=["train", "test", "reference"],
+        ),
+        samples=samples_of(studied),
+    output:
+        "results/{task}/{model}/distances.csv",
+    log:
+        "logs/compare_distances/{task}/{model}.log",
+    benchmark:
+        "benchmarks/compare_distances/{task}/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 64000),
+        runtime=minutes(15, 240),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr", "studied_variants"),
+        options=options,
+    message:
+        "Reading the sites of {wildcards.model} on {wildcards.task} under three distances"
+    shell:
+        "inversescope compare_distances --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule check_completeness:
+    input:
+        source=source("check_completeness"),
+        target=lambda w: target_files(w.task, w.model),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=SPLITS),
+        activations=at_all_sites(
+            "data/{task}/{model}/activations/{split}/{site}.safetensors",
+            split=["train", "test", "reference"],
+        ),
+        generators=descriptions_of(studied),
+    output:
+        points="results/{task}/{model}/completeness.csv",
+        recall="results/{task}/{model}/completeness_recall.csv",
+        sizes="results/{task}/{model}/completeness_sizes.csv",
+    log:
+        "logs/check_completeness/{task}/{model}.log",
+    benchmark:
+        "benchmarks/check_completeness/{task}/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 64000),
+        runtime=minutes(15, 240),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr", "studied_variants"),
+        options=options,
+    message:
+        "Asking the generators of {wildcards.model} on {wildcards.task} for known members of preimages"
+    shell:
+        "inversescope check_completeness --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
 rule plot_cases:
     input:
         source=source("plot_cases"),
@@ -42,6 +110,10 @@ rule plot_cases:
         refusal="results/{task}/{model}/refusal.csv",
         causes="results/{task}/{model}/causes.csv",
         ranks="results/{task}/{model}/causes_rank.csv",
+        distances="results/{task}/{model}/distances.csv",
+        points="results/{task}/{model}/completeness.csv",
+        recall="results/{task}/{model}/completeness_recall.csv",
+        sizes="results/{task}/{model}/completeness_sizes.csv",
     output:
         figures=drawn(CASE_FIGURES, "figures", "Case studies", "png"),
         vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=CASE_FIGURES),

@@ -95,10 +95,11 @@ def config() -> Config:
 
 
 # Jobs that turn the tables of an experiment into figures, by task.
+CASE = {"check_causes": 1, "compare_distances": 1, "check_completeness": 1, "plot_cases": 1}
 PLOTS = {
     "ioi": {"draw_exact": 1, "plot_figures": 1},
-    "counting": {"check_causes": 1, "plot_cases": 1},
-    "addition": {"check_causes": 1, "plot_cases": 1},
+    "counting": CASE,
+    "addition": CASE,
 }
 
 

@@ -38,6 +38,8 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "estimate_fcr": ("estimates", ("variants", "site", "out")),
     "collect_tables": ("estimates", ()),
     "check_causes": ("causes", ()),
+    "compare_distances": ("preimages", ()),
+    "check_completeness": ("preimages", ()),
     "collect_study": ("study", ()),
     "collect_frontier": ("study", ()),
     "plot_cases": ("cases", ()),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from inversescope.figures.style import (
     BLACK,
@@ -32,8 +33,18 @@ from inversescope.store import atomic_path, write_table
 CASE_FIGURES = {
     "sites": "FCR, refusal and FCR error along the computation, by generator",
     "causes": "FCR against causal effect of single sites",
+    "distances": "Three distances at equal shares of the prior",
+    "completeness": "Generator probability against distance, and recall of the preimage",
 }
-CASE_TABLES = {"cases": "FCR of the headline features by site and generator"}
+CASE_TABLES = {
+    "cases": "FCR of the headline features by site and generator",
+    "sizes": "Completeness and size of the generators",
+}
+_DISTANCE_STYLE = {
+    "cosine": (BLUE, "o"),
+    "normalised_euclidean": (ORANGE, "s"),
+    "standardised": (GREEN, "^"),
+}
 _COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY)
 
 
@@ -153,6 +164,131 @@ def plot_causes(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Pa
     right.legend(loc="best", fontsize=6)
     panel_letters([left, right])
     return save(figure, data, out)
+
+
+@styled
+def plot_distances(table: pd.DataFrame, order: list[str], features: list[str], out: Path) -> list[Path]:
+    """FCR under each distance, overlap of the balls, spread of their sizes, and refusal judged anew, at each site.
+
+    Args:
+        table: of `compare_distances`.
+        order: sites from left to right.
+        features: a panel each.
+        out: path without suffix.
+    """
+    data = as_written(table)
+    order = [site for site in order if site in set(data["site"])]
+    place = {site: x for x, site in enumerate(order)}
+    refusals = [name for name in data.columns if name.startswith("refusal_")]
+    panels = [
+        *((feature, "fcr") for feature in features),
+        ("", "overlap"),
+        ("", "spread"),
+        *(("", name) for name in refusals),
+    ]
+    figure = new_figure(WIDTH, 1.35 * len(panels) + 0.7)
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    names = {"overlap": "overlap with cosine", "spread": "SD of log10 share"}
+    for ax, (feature, column) in zip(axes, panels, strict=True):
+        for i, (name, (colour, marker)) in enumerate(_DISTANCE_STYLE.items()):
+            part = data[(data["distance"] == name) & (data["feature"] == (feature or features[0]))]
+            x = part["site"].map(place) + 0.16 * (i - 1)
+            ax.plot(x, part[column], marker, color=colour, label=name.replace("_", " "))
+            if column == "fcr":
+                error_bars(ax, x, part["fcr"], part["ci_low"], part["ci_high"], colour)
+        if column == "fcr":
+            ax.axhline(float(part["chance"].iloc[0]), color=GREY, linestyle=":", linewidth=0.9)
+        if column != "spread":
+            share_axis(ax)
+        label = column.replace("refusal_", "refusal, ")
+        ax.set_ylabel(f"{feature} FCR" if feature else names.get(column, label))
+    axes[-1].set_xticks(range(len(order)), order, rotation=30, ha="right")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    panel_letters(axes)
+    return save(figure, data, out)
+
+
+@styled
+def plot_completeness(points: pd.DataFrame, recall: pd.DataFrame, out: Path) -> list[Path]:
+    """Log probability of known prompts under each generator against their distance, and expected recall as draws grow.
+
+    Args:
+        points, recall: tables of `check_completeness`.
+        out: path without suffix.
+    """
+    variants = list(dict.fromkeys(points["variant"]))
+    figure = new_figure(WIDTH, 2.3 + 1.9 * ((len(variants) + 2) // 3))
+    grid = figure.add_gridspec((len(variants) + 2) // 3 + 1, 3)
+    drawn: list[pd.DataFrame] = []
+    axes: list[Axes] = []
+    for i, name in enumerate(variants):
+        ax = figure.add_subplot(
+            grid[i // 3, i % 3], sharex=axes[0] if axes else None, sharey=axes[0] if axes else None
+        )
+        axes.append(ax)
+        part = as_written(points[points["variant"] == name])
+        shown = part.iloc[:: max(1, len(part) // 3000)]
+        for inside, colour, label in (
+            (False, GREY, "outside the ball"),
+            (True, VARIANT_COLOUR.get(name, BLUE), "inside"),
+        ):
+            one = shown[shown["inside"] == inside]
+            ax.plot(
+                one["distance"],
+                one["log_q"],
+                ".",
+                color=colour,
+                markersize=1.5,
+                alpha=0.4,
+                label=label,
+                rasterized=True,
+            )
+        ax.set_title(name)
+        ax.set_xlabel("true distance")
+        ax.set_ylabel("log q (nats)" if i % 3 == 0 else "")
+        drawn.append(shown.assign(panel="points"))
+    low, high = np.quantile(points["log_q"], [0.005, 1.0])
+    axes[0].set_ylim(low - 2, high + 2)
+    ax = figure.add_subplot(grid[-1, :])
+    axes.append(ax)
+    means = recall.groupby(["variant", "draws"], sort=False)[["recall", "ideal"]].mean().reset_index()
+    means = as_written(means)
+    for i, name in enumerate(variants):
+        part = means[means["variant"] == name]
+        ax.plot(
+            part["draws"],
+            part["recall"],
+            "o-",
+            color=VARIANT_COLOUR.get(name, _COLOURS[(i + 4) % 8]),
+            label=name,
+        )
+    part = means[means["variant"] == variants[0]]
+    ax.plot(part["draws"], part["ideal"], "--", color=BLACK, label="draws from P(x; z)")
+    ax.set_xscale("log")
+    share_axis(ax)
+    ax.set_xlabel("draws")
+    ax.set_ylabel("expected recall of the preimage")
+    ax.legend(loc="upper left", ncols=2)
+    panel_letters(axes)
+    drawn.append(means.assign(panel="recall"))
+    return save(figure, pd.concat(drawn, ignore_index=True), out)
+
+
+def write_sizes(sizes: pd.DataFrame, refusal: pd.DataFrame, epsilon: float, out: Path) -> list[Path]:
+    """Write parameters, training, completeness, refusal and FCR error of each generator; CSV and Markdown."""
+    rows = refusal[np.isclose(refusal["epsilon"], epsilon)].drop_duplicates(["site", "variant"])
+    means = rows.groupby("variant")[["refusal_rate", "fcr_error"]].mean().reset_index()
+    table = sizes.merge(means, on="variant", how="left").sort_values("n_parameters", kind="stable")
+    table = as_written(table.drop(columns="train_seconds"))
+    csv, markdown = out.parent / (out.name + ".csv"), out.parent / (out.name + ".md")
+    write_table(table, csv)
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
+    for row in table.itertuples(index=False):
+        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |")
+    with atomic_path(markdown) as part:
+        title = f"Completeness and size of the generators at ε = {epsilon:g}, means over sites."
+        part.write_text("\n".join([title, "", *lines, ""]))
+    return [csv, markdown]
 
 
 def write_cases(

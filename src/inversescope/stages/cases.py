@@ -5,7 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from inversescope.config import Config
-from inversescope.figures.cases import CASE_FIGURES, CASE_TABLES, plot_causes, plot_sites, write_cases
+from inversescope.figures.cases import (
+    CASE_FIGURES,
+    CASE_TABLES,
+    plot_causes,
+    plot_completeness,
+    plot_distances,
+    plot_sites,
+    write_cases,
+    write_sizes,
+)
 from inversescope.figures.tables import tidy
 from inversescope.sites import Site, expand_sites
 from inversescope.stages.common import Context, echo, need
@@ -15,8 +24,9 @@ from inversescope.store import read_table
 def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
     """Draw what the sites of one experiment tell and do.
 
-    Reads fcr.csv, refusal.csv, causes.csv and causes_rank.csv under results/{task}/{model}; writes
-    results/figures/{task}_{model}_{sites,causes}.* and results/tables/{task}_{model}_cases.{csv,md}.
+    Reads fcr.csv, refusal.csv, causes.csv, causes_rank.csv, distances.csv and completeness*.csv under results/{task}/{model};
+    writes results/figures/{task}_{model}_{sites,causes,distances,completeness}.* and
+    results/tables/{task}_{model}_{cases,sizes}.{csv,md}.
 
     Raises:
         InputError: a table is missing; the message names the rule that makes it.
@@ -34,6 +44,18 @@ def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
     figures = root / "results" / "figures"
     plot_sites(fcr, refusal, order, features, epsilon, figures / f"{task}_{model}_sites")
     plot_causes(causes, ranks, figures / f"{task}_{model}_causes")
+    distances, points, recall, sizes = (
+        read_table(need(context.results / f"{name}.csv", rule))
+        for name, rule in (
+            ("distances", "compare_distances"),
+            ("completeness", "check_completeness"),
+            ("completeness_recall", "check_completeness"),
+            ("completeness_sizes", "check_completeness"),
+        )
+    )
+    plot_distances(distances, order, features, figures / f"{task}_{model}_distances")
+    plot_completeness(points, recall, figures / f"{task}_{model}_completeness")
+    write_sizes(sizes, refusal, epsilon, root / "results" / "tables" / f"{task}_{model}_sizes")
     write_cases(fcr, order, features, epsilon, root / "results" / "tables" / f"{task}_{model}_cases")
     echo("plot_cases: " + ", ".join([*CASE_FIGURES, *CASE_TABLES]))
 
