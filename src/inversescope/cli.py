@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, default=1, help="threads of this process")
         _common(command)
     show = commands.add_parser("show", help="headline numbers of a task beside their goals")
-    show.add_argument("task")
+    show.add_argument("task", help="a task, or inversionview for its case studies")
     _common(show)
     config = commands.add_parser(
         "config", help="validate the configuration, or write the default and its schema"
@@ -196,6 +196,11 @@ def _show(arguments: argparse.Namespace) -> None:
     from inversescope.show import show_task
 
     config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    if arguments.task == "inversionview":
+        from inversescope.show_cases import show_cases
+
+        show_cases(arguments.root, config)
+        return
     models = [e.model for e in config.experiments.values() if e.task == arguments.task]
     if not models:
         raise InputError(
