@@ -33,6 +33,7 @@ include: "rules/figures.smk"
 include: "rules/study.smk"
 include: "rules/ravel.smk"
 include: "rules/icl.smk"
+include: "rules/cases.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
@@ -57,11 +58,23 @@ rule icl_translation:
         of_experiments(*rules.plot_icl.output, tasks=["icl_translation"], having=studied),
 
 
+rule counting:
+    input:
+        of_experiments(*rules.plot_cases.output, tasks=["counting"]),
+
+
+rule addition:
+    input:
+        of_experiments(*rules.plot_cases.output, tasks=["addition"]),
+
+
 rule figures:
     input:
         rules.ioi_figures.input,
         rules.ravel.input,
         rules.icl_translation.input,
+        rules.counting.input,
+        rules.addition.input,
 
 
 rule all:

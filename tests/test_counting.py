@@ -121,7 +121,9 @@ def test_splits_partition_the_prior(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["counting", "addition"])
 def test_chance_is_the_share_of_equal_labels(name: str) -> None:
-    task: Task = counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1))
+    task: Task = (
+        counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1, with_answer=True))
+    )
     index = everything(task)
     probability = np.exp(task.log_prior(index))
     for feature, codes in task.features_of(index).items():
@@ -141,7 +143,9 @@ def words_of(grammar: Automaton, tokens: list[int]) -> bool:
 
 @pytest.mark.parametrize("name", ["counting", "addition"])
 def test_grammar_is_the_prior_and_its_probabilities(name: str) -> None:
-    task: Task = counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1))
+    task: Task = (
+        counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1, with_answer=True))
+    )
     tokenizer = task_tokenizer(task)
     grammar, exact = task.grammar(tokenizer), task.next_tokens(tokenizer)
     end = int(tokenizer.eos_token_id)
@@ -169,7 +173,9 @@ def test_grammar_is_the_prior_and_its_probabilities(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["counting", "addition"])
 def test_moves_are_symmetric_and_reach_all(name: str) -> None:
-    task: Task = counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1))
+    task: Task = (
+        counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1, with_answer=True))
+    )
     index = everything(task)
     way = np.zeros((task.size, task.size))
     for kind, count in enumerate(task.move_counts):
@@ -181,8 +187,52 @@ def test_moves_are_symmetric_and_reach_all(name: str) -> None:
     assert reached.all()
 
 
+def test_addition_without_answers_is_the_questions() -> None:
+    task = AdditionTask(AdditionConfig(n_digits=2))
+    index = everything(task)
+    assert (task.parse(task.texts(index)) == index).all()
+    assert task.texts(index[:1]) == task.questions(index[:1]) == ["B10+10="]
+    assert task.completed(index[:1]) == ["B10+10=20"]
+    assert task.parse(["B10+10=20"]).tolist() == [-1]
+    exact = task.next_tokens(task_tokenizer(task))
+    assert exact.rows[exact.grammar.start].max() == 1.0  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="no position '@A1'"):
+        task.offsets("A1", index)
+
+
+@pytest.mark.parametrize("name", ["counting", "addition", "ioi"])
+def test_counterfactuals_change_one_feature(name: str) -> None:
+    tasks: dict[str, Task] = {
+        "counting": counting(CountingConfig()),
+        "addition": AdditionTask(AdditionConfig()),
+        "ioi": IOITask(default_config().ioi),
+    }
+    kept = {
+        "count": ("target", "last", "first", "length", "order"),
+        "target": ("counts", "last", "first", "length"),
+        "last": ("count", "target", "length", "others"),
+        "F2": ("F1", "F3", "second"),
+        "S1": ("S2", "S3", "first"),
+        "object": ("subject", "template", "order", "place", "item"),
+        "subject": ("object", "template", "order", "place", "item"),
+    }
+    task, rng = tasks[name], np.random.default_rng(0)
+    index = task.sample(60, None, rng)
+    labels = task.features_of(index)
+    for feature in task.counterfactual_features:
+        other = task.counterfactuals(feature, index, rng)
+        found = other >= 0
+        assert found.mean() > 0.8, feature
+        changed = task.features_of(other)
+        assert (changed[feature] != labels[feature])[found].all()
+        for same in kept.get(feature, ()):
+            assert (changed[same] == labels[same])[found].all(), (feature, same)
+    with pytest.raises(InputError, match="no counterfactuals"):
+        task.counterfactuals("nothing", index, rng)
+
+
 def test_addition_features_by_hand() -> None:
-    task = AdditionTask(AdditionConfig())
+    task = AdditionTask(AdditionConfig(with_answer=True))
     assert task.size == 810_000
     index = task.parse(["B362+745=1107", "B362+405=767", "B362+405=768"])
     assert index[2] == -1
@@ -277,7 +327,7 @@ def test_word_tasks_have_named_positions_too() -> None:
 
 
 def test_positions_that_are_not_there() -> None:
-    task = AdditionTask(AdditionConfig())
+    task = AdditionTask(AdditionConfig(with_answer=True))
     target = toy_target(task)
     index = task.parse(["B362+745=1107", "B362+405=767"])
     with pytest.raises(InputError, match="1 of 2 prompts.*position 'A4'"):

@@ -110,10 +110,16 @@ def config() -> Config:
 ONCE = {"ioi": {"make_report": 1}, "ravel": {"make_prompts": 1, "plot_ravel": 1}}
 
 
+# Jobs of a case study.
+CASE = {"check_causes": 1, "compare_distances": 1, "check_completeness": 1, "plot_cases": 1}
+
+
 def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
     return {
         "ioi": {"draw_exact": 1, "plot_figures": 1},
+        "counting": CASE,
+        "addition": CASE,
         "ravel": {
             "extract_activations": 1,
             "collect_positions": n_blocks,
@@ -158,7 +164,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         len(expand_sites(config.variants[v].sites or experiment.sites, n_layers, n_heads))
         for v in config.studied_variants
     ]
-    size = 10 if trained else 1
+    size = 10 if model.source in ("trained", "checkpoint") else 1
     counts = Counter(
         extract_activations=3,
         train_backbone=1,
@@ -176,7 +182,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
-        counts.update(fetch_target=1)
+        counts.update({"import_checkpoint" if model.source == "checkpoint" else "fetch_target": 1})
     return counts
 
 

@@ -47,8 +47,11 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "estimate_fcr": ("estimates", ("variants", "site", "out")),
     "collect_tables": ("estimates", ()),
     "check_causes": ("causes", ()),
+    "compare_distances": ("preimages", ()),
+    "check_completeness": ("preimages", ()),
     "collect_study": ("study", ()),
     "collect_frontier": ("study", ()),
+    "plot_cases": ("cases", ()),
     "draw_exact": ("plots", ()),
     "plot_figures": ("plots", ()),
     "plot_study": ("plots", ()),
@@ -96,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--threads", type=int, default=1, help="threads of this process")
         _common(command)
     show = commands.add_parser("show", help="headline numbers of a task beside their goals")
-    show.add_argument("task")
+    show.add_argument("task", help="a task, or inversionview for its case studies")
     _common(show)
     config = commands.add_parser(
         "config", help="validate the configuration, or write the default and its schema"
@@ -183,7 +186,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         importlib.import_module(f"inversescope.stages.{module}"), arguments.stage_name
     )
     _quiet()
-    if module == "plots":
+    if module in ("plots", "cases"):
         stage(context.root, context.config, context.task_name, context.model_name)
         return
     stage(context, **{name: getattr(arguments, name) for name in takes})
@@ -202,6 +205,11 @@ def _show(arguments: argparse.Namespace) -> None:
     from inversescope.show import show_task
 
     config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    if arguments.task == "inversionview":
+        from inversescope.show_cases import show_cases
+
+        show_cases(arguments.root, config)
+        return
     tasks = {e.task for e in config.experiments.values()}
     if arguments.task not in tasks:  # a beginning that only one has will do: icl
         found = [task for task in tasks if task.startswith(arguments.task)]

@@ -286,6 +286,10 @@ class AdditionConfig(Strict):
 
     n_digits: int = Field(3, ge=1, le=3, description="Digits of each operand: 3 make 810,000 prompts.")
     begin: str = Field("B", description="Characters before the first operand; may be empty.")
+    with_answer: bool = Field(
+        False,
+        description="Prompts go on to the sum, so that activations at its digits can be read (A1, A2, ...).",
+    )
     held_out_pairs: float = Field(
         0.05, gt=0, lt=1, description="Share of unordered pairs of operands kept for the test split."
     )

@@ -1,7 +1,7 @@
 """Addition: prior, parsing, features, splits, grammar (InversionView's third case study; Huang et al., 2024).
 
-A prompt is a whole equation, `B362+405=767`, so that activations at the digits of the answer can be read too; a target model is
-asked `B362+405=`. Columns count from the left: F1 and S1 are the operands' leading digits, A1 is the first digit that is written.
+A prompt is a question, `B362+405=`, or a whole equation, `B362+405=767`, so that activations at the digits of the answer can be
+read too. Columns count from the left: F1 and S1 are the operands' leading digits, A1 is the first digit that is written.
 """
 
 from __future__ import annotations
@@ -72,13 +72,11 @@ class AdditionTask(Task):
             "plus",
             *(f"S{i}" for i in columns),
             "equals",
-            *(f"A{i}" for i in range(1, n + 2)),
+            *(f"A{i}" for i in range(1, n + 2) if config.with_answer),
         )
         self.counterfactual_features = (*(f"F{i}" for i in columns), *(f"S{i}" for i in columns))
         self.move_counts = (20 * n, 1, n, 19 * n)
-        self._text = re.compile(
-            rf"{re.escape(config.begin)}(\d{{{n}}})\+(\d{{{n}}})=(\d{{{n},{n + 1}}})", re.ASCII
-        )
+        self._text = re.compile(rf"{re.escape(config.begin)}(\d{{{n}}})\+(\d{{{n}}})=(\d*)", re.ASCII)
         first, second = np.divmod(np.arange(self.size), self.count)
         pair = np.minimum(first, second) * self.count + np.maximum(first, second)
         held_out = _mixed(pair, config.split_seed) < config.held_out_pairs
@@ -107,22 +105,23 @@ class AdditionTask(Task):
         return [f"{self.config.begin}{a}+{b}=" for a, b in zip(first, second, strict=True)]
 
     def texts(self, index: np.ndarray) -> list[str]:
-        """Return the whole equations."""
-        return self.completed(index)
+        """Return the prompts' texts: the equations as far as the configuration says."""
+        return self.completed(index) if self.config.with_answer else self.questions(index)
 
     def answers(self, index: np.ndarray) -> list[str]:
         """Return the sums."""
         return [str(total) for total in np.add(*self._operands(index)).tolist()]
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior, sum included."""
+        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior, its sum included."""
         result = np.full(len(texts), -1, np.int64)
         for row, text in enumerate(texts):
             match = self._text.fullmatch(text)
             if match is None:
                 continue
             first, second = int(match[1]), int(match[2])
-            if min(first, second) >= self.low and match[3] == str(first + second):
+            told = str(first + second) if self.config.with_answer else ""
+            if min(first, second) >= self.low and match[3] == told:
                 result[row] = (first - self.low) * self.count + second - self.low
         return result
 
@@ -228,7 +227,8 @@ class AdditionTask(Task):
             following: dict[int, _State] = {}
             for d, grown in digits:
                 last = grown >= low
-                state = ("rest", 0, f"={int(rest) + grown}") if last else ("second", grown, rest)
+                told = f"={int(rest) + grown}" if self.config.with_answer else "="
+                state = ("rest", 0, told) if last else ("second", grown, rest)
                 following[ids[str(d)]] = state
             return following
 

@@ -1,0 +1,143 @@
+# Case studies with sites at named positions: what single sites do to the answer, and figures. Of tasks that read such sites.
+
+CASES = ["counting", "addition"]
+CASE_FIGURES = literal("figures/cases", "CASE_FIGURES")
+CASE_TABLES = literal("figures/cases", "CASE_TABLES")
+
+
+rule check_causes:
+    input:
+        source=source("check_causes"),
+        target=lambda w: target_files(w.task, w.model),
+        reference="data/{task}/prompts/reference.parquet",
+    output:
+        causes="results/{task}/{model}/causes.csv",
+        ranks="results/{task}/{model}/causes_rank.csv",
+    log:
+        "logs/check_causes/{task}/{model}.log",
+    benchmark:
+        "benchmarks/check_causes/{task}/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(15, 120),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence")
+        | {"patched": EXPERIMENTS[w.task, w.model].patched},
+        options=options,
+    message:
+        "Patching the sites of {wildcards.model} on {wildcards.task} with counterfactual partners"
+    shell:
+        "inversescope check_causes --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule compare_distances:
+    input:
+        source=source("compare_distances"),
+        target=lambda w: target_files(w.task, w.model),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["test", "reference"]),
+        activations=at_all_sites(
+            "data/{task}/{model}/activations/{split}/{site}.safetensors",
+            split=["train", "test", "reference"],
+        ),
+        samples=samples_of(studied),
+    output:
+        "results/{task}/{model}/distances.csv",
+    log:
+        "logs/compare_distances/{task}/{model}.log",
+    benchmark:
+        "benchmarks/compare_distances/{task}/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 64000),
+        runtime=minutes(15, 240),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr", "studied_variants"),
+        options=options,
+    message:
+        "Reading the sites of {wildcards.model} on {wildcards.task} under three distances"
+    shell:
+        "inversescope compare_distances --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule check_completeness:
+    input:
+        source=source("check_completeness"),
+        target=lambda w: target_files(w.task, w.model),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=SPLITS),
+        activations=at_all_sites(
+            "data/{task}/{model}/activations/{split}/{site}.safetensors",
+            split=["train", "test", "reference"],
+        ),
+        generators=descriptions_of(studied),
+    output:
+        points="results/{task}/{model}/completeness.csv",
+        recall="results/{task}/{model}/completeness_recall.csv",
+        sizes="results/{task}/{model}/completeness_sizes.csv",
+    log:
+        "logs/check_completeness/{task}/{model}.log",
+    benchmark:
+        "benchmarks/check_completeness/{task}/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(3000, 64000),
+        runtime=minutes(15, 240),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr", "studied_variants"),
+        options=options,
+    message:
+        "Asking the generators of {wildcards.model} on {wildcards.task} for known members of preimages"
+    shell:
+        "inversescope check_completeness --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_cases:
+    input:
+        source=source("plot_cases"),
+        fcr="results/{task}/{model}/fcr.csv",
+        refusal="results/{task}/{model}/refusal.csv",
+        causes="results/{task}/{model}/causes.csv",
+        ranks="results/{task}/{model}/causes_rank.csv",
+        distances="results/{task}/{model}/distances.csv",
+        points="results/{task}/{model}/completeness.csv",
+        recall="results/{task}/{model}/completeness_recall.csv",
+        sizes="results/{task}/{model}/completeness_sizes.csv",
+    output:
+        figures=drawn(CASE_FIGURES, "figures", "Case studies", "png"),
+        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=CASE_FIGURES),
+        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=CASE_FIGURES),
+        tables=drawn(CASE_TABLES, "tables", "Case studies", "csv"),
+        markdown=expand("results/tables/{{task}}_{{model}}_{name}.md", name=CASE_TABLES),
+    log:
+        "logs/plot_cases/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_cases/{task}/{model}.tsv"
+    wildcard_constraints:
+        task=one_of(CASES),
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        used=lambda w: used(w, "kernel/epsilon", "fcr/features")
+        | {"sites": EXPERIMENTS[w.task, w.model].sites},
+        options=options,
+    message:
+        "Plotting the case study of {wildcards.task} on {wildcards.model}"
+    shell:
+        "inversescope plot_cases --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

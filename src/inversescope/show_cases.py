@@ -1,0 +1,197 @@
+"""Headline numbers of InversionView's case studies beside their goals: `inversescope show inversionview`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from inversescope.config import Config
+from inversescope.figures.tables import tidy
+from inversescope.show import MET, MISSED, NO_GOAL, NOT_MEASURED, Line, section_table
+from inversescope.store import read_json, read_table
+
+#: What these experiments are asked.
+ACCURACY, NEAR_CHANCE, NEAR_ONE, AGREEMENT = 0.99, 0.15, 0.9, 0.03
+
+
+def show_cases(root: Path, config: Config, console: Console | None = None) -> bool:
+    """Print the headline numbers of counting and addition on every model; true if no goal is missed."""
+    console = console or Console()
+    good = True
+    for experiment in config.experiments.values():
+        if experiment.task not in ("counting", "addition"):
+            continue
+        own = config.of(experiment.task, experiment.model)
+        lines = case_lines(root, own, experiment.task, experiment.model)
+        console.rule(Text(f"{experiment.task} / {experiment.model}"), align="left")
+        for section in dict.fromkeys(line.section for line in lines):
+            console.print(section_table([line for line in lines if line.section == section]))
+        good &= not any(line.verdict == MISSED for line in lines)
+    return good
+
+
+def case_lines(root: Path, config: Config, task: str, model: str) -> list[Line]:
+    """Headline numbers of one case study; what has not been run says so."""
+    results = root / "results" / task / model
+    if not (results / "fcr.csv").exists():
+        command = f"not run: snakemake --cores 2 -- {task}"
+        return [Line("case study", "tables", command, "", NOT_MEASURED)]
+    fcr = tidy(read_table(results / "fcr.csv"))
+    epsilon = config.kernel.epsilon
+    fcr = fcr[np.isclose(fcr["epsilon"], epsilon)]
+    lines = _accuracy(root, config, task, model)
+    lines += _circuit(fcr, epsilon) if task == "counting" else []
+    lines += _agreement(fcr, config, epsilon, goal=task == "addition")
+    return lines + _causes(results, task) + _completeness(results)
+
+
+def _judge(value: float, met: bool) -> str:
+    return NOT_MEASURED if np.isnan(value) else MET if met else MISSED
+
+
+def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
+    path = root / "data" / task / model / "target" / "target.json"
+    table = root / "results" / task / model / "target_import.csv"
+    settings = config.models[model]
+    if settings.source == "checkpoint":
+        found = float(read_table(table)["accuracy"].iloc[0]) if table.exists() else float("nan")
+        return [
+            Line(
+                "target",
+                "right answers, fresh prompts",
+                f"{found:.4f}",
+                f"≥ {ACCURACY}",
+                _judge(found, found >= ACCURACY),
+            )
+        ]
+    found = float(read_json(path)["accuracy"]) if path.exists() else float("nan")
+    gate = settings.training.gate_accuracy
+    return [
+        Line(
+            "target",
+            "right answers, held-out prompts",
+            f"{found:.4f}",
+            f"≥ {gate} (gate)",
+            _judge(found, found >= gate),
+        )
+    ]
+
+
+def _rate(fcr: pd.DataFrame, site: str, feature: str) -> tuple[str, float, float, float]:
+    rows = fcr[(fcr["site"] == site) & (fcr["feature"] == feature) & (fcr["estimator"] == "exact")]
+    if rows.empty:
+        return "not read", float("nan"), float("nan"), float("nan")
+    one = rows.iloc[0]
+    text = f"{one['fcr']:.3f} [{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
+    return text, float(one["fcr"]), float(one["ci_low"]), float(one["ci_high"])
+
+
+def _circuit(fcr: pd.DataFrame, epsilon: float) -> list[Line]:
+    """Counting: the count is formed at the target letter, sharpened by MLP 0, and moved to the colon by the head of layer 1."""
+    section = f"the count along the computation, exact FCR at ε = {epsilon:g}"
+    chance = float(fcr.loc[fcr["feature"] == "count", "chance"].iloc[0])
+    lines = []
+    before, value, _, _ = _rate(fcr, "L0.resid_post@colon", "count")
+    limit = chance + NEAR_CHANCE
+    goal = f"≤ {limit:.2f} (chance {chance:.2f})"
+    lines.append(
+        Line(
+            section,
+            "colon, before the head of layer 1",
+            before,
+            goal,
+            _judge(value, value <= limit),
+        )
+    )
+    for what, site in (
+        ("colon, output of the head of layer 1", "L1H0@colon"),
+        ("colon, behind that head", "L1.resid_mid@colon"),
+        ("colon, at the end", "L1.resid_post@colon"),
+    ):
+        text, value, _, _ = _rate(fcr, site, "count")
+        lines.append(Line(section, what, text, f"≥ {NEAR_ONE}", _judge(value, value >= NEAR_ONE)))
+    mid, m, _, top = _rate(fcr, "L0.resid_mid@target", "count")
+    post, p, low, _ = _rate(fcr, "L0.resid_post@target", "count")
+    lines.append(
+        Line(
+            section,
+            "target letter, before and behind MLP 0",
+            f"{mid} → {post}",
+            "sharper: intervals apart",
+            _judge(p - m, low > top),
+        )
+    )
+    return lines
+
+
+def _agreement(fcr: pd.DataFrame, config: Config, epsilon: float, goal: bool) -> list[Line]:
+    section = f"error against the exact FCR at ε = {epsilon:g}: mean and largest over sites and features"
+    lines = []
+    for estimator in ("cache", "combined", "generated"):
+        rows = fcr[fcr["estimator"] == estimator]
+        for variant in [v for v in ("", *config.studied_variants) if v in set(rows["variant"])]:
+            part = rows[rows["variant"] == variant].drop_duplicates(["site", "feature"])
+            error = part["error"].abs()
+            worst = part.loc[error.idxmax()]
+            text = f"{error.mean():.3f}, {error.max():.3f} ({worst['feature']} at {worst['site']})"
+            judged = goal and estimator == "combined" and variant == "default"
+            verdict = _judge(float(error.max()), float(error.max()) <= AGREEMENT) if judged else NO_GOAL
+            lines.append(
+                Line(
+                    section,
+                    f"{estimator} {variant}".strip(),
+                    text,
+                    f"largest ≤ {AGREEMENT}" if judged else "",
+                    verdict,
+                )
+            )
+    return lines
+
+
+def _causes(results: Path, task: str) -> list[Line]:
+    section = "causal checks: exact FCR against the effect of patching, over sites"
+    path = results / "causes_rank.csv"
+    if not path.exists():
+        return [Line(section, "rank correlation", "not run", "interval above 0", NOT_MEASURED)]
+    lines = []
+    for row in read_table(path).to_dict("records"):
+        asked = row["feature"] == "count" if task == "counting" else row["feature"] == "F1"
+        text = f"{row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['n_sites']} sites"
+        verdict = _judge(row["spearman"], row["low"] > 0) if asked else NO_GOAL
+        lines.append(
+            Line(
+                section,
+                f"rank correlation, {row['feature']}",
+                text,
+                "interval above 0" if asked else "",
+                verdict,
+            )
+        )
+    causes = read_table(results / "causes.csv")
+    leading = causes[causes["feature"] == ("count" if task == "counting" else "F1")]
+    for row in leading.sort_values("effect", ascending=False).head(4).to_dict("records"):
+        interval = f"[{row['effect_low']:.2f}, {row['effect_high']:.2f}]"
+        text = f"{row['effect']:.2f} {interval} logits, {row['share']:.0%} of all; FCR {row['fcr']:.2f}"
+        lines.append(Line(section, f"largest effects, {row['feature']}: {row['site']}", text, "", NO_GOAL))
+    return lines
+
+
+def _completeness(results: Path) -> list[Line]:
+    section = "completeness: preimage missed (under a tenth of its probability); recall at 1000 draws, beside P(x; z)'s own"
+    path = results / "completeness_sizes.csv"
+    if not path.exists():
+        return [Line(section, "generators", "not run", "", NOT_MEASURED)]
+    return [
+        Line(
+            section,
+            f"{row['variant']}, {row['n_parameters']:,} parameters",
+            f"{row['missed']:.3f}; {row['recall_1000']:.4f} / {row['ideal_1000']:.4f}",
+            "",
+            NO_GOAL,
+        )
+        for row in read_table(path).to_dict("records")
+    ]
