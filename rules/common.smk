@@ -566,6 +566,66 @@ def drawn(names: dict[str, str], folder: str, category: str, suffix: str) -> lis
     return [captioned(name, title) for name, title in names.items()]
 
 
+# ---------------------------------------------------------------------------------------------------------------------- RAVEL
+RAVEL = [study for study in STUDIES if study.task == "ravel"]
+RAVEL_FIGURES = literal("figures/ravel", "FIGURES")
+RAVEL_TABLES = literal("figures/ravel", "TABLES")
+
+
+def positions_of(where, sites: list[str]) -> list[str]:
+    """Activations at all positions that autoencoders of some sites are trained on."""
+    pattern = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
+    return expand(pattern, task=where.task, model=where.model, corpus=corpora_of(where), site=sites)
+
+
+def autoencoders_of(where, sites: list[str]) -> list[str]:
+    """Autoencoders of some sites that are trained here."""
+    pattern = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
+    files = ["model.safetensors", "meta.json"]
+    return expand(
+        pattern, task=where.task, model=where.model, corpus=corpora_of(where), site=sites, file=files
+    )
+
+
+def corpora_of(where) -> list[str]:
+    """Corpora of a model's own autoencoders."""
+    return ["ravel", "general"] if where.model in TRAINED else ["ravel"]
+
+
+def ravel_blocks() -> list[tuple[Experiment, list[str], str]]:
+    """Sites that one job trains autoencoders of, with a name: some sites of a small model, or one of any other."""
+    result = []
+    for study in RAVEL:
+        size = SITES_PER_JOB if study.model in TRAINED else 1
+        sites = sites_of(*study)
+        for start in range(0, len(sites), size):
+            chunk = sites[start : start + size]
+            result.append((study, chunk, f"{study.task}_{study.model}_{chunk[0]}"))
+    return result
+
+
+def about_ravel(names: dict[str, str], folder: str, category: str, suffix: str) -> list[str]:
+    """Figures or tables over all models of RAVEL, each with its caption, for Snakemake's report."""
+
+    def captioned(name: str, title: str) -> str:
+        path = f"results/{folder}/ravel_{name}.{suffix}"
+        about = {"caption": f"../report/ravel_{name}.rst", "category": category, "labels": {"shows": title}}
+        return report(path, subcategory="ravel", **about)
+
+    return [captioned(name, title) for name, title in names.items()]
+
+
+def scores_of(studies: list[Experiment]) -> list[str]:
+    """What classify_attributes and train_sae write for all sites of experiments."""
+    names = ["attributes/{site}.parquet", "attributes/{site}.csv", "bandwidth/{site}.csv", "sae/{site}.csv"]
+    return [
+        file
+        for study in studies
+        for name in names
+        for file in at_all_sites(f"results/{study.task}/{study.model}/{name}")(study)
+    ]
+
+
 # ------------------------------------------------------------------------------------------------------------------ resources
 def is_small(wildcards, model: str | None) -> bool:
     """Whether all models that a job may read are trained here or imported, hence small."""
