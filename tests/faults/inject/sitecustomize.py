@@ -1,27 +1,33 @@
-"""Kills: with KILL=STAGE:write:N the N-th file that STAGE writes is left unfinished, with KILL=STAGE:time:S it gets S
-seconds of processor time (or ends, unrecorded). The whole process group dies by SIGKILL, Snakemake with it.
-Python imports this as it starts.
+"""Kills: the folder KILLS has a file STAGE-write-N or STAGE-time-S for each that is to come.
+
+A process of the stage leaves the N-th file that it writes half-written, or gets S seconds of processor time (or ends, unrecorded):
+then its whole process group dies by SIGKILL, Snakemake with it, and the file is gone. Python imports this module as it starts.
 """
 
 import atexit
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
-_stage, _, _rest = os.environ.get("KILL", "").partition(":")
+_folder = Path(os.environ.get("KILLS", "/nonexistent"))
+_words = {*sys.argv[1:2], *sys.orig_argv[2:4]}
+_plan = next((p for p in sorted(_folder.glob("*-*-*")) if p.name.split("-")[0] in _words), None)
 
 
 def _kill(*_: Any) -> None:
+    assert _plan is not None
+    _plan.unlink(missing_ok=True)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-if _stage and _stage in sys.argv[1:2] or _stage and _stage in sys.orig_argv[2:4]:
-    _how, _, _number = _rest.partition(":")
+if _plan is not None:
+    _how, _number = _plan.name.split("-")[1:]
+    atexit.register(_kill)
     if _how == "time":
         signal.signal(signal.SIGPROF, _kill)
         signal.setitimer(signal.ITIMER_PROF, float(_number))
-        atexit.register(_kill)
     else:
         _left = [int(_number)]
         _fsync = os.fsync
@@ -34,4 +40,3 @@ if _stage and _stage in sys.argv[1:2] or _stage and _stage in sys.orig_argv[2:4]
             _fsync(handle)
 
         os.fsync = _until  # type: ignore[assignment]
-        atexit.register(_kill)
