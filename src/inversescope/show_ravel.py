@@ -15,6 +15,8 @@ from inversescope.store import read_table
 
 #: InverseScope's accuracy minus the exact posterior's, and its refusal rate over all layers.
 AGREEMENT, REFUSAL = 0.03, 0.15
+#: Bandwidths whose validation accuracy differs by no more are as good: the widest leaves fewest balls empty.
+TIE = 0.01
 #: Decoding rules: suffix of a method's name -> in words.
 DECODINGS = {"": "plain", "_mixed": "cache mixing"}
 METHODS = ("sae_ravel", "sae_general", "probe", "nearest")
@@ -164,15 +166,16 @@ def _sizes(scores: pd.DataFrame) -> list[Line]:
 
 
 def _bandwidth(rows: pd.DataFrame, config: Config) -> list[Line]:
-    """The bandwidth was to be chosen by what the exact posterior reads from validation prompts."""
+    """The bandwidth is the widest of those by which the exact posterior reads about as many validation prompts as by the best."""
     mean = rows.groupby("epsilon")[["accuracy", "empty"]].mean()
-    best = float(mean["accuracy"].idxmax())
-    model = str(rows["model"].iloc[0])
-    used = config.of("ravel", model).kernel.epsilon
+    good = mean.index[mean["accuracy"] >= mean["accuracy"].max() - TIE]
+    chosen = float(max(good))
+    used = config.of("ravel", str(rows["model"].iloc[0])).kernel.epsilon
     text = ", ".join(f"ε {e:g}: {r['accuracy']:.3f} ({r['empty']:.0%} empty)" for e, r in mean.iterrows())
     section = "bandwidth: accuracy of the exact posterior on validation prompts, mean over models and layers"
-    verdict = MET if np.isclose(best, used) else MISSED
-    return [Line(section, f"headline ε = {used:g}", text, "the best one", verdict)]
+    verdict = MET if np.isclose(chosen, used) else MISSED
+    goal = f"the widest within {TIE:g} of the best"
+    return [Line(section, f"headline ε = {used:g}", text, goal, verdict)]
 
 
 def _bench(path: Path) -> list[Line]:

@@ -142,7 +142,7 @@ def plot_sizes(scores: pd.DataFrame, representative: dict[str, list[int]], out: 
             labels.append(f"L{layer}")
         left.text(
             j * width + (len(representative[model]) - 1) / 2,
-            1.06,
+            0.02,
             model,
             ha="center",
             va="bottom",
@@ -156,7 +156,7 @@ def plot_sizes(scores: pd.DataFrame, representative: dict[str, list[int]], out: 
     right.set_xticks(widths, [str(w) for w in widths])
     right.minorticks_off()
     right.set_xlabel("width of the residual stream")
-    right.set_ylabel("mean accuracy over representative layers")
+    right.set_ylabel("mean accuracy over these layers")
     for ax in (left, right):
         share_axis(ax, "y")
         ax.grid(axis="y", color="#e6e6e6", linewidth=0.5)
