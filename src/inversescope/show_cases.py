@@ -160,7 +160,9 @@ def _causes(results: Path, task: str) -> list[Line]:
     lines = []
     for row in read_table(path).to_dict("records"):
         asked = row["feature"] == "count" if task == "counting" else row["feature"] == "F1"
-        text = f"{row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['n_sites']} sites"
+        asked &= row["sites"] == "path"
+        where = "sites with a path to the answer" if row["sites"] == "path" else "sites"
+        text = f"{row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['n_sites']} {where}"
         verdict = _judge(row["spearman"], row["low"] > 0) if asked else NO_GOAL
         lines.append(
             Line(

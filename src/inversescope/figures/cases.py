@@ -136,9 +136,11 @@ def plot_causes(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Pa
     figure = new_figure(WIDTH, max(3.2, 0.19 * len(sites) + 0.9))
     left, right = figure.subplots(1, 2)
     for name, part in changing.groupby("feature", sort=False):
-        row = ranks[ranks["feature"] == name].iloc[0]
+        row = ranks[(ranks["feature"] == name) & (ranks["sites"] == "path")].iloc[0]
         label = f"{name}: ρ = {row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
-        left.plot(part["fcr"], part["effect"], "o", color=colour[name], label=label)
+        on, off = part[part["path"]], part[~part["path"]]
+        left.plot(on["fcr"], on["effect"], "o", color=colour[name], label=label)
+        left.plot(off["fcr"], off["effect"], "o", markerfacecolor="white", color=colour[name])
         error_bars(left, part["fcr"], part["effect"], part["effect_low"], part["effect_high"], colour[name])
         error_bars(left, part["fcr"], part["effect"], part["fcr_low"], part["fcr_high"], colour[name], "x")
     leading = changing[changing["feature"] == names[0]] if len(changing) else changing

@@ -29,9 +29,10 @@ def check_causes(context: Context) -> None:
     """Patch every site of the experiment's `patched` and compare effects with exact FCRs.
 
     Writes results/{task}/{model}/causes.csv (task, model, site, layer, head, position, feature, fcr, fcr_low, fcr_high, chance,
-    effect, effect_low, effect_high, share, total, answer_changes, n_pairs; effects in logits, means over prompts with bootstrap
-    intervals, `total` = the difference between the two runs, `share` = effect / total) and causes_rank.csv (feature, n_sites,
-    spearman, low, high: rank correlation of FCR and effect over sites, bootstrap interval over sites).
+    effect, effect_low, effect_high, share, total, answer_changes, path, n_pairs; effects in logits, means over prompts with
+    bootstrap intervals, `total` = the difference between the two runs, `share` = effect / total, `path` = whether the site can reach
+    the answer) and causes_rank.csv (feature, sites, n_sites, spearman, low, high: rank correlation of FCR and effect over sites,
+    bootstrap interval over sites).
     """
     task, config = context.task, context.config
     target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
@@ -41,6 +42,7 @@ def check_causes(context: Context) -> None:
     drawn = task.sample(min(PAIRS, task.split_size("test")), "test", rng)
     pool = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
     pool = rng.permutation(pool)[:POOL]
+    paths = have_path(context, target, drawn, sites)
     matches = _exact_matches(context, target, drawn, pool, sites)
     rows = []
     for feature in task.counterfactual_features:
@@ -70,6 +72,7 @@ def check_causes(context: Context) -> None:
                     "share": mean[k] / total.mean() if changes > 0 else np.nan,
                     "total": total.mean(),
                     "answer_changes": changes,
+                    "path": paths[site],
                     "n_pairs": int(keep.sum()),
                 }
             )
@@ -150,14 +153,29 @@ def _first_token(context: Context, target: Target, answer: str) -> int:
     return int(encode(target.tokenizer, [space + answer])[0][0])
 
 
+def have_path(context: Context, target: Target, index: np.ndarray, sites: list[Site]) -> dict[Site, bool]:
+    """Whether each site can reach the answer at all: what the last block writes at other positions nobody attends to any more."""
+    ids = encode(target.tokenizer, context.task.texts(index))
+    end = Site(0, "resid_pre", None, context.task.question_end)
+    where = Inputs(ids, named_positions(context.task, target, index, ids, [*sites, end]))
+    answers = where.resolve(end.position)
+    early = {site: site.layer < target.n_layers - 1 or site.kind == "resid_pre" for site in sites}
+    return {site: early[site] or bool((where.resolve(site.position) == answers).all()) for site in sites}
+
+
 def rank_agreement(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
     """Spearman's rank correlation of FCR and effect over sites, a feature each, with bootstrap intervals over sites.
 
+    Over all sites, and over those with a path to the answer (`sites`: all, path): elsewhere the effect is zero whatever is told.
     Only features whose counterfactuals change the answer are asked: others have no effect to agree with.
     """
     rows = []
-    for feature, part in table[table["answer_changes"] > 0].groupby("feature", sort=False):
-        part = part[part["fcr"].notna()]
+    changing = table[(table["answer_changes"] > 0) & table["fcr"].notna()]
+    for (feature, which), part in [
+        ((feature, which), part[part["path"]] if which == "path" else part)
+        for feature, part in changing.groupby("feature", sort=False)
+        for which in ("path", "all")
+    ]:
         fcr, effect = part["fcr"].to_numpy(), part["effect"].to_numpy()
         rng = np.random.default_rng([seed, 31])
         drawn = rng.integers(len(part), size=(RESAMPLES, len(part)))
@@ -169,5 +187,14 @@ def rank_agreement(table: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
         tail = (1.0 - confidence) / 2
         low, high = np.quantile(values, [tail, 1.0 - tail])
         rho = float(stats.spearmanr(fcr, effect).statistic)
-        rows.append({"feature": feature, "n_sites": len(part), "spearman": rho, "low": low, "high": high})
+        rows.append(
+            {
+                "feature": feature,
+                "sites": which,
+                "n_sites": len(part),
+                "spearman": rho,
+                "low": low,
+                "high": high,
+            }
+        )
     return pd.DataFrame(rows)
