@@ -15,6 +15,8 @@ from inversescope.store import read_table
 
 GATE = 0.95
 LARGEST_ERROR, FEWEST_IN_BALL = 0.03, 30
+#: Estimators whose largest error is shown, by decoding.
+ERRORS = (("generated", "plain"), ("generated", "mixed"), ("reweighted", "plain"), ("combined", "plain"))
 WALL_MINUTES, CORES, MEMORY_GIB = 10.0, 2, 6.0
 
 
@@ -76,7 +78,7 @@ def _accuracy(root: Path, config: Config, task: str, model: str) -> Line:
 
 def _separation(layers: pd.DataFrame, bands: pd.DataFrame) -> Line:
     exact = layers[layers["estimator"] == "exact"].set_index(["layer", "feature"])
-    every = sorted(set(exact.index.get_level_values("layer")))
+    every = sorted({int(layer) for layer in exact.index.get_level_values("layer")})
     apart = [n for n in every if exact.loc[(n, "task"), "ci_low"] > exact.loc[(n, "query"), "ci_high"]]
     first = bands[bands["source"] == "fcr"].iloc[0]
     before = bool(first["first_task"] < first["first_query"]) or (
@@ -105,29 +107,29 @@ def _rates(layers: pd.DataFrame) -> list[Line]:
 def _errors(layers: pd.DataFrame) -> list[Line]:
     """Largest difference between generated and exact FCR over sites whose exact value has enough prompts."""
     lines = []
-    for estimator in ("generated", "reweighted", "combined"):
+    for estimator, decoding in ERRORS:
         values = {}
         for variant in ("default", "paper"):
             part = layers[
                 (layers["estimator"] == estimator)
                 & (layers["variant"] == variant)
+                & (layers["decoding"] == decoding)
                 & (layers["n_ball"] >= FEWEST_IN_BALL)
+                & layers["error"].notna()
             ]
-            part = part[part["error"].notna()]
             if not part.empty:
                 worst = part.loc[part["error"].abs().idxmax()]
-                values[variant] = (
-                    abs(worst["error"]),
-                    f"{worst['error']:+.3f} ({worst['feature']}, {worst['site']})",
-                )
+                words = f"{worst['error']:+.3f} ({worst['feature']}, {worst['site']})"
+                values[variant] = (abs(worst["error"]), words)
         if "default" not in values:
             continue
         size, words = values["default"]
         goal = estimator == "generated"
+        how = {"plain": "", "mixed": ", cache mixing"}[decoding]
         lines.append(
             Line(
                 "FCR at attention outputs",
-                f"{estimator} - exact, largest over sites with ≥ {FEWEST_IN_BALL} prompts in the ball",
+                f"{estimator} - exact{how}, largest over sites with ≥ {FEWEST_IN_BALL} prompts in the ball",
                 words,
                 f"≤ {LARGEST_ERROR:g}" if goal else "",
                 _judge(size <= LARGEST_ERROR) if goal else NO_GOAL,

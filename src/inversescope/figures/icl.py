@@ -159,7 +159,9 @@ def _fcr(ax: Axes, rates: pd.DataFrame) -> None:
         error_bars(ax, exact["layer"], exact["rate"], exact["ci_low"], exact["ci_high"], colour)
         ax.axhline(float(exact["chance"].iloc[0]), color=colour, linewidth=0.5, linestyle=":", zorder=1)
         for variant, shift, marker, fill in (("default", -0.13, "o", colour), ("paper", 0.13, "s", "none")):
-            one = own[(own["estimator"] == "generated") & (own["variant"] == variant)]
+            one = own[
+                (own["estimator"] == "generated") & (own["variant"] == variant) & (own["decoding"] == "plain")
+            ]
             ax.scatter(
                 one["layer"] + shift,
                 one["rate"],

@@ -104,7 +104,7 @@ def rates_by_layer(context: Context) -> pd.DataFrame:
             (found["epsilon"] == kernel.epsilon)
             & found["feature"].isin(FEATURES)
             & found["estimator"].isin(ESTIMATORS)
-            & found["decoding"].fillna("").isin(["", "plain"])
+            & found["decoding"].fillna("").isin(["", "plain", "mixed"])
         ].rename(columns={"fcr": "rate"})
         found = found.assign(
             variant=found["variant"].fillna(""),
