@@ -450,6 +450,77 @@ def test_study_of_a_checkpoint_has_the_usual_tables(finished: Path) -> None:
     assert exact["fcr"].between(0, 1).all()
 
 
+@pytest.fixture(scope="module")
+def checked(finished: Path) -> Path:
+    """The same study with its causal checks, distances, completeness and figures."""
+    for stage in ("check_causes", "compare_distances", "check_completeness", "plot_cases"):
+        assert run(finished, stage) == 0
+    return finished / "results/counting/tiny"
+
+
+def test_effects_are_what_patching_must_do(checked: Path) -> None:
+    table = read_table(checked / "causes.csv").set_index(["site", "feature"])
+    for feature in ("count", "target"):
+        last = table.loc[("L1.resid_post@colon", feature)]
+        # The last residual at the end decides alone; what the last block writes elsewhere reaches nothing.
+        assert last["effect"] == pytest.approx(last["total"], abs=1e-4)
+        for site in ("L1.resid_post@target", "L1H0@target", "L1.mlp_out@target"):
+            assert table.loc[(site, feature), "effect"] == 0.0
+            assert not table.loc[(site, feature), "path"]
+        assert table.loc[("L1.resid_pre@target", feature), "path"]
+    kept = table.xs("last", level="feature")
+    assert (kept["answer_changes"] == 0).all()
+    ranks = read_table(checked / "causes_rank.csv")
+    assert set(ranks["feature"]) == {"count", "target"}
+    assert (ranks["low"] <= ranks["spearman"]).all() and (ranks["spearman"] <= ranks["high"]).all()
+
+
+def test_distances_are_compared_at_equal_shares(checked: Path) -> None:
+    table = read_table(checked / "distances.csv")
+    assert set(table["distance"]) == {"cosine", "normalised_euclidean", "standardised"}
+    shares = table.drop_duplicates("distance").set_index("distance")["share"]
+    assert shares.to_numpy() == pytest.approx(shares["cosine"], abs=0.01)
+    assert (table.loc[table["distance"] == "cosine", "overlap"] == 1.0).all()
+    fcr = read_table(checked / "fcr.csv")
+    exact = fcr[(fcr["estimator"] == "exact") & (fcr["site"] == "L1H0@target")].set_index("feature")["fcr"]
+    own = table[table["distance"] == "cosine"].set_index("feature")["fcr"]
+    for feature in own.index:
+        assert own[feature] == pytest.approx(exact[feature])
+    refusal = read_table(checked / "refusal.csv").set_index(["variant", "site"])["refusal_rate"]
+    for variant in (
+        "paper",
+        "default",
+        "inversionview",
+    ):  # judged anew under the configured distance: the same rates
+        one = table.loc[table["distance"] == "cosine", f"refusal_{variant}"].iloc[0]
+        assert one == pytest.approx(refusal[variant, "L1H0@target"], abs=1e-6)
+
+
+def test_completeness_is_what_the_generator_says(checked: Path) -> None:
+    points = read_table(checked / "completeness.csv")
+    assert (points["log_q"] <= 0).all()
+    assert (points.loc[points["inside"], "distance"] < 0.1).all()
+    assert (points.loc[~points["inside"], "distance"] >= 0.1).all()
+    recall = read_table(checked / "completeness_recall.csv")
+    for _, part in recall.groupby("variant"):
+        assert part.sort_values("draws")["recall"].is_monotonic_increasing
+    assert recall[["recall", "ideal"]].stack().between(0, 1).all()
+    # By hand, for one generator and number of draws.
+    members = points[(points["variant"] == "paper") & points["inside"]]
+    by_hand = (1 - (1 - np.exp(members["log_q"])) ** 100).groupby(members["target_id"]).mean().mean()
+    row = recall[(recall["variant"] == "paper") & (recall["draws"] == 100)].iloc[0]
+    assert row["recall"] == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_case_figures_are_drawn(checked: Path) -> None:
+    folder = checked.parents[1]
+    for name in ("sites", "causes", "distances", "completeness"):
+        for suffix in ("png", "pdf", "csv"):
+            assert (folder / "figures" / f"counting_tiny_{name}.{suffix}").stat().st_size > 0
+    for name in ("cases", "sizes"):
+        assert (folder / "tables" / f"counting_tiny_{name}.md").read_text().count("|") > 20
+
+
 def test_exact_values_of_a_prior_that_is_not_uniform(finished: Path) -> None:
     """Reference prompts are draws: mass, entropy and rates are means over them."""
     config = study(finished).of("counting", "tiny")

@@ -40,6 +40,8 @@ CASE_TABLES = {
     "cases": "FCR of the headline features by site and generator",
     "sizes": "Completeness and size of the generators",
 }
+#: Rates of fewer target prompts with any accepted candidate are drawn hollow.
+FEW_TARGETS = 10
 _DISTANCE_STYLE = {
     "cosine": (BLUE, "o"),
     "normalised_euclidean": (ORANGE, "s"),
@@ -90,7 +92,9 @@ def plot_sites(
         for name in variants:
             own = part[part["by"] == name]
             x = own["site"].map(place) + shift[name]
-            ax.plot(x, own["fcr"], "o", color=VARIANT_COLOUR[name], label=name)
+            few = (own["n_targets"] < FEW_TARGETS).to_numpy()
+            ax.plot(x, own["fcr"], "o", color=VARIANT_COLOUR[name], markerfacecolor="white")
+            ax.plot(x[~few], own["fcr"][~few], "o", color=VARIANT_COLOUR[name], label=name)
             error_bars(ax, x, own["fcr"], own["ci_low"], own["ci_high"], VARIANT_COLOUR[name])
         ax.axhline(float(part["chance"].iloc[0]), color=GREY, linestyle=":", linewidth=0.9)
         share_axis(ax)
@@ -116,7 +120,7 @@ def plot_sites(
     handles += [axes[0].plot([], [], color=BLACK)[0], axes[0].plot([], [], color=GREY, linestyle=":")[0]]
     figure.legend(handles, [*labels, "exact, 95% interval", "chance"], loc="outside upper center", ncols=6)
     panel_letters(axes)
-    columns = ["site", "feature", "by", "quantity", "value", "ci_low", "ci_high"]
+    columns = ["site", "feature", "by", "quantity", "value", "ci_low", "ci_high", "n_targets"]
     return save(figure, pd.concat(drawn, ignore_index=True)[columns], out)
 
 
@@ -143,17 +147,10 @@ def plot_causes(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Pa
         left.plot(off["fcr"], off["effect"], "o", markerfacecolor="white", color=colour[name])
         error_bars(left, part["fcr"], part["effect"], part["effect_low"], part["effect_high"], colour[name])
         error_bars(left, part["fcr"], part["effect"], part["fcr_low"], part["fcr_high"], colour[name], "x")
-    leading = changing[changing["feature"] == names[0]] if len(changing) else changing
-    for _, one in leading.sort_values("effect", ascending=False).head(5).iterrows():
-        where = (one["fcr"], one["effect"])
-        left.annotate(
-            one["site"], where, xytext=(4, 3), textcoords="offset points", fontsize=6, color=colour[names[0]]
-        )
     left.axhline(0, color=GREY, linewidth=0.6)
     share_axis(left, "x")
     left.set_xlabel("exact FCR of the feature")
     left.set_ylabel("effect: change of the logit difference")
-    left.legend(loc="upper left", fontsize=6)
     for i, name in enumerate(names):
         part = data[data["feature"] == name]
         y = part["site"].map({site: k for k, site in enumerate(sites)}) + 0.7 * ((i + 0.5) / len(names) - 0.5)
@@ -162,8 +159,9 @@ def plot_causes(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Pa
     right.axvline(0, color=GREY, linewidth=0.6)
     right.set_yticks(range(len(sites)), sites, fontsize=6)
     right.invert_yaxis()
-    right.set_xlabel("effect of writing in the partner's activation (logits)")
-    right.legend(loc="best", fontsize=6)
+    right.set_xlabel("effect of the site alone (logits)")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=6)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=6)
     panel_letters([left, right])
     return save(figure, data, out)
 

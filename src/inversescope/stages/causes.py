@@ -30,7 +30,7 @@ def check_causes(context: Context) -> None:
 
     Writes results/{task}/{model}/causes.csv (task, model, site, layer, head, position, feature, fcr, fcr_low, fcr_high, chance,
     effect, effect_low, effect_high, share, total, answer_changes, path, n_pairs; effects in logits, means over prompts with
-    bootstrap intervals, `total` = the difference between the two runs, `share` = effect / total, `path` = whether the site can reach
+    bootstrap intervals, `total` = the difference between the two runs, `share` = effect / total, `path` = whether it can reach
     the answer) and causes_rank.csv (feature, sites, n_sites, spearman, low, high: rank correlation of FCR and effect over sites,
     bootstrap interval over sites).
     """

@@ -414,6 +414,8 @@ class CountingTask(Task):
         assert match is not None
         written, asked = list(match[1]), match[2]
         letters = sorted(set(written))
+        if len(written) < 3:
+            return text
         if feature == "target":
             return self._write(match[1], letters[rng.integers(len(letters))])
         if feature == "last":
