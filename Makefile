@@ -14,6 +14,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # Further configuration files, laid over config/config.yaml in this order: make figures CONFIG=config/paper.yaml
 CONFIG ?=
+# What `make figures` makes: everything, or the studies of some tasks: make figures STUDIES="ioi ravel"
+STUDIES ?= all
 # Any further options of Snakemake: make figures SNAKEMAKE_OPTIONS=--dry-run
 SNAKEMAKE_OPTIONS ?=
 # What `make adopt` asks to be up to date, and where `make restore` fetches from, if not from the default.
@@ -58,9 +60,9 @@ $(PACKAGE_STAMP): $(LOCK_STAMP)
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 
-figures: setup ## Figures, tables and report of the study (CONFIG=, CORES=)
+figures: setup ## Figures, tables and report of all studies (STUDIES="ioi ravel ...", CONFIG=, CORES=)
 	$(call say,Study: prompts to figures on $(CORES) core(s))
-	$(SNAKEMAKE) -- all
+	$(SNAKEMAKE) -- $(STUDIES)
 	@echo "Figures are in results/figures, tables in results/tables; open results/report.html."
 
 study: setup ## The study over dimension, training steps, seeds and ablations

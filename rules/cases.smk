@@ -79,7 +79,7 @@ rule check_completeness:
         ),
         generators=descriptions_of(studied),
     output:
-        points="results/{task}/{model}/completeness.csv",
+        points="results/{task}/{model}/completeness.parquet",
         recall="results/{task}/{model}/completeness_recall.csv",
         sizes="results/{task}/{model}/completeness_sizes.csv",
     log:
@@ -111,7 +111,7 @@ rule plot_cases:
         causes="results/{task}/{model}/causes.csv",
         ranks="results/{task}/{model}/causes_rank.csv",
         distances="results/{task}/{model}/distances.csv",
-        points="results/{task}/{model}/completeness.csv",
+        points="results/{task}/{model}/completeness.parquet",
         recall="results/{task}/{model}/completeness_recall.csv",
         sizes="results/{task}/{model}/completeness_sizes.csv",
     output:

@@ -497,7 +497,7 @@ def test_distances_are_compared_at_equal_shares(checked: Path) -> None:
 
 
 def test_completeness_is_what_the_generator_says(checked: Path) -> None:
-    points = read_table(checked / "completeness.csv")
+    points = read_table(checked / "completeness.parquet")
     assert (points["log_q"] <= 0).all()
     assert (points.loc[points["inside"], "distance"] < 0.1).all()
     assert (points.loc[~points["inside"], "distance"] >= 0.1).all()
