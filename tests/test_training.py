@@ -79,6 +79,9 @@ def test_resumed_run_ends_in_identical_weights(tmp_path: Path, kills: list[int])
     # The log goes on too: no step is missing, none is there twice.
     assert again["step"].tolist() == log["step"].tolist() == [5, 10, 15, 20, 25, 30]
     assert (np.diff(again["seconds"]) >= 0).all()
+    # Means since the last row go on across a kill between two rows.
+    measured = ["seconds", "tokens_per_second"]
+    pd.testing.assert_frame_equal(again.drop(columns=measured), log.drop(columns=measured), check_exact=True)
 
 
 def test_state_is_what_makes_it_so(tmp_path: Path) -> None:

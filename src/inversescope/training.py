@@ -112,12 +112,13 @@ def train(
     optimizer = accelerator.prepare(optimizer)
     first, before = 0, 0.0
     rows: list[dict[str, Any]] = []
+    sums: dict[str, list[float]] = {}
     training = json.loads(json.dumps({"schedule": asdict(schedule), "made_from": made_from}, default=str))
     if state_path is not None and state_path.exists():
         try:
             tensors, meta = load_state(state_path)
             if meta["training"] == training:
-                first, before, rows = _restore(model, optimizer, parameters, tensors, meta)
+                first, before, rows, sums = _restore(model, optimizer, parameters, tensors, meta)
                 echo(f"{name}: resuming at step {first} of {schedule.steps}")
             else:
                 echo(f"{name}: {state_path} is the state of another training; beginning at step 0")
@@ -125,7 +126,6 @@ def train(
             echo(f"{name}: {error.culprit}; beginning at step 0")
     progress = Progress(name, schedule.steps, echo)
     start = time.monotonic()
-    sums: dict[str, list[float]] = {}
     logged = first
     model.train()
     for step in range(first, schedule.steps):
@@ -172,7 +172,8 @@ def train(
             break
         if state_writer is not None and done % save_every == 0 and done < schedule.steps:
             seconds = before + time.monotonic() - start
-            _save(model, optimizer, parameters, state_writer, done, seconds, rows, training)
+            logs = {"seconds": seconds, "rows": rows, "sums": sums}
+            _save(model, optimizer, parameters, state_writer, done, logs, training)
     model.eval()
     log = pd.DataFrame(rows).drop(columns="_run", errors="ignore")
     if log_path is not None:
@@ -197,8 +198,7 @@ def _save(
     parameters: list[nn.Parameter],
     state_path: Path,
     step: int,
-    seconds: float,
-    rows: list[dict[str, Any]],
+    logs: Mapping[str, Any],
     training: Mapping[str, Any],
 ) -> None:
     tensors = {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
@@ -207,8 +207,9 @@ def _save(
         for key in ("exp_avg", "exp_avg_sq", "step"):
             if key in state:
                 tensors[f"optimizer.{index}.{key}"] = np.atleast_1d(state[key].detach().cpu().numpy())
+    rows = logs["rows"]
     kept = [{**row, "_run": row["_run"] - rows[-1]["_run"]} for row in rows] if rows else []
-    save_state(state_path, tensors, {"training": training, "step": step, "seconds": seconds, "rows": kept})
+    save_state(state_path, tensors, {**logs, "training": training, "step": step, "rows": kept})
 
 
 def _restore(
@@ -217,7 +218,8 @@ def _restore(
     parameters: list[nn.Parameter],
     tensors: Mapping[str, np.ndarray],
     meta: Mapping[str, Any],
-) -> tuple[int, float, list[dict[str, Any]]]:
+) -> tuple[int, float, list[dict[str, Any]], dict[str, list[float]]]:
+    """Put weights and moments back; returns step, seconds, the log, and what its next row is the mean of."""
     state = {k[len("model.") :]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
     model.load_state_dict(state)
     for index, parameter in enumerate(parameters):
@@ -228,7 +230,7 @@ def _restore(
                 "exp_avg": torch.from_numpy(tensors[f"optimizer.{index}.exp_avg"]).to(device),
                 "exp_avg_sq": torch.from_numpy(tensors[f"optimizer.{index}.exp_avg_sq"]).to(device),
             }
-    return int(meta["step"]), float(meta["seconds"]), list(meta["rows"])
+    return int(meta["step"]), float(meta["seconds"]), list(meta["rows"]), dict(meta["sums"])
 
 
 # ----------------------------------------------------------------------------------------------------------------- losses
