@@ -137,8 +137,8 @@ def check_completeness(context: Context) -> None:
     """Ask each generator for the probability of known members of preimages, and of prompts outside.
 
     Writes results/{task}/{model}/completeness.parquet (a row a target and prompt: variant, site, target_id, distance, inside,
-    log_q, log_posterior = log of the prior's probability within the ball, NaN outside), completeness_recall.csv (variant, site, draws,
-    recall: expected share of the preimage's probability that so many draws have found, ideal: the same of draws from P(x; z))
+    log_q, log_posterior = log of the prior's probability within the ball, NaN outside), completeness_recall.csv (variant, site,
+    draws, recall: expected share of the preimage's probability that so many draws have found, ideal: that of draws from P(x; z))
     and completeness_sizes.csv (variant, n_parameters, train_seconds, recall at 1000 draws over the ideal's, missed: share of the
     preimage whose probability falls below a tenth of what it should be).
 
