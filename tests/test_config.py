@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from inversescope.config import Config, default_config, load_config, merge, parse_config, to_schema, to_yaml
+from inversescope.config import (
+    Config,
+    default_config,
+    load_config,
+    merge,
+    parse_config,
+    published_yaml,
+    to_schema,
+    to_yaml,
+)
 from inversescope.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,8 +28,12 @@ CONFIG = ROOT / "config"
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("config.yaml", to_yaml(default_config())), ("schema.json", to_schema())],
-    ids=["yaml", "schema"],
+    [
+        ("config.yaml", to_yaml(default_config())),
+        ("published.yaml", published_yaml()),
+        ("schema.json", to_schema()),
+    ],
+    ids=["yaml", "published", "schema"],
 )
 def test_generated_files_have_not_drifted(name: str, text: str) -> None:
     found = (CONFIG / name).read_text()

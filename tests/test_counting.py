@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from inversescope.capture import capture
+from inversescope.case_studies import PUBLISHED as PUBLISHED_STUDY
 from inversescope.cli import main
 from inversescope.config import (
     AdditionConfig,
@@ -360,7 +361,7 @@ def checkpoint(folder: Path, vocabulary: int = 14, kind: str = "pytorch_model.bi
 def study(root: Path, characters: str = "ab12cd|:BEPxyz", delta: dict[str, Any] | None = None) -> Config:
     """Configuration of a tiny counting study of a checkpoint in root/checkpoint."""
     values = default_config().model_dump(mode="json")
-    cases = values["experiments"]["counting_published"]
+    cases = PUBLISHED_STUDY["experiments"]["counting_published"]
     settings = merge(
         cases["settings"],
         {
@@ -621,7 +622,7 @@ def test_published_model_answers_fresh_prompts(tmp_path: Path) -> None:
         pytest.skip(
             f"the published counting model is not in {default_config().mirror} (nor anywhere without a network)"
         )
-    values = default_config().model_dump(mode="json")
+    values = merge(default_config().model_dump(mode="json"), PUBLISHED_STUDY)
     config = Config.model_validate({**values, "mirror": str(PUBLISHED.parents[1])})
     write(tmp_path, config)
     options = ["--task", "counting", "--model", "counting-published", "--root", str(tmp_path)]

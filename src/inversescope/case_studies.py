@@ -1,4 +1,5 @@
-"""InversionView's case studies as experiments of the default configuration: counting (published and own model) and addition."""
+"""InversionView's case studies: counting and addition with models trained here, in the default configuration, and counting with
+the model that InversionView's authors published, in a configuration of its own."""
 
 from __future__ import annotations
 
@@ -9,24 +10,6 @@ _COMMIT = "14d3d374e0c2f5978f1ca9f83dec025c3627f3bf"
 _COUNTING_FILES = f"https://raw.githubusercontent.com/huangxt39/InversionView/{_COMMIT}/training_outputs/counting/checkpoint-914100"
 
 MODELS: dict[str, dict[str, Any]] = {
-    "counting-published": {
-        "source": "checkpoint",
-        "n_layers": 2,
-        "n_heads": 1,
-        "checkpoint": {
-            "folder": "inversionview/counting",
-            "url": _COUNTING_FILES,
-            "sha256": {
-                "config.json": "13084d189af9053d8425a08c3a6ca8c1e901efc10c1f3d0b3a732d44460f0f9d",
-                "pytorch_model.bin": "de7501fd43133d0183235bd3018e0f28bae267fe4761ba47d83897f73a45a684",
-            },
-            "vocabulary": {
-                "characters": "abcdefghijklmnopqrstuvwxyz123456789|:BEP",
-                "end": "E",
-                "unknown": "P",
-            },
-        },
-    },
     # The authors' shapes, trained here. The answer is one token of twenty, so it weighs as much as the others together.
     "counting-embedded": {
         "candidates": {
@@ -114,19 +97,6 @@ _COUNTING_PATCHED = [
 _COUNTING_SIZES = {"patched": _COUNTING_PATCHED, "n_train": 20_000, "n_test": 30, "n_reference": 40_000}
 
 EXPERIMENTS: dict[str, dict[str, Any]] = {
-    "counting_published": {
-        "task": "counting",
-        "model": "counting-published",
-        "sites": [*_COUNTING_SITES, "L0.resid_post@any"],
-        **_COUNTING_SIZES,
-        "settings": _settings(
-            ["count", "target"],
-            [0.02, 0.005, 0.05, 0.1],
-            300,
-            ["paper", "default", "inversionview"],
-            _BACKBONE,
-        ),
-    },
     "counting_embedded": {
         "task": "counting",
         "model": "counting-embedded",
@@ -151,5 +121,45 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
             ["paper", "default"],
             {**_BACKBONE, "steps": 300, "gate_in_prior": 0.9},
         ),
+    },
+}
+
+#: The published counting model instead: config/published.yaml, laid over the default. Its files come from `mirror` or the network.
+PUBLISHED: dict[str, Any] = {
+    "only": ["counting_published"],
+    "experiments": {
+        "counting_published": {
+            "task": "counting",
+            "model": "counting-published",
+            "sites": [*_COUNTING_SITES, "L0.resid_post@any"],
+            **_COUNTING_SIZES,
+            "settings": _settings(
+                ["count", "target"],
+                [0.02, 0.005, 0.05, 0.1],
+                300,
+                ["paper", "default", "inversionview"],
+                _BACKBONE,
+            ),
+        },
+    },
+    "models": {
+        "counting-published": {
+            "source": "checkpoint",
+            "n_layers": 2,
+            "n_heads": 1,
+            "checkpoint": {
+                "folder": "inversionview/counting",
+                "url": _COUNTING_FILES,
+                "sha256": {
+                    "config.json": "13084d189af9053d8425a08c3a6ca8c1e901efc10c1f3d0b3a732d44460f0f9d",
+                    "pytorch_model.bin": "de7501fd43133d0183235bd3018e0f28bae267fe4761ba47d83897f73a45a684",
+                },
+                "vocabulary": {
+                    "characters": "abcdefghijklmnopqrstuvwxyz123456789|:BEP",
+                    "end": "E",
+                    "unknown": "P",
+                },
+            },
+        },
     },
 }

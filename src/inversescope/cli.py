@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         "config", help="validate the configuration, or write the default and its schema"
     )
     config.add_argument(
-        "--write", action="store_true", help="write config/config.yaml and config/schema.json"
+        "--write", action="store_true", help="write config.yaml, published.yaml and schema.json to config/"
     )
     _common(config)
     audit = commands.add_parser(
@@ -227,14 +227,15 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from inversescope.config import default_config, load_config, to_schema, to_yaml
+    from inversescope.config import default_config, load_config, published_yaml, to_schema, to_yaml
 
     if arguments.write:
         folder = arguments.root / "config"
         folder.mkdir(exist_ok=True)
         (folder / "config.yaml").write_text(to_yaml(default_config()))
+        (folder / "published.yaml").write_text(published_yaml())
         (folder / "schema.json").write_text(to_schema())
-        print(f"wrote {folder / 'config.yaml'} and {folder / 'schema.json'}")
+        print(f"wrote config.yaml, published.yaml and schema.json in {folder}")
         return
     load_config(arguments.config or [arguments.root / "config/config.yaml"])
     print("the configuration is valid")
