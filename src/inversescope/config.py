@@ -1063,7 +1063,7 @@ ICL_SETTINGS: dict[str, Any] = {
     },
     "studied_variants": ["paper", "default"],
     "study_variants": [],
-    "sampling": {"decodings": []},
+    "sampling": {"decodings": ["mixed"]},
     "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0},
 }
 

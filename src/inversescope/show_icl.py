@@ -159,7 +159,7 @@ def _patching(model: str, patching: pd.DataFrame, bands: pd.DataFrame) -> list[L
         ("returned", f"task rate, layer {last} written back at layer {best}"),
         (
             "returned_masked",
-            f"the same, query hidden from the source: task masked (≈ 1) or gone (≈ {_idle(at):.2f})?",
+            f"the same, query hidden from the source: usable task (unpatched {_idle(at):.2f})",
         ),
     ):
         lines.append(Line(section, words, _interval(at.loc[(kind, "task", last)]), "", NO_GOAL))

@@ -47,17 +47,24 @@ CONTROL_STYLE: dict[str, tuple[str, str, Any, str]] = {
 }
 
 
-def presence(low: pd.Series, high: pd.Series, level: float) -> pd.Series:
-    """`present` where the 95% interval lies above a level, `absent` where it lies below, `unclear` where it holds the level."""
+#: A rate is absent where its interval lies below this share of the way from chance to 1.
+NEAR_CHANCE = 0.1
+
+
+def presence(low: pd.Series, high: pd.Series, chance: pd.Series) -> pd.Series:
+    """`present` where the 95% interval lies above the middle between chance and 1, `absent` where it lies about at chance or
+    below, else `unclear`."""
+    there, near = (1 + chance) / 2, chance + NEAR_CHANCE * (1 - chance)
     return pd.Series(
-        np.where(low > level, "present", np.where(high < level, "absent", "unclear")), index=low.index
+        np.where(low > there, "present", np.where(high < near, "absent", "unclear")), index=low.index
     )
 
 
 def layer_bands(rates: pd.DataFrame) -> pd.DataFrame:
     """Layer bands by rule: green where `task` is present and `query` absent, red where `query` is present.
 
-    A rate is present where its interval lies above the middle between its chance level and 1, absent where it lies below.
+    A rate is present where its interval lies above the middle between its chance level and 1, absent where it lies below a tenth
+    of the way from chance to 1.
 
     Args:
         rates: a row a (layer, feature), feature one of `task` and `query`: rate, ci_low, ci_high, chance.
@@ -65,8 +72,7 @@ def layer_bands(rates: pd.DataFrame) -> pd.DataFrame:
     Returns:
         layer, task, query (`present`, `absent` or `unclear`), band ("" for neither).
     """
-    level = (1 + rates["chance"]) / 2
-    state = rates.assign(state=presence(rates["ci_low"], rates["ci_high"], level))
+    state = rates.assign(state=presence(rates["ci_low"], rates["ci_high"], rates["chance"]))
     wide = state.pivot(index="layer", columns="feature", values="state").reset_index()
     there, away = wide["task"] == "present", wide["query"] == "absent"
     band = np.where(wide["query"] == "present", QUERY_BAND, np.where(there & away, TASK_BAND, ""))
