@@ -21,7 +21,8 @@ rule make_prompts:
     params:
         used=lambda w: used(experiment_on(w.task), "seed", w.task) | size_of_split(w.task, w.split),
         options=options,
-        model=lambda w: experiment_on(w.task).model,
+        # Asks for the threads, so that it is not recorded: any model of the task would do.
+        model=lambda w, threads: experiment_on(w.task).model,
     message:
         "Drawing the {wildcards.split} prompts of {wildcards.task}"
     shell:

@@ -17,9 +17,9 @@ from inversescope.config import TranslationConfig, default_config
 from inversescope.errors import InputError
 from inversescope.models import encode, word_tokenizer
 from inversescope.stages.common import Context
-from inversescope.stages.generators import ExactPrior
 from inversescope.stages.prompts import make_prompts
 from inversescope.tasks import TranslationTask, icl_translation, word_lists
+from inversescope.tasks.base import UniformNextTokens
 from inversescope.tasks.concepts import CONCEPTS, LANGUAGES
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data" / "translation"
@@ -203,7 +203,7 @@ def test_grammar_is_the_prior(tiny: TranslationTask) -> None:
     grammar = tiny.grammar(tokenizer)
     index = tiny.sample(500, None, np.random.default_rng(4))
     tokens = np.array([[0, *ids, 0] for ids in encode(tokenizer, tiny.texts(index))])
-    exact = ExactPrior(grammar)
+    exact = UniformNextTokens(grammar)
     rows = exact.along(tokens)
     column = np.searchsorted(grammar.tokens, tokens[:, 1:])
     p = np.take_along_axis(rows, column[..., None], axis=2)[..., 0]
@@ -236,7 +236,7 @@ def test_grammar_over_words_of_several_tokens(tiny: TranslationTask) -> None:
     tokenizer = byte_level(tiny.texts(index))
     tiny.check_tokenizer(lambda texts: encode(tokenizer, texts))
     grammar = tiny.grammar(tokenizer)
-    exact = ExactPrior(grammar)
+    exact = UniformNextTokens(grammar)
     for text in tiny.texts(index):
         ids = np.array([[0, *encode(tokenizer, [text])[0], 0]])
         column = np.searchsorted(grammar.tokens, ids[0, 1:])

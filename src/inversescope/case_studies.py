@@ -18,8 +18,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "training": {
             "batch_size": 128,
             "answer_weight": 20.0,
-            "max_steps": 3500,
-            "extra_steps": 500,
+            "max_steps": 3000,
+            "schedule": "cosine",
             "gate_accuracy": 0.9,
         },
     },

@@ -63,6 +63,10 @@ class TargetTraining(Strict):
     extra_steps: int = Field(
         100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
     )
+    schedule: Literal["gate", "cosine"] = Field(
+        "gate",
+        description="gate: constant rate until the gate is passed, then extra_steps. cosine: decay over all of max_steps.",
+    )
     gate_accuracy: float = Field(
         0.99,
         description="Accuracy of the answer that a candidate must reach (icl_translation: on each task).",

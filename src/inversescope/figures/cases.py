@@ -110,7 +110,10 @@ def plot_sites(
             ax.plot(x, own[column], "o", color=VARIANT_COLOUR[name])
             if column == "refusal_rate":
                 error_bars(ax, x, own[column], own["ci_low"], own["ci_high"], VARIANT_COLOUR[name])
-            drawn.append(own.assign(by=name, quantity=column, value=own[column], feature=""))
+            rows = own.assign(by=name, quantity=column, value=own[column], feature="")
+            if column != "refusal_rate":
+                rows = rows.assign(ci_low=np.nan, ci_high=np.nan)  # the interval is that of the refusal
+            drawn.append(rows)
         ax.set_ylabel(title)
         ax.set_ylim(bottom=0)
     share_axis(axes[-2])

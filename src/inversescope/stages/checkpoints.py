@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -113,7 +114,7 @@ def need_download(url: str, path: Path) -> Path:
     try:
         with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 (https only, see above)
             content = answer.read()
-    except (urllib.error.URLError, OSError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise InputError(
             f"{url} cannot be fetched ({error})",
             "set 'mirror' to a folder that holds the checkpoint's, or try again with a network",

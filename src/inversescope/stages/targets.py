@@ -175,10 +175,13 @@ def train_target(context: Context, candidate: str) -> None:
                 echo(
                     f"train_target {candidate}: gate {settings.gate_accuracy} passed at step {step} with {last:.3f}"
                 )
-        return bool(reached) and step >= reached[0] + settings.extra_steps
+        early = settings.schedule == "gate" and bool(reached)
+        return early and step >= reached[0] + settings.extra_steps
 
     def rate(step: int) -> float:
         left = 1.0 - (step - reached[0]) / settings.extra_steps if reached else 1.0
+        if settings.schedule == "cosine":
+            left = 0.5 * (1.0 + np.cos(np.pi * step / settings.max_steps))
         return settings.learning_rate * min(1.0, (step + 1) / settings.warmup) * left
 
     schedule = Schedule(
