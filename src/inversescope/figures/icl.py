@@ -127,7 +127,7 @@ def plot_task_vectors(rows: list[tuple[str, pd.DataFrame, pd.DataFrame]], out: P
         _controls(line[2], patching)
         line[0].set_title(f"{title}\nFCR at attention outputs")
         line[1].set_title("patching the residual stream")
-        line[2].set_title("rate of task: masked or gone?")
+        line[2].set_title("rate of task, by control")
         line[0].set_ylabel("rate")
         parts += [
             rates.assign(panel="fcr", target=title),
