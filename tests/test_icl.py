@@ -234,14 +234,14 @@ def rates(task: list[float], query: list[float], width: float = 0.02) -> pd.Data
 
 
 def test_bands_follow_the_rule() -> None:
-    found = layer_bands(rates([0.2, 0.9, 0.61, 0.9, 0.1], [0.0, 0.1, 0.1, 0.51, 0.9]))
-    # Layer 3: the interval of the query holds its level, so that there is neither band.
+    found = layer_bands(rates([0.2, 0.9, 0.61, 0.9, 0.1], [0.0, 0.05, 0.05, 0.3, 0.9]))
+    # Layer 3: the query is neither near chance nor above the middle, so that there is neither band.
     assert found["band"].tolist() == ["", TASK_BAND, TASK_BAND, "", QUERY_BAND]
     assert found["query"].tolist() == ["absent", "absent", "absent", "unclear", "present"]
     assert order_of_layers(found) == {"task": 1.0, "query": 4.0}
     # Above half, but not above the middle between chance and 1.
     low = layer_bands(rates([0.57, 0.55], [0.0, 0.0]))
-    assert low["task"].tolist() == ["unclear", "absent"] and set(low["band"]) == {""}
+    assert low["task"].tolist() == ["unclear", "unclear"] and set(low["band"]) == {""}
     assert np.isnan(order_of_layers(low)["query"])
     patched = rates([0.3, 1.0, 0.0], [0.0, 0.0, 1.0])
     table = patched.assign(

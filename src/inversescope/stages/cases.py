@@ -24,7 +24,7 @@ from inversescope.store import read_table
 def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
     """Draw what the sites of one experiment tell and do.
 
-    Reads fcr.csv, refusal.csv, causes.csv, causes_rank.csv, distances.csv and completeness*.csv under results/{task}/{model};
+    Reads fcr.csv, refusal.csv, causes.csv, causes_rank.csv, distances.csv and completeness* under results/{task}/{model};
     writes results/figures/{task}_{model}_{sites,causes,distances,completeness}.* and
     results/tables/{task}_{model}_{cases,sizes}.{csv,md}.
 
@@ -45,12 +45,12 @@ def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
     plot_sites(fcr, refusal, order, features, epsilon, figures / f"{task}_{model}_sites")
     plot_causes(causes, ranks, figures / f"{task}_{model}_causes")
     distances, points, recall, sizes = (
-        read_table(need(context.results / f"{name}.csv", rule))
+        read_table(need(context.results / name, rule))
         for name, rule in (
-            ("distances", "compare_distances"),
-            ("completeness", "check_completeness"),
-            ("completeness_recall", "check_completeness"),
-            ("completeness_sizes", "check_completeness"),
+            ("distances.csv", "compare_distances"),
+            ("completeness.parquet", "check_completeness"),
+            ("completeness_recall.csv", "check_completeness"),
+            ("completeness_sizes.csv", "check_completeness"),
         )
     )
     plot_distances(distances, order, features, figures / f"{task}_{model}_distances")
