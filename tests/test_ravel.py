@@ -365,7 +365,7 @@ def test_archive_is_read_without_unpacking(
 ) -> None:
     members = {f"data/base/{p.name}": p.read_bytes() for p in mirror.glob("*.json")}
     content = archive({**members, "../../escape.json": b"{}", "data/notes.txt": b"x"})
-    monkeypatch.setattr(facts, "_download", lambda url: content)
+    monkeypatch.setattr(facts, "download", lambda url, remedy: content)
     # Without a pinned archive only files with a pinned sum are taken: of these there are none.
     with pytest.raises(InputError, match="holds no files"):
         fetch(tmp_path / "out", None)

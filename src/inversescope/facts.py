@@ -12,7 +12,6 @@ import io
 import json
 import re
 import tarfile
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from inversescope.errors import InputError
-from inversescope.store import atomic_path, write_json
+from inversescope.store import atomic_path, download, write_json
 
 SPLITS = ("train", "val", "test")
 KINDS = ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
@@ -233,7 +232,10 @@ def fetch(
         }
         origin = "local mirror"
     else:
-        contents = _members(_download(url), archive_sha256, sums, url)
+        archive = download(
+            url, "set ravel.mirror to a folder that holds the files, or try again with a network"
+        )
+        contents = _members(archive, archive_sha256, sums, url)
         origin = url
     if not contents:
         raise InputError(
@@ -268,18 +270,6 @@ def fetch(
     }
     write_json(manifest, destination / MANIFEST)
     return manifest
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=60) as reply:  # the address is a constant, https
-            content: bytes = reply.read()
-            return content
-    except OSError as error:
-        raise InputError(
-            f"{url} cannot be fetched ({error})",
-            "set ravel.mirror to a folder that holds the files, or try again with a network",
-        ) from error
 
 
 def _members(archive: bytes, pinned: str | None, sums: dict[str, str], url: str) -> dict[str, bytes]:

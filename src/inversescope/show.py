@@ -176,7 +176,8 @@ def _need(path: Path) -> pd.DataFrame:
     return read_table(path)
 
 
-def _judge(value: float, good: bool) -> str:
+def judge(value: float, good: bool) -> str:
+    """The verdict on a number: met or missed, not measured where it is not finite."""
     return NOT_MEASURED if not np.isfinite(value) else MET if good else MISSED
 
 
@@ -197,7 +198,7 @@ def _faithfulness(fcr: pd.DataFrame, epsilon: float, features: list[str]) -> lis
                 ours = value.get("default", np.nan)
                 if not any(np.isfinite(list(value.values()))):
                     continue
-                verdict = _judge(ours, ours <= goal) if decoding == PLAIN else NO_GOAL
+                verdict = judge(ours, ours <= goal) if decoding == PLAIN else NO_GOAL
                 words = f"≤ {goal:g}" if decoding == PLAIN else ""
                 text = {
                     variant: f"{number:.4f}" if np.isfinite(number) else "–"
@@ -267,7 +268,7 @@ def _cells(fcr: pd.DataFrame, features: list[str]) -> list[Line]:
                 name: pooled_rmse(part[np.isclose(part["epsilon"], epsilon)]) for name, part in here.items()
             }
             others = [value[name] for name in names[1:] if np.isfinite(value[name])]
-            verdict = _judge(value["combined"], bool(others) and value["combined"] < min(others))
+            verdict = judge(value["combined"], bool(others) and value["combined"] < min(others))
             sizes = {
                 name: float(part.loc[np.isclose(part["epsilon"], epsilon), "n_targets"].mean())
                 for name, part in here.items()
@@ -307,14 +308,14 @@ def _refusal(refusal: pd.DataFrame, epsilon: float) -> list[Line]:
                 )
                 text[variant] = f"{rate:.3f} (gap {gap:+.2f}, error {error:.3f})" if len(part) else "no rows"
                 if variant == "default":
-                    verdict = _judge(rate + gap, rate <= goal and abs(gap) <= ENTROPY_GAP)
+                    verdict = judge(rate + gap, rate <= goal and abs(gap) <= ENTROPY_GAP)
             words = f"≤ {goal:.2f}, |gap| ≤ {ENTROPY_GAP:g} nats"
             lines.append(
                 Line(section, f"refused, {how}, {title}", text["default"], words, verdict, text["paper"])
             )
         share = {v: float(part["parse_refusal"].mean()) for v, part in by_variant.items()}
         text = {v: f"{number:.4f}" if np.isfinite(number) else "no rows" for v, number in share.items()}
-        verdict = _judge(share["default"], share["default"] < PARSE_REFUSAL)
+        verdict = judge(share["default"], share["default"] < PARSE_REFUSAL)
         lines.append(
             Line(
                 section,
@@ -394,11 +395,9 @@ def _cost(root: Path) -> list[Line]:
             "wall time",
             f"{minutes:.1f} min",
             f"≤ {WALL_MINUTES:g} min",
-            _judge(minutes, minutes <= WALL_MINUTES),
+            judge(minutes, minutes <= WALL_MINUTES),
         ),
-        Line(
-            section, "peak memory", f"{gib:.2f} GiB", f"< {MEMORY_GIB:g} GiB", _judge(gib, gib < MEMORY_GIB)
-        ),
+        Line(section, "peak memory", f"{gib:.2f} GiB", f"< {MEMORY_GIB:g} GiB", judge(gib, gib < MEMORY_GIB)),
     ]
 
 
@@ -418,9 +417,7 @@ def _bench(folder: Path) -> list[Line]:
             continue
         value = float(table[column].dropna().iloc[0])
         lines.append(
-            Line(
-                section, what, f"{value:.3g}", words, _judge(value, value >= goal if more else value <= goal)
-            )
+            Line(section, what, f"{value:.3g}", words, judge(value, value >= goal if more else value <= goal))
         )
     return lines
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from inversescope.case_studies import PUBLISHED
 from inversescope.config import Config, merge, parse_config
 from inversescope.figures.tables import tidy
-from inversescope.show import MET, MISSED, NO_GOAL, NOT_MEASURED, Line, section_table
+from inversescope.show import MISSED, NO_GOAL, NOT_MEASURED, Line, judge, section_table
 from inversescope.store import read_json, read_table
 
 #: What these experiments are asked.
@@ -54,10 +54,6 @@ def case_lines(root: Path, config: Config, task: str, model: str) -> list[Line]:
     return lines + _causes(results, task) + _completeness(results, task)
 
 
-def _judge(value: float, met: bool) -> str:
-    return NOT_MEASURED if np.isnan(value) else MET if met else MISSED
-
-
 def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
     path = root / "data" / task / model / "target" / "target.json"
     table = root / "results" / task / model / "target_import.csv"
@@ -70,7 +66,7 @@ def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
                 "right answers, fresh prompts",
                 f"{found:.4f}",
                 f"≥ {ACCURACY}",
-                _judge(found, found >= ACCURACY),
+                judge(found, found >= ACCURACY),
             )
         ]
     found = float(read_json(path)["accuracy"]) if path.exists() else float("nan")
@@ -81,7 +77,7 @@ def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
             "right answers, held-out prompts",
             f"{found:.4f}",
             f"≥ {gate} (gate)",
-            _judge(found, found >= gate),
+            judge(found, found >= gate),
         )
     ]
 
@@ -109,7 +105,7 @@ def _circuit(fcr: pd.DataFrame, epsilon: float) -> list[Line]:
             "colon, before the head of layer 1",
             before,
             goal,
-            _judge(value, value <= limit),
+            judge(value, value <= limit),
         )
     )
     for what, site in (
@@ -118,7 +114,7 @@ def _circuit(fcr: pd.DataFrame, epsilon: float) -> list[Line]:
         ("colon, at the end", "L1.resid_post@colon"),
     ):
         text, value, _, _ = _rate(fcr, site, "count")
-        lines.append(Line(section, what, text, f"≥ {NEAR_ONE}", _judge(value, value >= NEAR_ONE)))
+        lines.append(Line(section, what, text, f"≥ {NEAR_ONE}", judge(value, value >= NEAR_ONE)))
     mid, m, _, top = _rate(fcr, "L0.resid_mid@target", "count")
     post, p, low, _ = _rate(fcr, "L0.resid_post@target", "count")
     lines.append(
@@ -127,7 +123,7 @@ def _circuit(fcr: pd.DataFrame, epsilon: float) -> list[Line]:
             "target letter, before and behind MLP 0",
             f"{mid} → {post}",
             "sharper: intervals apart",
-            _judge(p - m, low > top),
+            judge(p - m, low > top),
         )
     )
     return lines
@@ -144,7 +140,7 @@ def _agreement(fcr: pd.DataFrame, config: Config, epsilon: float, goal: bool) ->
             worst = part.loc[error.idxmax()]
             text = f"{error.mean():.3f}, {error.max():.3f} ({worst['feature']} at {worst['site']})"
             judged = goal and estimator in ("combined", "generated") and variant == "default"
-            verdict = _judge(float(error.max()), float(error.max()) <= AGREEMENT) if judged else NO_GOAL
+            verdict = judge(float(error.max()), float(error.max()) <= AGREEMENT) if judged else NO_GOAL
             lines.append(
                 Line(
                     section,
@@ -167,7 +163,7 @@ def _causes(results: Path, task: str) -> list[Line]:
         asked = row["sites"] == "path" and (task != "counting" or row["feature"] == "count")
         where = "sites with a path to the answer" if row["sites"] == "path" else "sites"
         text = f"{row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['n_sites']} {where}"
-        verdict = _judge(row["spearman"], row["low"] > 0) if asked else NO_GOAL
+        verdict = judge(row["spearman"], row["low"] > 0) if asked else NO_GOAL
         lines.append(
             Line(
                 section,
@@ -201,7 +197,7 @@ def _completeness(results: Path, task: str) -> list[Line]:
                 f"{row['variant']}, {row['n_parameters']:,} parameters",
                 f"{row['missed']:.3f}; {row['recall_1000']:.4f} / {row['ideal_1000']:.4f}",
                 f"recall within {AGREEMENT}" if judged else "",
-                _judge(gap, gap <= AGREEMENT) if judged else NO_GOAL,
+                judge(gap, gap <= AGREEMENT) if judged else NO_GOAL,
             )
         )
     return lines

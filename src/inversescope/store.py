@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import http.client
 import json
 import math
 import os
 import struct
 import tempfile
+import urllib.request
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -381,3 +383,21 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return value.as_posix()
     raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def download(url: str, remedy: str) -> bytes:
+    """Fetch the content of an address.
+
+    Args:
+        url: the address.
+        remedy: what to do where there is no network, for the error.
+
+    Raises:
+        InputError: it cannot be reached, or breaks off.
+    """
+    try:
+        with urllib.request.urlopen(url, timeout=60) as reply:
+            content: bytes = reply.read()
+            return content
+    except (http.client.HTTPException, OSError) as error:
+        raise InputError(f"{url} cannot be fetched ({error})", remedy) from error

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inversescope.config import CheckpointConfig
 from inversescope.errors import InputError
 from inversescope.stages.common import Context, echo, stream
-from inversescope.store import atomic_path, read_json, write_table
+from inversescope.store import atomic_path, download, read_json, write_table
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,14 +108,9 @@ def need_download(url: str, path: Path) -> Path:
         return path
     if not url.startswith("https://"):
         raise InputError(f"{url} is no https address", "give checkpoint.url as https://...")
-    try:
-        with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 (https only, see above)
-            content = answer.read()
-    except (http.client.HTTPException, OSError) as error:
-        raise InputError(
-            f"{url} cannot be fetched ({error})",
-            "set 'mirror' to a folder that holds the checkpoint's, or try again with a network",
-        ) from error
+    content = download(
+        url, "set 'mirror' to a folder that holds the checkpoint's, or try again with a network"
+    )
     with atomic_path(path) as part:
         part.write_bytes(content)
     return path

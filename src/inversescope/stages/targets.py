@@ -48,7 +48,6 @@ def train_target(context: Context, candidate: str) -> None:
     """
     from contextlib import nullcontext
 
-    import torch
     import torch.nn.functional as F
 
     from inversescope.models import (
@@ -82,33 +81,27 @@ def train_target(context: Context, candidate: str) -> None:
     task.check_tokenizer(lambda texts: encode(tokenizer, texts))
     model = build_model(spec.shape, len(tokenizer), spec.seed, initializer_range=spec.shape.initializer_range)
     target = Target(model, tokenizer, context.model_name)
-    end = int(tokenizer.eos_token_id)
 
     def tensors(questions: list[str], texts: list[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Answered questions as tokens (B, T), and the lengths of questions and of answered questions (B,) each."""
-        ids = encode(tokenizer, texts)
-        starts = torch.tensor([len(i) for i in encode(tokenizer, questions)])
-        lengths = torch.tensor([len(i) for i in ids])
+        tokens, starts, lengths = padded(tokenizer, questions, texts)
         if int(lengths.max()) > spec.shape.n_positions:
             raise InputError(
                 f"candidate {candidate} has {spec.shape.n_positions} positions, but prompts take up to {int(lengths.max())}",
                 f"raise models.{context.model_name}.candidates.{candidate}.shape.n_positions",
             )
-        table = np.full((len(ids), int(lengths.max())), end)
-        for row, i in enumerate(ids):
-            table[row, : len(i)] = i
-        return torch.from_numpy(table), starts, lengths
+        return tokens, starts, lengths
 
     def asked(part: str) -> Asked | None:
         rng = stream(context.config.seed, "train_target", GATE_STREAMS[part])
         index = task.target_sample(GATE_PROMPTS, part, rng)
         if not len(index):
             return None
-        tensors(task.questions(index), task.completed(index))  # refuses what is too long for the candidate
+        tokens, starts, lengths = tensors(task.questions(index), task.completed(index))
         groups = np.zeros(len(index))
         if task.gate_by is not None and part == "gate":
             groups = task.features_of(index)[task.gate_by]
-        return (*answer_tokens(task, tokenizer, index), groups)
+        return tokens, answer_mask(tokens, starts, lengths), groups
 
     gate = asked("gate")
     if gate is None:
@@ -229,19 +222,33 @@ def answer_tokens(
     task: Task, tokenizer: PreTrainedTokenizerFast, index: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Questions with their answers as tokens (N, T), and which of the tokens behind the first are answers, bool (N, T - 1)."""
+    tokens, starts, lengths = padded(tokenizer, task.questions(index), task.completed(index))
+    return tokens, answer_mask(tokens, starts, lengths)
+
+
+def padded(
+    tokenizer: PreTrainedTokenizerFast, questions: list[str], texts: list[str]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Answered questions as tokens (B, T), padded with the end token, and the lengths of questions and of both (B,) each."""
     import torch
 
     from inversescope.models import encode
 
-    ids = encode(tokenizer, task.completed(index))
-    lengths = np.array([len(i) for i in ids])
-    asked = np.array([len(i) for i in encode(tokenizer, task.questions(index))])
+    ids = encode(tokenizer, texts)
+    starts = torch.tensor([len(i) for i in encode(tokenizer, questions)])
+    lengths = torch.tensor([len(i) for i in ids])
     table = np.full((len(ids), int(lengths.max())), int(tokenizer.eos_token_id))
     for row, i in enumerate(ids):
         table[row, : len(i)] = i
-    place = np.arange(1, table.shape[1])
-    answered = (place >= asked[:, None]) & (place < lengths[:, None])
-    return torch.from_numpy(table), torch.from_numpy(answered)
+    return torch.from_numpy(table), starts, lengths
+
+
+def answer_mask(tokens: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Which of the tokens (B, T) behind the first are answers, bool (B, T - 1); lengths as from `padded`."""
+    import torch
+
+    place = torch.arange(1, tokens.shape[1])
+    return (place >= starts[:, None]) & (place < lengths[:, None])
 
 
 def answered_right(model: PreTrainedModel, tokens: torch.Tensor, answered: torch.Tensor) -> np.ndarray:

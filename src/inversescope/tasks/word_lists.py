@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 from inversescope.errors import InputError
+from inversescope.store import download
 
 UPSTREAM = "https://raw.githubusercontent.com/roeehendel/icl_task_vectors/{commit}/data/translation/{name}"
 COMMIT = "1da0db608c69662cecc1ee7352b84531c1acc435"
@@ -26,7 +25,6 @@ FILES = {
     "it_en.json": "b9c1cca6b1bb3101243be8a44ea447adbbb5b5aa51979e36c124e791ef74cb3c",
     "es_en.json": "4c4d296da7bf52b9c60201c507f606829a13ecac596c4e81acbe9cdce63b0944",
 }
-_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,8 @@ def fetch(name: str, mirror: Path | None) -> bytes:
             )
         return check(path.read_bytes(), name)
     url = UPSTREAM.format(commit=COMMIT, name=name)
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT) as reply:
-            return check(reply.read(), name)
-    except (urllib.error.URLError, TimeoutError) as error:
-        raise InputError(
-            f"{url} cannot be downloaded ({error})",
-            "set icl_translation.mirror to a directory that holds the six lists",
-        ) from error
+    remedy = "set icl_translation.mirror to a directory that holds the six lists"
+    return check(download(url, remedy), name)
 
 
 def read(folder: Path, tasks: list[tuple[str, str]]) -> Pairs:
