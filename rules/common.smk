@@ -284,6 +284,8 @@ def rule_name(stage: str, *parts: str) -> str:
 PACKAGE = Path(os.path.relpath(Path(workflow.basedir) / "src" / "inversescope"))
 # What they say reaches a job by `params`, by its command line, or not at all.
 WITHOUT_EFFECT = {"__init__", "config", "case_studies", "errors", "cli"}
+# Lists what there is: a result depends on the task that it is of, not on the list, so that a new task makes nothing stale.
+LISTS = {"tasks"}
 
 
 def path_of(module: str) -> Path:
@@ -353,7 +355,7 @@ def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
         if name not in without:
             found.add(name)
             pending |= imports_of(name) - found
-    return tuple(sorted(found))
+    return tuple(sorted(found - LISTS))
 
 
 def source(stage: str, task: str | None = None):
