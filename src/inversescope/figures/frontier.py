@@ -47,6 +47,15 @@ PANELS = (("paper", "inversionview"), ("default", "inversionview_noised"))
 BINS = np.linspace(0.0, 1.0, 21)
 
 
+# Where the label of a setting stands, from its mark, in points: settings that change little lie close to each other.
+BESIDE = {
+    "plain": ((0, -8), "center"),
+    "noise1": ((0, 5), "center"),
+    "schedule": ((4, -2), "left"),
+    "mixed": ((-4, -6), "right"),
+}
+
+
 def _order(names: Any) -> list[str]:
     """Generators in the order in which they are listed everywhere."""
     there = set(names)
@@ -206,11 +215,13 @@ def _line(ax: Axes, rows: pd.DataFrame, variant: str, metric: str) -> None:
         zorder=3,
     )
     for name, row in mean.iterrows():
+        offset, align = BESIDE.get(str(name), ((4, 2), "left"))
         ax.annotate(
             str(name),
             (row[metric], row["refusal_rate"]),
-            xytext=(4, 2),
+            xytext=offset,
             textcoords="offset points",
+            ha=align,
             fontsize=5.2,
             color=colour,
         )
