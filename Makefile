@@ -63,7 +63,7 @@ $(PACKAGE_STAMP): $(LOCK_STAMP)
 figures: setup ## Figures, tables and report of all studies (STUDIES="ioi ravel ...", CONFIG=, CORES=)
 	$(call say,Study: prompts to figures on $(CORES) core(s))
 	$(SNAKEMAKE) -- $(STUDIES)
-	@echo "Figures are in results/figures, tables in results/tables; open results/report.html."
+	@echo "Figures are in results/figures, tables in results/tables; open results/report.html and results/studies.html."
 
 study: setup ## The study over dimension, training steps, seeds and ablations
 	$(call say,Study over dimension$(comma) steps$(comma) seeds and ablations on $(CORES) core(s))

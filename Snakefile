@@ -34,6 +34,7 @@ include: "rules/study.smk"
 include: "rules/ravel.smk"
 include: "rules/icl.smk"
 include: "rules/cases.smk"
+include: "rules/pages.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
@@ -82,6 +83,7 @@ rule all:
     input:
         rules.figures.input,
         rules.make_report.output if SHOWN else [],
+        rules.make_studies.output if OTHERS else [],
 
 
 rule study:

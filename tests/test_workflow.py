@@ -138,6 +138,8 @@ def expected(config: Config) -> Counter[str]:
     """Jobs of the target `all`, from the configuration alone; torch stages of small models do several sites a job."""
     tasks = {experiment.task for experiment in config.experiments.values()}
     counts = Counter(make_prompts=3 * len(tasks), all=1)
+    if tasks - {"ioi"}:
+        counts.update(make_studies=1)
     for task in tasks:
         counts.update(ONCE.get(task, {}))
     if config.ravel.source == "upstream" and "ravel" in tasks:

@@ -57,6 +57,7 @@ STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "plot_study": ("plots", ()),
     "plot_frontier": ("plots", ()),
     "make_report": ("plots", ()),
+    "make_studies": ("pages", ()),
 }
 
 
@@ -168,8 +169,8 @@ def _limit_threads(threads: int) -> None:
 def _run_stage(arguments: argparse.Namespace) -> None:
     from inversescope.config import load_config
 
-    config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
-    config = config.of(arguments.task, arguments.model)
+    whole = load_config(arguments.config or [arguments.root / "config/config.yaml"])
+    config = whole.of(arguments.task, arguments.model)
     from inversescope.stages.common import Context
 
     module, takes = STAGES[arguments.stage_name]
@@ -186,6 +187,9 @@ def _run_stage(arguments: argparse.Namespace) -> None:
         importlib.import_module(f"inversescope.stages.{module}"), arguments.stage_name
     )
     _quiet()
+    if module == "pages":
+        stage(context.root, whole)
+        return
     if module in ("plots", "cases"):
         stage(context.root, context.config, context.task_name, context.model_name)
         return

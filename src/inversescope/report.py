@@ -17,6 +17,7 @@ from inversescope.figures import FIGURES, FRONTIER_FIGURES, STUDY_FIGURES, TABLE
 from inversescope.figures.samples import markdown
 from inversescope.figures.tables import MIXED, PLAIN, full_cache, select, tidy
 from inversescope.show import headline, headline_frame
+from inversescope.show_lines import Line
 from inversescope.store import atomic_path, read_table, write_table
 
 #: Captions are shared with `snakemake --report`: reStructuredText that reads as plain text too.
@@ -49,36 +50,24 @@ def write_report(root: Path, config: Config, task: str, model: str) -> list[Path
     pictures = []
     for name, title in (FIGURES | optional).items():
         path = results / "figures" / f"{stem}_{name}.png"
-        image = None
-        if path.exists():
-            image = base64.b64encode(path.read_bytes()).decode("ascii")
-        elif name in FIGURES:
+        if name in FIGURES and not path.exists():
             raise InputError(f"{path} does not exist", "Run plot_figures")
-        pictures.append(
-            {
-                "name": name,
-                "title": title,
-                "caption": captions[name],
-                "image": image,
-                "command": f"inversescope {'plot_frontier' if name in FRONTIER_FIGURES else 'plot_study'}",
-            }
-        )
+        command = f"inversescope {'plot_frontier' if name in FRONTIER_FIGURES else 'plot_study'}"
+        pictures.append(picture(path, title, captions[name], command))
     fcr = tidy(_need(results / task / model / "fcr.csv", "collect_tables"))
     refusal = tidy(_need(results / task / model / "refusal.csv", "collect_tables"))
     samples = _need(results / "tables" / f"{stem}_table1.csv", "plot_figures")
     failed = _need(results / "tables" / f"{stem}_failures.csv", "plot_figures")
-    sections: dict[str, list[Any]] = {}
-    for line in lines:
-        sections.setdefault(line.section, []).append(line)
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    html = write_page(
+        results / "report.html",
+        title=f"{task} on {model}",
+        studies=[],
         task=task,
         model=model,
-        version=__version__,
         seed=config.seed,
         epsilon=f"{config.kernel.epsilon:g}",
         confidence=f"{config.fcr.confidence:.0%}",
-        headline=list(sections.items()),
+        headline=by_section(lines),
         figures=pictures,
         captions=captions,
         rates=[_rates(fcr, feature, config.kernel.epsilon) for feature in config.fcr.features],
@@ -88,10 +77,30 @@ def write_report(root: Path, config: Config, task: str, model: str) -> list[Path
         ),
         failures=_grid(failed.drop(columns=["target_id", "draw"], errors="ignore"), {"distance": ".3f"}),
     )
-    html = results / "report.html"
-    with atomic_path(html) as part:
-        part.write_text(page, encoding="utf-8")
     return [html, *write_headline(lines, results / "tables" / f"{stem}_headline")]
+
+
+def write_page(path: Path, **values: Any) -> Path:
+    """Fill in the page, escaping whatever is put into it, and write it."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(version=__version__, **values)
+    with atomic_path(path) as part:
+        part.write_text(page, encoding="utf-8")
+    return path
+
+
+def by_section(lines: list[Line]) -> list[tuple[str, list[Line]]]:
+    """Headline numbers under their sections."""
+    sections: dict[str, list[Line]] = {}
+    for line in lines:
+        sections.setdefault(line.section, []).append(line)
+    return list(sections.items())
+
+
+def picture(path: Path, title: str, about: str, command: str) -> dict[str, Any]:
+    """A figure for the page, as a data URI; without its file, the command that makes it stands instead."""
+    image = base64.b64encode(path.read_bytes()).decode("ascii") if path.exists() else None
+    return {"name": path.stem, "title": title, "caption": about, "image": image, "command": command}
 
 
 def write_headline(lines: list[Any], out: Path) -> list[Path]:
