@@ -7,6 +7,7 @@ import pandas as pd
 from inversescope.fcr import bootstrap_means
 from inversescope.figures.icl import (
     FEATURES,
+    PARTS,
     layer_bands,
     order_of_layers,
     patching_bands,
@@ -35,11 +36,12 @@ def plot_icl(context: Context) -> None:
     rows, tables, bands = [], [], []
     for model in models:
         here = Context(context.root, context.config.of(context.task_name, model), context.task_name, model)
-        rates, patching = (
-            rates_by_layer(here),
-            read_table(need(here.results / "patching.csv", "patch_task_vectors")),
+        rates = rates_by_layer(here)
+        patching, masking = (
+            read_table(need(here.results / f"{name}.csv", "patch_task_vectors"))
+            for name in ("patching", "masking")
         )
-        rows.append((_title(here), rates, patching))
+        rows.append((_title(here), rates, patching, masking))
         tables.append(rates)
         exact = layer_bands(rates[rates["estimator"] == "exact"])
         for source, found in (("fcr", exact), ("patching", patching_bands(patching))):
@@ -65,17 +67,17 @@ def _title(context: Context) -> str:
 
 
 def rates_by_layer(context: Context) -> pd.DataFrame:
-    """FCR of task and query at every site of the experiment at the headline bandwidth: a row a (site, feature, estimator, variant).
+    """FCR by site at the headline bandwidth: of task and query, and of what these are made of.
 
-    The exact rates are read from the reference prompts; what generators and controls say comes from fcr.csv, where there are
-    generators.
+    A row a (site, feature, estimator, variant). The exact rates are read from the reference prompts; what generators and controls
+    say comes from fcr.csv, where there are generators.
     """
     kernel, fcr = context.config.kernel, context.config.fcr
     rows = []
     for site in context.sites():
         exact = read_table(need(context.results / "exact" / f"{site.label}.parquet", "compute_exact"))
         exact = exact[exact["epsilon"] == kernel.epsilon].sort_values("target_id")
-        for feature in FEATURES:
+        for feature in [name for name in FEATURES + PARTS if name in context.task.features]:
             values = exact[f"fcr_{feature}"].to_numpy(float)
             rate, low, high = bootstrap_means(
                 values[None], fcr.bootstrap, fcr.confidence, context.config.seed
@@ -102,7 +104,7 @@ def rates_by_layer(context: Context) -> pd.DataFrame:
         found = read_table(need(context.results / "fcr.csv", "collect_tables"))
         found = found[
             (found["epsilon"] == kernel.epsilon)
-            & found["feature"].isin(FEATURES)
+            & found["feature"].isin(FEATURES + PARTS)
             & found["estimator"].isin(ESTIMATORS)
             & found["decoding"].fillna("").isin(["", "plain", "mixed"])
         ].rename(columns={"fcr": "rate"})
