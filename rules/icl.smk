@@ -114,6 +114,7 @@ rule plot_icl:
         ],
         fcr="results/icl_translation/{model}/fcr.csv",
         refusal="results/icl_translation/{model}/refusal.csv",
+        samples=lambda w: samples_of(studied)(Experiment("icl_translation", w.model)),
         labels=lambda w: (
             f"results/icl_translation/{w.model}/label_agreement.csv" if CONFIG.labeller is not None else []
         ),
@@ -137,6 +138,7 @@ rule plot_icl:
         markdown="results/tables/icl_translation_{model}_headline.md",
         layers="results/icl_translation/{model}/layers.csv",
         bands="results/icl_translation/{model}/bands.csv",
+        refused="results/icl_translation/{model}/refused.csv",
     log:
         "logs/plot_icl/icl_translation/{model}.log",
     benchmark:

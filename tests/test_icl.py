@@ -144,6 +144,14 @@ def test_study_writes_figure_layers_and_bands(study: Path) -> None:
             same["fcr"].iloc[0] == pytest.approx(row["rate"])
             and row["ci_low"] <= row["rate"] <= row["ci_high"]
         )
+    refused = read_table(study / "results" / TASK / "delayed" / "refused.csv").set_index(
+        ["variant", "site", "feature"]
+    )
+    assert len(refused) == 2 * 2 * 2
+    generated = layers[(layers["estimator"] == "generated") & (layers["decoding"] == "plain")]
+    for _, row in generated[generated["feature"].isin(["task", "query"])].iterrows():
+        one = refused.loc[(row["variant"], row["site"], row["feature"])]
+        assert one["generated"] == pytest.approx(row["rate"], abs=1e-5, nan_ok=True)
     bands = read_table(study / "results" / TASK / "delayed" / "bands.csv")
     assert len(bands) == 2 * 2 * 2 and set(bands["source"]) == {"fcr", "patching"}
 

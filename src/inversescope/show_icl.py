@@ -52,6 +52,7 @@ def headline_icl(root: Path, config: Config, task: str, model: str, cost: bool =
     lines = [_accuracy(root, config, task, one) for one in models if one]
     own = layers[layers["model"] == model]
     lines += [_separation(own, bands[bands["model"] == model]), *_rates(own), *_errors(own)]
+    lines.append(_refused(_need(results / "refused.csv"), own))
     for one in models:
         patching = _need(root / "results" / task / str(one) / "patching.csv")
         lines += _patching(str(one), patching, bands[bands["model"] == one])
@@ -148,19 +149,34 @@ def _errors(layers: pd.DataFrame) -> list[Line]:
         if "default" not in values:
             continue
         size, words = values["default"]
-        goal = estimator == "generated"
         how = {"plain": "", "mixed": ", cache mixing"}[decoding]
         lines.append(
             Line(
                 "FCR at attention outputs",
                 f"{estimator} - exact{how}, largest over sites with ≥ {FEWEST_IN_BALL} prompts in the ball",
                 words,
-                f"≤ {LARGEST_ERROR:g}" if goal else "",
-                _judge(size <= LARGEST_ERROR) if goal else NO_GOAL,
+                f"≤ {LARGEST_ERROR:g}",
+                _judge(size <= LARGEST_ERROR),
                 values["paper"][1] if "paper" in values else "",
             )
         )
     return lines
+
+
+def _refused(refused: pd.DataFrame, layers: pd.DataFrame) -> Line:
+    """Refusal of candidates with and without the target's label, where the mean over accepted ones of `default` is furthest off."""
+    full = layers.loc[layers["n_ball"] >= FEWEST_IN_BALL, "site"].unique()
+    own = refused[(refused["variant"] == "default") & refused["site"].isin(full)].dropna(subset="generated")
+    what = "candidates refused with the target's label, with another (site where generated is furthest from exact)"
+    section = "FCR at attention outputs"
+    if own.empty:
+        return Line(section, what, "none was accepted where the ball has enough prompts", "", NO_GOAL)
+    worst = own.loc[(own["generated"] - own["exact"]).abs().idxmax()]
+    value = (
+        f"{worst['refused_same']:.2f}, {worst['refused_other']:.2f} ({worst['feature']}, {worst['site']}); the label's share "
+        f"before refusal {worst['proposed']:.3f}, after it {worst['generated']:.3f}, exact {worst['exact']:.3f}"
+    )
+    return Line(section, what, value, "", NO_GOAL)
 
 
 def _patching(model: str, patching: pd.DataFrame, bands: pd.DataFrame) -> list[Line]:

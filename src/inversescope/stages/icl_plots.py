@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from inversescope.fcr import bootstrap_means
@@ -20,6 +21,7 @@ from inversescope.store import read_table, write_table
 
 #: Estimators whose rates the table has beside the exact ones.
 ESTIMATORS = ("generated", "reweighted", "combined", "cache", "prior", "shuffled", "nearest", "majority")
+REFUSED_COLUMNS = "task model variant layer site feature exact proposed generated refused_same refused_other n_candidates".split()
 LAYER_COLUMNS = "task model layer site feature estimator variant decoding rate ci_low ci_high chance error n_targets n_ball".split()
 
 
@@ -27,8 +29,8 @@ def plot_icl(context: Context) -> None:
     """Draw FCR and patching by layer of a model beside its control, and write what the headline numbers are read from.
 
     Writes results/figures/{task}_{model}_task_vectors.*; results/tables/{task}_{model}_headline.*;
-    results/{task}/{model}/layers.csv (rates by layer, feature and
-    estimator at the headline bandwidth, of the control too) and bands.csv (bands by layer, from FCR and from patching).
+    results/{task}/{model}/layers.csv (rates by layer, feature and estimator at the headline bandwidth, of the control too),
+    bands.csv (bands by layer, from FCR and from patching) and refused.csv (`refused_candidates`).
     """
     models = [context.model_name]
     control = context.config.models[context.model_name].control
@@ -51,6 +53,7 @@ def plot_icl(context: Context) -> None:
             )
     write_table(pd.concat(tables, ignore_index=True)[LAYER_COLUMNS], context.results / "layers.csv")
     write_table(pd.concat(bands, ignore_index=True), context.results / "bands.csv")
+    write_table(refused_candidates(context), context.results / "refused.csv")
     stem = f"{context.task_name}_{context.model_name}"
     plot_task_vectors(rows, context.root / "results" / "figures" / f"{stem}_task_vectors")
     lines = headline_icl(context.root, context.config, context.task_name, context.model_name, cost=False)
@@ -64,6 +67,54 @@ def _title(context: Context) -> str:
         return context.model_name
     delay = model.training.delay_layers
     return f"{context.model_name} ({f'query delayed, blocks < {delay}' if delay else 'no delay'})"
+
+
+def refused_candidates(context: Context) -> pd.DataFrame:
+    """Whether candidates that share the target's label are refused less often than others: what biases a mean over the accepted.
+
+    Of plain decoding at the headline bandwidth, of candidates in the prior.
+
+    Returns:
+        A row a (variant, site, feature), means of targets: `exact`, and the share of candidates with the target's label before
+        (`proposed`) and after refusal (`generated`); `refused_same` and `refused_other`, the share of candidates with and without
+        it that are refused for their distance.
+    """
+    task, config = context.task, context.config
+    own = task.features_of(context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy())
+    rows = []
+    for variant in config.studied_variants:
+        generator = config.variant(variant).generator
+        for site in context.variant_sites(variant):
+            path = need(context.samples_path(generator, variant, site.label), "sample_prompts")
+            columns = ["target_id", "epsilon", "decoding", "prompt_id", "parsed", "accepted"]
+            drawn = read_table(path, columns)
+            drawn = drawn[
+                drawn["parsed"].astype(bool)
+                & (drawn["epsilon"] == config.kernel.epsilon)
+                & (drawn["decoding"] == "plain")
+            ]
+            target, accepted = drawn["target_id"].to_numpy(), drawn["accepted"].to_numpy(bool)
+            labels = task.features_of(drawn["prompt_id"].to_numpy(np.int64))
+            exact = read_table(context.results / "exact" / f"{site.label}.parquet")
+            exact = exact[exact["epsilon"] == config.kernel.epsilon]
+            for feature in FEATURES:
+                same = labels[feature] == own[feature][target]
+                rows.append(
+                    {
+                        "variant": variant,
+                        "layer": site.layer,
+                        "site": site.label,
+                        "feature": feature,
+                        "exact": float(exact[f"fcr_{feature}"].mean()),
+                        "proposed": float(pd.Series(same).groupby(target).mean().mean()),
+                        "generated": float(pd.Series(same[accepted]).groupby(target[accepted]).mean().mean()),
+                        "refused_same": 1 - float(accepted[same].mean()) if same.any() else np.nan,
+                        "refused_other": 1 - float(accepted[~same].mean()) if not same.all() else np.nan,
+                        "n_candidates": len(drawn),
+                    }
+                )
+    table = pd.DataFrame(rows, columns=REFUSED_COLUMNS)
+    return table.assign(task=context.task_name, model=context.model_name)
 
 
 def rates_by_layer(context: Context) -> pd.DataFrame:
