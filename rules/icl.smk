@@ -35,6 +35,7 @@ rule patch_task_vectors:
     output:
         rates="results/icl_translation/{model}/patching.csv",
         pairs="results/icl_translation/{model}/patching_pairs.parquet",
+        masking="results/icl_translation/{model}/masking.csv",
     log:
         "logs/patch_task_vectors/icl_translation/{model}.log",
     benchmark:
@@ -51,6 +52,7 @@ rule patch_task_vectors:
             "seed",
             "icl_translation",
             "patching",
+            "probe/max_iter",
             "fcr/bootstrap",
             "fcr/confidence",
         ),
@@ -101,7 +103,9 @@ rule plot_icl:
             for site in sites_of("icl_translation", model)
         ],
         patching=lambda w: [
-            f"results/icl_translation/{model}/patching.csv" for model in shown_beside(w.model)
+            f"results/icl_translation/{model}/{table}.csv"
+            for model in shown_beside(w.model)
+            for table in ("patching", "masking")
         ],
         targets=lambda w: [
             f"results/icl_translation/{model}/target_selection.csv"
@@ -110,6 +114,7 @@ rule plot_icl:
         ],
         fcr="results/icl_translation/{model}/fcr.csv",
         refusal="results/icl_translation/{model}/refusal.csv",
+        samples=lambda w: samples_of(studied)(Experiment("icl_translation", w.model)),
         labels=lambda w: (
             f"results/icl_translation/{w.model}/label_agreement.csv" if CONFIG.labeller is not None else []
         ),
@@ -133,6 +138,7 @@ rule plot_icl:
         markdown="results/tables/icl_translation_{model}_headline.md",
         layers="results/icl_translation/{model}/layers.csv",
         bands="results/icl_translation/{model}/bands.csv",
+        refused="results/icl_translation/{model}/refused.csv",
     log:
         "logs/plot_icl/icl_translation/{model}.log",
     benchmark:

@@ -62,7 +62,7 @@ def values(**delta: Any) -> dict[str, Any]:
         "kernel": {"epsilons": [0.1]},
         "sampling": {"candidates": 12, "decodings": ["mixed"]},
         "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0, "bootstrap": 100},
-        "patching": {"n_pairs": 40},
+        "patching": {"n_pairs": 40, "n_queries": 6, "n_shots": 2},
     }
     config = default_config().model_dump(mode="json")
     config["experiments"] = {
@@ -126,7 +126,13 @@ def test_study_writes_figure_layers_and_bands(study: Path) -> None:
     for suffix in (".png", ".pdf", ".csv"):
         assert (study / f"results/figures/{TASK}_delayed_task_vectors{suffix}").stat().st_size > 1000
     layers = read_table(study / "results" / TASK / "delayed" / "layers.csv")
-    assert set(layers["model"]) == set(MODELS) and set(layers["feature"]) == {"task", "query"}
+    assert set(layers["model"]) == set(MODELS) and set(layers["feature"]) == {
+        "task",
+        "query",
+        "source_language",
+        "target_language",
+        "concept",
+    }
     assert {"exact", "generated", "combined", "shuffled", "majority"} <= set(layers["estimator"])
     exact = layers[(layers["estimator"] == "exact") & (layers["model"] == "delayed")]
     fcr = read_table(study / "results" / TASK / "delayed" / "fcr.csv")
@@ -138,6 +144,14 @@ def test_study_writes_figure_layers_and_bands(study: Path) -> None:
             same["fcr"].iloc[0] == pytest.approx(row["rate"])
             and row["ci_low"] <= row["rate"] <= row["ci_high"]
         )
+    refused = read_table(study / "results" / TASK / "delayed" / "refused.csv").set_index(
+        ["variant", "site", "feature"]
+    )
+    assert len(refused) == 2 * 2 * 2
+    generated = layers[(layers["estimator"] == "generated") & (layers["decoding"] == "plain")]
+    for _, row in generated[generated["feature"].isin(["task", "query"])].iterrows():
+        one = refused.loc[(row["variant"], row["site"], row["feature"])]
+        assert one["generated"] == pytest.approx(row["rate"], abs=1e-5, nan_ok=True)
     bands = read_table(study / "results" / TASK / "delayed" / "bands.csv")
     assert len(bands) == 2 * 2 * 2 and set(bands["source"]) == {"fcr", "patching"}
 
@@ -168,6 +182,25 @@ def test_patching_rates_are_those_of_the_pairs(study: Path) -> None:
     drawn = draw_pairs(context.task, target, 40, np.random.default_rng(0))  # type: ignore[arg-type]
     plain = patch(target, None, drawn.sources, [Intervention()]).top[0]
     assert set(last.index) >= {"residual", "masked"} and plain.shape == (40,)
+
+
+def test_masking_compares_like_with_like(study: Path) -> None:
+    table = read_table(study / "results" / TASK / "delayed" / "masking.csv")
+    best = int(table.loc[table["kind"] == "own", "written"].iloc[0])
+    kinds = ["returned", "query_removed", "other_removed", "task_removed", "vector_only"]
+    at = table.set_index(["kind", "outcome", "layer"]).sort_index()
+    idle = float(at.loc[("none", "task", -1), "rate"])
+    for kind in kinds:
+        for outcome in ("task", "source"):
+            assert at.loc[(kind, outcome)].index.tolist() == [0, 1]
+        assert at.loc[(kind, "task"), "chance"].tolist() == pytest.approx([idle] * 2)
+    inside = table[table["kind"] != "remaining"]
+    assert inside["rate"].between(0, 1).all() and (table["ci_low"] <= table["rate"] + 1e-9).all()
+    assert at.loc[("remaining", "share", best), "rate"] == pytest.approx(1.0)
+    assert at.loc[("own", "accuracy"), "chance"].tolist() == pytest.approx([1 / 3] * 2, abs=1e-5)
+    own, carried = (at.loc[(kind, "accuracy", best), "rate"] for kind in ("own", "carried"))
+    assert own == pytest.approx(carried, abs=0.03)
+    assert set(table["n_prompts"]) == {6 * 3 * 2} and set(table["n_queries"]) == {6}
 
 
 def test_pairs_differ_in_query_and_hide_it_entirely(study: Path) -> None:
@@ -218,7 +251,9 @@ def test_show_prints_goals_and_skips_controls(study: Path, capsys: pytest.Captur
     assert "plain: accuracy on the worst of six tasks" in said and "rule and LLM agree" in said
     for words in ("task rises before query", "exact, layer 1", "the same, query hidden from the source"):
         assert any(what.startswith(words) for what in said)
-    assert {"patching, delayed", "patching, plain"} <= {line.section for line in lines}
+    assert "length of the task vector that is left" in said
+    sections = {line.section for line in lines}
+    assert {"patching, delayed", "patching, plain", "masked or overwritten, plain"} <= sections
     with pytest.raises(InputError, match=r"layers.csv does not exist"):
         headline_icl(study / "nowhere", context.config, TASK, "delayed")
 

@@ -135,14 +135,50 @@ def test_cache_and_test_prompts_share_no_combination(tmp_path: Path) -> None:
     config = default_config().model_copy(deep=True)
     experiment = config.experiments["icl_gemma2"]
     config.icl_translation = TranslationConfig(n_concepts=20)
-    experiment.n_train, experiment.n_test, experiment.n_reference = 8000, 40, 100
+    experiment.n_train, experiment.n_test, experiment.n_reference = 8000, 42, 100
     context = Context(tmp_path, config, "icl_translation", experiment.model)
     for split in ("train", "test"):
         make_prompts(context, split)
     train, test = (context.prompts(split)["prompt_id"].to_numpy() for split in ("train", "test"))
     small = context.task
-    assert len(train) == 8000 and len(test) == 40 and len(set(train.tolist())) == 8000
+    assert len(train) == 8000 and len(test) == 42 and len(set(train.tolist())) == 8000
     assert not np.isin(small.combination(train), small.combination(test)).any()
+    # Test prompts of the six tasks in equal parts; the cache stands for the prior, whose task is uniform.
+    assert np.bincount(small.features_of(test)["task"]).tolist() == [7] * 6
+    shares = np.bincount(small.features_of(train)["task"]) / len(train)
+    assert np.abs(shares - 1 / 6).max() < 0.02
+
+
+@pytest.mark.parametrize("number", [60, 20, 5, 0])
+def test_test_prompts_are_of_the_tasks_in_equal_parts(task: TranslationTask, number: int) -> None:
+    index = task.sample(number, "test", np.random.default_rng(3))
+    assert len(set(index.tolist())) == number and (task.split_of(index) == 1).all()
+    counts = np.bincount(task.features_of(index)["task"], minlength=6)
+    assert counts.sum() == number and counts.max() - counts.min() == (number % 6 > 0)
+    np.testing.assert_array_equal(index, task.sample(number, "test", np.random.default_rng(3)))
+    if number == 60:
+        assert (np.diff(task.features_of(index)["task"]) < 0).any()  # in random order
+        assert not np.array_equal(index, task.sample(number, "test", np.random.default_rng(4)))
+
+
+def test_all_test_prompts_can_be_drawn_but_no_more(tiny: TranslationTask) -> None:
+    size = tiny.split_size("test")
+    everything = tiny.sample(size, "test", np.random.default_rng(5))
+    np.testing.assert_array_equal(np.sort(everything), tiny.enumerate("test"))
+    with pytest.raises(InputError, match="distinct prompts were asked of the test split"):
+        tiny.sample(size + 1, "test", np.random.default_rng(5))
+
+
+def test_crossed_prompts_ask_each_query_under_each_task(task: TranslationTask) -> None:
+    index = task.crossed(20, 5, np.random.default_rng(6))
+    assert index.shape == (20, 3, 5) and (task.split_of(index.ravel()) == 1).all()
+    labels = {name: codes.reshape(index.shape) for name, codes in task.features_of(index.ravel()).items()}
+    assert (labels["task"] == np.arange(3)[:, None]).all() and (labels["source_language"] == 0).all()
+    assert (labels["query"] == labels["query"][:, :1, :1]).all()
+    assert len(set(labels["query"][:, 0, 0].tolist())) == 20
+    assert len(set(index.ravel().tolist())) > 290
+    with pytest.raises(InputError, match="there are 156"):
+        task.crossed(157, 1, np.random.default_rng(6))
 
 
 def test_lessons_cover_twelve_directions_and_leave_the_test_split_alone(tiny: TranslationTask) -> None:
@@ -317,5 +353,10 @@ def test_rules_on_real_word_lists(real: TranslationTask) -> None:
     labels = real.features_of_texts(real.texts(index))
     for name, expected in real.features_of(index).items():
         np.testing.assert_array_equal(labels[name], expected)
+    # Dictionaries whose rows are not the same concepts: a query is found in each of them.
+    crossed = real.crossed(10, 2, np.random.default_rng(8))
+    assert (real.split_of(crossed.ravel()) == 1).all()
+    queries = real.features_of(crossed.ravel())["query"].reshape(10, -1)
+    assert (queries == queries[:, :1]).all()
     with pytest.raises(InputError, match="targets are trained on the own table"):
         real.lesson(1, None, np.random.default_rng(0))

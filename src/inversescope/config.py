@@ -653,6 +653,12 @@ class PatchingConfig(Strict):
     """The task-vector experiment (paper, D.3.1)."""
 
     n_pairs: int = Field(400, ge=2, description="Pairs of a three-shot source and a zero-shot target.")
+    n_queries: int = Field(
+        60,
+        ge=5,
+        description="Queries that are asked under each task from English, to tell their parts apart.",
+    )
+    n_shots: int = Field(4, ge=1, description="Draws of the shots for each of these queries and tasks.")
 
 
 class LabellerConfig(Strict):

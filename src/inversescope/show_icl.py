@@ -9,7 +9,7 @@ import pandas as pd
 
 from inversescope.config import Config
 from inversescope.errors import InputError
-from inversescope.figures.icl import QUERY_BAND, TASK_BAND
+from inversescope.figures.icl import FEATURES, PART_STYLE, QUERY_BAND, TASK_BAND
 from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line
 from inversescope.store import read_table
 
@@ -17,6 +17,17 @@ GATE = 0.95
 LARGEST_ERROR, FEWEST_IN_BALL = 0.03, 30
 #: Estimators whose largest error is shown, by decoding.
 ERRORS = (("generated", "plain"), ("generated", "mixed"), ("reweighted", "plain"), ("combined", "plain"))
+#: What is shown of masking.csv, by kind: outcome, words.
+MASKING = {
+    "returned": ("task", "task rate at the best layer, nothing taken out of the source"),
+    "query_removed": ("task", "the same, the query's part taken out"),
+    "other_removed": ("task", "control: another query's part taken out"),
+    "task_removed": ("task", "control: the task's part taken out too"),
+    "vector_only": ("task", "all but the task vector taken out"),
+    "remaining": ("share", "length of the task vector that is left"),
+    "own": ("accuracy", "linear probe of the task, trained on the layer itself"),
+    "carried": ("accuracy", "linear probe of the task, trained on the best layer"),
+}
 WALL_MINUTES, CORES, MEMORY_GIB = 10.0, 2, 6.0
 
 
@@ -41,9 +52,11 @@ def headline_icl(root: Path, config: Config, task: str, model: str, cost: bool =
     lines = [_accuracy(root, config, task, one) for one in models if one]
     own = layers[layers["model"] == model]
     lines += [_separation(own, bands[bands["model"] == model]), *_rates(own), *_errors(own)]
+    lines.append(_refused(_need(results / "refused.csv"), own))
     for one in models:
         patching = _need(root / "results" / task / str(one) / "patching.csv")
         lines += _patching(str(one), patching, bands[bands["model"] == one])
+        lines += _masking(str(one), _need(root / "results" / task / str(one) / "masking.csv"))
     lines += _labels(results / "label_agreement.csv", config)
     return [*lines, *(_cost(root) if cost else [])]
 
@@ -77,21 +90,25 @@ def _accuracy(root: Path, config: Config, task: str, model: str) -> Line:
 
 
 def _separation(layers: pd.DataFrame, bands: pd.DataFrame) -> Line:
+    """Layers before the query is anything but absent where the task is not absent and their intervals do not overlap."""
     exact = layers[layers["estimator"] == "exact"].set_index(["layer", "feature"])
-    every = sorted({int(layer) for layer in exact.index.get_level_values("layer")})
-    apart = [n for n in every if exact.loc[(n, "task"), "ci_low"] > exact.loc[(n, "query"), "ci_high"]]
-    first = bands[bands["source"] == "fcr"].iloc[0]
-    before = bool(first["first_task"] < first["first_query"]) or (
-        np.isfinite(first["first_task"]) and not np.isfinite(first["first_query"])
-    )
-    green = bands[(bands["source"] == "fcr") & (bands["band"] == TASK_BAND)]["layer"].tolist()
-    red = bands[(bands["source"] == "fcr") & (bands["band"] == QUERY_BAND)]["layer"].tolist()
+    own = bands[bands["source"] == "fcr"].set_index("layer").sort_index()
+    red = own.index[own["band"] == QUERY_BAND].tolist()
+    green = own.index[own["band"] == TASK_BAND].tolist()
+    entered = min(own.index[own["query"] != "absent"], default=np.inf)
+    apart = [
+        int(layer)
+        for layer in own.index
+        if layer < entered
+        and own.loc[layer, "task"] != "absent"
+        and exact.loc[(layer, "task"), "ci_low"] > exact.loc[(layer, "query"), "ci_high"]
+    ]
     return Line(
         "FCR at attention outputs",
         "task rises before query, intervals apart",
-        f"apart at layers {apart}; task without query {green}, query present {red}",
+        f"at layers {apart}; bands: task without query {green}, query present {red}",
         "≥ 1 layer",
-        _judge(before and bool(set(apart) & set(green))),
+        _judge(bool(apart)),
     )
 
 
@@ -101,6 +118,13 @@ def _rates(layers: pd.DataFrame) -> list[Line]:
         by = group.set_index("feature")
         value = f"task {_interval(by.loc['task'])}, query {_interval(by.loc['query'])}"
         lines.append(Line("FCR at attention outputs", f"exact, layer {layer}", value, "", NO_GOAL))
+        parts = [
+            f"{words} {_interval(by.loc[name])}"
+            for name, (*_, words) in PART_STYLE.items()
+            if name in by.index
+        ]
+        what = f"exact, layer {layer}: what task and query are made of"
+        lines.append(Line("FCR at attention outputs", what, ", ".join(parts), "", NO_GOAL))
     return lines
 
 
@@ -114,6 +138,7 @@ def _errors(layers: pd.DataFrame) -> list[Line]:
                 (layers["estimator"] == estimator)
                 & (layers["variant"] == variant)
                 & (layers["decoding"] == decoding)
+                & layers["feature"].isin(FEATURES)
                 & (layers["n_ball"] >= FEWEST_IN_BALL)
                 & layers["error"].notna()
             ]
@@ -124,19 +149,34 @@ def _errors(layers: pd.DataFrame) -> list[Line]:
         if "default" not in values:
             continue
         size, words = values["default"]
-        goal = estimator == "generated"
         how = {"plain": "", "mixed": ", cache mixing"}[decoding]
         lines.append(
             Line(
                 "FCR at attention outputs",
                 f"{estimator} - exact{how}, largest over sites with ≥ {FEWEST_IN_BALL} prompts in the ball",
                 words,
-                f"≤ {LARGEST_ERROR:g}" if goal else "",
-                _judge(size <= LARGEST_ERROR) if goal else NO_GOAL,
+                f"≤ {LARGEST_ERROR:g}",
+                _judge(size <= LARGEST_ERROR),
                 values["paper"][1] if "paper" in values else "",
             )
         )
     return lines
+
+
+def _refused(refused: pd.DataFrame, layers: pd.DataFrame) -> Line:
+    """Refusal of candidates with and without the target's label, where the mean over accepted ones of `default` is furthest off."""
+    full = layers.loc[layers["n_ball"] >= FEWEST_IN_BALL, "site"].unique()
+    own = refused[(refused["variant"] == "default") & refused["site"].isin(full)].dropna(subset="generated")
+    what = "candidates refused with the target's label, with another (site where generated is furthest from exact)"
+    section = "FCR at attention outputs"
+    if own.empty:
+        return Line(section, what, "none was accepted where the ball has enough prompts", "", NO_GOAL)
+    worst = own.loc[(own["generated"] - own["exact"]).abs().idxmax()]
+    value = (
+        f"{worst['refused_same']:.2f}, {worst['refused_other']:.2f} ({worst['feature']}, {worst['site']}); the label's share "
+        f"before refusal {worst['proposed']:.3f}, after it {worst['generated']:.3f}, exact {worst['exact']:.3f}"
+    )
+    return Line(section, what, value, "", NO_GOAL)
 
 
 def _patching(model: str, patching: pd.DataFrame, bands: pd.DataFrame) -> list[Line]:
@@ -172,6 +212,20 @@ def _patching(model: str, patching: pd.DataFrame, bands: pd.DataFrame) -> list[L
     lines.append(
         Line(section, "first layers, FCR and patching " + ("agree" if same else "differ"), said, "", NO_GOAL)
     )
+    return lines
+
+
+def _masking(model: str, masking: pd.DataFrame) -> list[Line]:
+    """By block: what is left of the task in the source's residual stream, and what reads it."""
+    lines = []
+    for kind, (outcome, words) in MASKING.items():
+        one = masking[(masking["kind"] == kind) & (masking["outcome"] == outcome)].sort_values("layer")
+        value = ", ".join(
+            f"L{row['layer']} {row['rate']:.2f} [{row['ci_low']:.2f}, {row['ci_high']:.2f}]"
+            for _, row in one.iterrows()
+        )
+        chance = f"chance {one['chance'].iloc[0]:.2f}: " if outcome != "share" else ""
+        lines.append(Line(f"masked or overwritten, {model}", words, chance + value, "", NO_GOAL))
     return lines
 
 

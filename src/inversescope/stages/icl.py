@@ -10,6 +10,7 @@ import pandas as pd
 
 from inversescope.errors import InputError
 from inversescope.fcr import bootstrap_means
+from inversescope.masking import parts, probed, remaining, states
 from inversescope.progress import Progress
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import atomic_path, read_table, write_table
@@ -17,8 +18,10 @@ from inversescope.tasks import TranslationTask, word_lists
 from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES
 
 if TYPE_CHECKING:
+    from inversescope.config import Config
     from inversescope.models import Target
     from inversescope.patching import Cut, Inputs, Intervention
+    from inversescope.sites import Site
 
 #: What a patched prediction is: the target's translation under the source's task, the source's own output, or neither.
 OUTCOMES = ("task", "source", "other")
@@ -33,6 +36,11 @@ KINDS = {
     "forwarded": "residual stream after the best layer of the source, written after block l",
 }
 PATCHING_COLUMNS = "task model kind layer written outcome rate ci_low ci_high n_pairs excluded".split()
+#: What masking.csv tells of block l: rates of patching the zero-shot target (`masking.states`), accuracies of probes
+#: (`masking.probed`), and how much of the task vectors is left (`masking.remaining`).
+MASKING_COLUMNS = (
+    "task model kind layer written outcome rate ci_low ci_high chance n_queries n_prompts excluded".split()
+)
 _TAIL = ", Output:"
 
 
@@ -74,33 +82,19 @@ class Pairs:
 
 
 def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Generator) -> Pairs:
-    """Draw N pairs: sources from the test split, the target's query uniformly among the other words of its source language.
+    """Draw N pairs: sources from the test split, of the six tasks in equal parts, the target's query uniformly among the other
+    words of its source language.
 
     Raises:
         InputError: fewer than half of the pairs can be told apart by their first tokens.
     """
     from inversescope.patching import Cut, Inputs
 
-    index = task.sample(n, "test", rng, replace=True)
-    slots = task.slots(index).astype(np.int64)
-    other = rng.integers(task.n - 1, size=n)
-    query = other + (other >= slots[:, -1])
+    index = task.sample(n, "test", rng)
     texts = task.texts(index)
-    targets = [task.text(int(t), [], int(q)) for t, q in zip(slots[:, 0], query, strict=True)]
-    wanted = [task.pairs[int(t)][int(q)][1] for t, q in zip(slots[:, 0], query, strict=True)]
-    own = task.answers(index)
-    ids, target_ids = target.encode(texts), target.encode(targets)
-    # An answer stands for its first token behind the prompt's.
-    first = [
-        np.array(
-            [full[len(short)] for short, full in zip(before, target.encode(after), strict=True)], np.int64
-        )
-        for before, after in (
-            (target_ids, [f"{text} {word}" for text, word in zip(targets, wanted, strict=True)]),
-            (ids, [f"{text} {word}" for text, word in zip(texts, own, strict=True)]),
-        )
-    ]
-    keep = np.flatnonzero(first[0] != first[1])
+    ids = target.encode(texts)
+    target_ids, expected = _asked(task, target, index, rng)
+    keep = np.flatnonzero(expected[:, 0] != expected[:, 1])
     if len(keep) < n / 2:
         raise InputError(
             f"{n - len(keep)} of {n} pairs have answers that begin with the same token",
@@ -123,19 +117,35 @@ def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Gen
     return Pairs(
         sources=Inputs([ids[i] for i in keep], positions),
         targets=Inputs([target_ids[i] for i in keep]),
-        expected=np.stack([first[0][keep], first[1][keep]], axis=1),
+        expected=expected[keep],
         cuts=cuts,
         excluded=n - len(keep),
     )
+
+
+def _asked(
+    task: TranslationTask, target: Target, index: np.ndarray, rng: np.random.Generator
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Tokens of a zero-shot prompt for each source (N,), of another query of the same dictionary, and first tokens (N, 2) of its
+    translation and of the source's own output. An answer stands for its first token behind the prompt's."""
+    slots = task.slots(index).astype(np.int64)
+    other = rng.integers(task.n - 1, size=len(slots))
+    query = (other + (other >= slots[:, -1])).tolist()
+    asked = [task.text(t, [], q) for t, q in zip(slots[:, 0].tolist(), query, strict=True)]
+    wanted = [task.pairs[t][q][1] for t, q in zip(slots[:, 0].tolist(), query, strict=True)]
+    first = []
+    for texts, words in ((asked, wanted), (task.texts(index), task.answers(index))):
+        whole = target.encode([f"{text} {word}" for text, word in zip(texts, words, strict=True)])
+        first.append([long[len(ids)] for long, ids in zip(whole, target.encode(texts), strict=True)])
+    return target.encode(asked), np.array(first, np.int64).T
 
 
 def patch_task_vectors(context: Context) -> None:
     """Run the task-vector experiment (D.3.1) at every layer, with the controls that tell masked from gone.
 
     Writes results/{task}/{model}/patching.csv: rates of each outcome by kind of patching (`KINDS`) and layer, with intervals
-    over pairs;
-    and patching_pairs.parquet, the outcome of every pair. The best layer is the one with the highest rate of `task` under
-    `residual`.
+    over pairs; patching_pairs.parquet, the outcome of every pair; and masking.csv (`MASKING_COLUMNS`), with intervals over queries.
+    The best layer is the one with the highest rate of `task` under `residual`.
     """
     from inversescope.models import load_target
     from inversescope.patching import Intervention, Patch, patch
@@ -222,6 +232,72 @@ def patch_task_vectors(context: Context) -> None:
     ]
     write_table(pd.concat(raw, ignore_index=True), context.results / "patching_pairs.parquet")
     echo(f"patch_task_vectors: {len(pairs.expected)} pairs, {pairs.excluded} left out, best layer {best}")
+    table = measure_masking(task, target, context.config, best).assign(
+        task=context.task_name, model=context.model_name
+    )
+    write_table(table[MASKING_COLUMNS], context.results / "masking.csv")
+
+
+def measure_masking(task: TranslationTask, target: Target, config: Config, best: int) -> pd.DataFrame:
+    """Ask whether the task is masked or overwritten in the residual streams of sources, block by block.
+
+    Sources are those of `TranslationTask.crossed`; the zero-shot target of each asks another query of its dictionary.
+
+    Args:
+        best: the layer where patching works best, at which states are written and whose task vectors are looked for.
+
+    Returns:
+        `MASKING_COLUMNS` without task and model: a row a (kind, layer, outcome). Outcomes of patching are `task` and `source` as in
+        patching.csv, their chance is the rate of the target's run alone (kind `none`); that of `own` and `carried` is `accuracy`,
+        that of `remaining` is `share`. Means of queries; `excluded` prompts have two answers that begin alike.
+    """
+    from inversescope.patching import Inputs, Intervention, Patch, patch, record
+    from inversescope.sites import Site
+
+    settings = config.patching
+    rng = stream(config.seed, "measure_masking")
+    index = task.crossed(settings.n_queries, settings.n_shots, rng)
+    asked, expected = _asked(task, target, index.ravel(), rng)
+    apart = (expected[:, 0] != expected[:, 1]).reshape(index.shape)
+    layers = range(target.n_layers)
+    post = {layer: Site(layer, "resid_post") for layer in layers}
+    found = record(target, Inputs(target.encode(task.texts(index.ravel()))), list(post.values()))
+    streams = {layer: found[post[layer]].reshape(*index.shape, -1).astype(np.float64) for layer in layers}
+    vectors = parts(streams[best])
+    progress = Progress("measure_masking", target.n_layers, echo)
+    rows: list[tuple[str, int, int, str, np.ndarray, float]] = []
+
+    def run(values: dict[Site, np.ndarray] | None, what: Intervention) -> dict[str, np.ndarray]:
+        """Share of prompts with each outcome, a query (Q,)."""
+        top = patch(target, values, Inputs(asked), [what]).top[0]
+        hits = {
+            name: (top == expected[:, place]).reshape(index.shape) for place, name in enumerate(OUTCOMES[:2])
+        }
+        with np.errstate(invalid="ignore"):
+            return {name: (hit & apart).sum((1, 2)) / apart.sum((1, 2)) for name, hit in hits.items()}
+
+    idle = run(None, Intervention())
+    chance = {name: float(np.nanmean(rate)) for name, rate in idle.items()}
+    rows += [("none", -1, -1, name, rate, chance[name]) for name, rate in idle.items()]
+    write = Intervention((Patch(post[best]),))
+    for layer in layers:
+        for kind, state in states(streams[layer], vectors).items():
+            values = {post[best]: state.reshape(len(expected), -1).astype(np.float32)}
+            for name, rate in run(values, write).items():
+                rows.append((kind, layer, best, name, rate, chance[name]))
+        for kind, rate in probed(streams[layer], streams[best], config.probe.max_iter).items():
+            rows.append((kind, layer, best, "accuracy", rate, 1 / index.shape[1]))
+        rows.append(("remaining", layer, best, "share", remaining(streams[layer], vectors), 0.0))
+        progress(layer + 1)
+    rates = bootstrap_means(
+        np.stack([row[4] for row in rows]), config.fcr.bootstrap, config.fcr.confidence, config.seed
+    )
+    table = pd.DataFrame(
+        [(kind, layer, written, outcome) for kind, layer, written, outcome, *_ in rows],
+        columns=["kind", "layer", "written", "outcome"],
+    ).assign(chance=[row[5] for row in rows], n_queries=len(index), n_prompts=index.size)
+    table[["rate", "ci_low", "ci_high"]] = np.stack(rates, axis=1)
+    return table.assign(excluded=int((~apart).sum()))
 
 
 # -------------------------------------------------------------------------------------------------------------------- labels

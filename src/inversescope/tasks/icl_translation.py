@@ -55,7 +55,7 @@ class TranslationTask(Task):
 
     name = "icl_translation"
     slot_names = ("task", *(f"shot_{i + 1}" for i in range(N_SHOTS)), "query")
-    features = ("task", "query", "source_language", "target_language")
+    features: tuple[str, ...] = ("task", "query", "source_language", "target_language")
     word_pattern = _TOKEN
     gate_by = "task"
 
@@ -89,12 +89,17 @@ class TranslationTask(Task):
             "source_language": list(LANGUAGES),
             "target_language": list(LANGUAGES),
         }
+        if config.words == "own":  # the rows of downloaded dictionaries have nothing in common
+            self.features = (*self.features, "concept")
+            self.feature_values["concept"] = rows
         self.names = []
         self.move_counts = (len(TASKS) - 1, *[n - 1] * (N_SHOTS + 1), 1, 1, 1)
         self._rows = [{source: row for row, (source, _) in enumerate(pairs)} for pairs in self.pairs]
         self._of_pair = {
             pair: (task, row) for task, pairs in enumerate(self.pairs) for row, pair in enumerate(pairs)
         }
+        #: Concept of each query word, by its code.
+        self._concept = np.arange(len(words)) % n
         self._query_code = np.array([[self._queries[source] for source, _ in pairs] for pairs in self.pairs])
         languages = {language: code for code, language in enumerate(LANGUAGES)}
         self._languages = np.array([[languages[source], languages[target]] for source, target in TASKS])
@@ -163,8 +168,9 @@ class TranslationTask(Task):
             "query": self._query_code[task, query],
             "source_language": self._languages[task, 0],
             "target_language": self._languages[task, 1],
+            "concept": query,
         }
-        return {name: np.where(known, code, -1).astype(np.int32) for name, code in columns.items()}
+        return {name: np.where(known, columns[name], -1).astype(np.int32) for name in self.features}
 
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes of any texts, int32 (N,): the rules of D.3.3.
@@ -177,7 +183,10 @@ class TranslationTask(Task):
         codes = {name: code for code, name in enumerate(self.feature_values["task"])}
         for position, text in enumerate(texts):
             last = _LAST_INPUT.match(text)
-            labels["query"][position] = self._queries.get(last[1], -1) if last else -1
+            word = self._queries.get(last[1], -1) if last else -1
+            labels["query"][position] = word
+            if "concept" in labels and word >= 0:
+                labels["concept"][position] = self._concept[word]
             match = _PROMPT.fullmatch(text)
             words = match.groups() if match else ()
             found = [
@@ -203,6 +212,7 @@ class TranslationTask(Task):
             "query": self._query_code,
             "source_language": self._languages[rows, 0],
             "target_language": self._languages[rows, 1],
+            "concept": np.arange(self.n),
         }[feature]
         share = np.bincount(np.broadcast_to(code, weight.shape).ravel(), weights=weight.ravel())
         return float((share**2).sum())
@@ -251,6 +261,53 @@ class TranslationTask(Task):
         wrapped = np.maximum(start + width - self.n, 0)
         query = np.where(place < wrapped, place, start + place - wrapped)
         return front * self.n + query
+
+    def sample(
+        self, n: int, split: str | None, rng: np.random.Generator, replace: bool = False
+    ) -> np.ndarray:
+        """Draw prompts; distinct ones of the test split are of the six tasks in equal parts (D.3.2), to within one prompt.
+
+        All other draws are independent, uniform over the task as the prior is. Arguments, result and errors: `Task.sample`.
+        """
+        each = self.split_size(split) // len(TASKS)
+        if split != "test" or replace or n > len(TASKS) * each:
+            return super().sample(n, split, rng, replace)
+        # Tasks follow one another in the split. Which of them have a prompt more, if n is no multiple of six, is drawn.
+        counts = n // len(TASKS) + (rng.permutation(len(TASKS)) < n % len(TASKS))
+        ranks = [
+            task * each + rng.choice(each, size=count, replace=False) for task, count in enumerate(counts)
+        ]
+        return self.split_index(rng.permutation(np.concatenate(ranks)), split)
+
+    def crossed(self, n_queries: int, n_draws: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw test prompts that ask the same queries under each of the three tasks from English, int64 (Q, 3, K).
+
+        In the tasks into English the query itself, by its language, tells the task.
+
+        Args:
+            n_queries: Q distinct words that all three dictionaries have.
+            n_draws: K draws of the shots; their rows but for the last one's are the same under the three tasks.
+            rng: source of randomness.
+
+        Raises:
+            InputError: the three dictionaries have fewer than Q words in common.
+        """
+        rows = self._rows[: len(FOREIGN)]
+        common = [word for word in rows[0] if all(word in one for one in rows)]
+        if len(common) < n_queries:
+            raise InputError(
+                f"{n_queries} queries were asked that can be translated into each language, there are {len(common)}",
+                f"set patching.n_queries to {len(common)} or less",
+            )
+        words = [common[place] for place in rng.choice(len(common), n_queries, replace=False)]
+        query = np.array([[one[word] for one in rows] for word in words])[..., None]
+        shape = (n_queries, len(rows), n_draws)
+        free = rng.integers(self.n, size=(N_SHOTS - 1, n_queries, 1, n_draws))
+        # The last shot makes it a test prompt.
+        last = (rng.integers(self._n_test, size=(n_queries, 1, n_draws)) - free.sum(0) - query) % self.n
+        task = np.arange(len(rows))[:, None]
+        digits = [np.broadcast_to(one, shape) for one in (task, *free, last, query)]
+        return np.ravel_multi_index(digits, self._radix).astype(np.int64)
 
     def split_remedy(self, split: str | None) -> str:
         """Return what makes a split larger, in words, for error messages."""
