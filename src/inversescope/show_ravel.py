@@ -11,6 +11,7 @@ from rich.console import Console
 from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.show import MET, MISSED, NO_GOAL, NOT_MEASURED, Line, section_table
+from inversescope.show_lines import cost_lines
 from inversescope.store import read_table
 
 #: InverseScope's accuracy minus the exact posterior's, and its refusal rate over all layers.
@@ -20,6 +21,8 @@ TIE = 0.01
 #: Decoding rules: suffix of a method's name -> in words.
 DECODINGS = {"": "plain", "_mixed": "cache mixing"}
 METHODS = ("sae_ravel", "sae_general", "probe", "nearest")
+#: Minutes that the whole study may take on two cores.
+MINUTES = 8.0
 #: Benchmark of training throughput, and its column with the ratio to the peer.
 BENCH, RATIO = "sae.csv", "speed_ratio"
 
@@ -47,7 +50,7 @@ def headline(root: Path, config: Config) -> list[Line]:
     lines += _sizes(scores)
     lines += _bandwidth(tables["bandwidth"], config)
     lines += _bench(root / "results" / "bench" / BENCH)
-    return lines
+    return lines + cost_lines(root, "ravel", "RAVEL", MINUTES)
 
 
 def show_ravel(root: Path, config: Config, console: Console | None = None) -> bool:
