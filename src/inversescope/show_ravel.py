@@ -35,7 +35,7 @@ def headline(root: Path, config: Config) -> list[Line]:
     """
     folder = root / "results" / "ravel"
     tables = {}
-    for name in ("scores", "refusal", "targets", "bandwidth"):
+    for name in ("scores", "refusal", "targets", "bandwidth", "saes"):
         path = folder / f"{name}.csv"
         if not path.exists():
             raise InputError(f"{path} does not exist", "Run `snakemake --cores 2 -- ravel` (rule plot_ravel)")
@@ -49,6 +49,7 @@ def headline(root: Path, config: Config) -> list[Line]:
         lines += _refusal(tables["refusal"], model, config)
     lines += _sizes(scores)
     lines += _bandwidth(tables["bandwidth"], config)
+    lines += _autoencoders(tables["saes"])
     lines += _bench(root / "results" / "bench" / BENCH)
     return lines + cost_lines(root, "ravel", "RAVEL", MINUTES)
 
@@ -179,6 +180,20 @@ def _bandwidth(rows: pd.DataFrame, config: Config) -> list[Line]:
     verdict = MET if np.isclose(chosen, used) else MISSED
     goal = f"the widest within {TIE:g} of the best"
     return [Line(section, f"headline ε = {used:g}", text, goal, verdict)]
+
+
+def _autoencoders(rows: pd.DataFrame) -> list[Line]:
+    """Which sparsities validation prompts chose, over models and layers: at the ends of the grid the optimum may lie beyond it."""
+    lines = []
+    for corpus, part in rows.groupby("corpus"):
+        best = part[part["chosen"].astype(bool)]
+        counts = best["sparsity"].value_counts()
+        grid = sorted(part["sparsity"].unique())
+        text = ", ".join(f"λ {value:g}: {counts.get(value, 0)}" for value in grid)
+        active = f"{best['l0'].min():.0f} to {best['l0'].max():.0f} features active"
+        section = "autoencoders: how often validation prompts chose a sparsity, models and layers"
+        lines.append(Line(section, str(corpus), f"{text}; {active}", "", NO_GOAL))
+    return lines
 
 
 def _bench(path: Path) -> list[Line]:
