@@ -22,6 +22,7 @@ BENCHMARKS = {
     "study": False,
     "overhead": False,
     "icl": False,
+    "ravel": False,
 }
 
 

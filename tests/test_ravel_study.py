@@ -12,7 +12,10 @@ import yaml
 from test_ravel import MIRROR, upstream
 
 from inversescope.cli import main
-from inversescope.config import default_config, merge
+from inversescope.config import default_config, load_config, merge
+from inversescope.show_lines import cost_lines
+from inversescope.stages.common import Context
+from inversescope.stages.ravel import GENERAL, corpus_texts
 from inversescope.store import read_activations, read_json, read_table, write_table
 
 MODEL = "tiny"
@@ -225,6 +228,20 @@ def test_autoencoders_read_all_positions_but_the_first(study: Path) -> None:
     assert (log.groupby("corpus")["chosen"].sum() == 1).all() and len(log) == 4
 
 
+def test_no_autoencoder_reads_about_held_out_entities(study: Path) -> None:
+    config = load_config([study / "config/config.yaml"])
+    context = Context(study, config.of("ravel", MODEL), "ravel", MODEL)
+    task = context.task
+    known = set(task.completed(np.arange(task.size)))
+    held_out = set(task.completed(np.arange(task.size, task.universe))) - known
+    texts = corpus_texts(context, GENERAL)
+    own = [text for text in texts if text in known]
+    assert held_out and not held_out & set(texts)
+    # Half of the corpus is about training entities, the rest is of the target's other task.
+    assert len(own) == pytest.approx(len(texts) / 2, abs=len(texts) / 8)
+    assert not held_out & set(corpus_texts(context, "ravel"))
+
+
 def test_target_knows_its_further_corpus(study: Path) -> None:
     about = read_json(study / f"data/ravel/{MODEL}/target/target.json")
     assert 0 <= about["accuracy_held_out"] <= 1 and about["passed"]
@@ -252,6 +269,30 @@ def test_show_prints_goals(
     assert main(["show", "ravel", "--root", str(study), "--config", str(study / "config/config.yaml")]) == 0
     out = capsys.readouterr().out
     assert "new templates" in out and "within 0.03" in out and "refusal" in out
+
+
+def test_cost_is_the_sum_over_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    from bench.jobs import measure
+
+    assert [line.verdict for line in cost_lines(tmp_path, "ravel", "RAVEL", 8.0)] == ["not measured"]
+    jobs = {
+        "train_sae/ravel/tiny/L0.tsv": (300, 600.0),
+        "train_sae/ravel/tiny/L1.tsv": (600, 900.0),
+        "plot_ravel.tsv": (61, 100.0),
+        "train_target/ioi/other/s1.tsv": (1000, 9000.0),
+    }
+    for name, (seconds, memory) in jobs.items():
+        path = tmp_path / "benchmarks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"s\tmax_rss\tcpu_time\n{2 * seconds}\t{memory}\t{seconds}\n")
+    table = measure(tmp_path, "ravel")
+    assert table["stage"].tolist() == ["plot_ravel", "train_sae"]
+    assert table["cpu_seconds"].tolist() == [61, 900] and table["jobs"].tolist() == [1, 2]
+    write_table(table, tmp_path / "results/bench/ravel.csv")
+    time, memory = cost_lines(tmp_path, "ravel", "RAVEL", 8.0)
+    assert time.verdict == "missed" and time.value == "8.0 min (961 s in all)"
+    assert memory.verdict == "met" and memory.value == "1.76 GiB"
 
 
 # Bad input

@@ -10,7 +10,7 @@ import pandas as pd
 from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.figures.icl import FEATURES, PART_STYLE, QUERY_BAND, TASK_BAND
-from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line
+from inversescope.show_lines import MET, MISSED, NO_GOAL, Line, cost_lines
 from inversescope.store import read_table
 
 GATE = 0.95
@@ -28,7 +28,7 @@ MASKING = {
     "own": ("accuracy", "linear probe of the task, trained on the layer itself"),
     "carried": ("accuracy", "linear probe of the task, trained on the best layer"),
 }
-WALL_MINUTES, CORES, MEMORY_GIB = 10.0, 2, 6.0
+WALL_MINUTES = 10.0
 
 
 def headline_icl(root: Path, config: Config, task: str, model: str, cost: bool = True) -> list[Line]:
@@ -58,7 +58,7 @@ def headline_icl(root: Path, config: Config, task: str, model: str, cost: bool =
         lines += _patching(str(one), patching, bands[bands["model"] == one])
         lines += _masking(str(one), _need(root / "results" / task / str(one) / "masking.csv"))
     lines += _labels(results / "label_agreement.csv", config)
-    return [*lines, *(_cost(root) if cost else [])]
+    return [*lines, *(cost_lines(root, "icl", "in-context", WALL_MINUTES) if cost else [])]
 
 
 def _need(path: Path) -> pd.DataFrame:
@@ -244,31 +244,3 @@ def _labels(path: Path, config: Config) -> list[Line]:
     one = read_table(path).iloc[0]
     value = f"{one['agreement']:.3f} [{one['ci_low']:.3f}, {one['ci_high']:.3f}] of {one['n_texts']} texts"
     return [Line(section, what, f"{value}, {one['no_label']} answers were no label", "", NO_GOAL)]
-
-
-def _cost(root: Path) -> list[Line]:
-    """Processor time and peak memory over all jobs of the task, from results/bench/icl.csv."""
-    section = "cost of the whole in-context study"
-    path = root / "results" / "bench" / "icl.csv"
-    if not path.exists():
-        what = "processor time and peak memory"
-        return [Line(section, what, "not measured: python -m bench.icl", "", NOT_MEASURED)]
-    table = read_table(path)
-    minutes = float(table["cpu_seconds"].sum()) / 60 / CORES
-    gib = CORES * float(table["max_rss_mib"].max()) / 1024
-    return [
-        Line(
-            section,
-            f"processor time of {int(table['jobs'].sum())} jobs, shared by {CORES} cores",
-            f"{minutes:.1f} min",
-            f"≤ {WALL_MINUTES:g} min",
-            _judge(minutes <= WALL_MINUTES),
-        ),
-        Line(
-            section,
-            f"peak memory, {CORES} times the largest job's",
-            f"{gib:.2f} GiB",
-            f"< {MEMORY_GIB:g} GiB",
-            _judge(gib < MEMORY_GIB),
-        ),
-    ]

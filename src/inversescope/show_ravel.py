@@ -11,6 +11,7 @@ from rich.console import Console
 from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.show import MET, MISSED, NO_GOAL, NOT_MEASURED, Line, section_table
+from inversescope.show_lines import cost_lines
 from inversescope.store import read_table
 
 #: InverseScope's accuracy minus the exact posterior's, and its refusal rate over all layers.
@@ -20,6 +21,8 @@ TIE = 0.01
 #: Decoding rules: suffix of a method's name -> in words.
 DECODINGS = {"": "plain", "_mixed": "cache mixing"}
 METHODS = ("sae_ravel", "sae_general", "probe", "nearest")
+#: Minutes that the whole study may take on two cores.
+MINUTES = 8.0
 #: Benchmark of training throughput, and its column with the ratio to the peer.
 BENCH, RATIO = "sae.csv", "speed_ratio"
 
@@ -32,7 +35,7 @@ def headline(root: Path, config: Config) -> list[Line]:
     """
     folder = root / "results" / "ravel"
     tables = {}
-    for name in ("scores", "refusal", "targets", "bandwidth"):
+    for name in ("scores", "refusal", "targets", "bandwidth", "saes"):
         path = folder / f"{name}.csv"
         if not path.exists():
             raise InputError(f"{path} does not exist", "Run `snakemake --cores 2 -- ravel` (rule plot_ravel)")
@@ -46,8 +49,9 @@ def headline(root: Path, config: Config) -> list[Line]:
         lines += _refusal(tables["refusal"], model, config)
     lines += _sizes(scores)
     lines += _bandwidth(tables["bandwidth"], config)
+    lines += _autoencoders(tables["saes"])
     lines += _bench(root / "results" / "bench" / BENCH)
-    return lines
+    return lines + cost_lines(root, "ravel", "RAVEL", MINUTES)
 
 
 def show_ravel(root: Path, config: Config, console: Console | None = None) -> bool:
@@ -176,6 +180,20 @@ def _bandwidth(rows: pd.DataFrame, config: Config) -> list[Line]:
     verdict = MET if np.isclose(chosen, used) else MISSED
     goal = f"the widest within {TIE:g} of the best"
     return [Line(section, f"headline ε = {used:g}", text, goal, verdict)]
+
+
+def _autoencoders(rows: pd.DataFrame) -> list[Line]:
+    """Which sparsities validation prompts chose, over models and layers: at the ends of the grid the optimum may lie beyond it."""
+    lines = []
+    for corpus, part in rows.groupby("corpus"):
+        best = part[part["chosen"].astype(bool)]
+        counts = best["sparsity"].value_counts()
+        grid = sorted(part["sparsity"].unique())
+        text = ", ".join(f"λ {value:g}: {counts.get(value, 0)}" for value in grid)
+        active = f"{best['l0'].min():.0f} to {best['l0'].max():.0f} features active"
+        section = "autoencoders: how often validation prompts chose a sparsity, models and layers"
+        lines.append(Line(section, str(corpus), f"{text}; {active}", "", NO_GOAL))
+    return lines
 
 
 def _bench(path: Path) -> list[Line]:

@@ -72,8 +72,12 @@ def sae_dir(context: Context, corpus: str, label: str) -> Path:
     return context.data / "sae" / corpus / label
 
 
-def _corpus_texts(context: Context, corpus: str) -> list[str]:
-    """Texts of a corpus: the cached prompts; or answered prompts, in equal numbers, of all tasks that the target was trained on."""
+def corpus_texts(context: Context, corpus: str) -> list[str]:
+    """Texts of a corpus: the cached prompts; or answered prompts, in equal numbers, of all tasks that the target was trained on.
+
+    The target learned the facts of all entities; what autoencoders read is about entities of the prior alone, so that those of
+    validation and test prompts are as new to them as to the other methods.
+    """
     from inversescope.tasks import get_task
 
     if corpus == context.task_name:
@@ -85,8 +89,11 @@ def _corpus_texts(context: Context, corpus: str) -> list[str]:
     for name in names:
         task = context.task if name == context.task_name else get_task(name, context.config, context.root)
         rng = stream(context.config.seed, "collect_positions", corpus, name)
-        index = task.target_sample(-(-n // len(names)), "train", rng)
-        texts += task.completed(index)
+        share = -(-n // len(names))
+        own = name == context.task_name
+        index = task.draw(share, None, rng) if own else task.target_sample(share, "train", rng)
+        answered = zip(task.completed(index), task.answers(index), strict=True)
+        texts += [text for text, answer in answered if answer]
     order = stream(context.config.seed, "collect_positions", corpus).permutation(len(texts))
     return [texts[i] for i in order]
 
@@ -110,7 +117,7 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
         "prompt_hash": file_hash(context.prompts_path("train")),
     }
     for corpus in corpora(context):
-        texts = _corpus_texts(context, corpus)
+        texts = corpus_texts(context, corpus)
         folder = context.data / "positions" / corpus / f"shards_{sites[0]}"
         parts: list[Path] = []
         rows = 0
@@ -217,6 +224,8 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
                     "site": label,
                     "sparsity": sparsity,
                     "width": config.width,
+                    "steps": config.steps,
+                    "batch_size": config.batch_size,
                     "l0": float((features > 0).sum(1).mean()),
                     "alive": float((features > 0).any(0).mean()),
                     "unexplained": error / variance,
