@@ -41,6 +41,7 @@ include: "rules/pages.smk"
 rule ioi_figures:
     input:
         of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
+        of_experiments(*rules.plot_causes.output, tasks=["ioi"], having=patched),
 
 
 rule ioi:
@@ -62,11 +63,21 @@ rule icl_translation:
 rule counting:
     input:
         of_experiments(*rules.plot_cases.output, tasks=["counting"]),
+        of_experiments(*rules.plot_causes.output, tasks=["counting"], having=patched),
 
 
 rule addition:
     input:
         of_experiments(*rules.plot_cases.output, tasks=["addition"]),
+        of_experiments(
+            *rules.plot_causes.output, *rules.plot_answers.output, tasks=["addition"], having=patched
+        ),
+
+
+rule text:
+    input:
+        of_experiments(*rules.plot_cases.output, tasks=["text"]),
+        of_experiments(*rules.plot_causes.output, tasks=["text"], having=patched),
 
 
 rule figures:
@@ -76,6 +87,7 @@ rule figures:
         rules.icl_translation.input,
         rules.counting.input,
         rules.addition.input,
+        rules.text.input,
 
 
 rule all:

@@ -1,8 +1,18 @@
-# Case studies with sites at named positions: what single sites do to the answer, and figures. Of tasks that read such sites.
+# Causal checks, of every experiment that names sites to patch; distances, completeness and figures of case studies.
 
-CASES = ["counting", "addition"]
+CASES = ["counting", "addition", "text"]
+# Tasks whose answers are several tokens.
+SPELLED = ["addition"]
 CASE_FIGURES = literal("figures/cases", "CASE_FIGURES")
 CASE_TABLES = literal("figures/cases", "CASE_TABLES")
+CAUSE_FIGURES = literal("figures/cases", "CAUSE_FIGURES")
+ANSWER_FIGURES = literal("figures/cases", "ANSWER_FIGURES")
+ANSWER_TABLES = literal("figures/cases", "ANSWER_TABLES")
+
+
+def patched(where) -> list[str]:
+    """Sites of an experiment's causal checks."""
+    return EXPERIMENTS[where.task, where.model].patched
 
 
 rule check_causes:
@@ -25,13 +35,86 @@ rule check_causes:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence")
-        | {"patched": EXPERIMENTS[w.task, w.model].patched},
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence") | {"patched": patched(w)},
         options=options,
     message:
         "Patching the sites of {wildcards.model} on {wildcards.task} with counterfactual partners"
     shell:
         "inversescope check_causes --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+use rule check_causes as trace_answers with:
+    input:
+        source=source("trace_answers"),
+        target=lambda w: target_files(w.task, w.model),
+        reference="data/{task}/prompts/reference.parquet",
+    output:
+        answers="results/{task}/{model}/answers.csv",
+        ranks="results/{task}/{model}/answers_rank.csv",
+    log:
+        "logs/trace_answers/{task}/{model}.log",
+    benchmark:
+        "benchmarks/trace_answers/{task}/{model}.tsv"
+
+
+rule plot_causes:
+    input:
+        source=source("plot_causes"),
+        causes="results/{task}/{model}/causes.csv",
+        ranks="results/{task}/{model}/causes_rank.csv",
+    output:
+        figures=drawn(CAUSE_FIGURES, "figures", "Causal checks", "png"),
+        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=CAUSE_FIGURES),
+        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=CAUSE_FIGURES),
+    log:
+        "logs/plot_causes/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_causes/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        options=options,
+    message:
+        "Plotting FCR against effect at the sites of {wildcards.model} on {wildcards.task}"
+    shell:
+        "inversescope plot_causes --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_answers:
+    input:
+        source=source("plot_answers"),
+        answers="results/{task}/{model}/answers.csv",
+        ranks="results/{task}/{model}/answers_rank.csv",
+    output:
+        figures=drawn(ANSWER_FIGURES, "figures", "Causal checks", "png"),
+        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=ANSWER_FIGURES),
+        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=ANSWER_FIGURES),
+        tables=drawn(ANSWER_TABLES, "tables", "Causal checks", "csv"),
+        markdown=expand("results/tables/{{task}}_{{model}}_{name}.md", name=ANSWER_TABLES),
+    log:
+        "logs/plot_answers/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_answers/{task}/{model}.tsv"
+    wildcard_constraints:
+        task=one_of(SPELLED),
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        options=options,
+    message:
+        "Plotting which sites of {wildcards.model} carry which token of the answers of {wildcards.task}"
+    shell:
+        "inversescope plot_answers --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
 
 
@@ -108,8 +191,6 @@ rule plot_cases:
         source=source("plot_cases"),
         fcr="results/{task}/{model}/fcr.csv",
         refusal="results/{task}/{model}/refusal.csv",
-        causes="results/{task}/{model}/causes.csv",
-        ranks="results/{task}/{model}/causes_rank.csv",
         distances="results/{task}/{model}/distances.csv",
         points="results/{task}/{model}/completeness.parquet",
         recall="results/{task}/{model}/completeness_recall.csv",

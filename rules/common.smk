@@ -483,8 +483,11 @@ def training_logs(variants):
 
 
 def data_of(task: str) -> list[str]:
-    """Downloaded files that a task's prior is made of."""
-    return [f"data/{task}/{file}" for file in getattr(getattr(CONFIG, task), "files", [])]
+    """Files that a task's prior is made of: downloaded ones, and those that the project's owner puts there."""
+    about = getattr(CONFIG, task)
+    return [f"data/{task}/{file}" for file in getattr(about, "files", [])] + list(
+        getattr(about, "sources", [])
+    )
 
 
 # Downloaded word pairs of the translation task, by language codes.

@@ -126,6 +126,7 @@ rule fetch_target:
 rule import_checkpoint:
     input:
         source=source("import_checkpoint"),
+        data=lambda w: data_of(w.task),
     output:
         expand("data/{{task}}/{{model}}/target/{file}", file=TARGET_FILES),
         table="results/{task}/{model}/target_import.csv",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -28,11 +29,20 @@ from inversescope.config import (
 )
 from inversescope.errors import InputError
 from inversescope.kernel import distances, paired_distances, prepare
-from inversescope.models import Target, build_model, character_tokenizer, encode, load_target, task_tokenizer
+from inversescope.models import (
+    Target,
+    build_model,
+    character_tokenizer,
+    encode,
+    load_target,
+    save_trained,
+    task_tokenizer,
+)
 from inversescope.sites import Site
+from inversescope.stages.causes import rank_agreement, same_effects, trace_answers
 from inversescope.stages.common import Context
 from inversescope.stages.positions import capture_prompts, named_positions
-from inversescope.store import read_json, read_table
+from inversescope.store import read_json, read_table, write_table
 from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
 from inversescope.tasks.base import Automaton
 
@@ -454,7 +464,7 @@ def test_study_of_a_checkpoint_has_the_usual_tables(finished: Path) -> None:
 @pytest.fixture(scope="module")
 def checked(finished: Path) -> Path:
     """The same study with its causal checks, distances, completeness and figures."""
-    for stage in ("check_causes", "compare_distances", "check_completeness", "plot_cases"):
+    for stage in ("check_causes", "compare_distances", "check_completeness", "plot_cases", "plot_causes"):
         assert run(finished, stage) == 0
     return finished / "results/counting/tiny"
 
@@ -470,10 +480,94 @@ def test_effects_are_what_patching_must_do(checked: Path) -> None:
             assert not table.loc[(site, feature), "path"]
         assert table.loc[("L1.resid_pre@target", feature), "path"]
     kept = table.xs("last", level="feature")
-    assert (kept["answer_changes"] == 0).all()
+    assert (kept["answer_changes"] == 0).all() and (kept["compared"] == "other").all()
     ranks = read_table(checked / "causes_rank.csv")
-    assert set(ranks["feature"]) == {"count", "target"}
-    assert (ranks["low"] <= ranks["spearman"]).all() and (ranks["spearman"] <= ranks["high"]).all()
+    assert set(ranks["feature"]) == {"count", "target", "mean"}
+    assert (ranks["n_distinct"] <= ranks["n_sites"]).all()
+    assert (ranks["low"] <= ranks["high"]).all() and ranks["spearman"].between(-1, 1).all()
+
+
+def test_sites_of_one_effect_are_drawn_together() -> None:
+    effects = np.array([[1.0, 2.0], [0.0, 0.0], [1.0, 2.0], [0.0, 0.0], [1.0, 2.5]])
+    same = same_effects(effects, list("abcde"))
+    assert same == {"a": "a", "b": "b", "c": "a", "d": "d", "e": "e"}
+
+
+def test_rank_agreement_by_hand() -> None:
+    """Signs do not count, copies of a site do not narrow an interval, sites without a path stand apart."""
+    sites = [f"s{i}" for i in range(8)]
+    fcr = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9])
+    effect = np.array([0.0, 0.1, -0.3, 0.2, 0.4, -0.5, 0.6, 0.0])
+    table = pd.DataFrame({"site": sites, "feature": "f", "fcr": fcr, "effect": effect, "same_as": sites})
+    table["path"] = table["site"] != "s7"
+    found = rank_agreement(table, seed=3).set_index("sites")
+    # Of the seven ranks of |effect|, those of the third and fourth are exchanged: 1 - 6 * 2 / (7 * 48).
+    assert found.loc["path", "spearman"] == pytest.approx(1 - 12 / 336)
+    assert found.loc["path", "signed"] < found.loc["path", "spearman"]
+    assert found.loc["all", "spearman"] < found.loc["path", "spearman"]
+    assert found.loc["path", ["n_sites", "n_distinct"]].tolist() == [7, 7]
+    other = table.assign(feature="g", effect=-effect[::-1])
+    both = rank_agreement(pd.concat([table, other]), seed=3).set_index(["feature", "sites"])
+    mean = both.loc[("mean", "path"), "spearman"]
+    assert mean == pytest.approx(
+        (both.loc[("f", "path"), "spearman"] + both.loc[("g", "path"), "spearman"]) / 2
+    )
+    rng = np.random.default_rng(0)
+    noisy = pd.DataFrame({"site": sites, "feature": "f", "fcr": fcr, "effect": fcr + rng.normal(0, 0.4, 8)})
+    noisy = noisy.assign(same_as=sites, path=True)
+    copies = noisy.assign(site=[f"{site}-copy" for site in sites])
+    width = [
+        float((part["high"] - part["low"]).iloc[0])
+        for part in (rank_agreement(noisy), rank_agreement(pd.concat([noisy, copies])))
+    ]
+    assert width[1] == pytest.approx(width[0], abs=0.1), "copies are drawn with their sites"
+    assert rank_agreement(pd.concat([noisy, copies]))["n_distinct"].tolist() == [8, 8]
+
+
+def test_each_pair_tells_of_the_first_token_that_differs(tmp_path: Path) -> None:
+    """Addition, spelled digit by digit: what patching must do where each digit is predicted."""
+    values = default_config().model_dump(mode="json")
+    config = Config.model_validate(
+        merge(
+            {**values, "experiments": {}, "models": {}},
+            {
+                "experiments": {
+                    "tiny": {
+                        "task": "addition",
+                        "model": "tiny",
+                        "sites": ["L1H0@equals"],
+                        "patched": ["L*H*@equals", "L1.resid_post@equals", "L0.resid_pre@plus"],
+                    }
+                },
+                "models": {"tiny": {"source": "local", "path": "x", "n_layers": 2, "n_heads": 2}},
+                "addition": {"n_digits": 2},
+                "kernel": {"epsilon": 0.2},
+                "studied_variants": [],
+                "study_variants": [],
+            },
+        )
+    ).of("addition", "tiny")
+    context = Context(tmp_path, config, "addition", "tiny")
+    task = context.task
+    target = toy_target(task)
+    save_trained(context.target_dir, target.model, target.tokenizer, "tiny", {})
+    write_table(task.frame(task.enumerate()), context.prompts_path("reference"))
+    trace_answers(context)
+    table = read_table(context.results / "answers.csv")
+    assert set(table["digit"]) == {1, 2, 3}
+    assert set(table["site"]) == {"L0H0", "L0H1", "L1H0", "L1H1", "L1.resid_post"}
+    whole = table[table["site"] == "L1.resid_post"]
+    assert whole["share"].to_numpy() == pytest.approx(1.0, abs=1e-3)
+    # A pair that differs in the ones differs in the last digit, or carries.
+    of = table[table["site"] == "L0H0"].set_index(["digit", "feature"])["n_pairs"]
+    for digit in (1, 2, 3):
+        parts = [of[digit, name] for name in ("F1", "F2", "S1", "S2") if (digit, name) in of.index]
+        assert of[digit, "answer"] >= sum(parts)
+    assert table.loc[table["digit"] == 3, "n_pool"].unique() == [
+        np.sum([len(a) == 3 for a in task.answers(task.enumerate())])
+    ]
+    ranks = read_table(context.results / "answers_rank.csv")
+    assert ranks["feature"].tolist() == ["A1", "A2", "A3", "mean"]
 
 
 def test_distances_are_compared_at_equal_shares(checked: Path) -> None:

@@ -111,15 +111,16 @@ ONCE = {"ioi": {"make_report": 1}, "ravel": {"make_prompts": 1, "plot_ravel": 1}
 
 
 # Jobs of a case study.
-CASE = {"check_causes": 1, "compare_distances": 1, "check_completeness": 1, "plot_cases": 1}
+CAUSES = {"check_causes": 1, "plot_causes": 1}
+CASE = {**CAUSES, "compare_distances": 1, "check_completeness": 1, "plot_cases": 1}
 
 
 def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
     return {
-        "ioi": {"draw_exact": 1, "plot_figures": 1},
+        "ioi": {"draw_exact": 1, "plot_figures": 1, **(CAUSES if experiment.patched else {})},
         "counting": CASE,
-        "addition": CASE,
+        "addition": {**CASE, "trace_answers": 1, "plot_answers": 1},
         "ravel": {
             "extract_activations": 1,
             "collect_positions": n_blocks,
@@ -251,6 +252,7 @@ def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
         "patch_task_vectors",
         "label_tasks",
         "check_causes",
+        "trace_answers",
         "compare_distances",
         "check_completeness",
     }

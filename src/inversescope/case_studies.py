@@ -46,8 +46,6 @@ _BACKBONE = {
     "gate_in_prior": 0.6,
 }
 
-_EASY_BACKBONE = {**_BACKBONE, "steps": 300, "gate_in_prior": 0.9}
-
 
 def _settings(
     features: list[str], epsilons: list[float], steps: int, names: list[str], backbone: dict[str, Any]
@@ -56,6 +54,9 @@ def _settings(
     variants: dict[str, dict[str, Any]] = {
         "paper": {"steps": steps},
         "default": {"steps": steps},
+        # The decoder's capacity.
+        "default_small": {"steps": steps},
+        "default_large": {"steps": steps},
         "inversionview": {
             "generator": "inversionview",
             "base": "inversionview",
@@ -103,7 +104,11 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
         "sites": _COUNTING_SITES,
         **_COUNTING_SIZES,
         "settings": _settings(
-            ["count", "target"], [0.02, 0.005, 0.05, 0.1], 300, ["paper", "default"], _BACKBONE
+            ["count", "target"],
+            [0.02, 0.005, 0.05, 0.1],
+            300,
+            ["paper", "default", "default_small", "default_large"],
+            _BACKBONE,
         ),
     },
     # All 810,000 equations are looked through for the exact values.
@@ -118,7 +123,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
             ["A1", "T1"],
             [0.05, 0.02],
             300,
-            ["paper", "default"],
+            ["paper", "default", "default_small", "default_large"],
             {**_BACKBONE, "steps": 300, "gate_in_prior": 0.9},
         ),
     },

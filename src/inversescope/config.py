@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,6 +301,79 @@ class AdditionConfig(Strict):
     split_seed: int = 0
 
 
+class TextFeatureConfig(Strict):
+    """A feature of a corpus's prompts: a column of the file, what a regular expression finds, or what a function says."""
+
+    column: str | None = Field(None, min_length=1, description="Column that holds the label.")
+    pattern: str | None = Field(
+        None,
+        min_length=1,
+        description="Regular expression, searched in the prompt; its group `label`, or else its first group, is the label.",
+    )
+    function: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="package.module:function, from a prompt to its label (str): of this package or of text.functions.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextFeatureConfig:
+        if sum(value is not None for value in (self.column, self.pattern, self.function)) != 1:
+            raise ValueError("a feature has exactly one of column, pattern and function")
+        if self.pattern is not None:
+            try:
+                compiled = re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+            if not compiled.groups:
+                raise ValueError(
+                    f"pattern {self.pattern!r} has no group: put what is the label in parentheses"
+                )
+        return self
+
+
+class TextConfig(Strict):
+    """The prior of a corpus: the prompts of a file, as often as they stand there (InversionView's factual recall, for one)."""
+
+    file: str = Field(
+        "data/text/corpus.jsonl",
+        description="Parquet, JSON lines, or plain text (one prompt a line), inside the project.",
+    )
+    format: Literal["parquet", "jsonl", "text"] | None = Field(
+        None, description="Of the file; if absent, its suffix says: .parquet, .jsonl, .txt."
+    )
+    prompt: str = Field(
+        "{text}",
+        description="The prompt: columns in braces (named slots), and what stands between them. Plain text has the column text.",
+    )
+    answer: str | None = Field(
+        None, description="Column that should follow the prompt, without the space before it; may be absent."
+    )
+    weight: str | None = Field(
+        None, description="Column that says how often a row counts, a whole number; 1 if absent."
+    )
+    split_by: str | None = Field(
+        None, description="Column whose values are held out as a whole; the prompt itself if absent."
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of these values kept for the test split.")
+    split_seed: int = 0
+    token_unit: Literal["word", "character"] = Field(
+        "word", description="What the tokenizer of a target trained here takes for a token."
+    )
+    features: dict[str, TextFeatureConfig] = Field(default_factory=dict)
+    functions: str | None = Field(
+        None, description="Folder inside the project whose modules may be named in features."
+    )
+
+    @property
+    def sources(self) -> list[str]:
+        """Files of the project that the prior is made of: the corpus, and modules of its functions."""
+        named = [f.function.split(":")[0] for f in self.features.values() if f.function is not None]
+        own = [name for name in named if name.split(".")[0] != "inversescope"] if self.functions else []
+        modules = [Path(self.functions or "", *name.split(".")).with_suffix(".py").as_posix() for name in own]
+        return [self.file, *dict.fromkeys(modules)]
+
+
 #: Parts of the configuration that an experiment may set for itself. Models and priors are shared and named, never overlaid.
 SETTABLE = (
     "budget",
@@ -320,7 +394,7 @@ SETTABLE = (
 class ExperimentConfig(Strict):
     """One study: a task, a target model, the sites that are read, and what differs from the other studies."""
 
-    task: Literal["ioi", "ravel", "icl_translation", "counting", "addition"] = "ioi"
+    task: Literal["ioi", "ravel", "icl_translation", "counting", "addition", "text"] = "ioi"
     model: str
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
@@ -407,7 +481,7 @@ class VariantConfig(Strict):
     )
     base: Literal["paper", "default", "inversionview", "inversionview_noised", "inversionview_scratch"]
     change: str = Field("", description="What this ablation changes, in words; empty for the bases.")
-    study: Literal["", "dimension", "ablation", "sparse", "frontier"] = Field(
+    study: Literal["", "dimension", "ablation", "sparse", "frontier", "capacity"] = Field(
         "", description="Part of the study that it belongs to."
     )
     settings: list[str] = Field(
@@ -719,6 +793,7 @@ class Config(Strict):
     icl_translation: TranslationConfig = TranslationConfig()
     counting: CountingConfig = CountingConfig()
     addition: AdditionConfig = AdditionConfig()
+    text: TextConfig = TextConfig()
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
     variants: dict[str, VariantConfig]
@@ -907,11 +982,24 @@ SPARSE: dict[str, tuple[str, dict[str, Any]]] = {
     "default_sparse_skip": ("cache of 5,000; lonely anchors skipped", {"empty_anchors": "skip"}),
     "default_sparse_widen": ("cache of 5,000; lonely anchors: bandwidth doubled", {"empty_anchors": "widen"}),
 }
+#: `default` with less and with more between activation and backbone, which all variants share (InversionView's open question of
+#: the decoder's capacity): control heads and their width, latent space, blocks behind the site map.
+CAPACITY: dict[str, tuple[str, dict[str, int]]] = {
+    "default_small": (
+        "an eighth of the control heads, half as wide; latent space of 32",
+        {"n_heads": 4, "d_head": 8, "d_condition": 32, "site_map_blocks": 1},
+    ),
+    "default_large": (
+        "twice the control heads, twice as wide; latent space of 256",
+        {"n_heads": 64, "d_head": 32, "d_condition": 256, "site_map_blocks": 3},
+    ),
+}
 STUDY_STEPS = {"paper": 320, "default": 240}  # 1x; comparable seconds
 
 
 def default_variants() -> dict[str, VariantConfig]:
-    """The two bases, the paper's other bandwidths (Figure 9), and the study: dimension, ablations, sparse setting, frontier."""
+    """The two bases, the paper's other bandwidths (Figure 9), and the studies: dimension, ablations, sparse setting, capacity,
+    frontier."""
     bases = {"paper": PAPER, "default": DEFAULT}
     variants: dict[str, VariantConfig] = dict(bases)
     for epsilon in (0.05, 0.15):
@@ -947,6 +1035,9 @@ def default_variants() -> dict[str, VariantConfig]:
             "cache_size": 5000,
             **fields,
         }
+        variants[name] = DEFAULT.model_copy(update=update)
+    for name, (words, fields) in CAPACITY.items():
+        update = {"study": "capacity", "change": words, **fields}
         variants[name] = DEFAULT.model_copy(update=update)
     return variants | frontier_variants()
 
@@ -1014,6 +1105,12 @@ def frontier_variants() -> dict[str, VariantConfig]:
     return variants
 
 
+#: Causal checks of IOI: where the answer is predicted, and where the subject is named again.
+IOI_PATCHED = [
+    f"{site}{position}"
+    for position in ("", "@S2")
+    for site in ("L0.resid_pre", "L*H*", "L*.mlp_out", "L*.resid_post")
+]
 #: Widths of the embedded RAVEL targets and of their heads; these are not width / heads, as in Gemma 2.
 RAVEL_WIDTHS = {48: 16, 64: 24, 96: 32}
 #: What RAVEL's prior of two thousand prompts needs less of than IOI's of a million, for these experiments alone.
@@ -1132,7 +1229,7 @@ def default_config() -> Config:
     variants = default_variants()
     candidates = {f"s{seed}": TargetCandidate(seed=seed) for seed in range(1, 7)}
     sites = [*MAIN_SITES, *(site for site in STUDY_SITES if "mlp" in site)]
-    experiments = {"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites)}
+    experiments = {"ioi": ExperimentConfig(model="gpt2-embedded", sites=sites, patched=IOI_PATCHED)}
     models = {"gpt2-embedded": ModelConfig(candidates=candidates)}
     for width, head_dim in RAVEL_WIDTHS.items():
         model = f"gemma2-embedded-{width}"
@@ -1154,7 +1251,7 @@ def default_config() -> Config:
         models=models | icl_models() | read,
         variants=variants,
         studied_variants=[name for name, v in variants.items() if not v.study],
-        study_variants=[name for name, v in variants.items() if v.study],
+        study_variants=[name for name, v in variants.items() if v.study not in ("", "capacity")],
     )
 
 

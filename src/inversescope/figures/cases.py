@@ -29,10 +29,12 @@ from inversescope.figures.style import (
 )
 from inversescope.store import atomic_path, write_table
 
-#: Figures and tables of `plot_cases`: name -> title.
+#: Figures and tables of `plot_causes`, `plot_answers` and `plot_cases`: name -> title.
+CAUSE_FIGURES = {"causes": "FCR against causal effect of single sites"}
+ANSWER_FIGURES = {"answers": "Which sites carry which token of the answer"}
+ANSWER_TABLES = {"answers": "Effect and FCR of each token of the answer, by site"}
 CASE_FIGURES = {
     "sites": "FCR, refusal and FCR error along the computation, by generator",
-    "causes": "FCR against causal effect of single sites",
     "distances": "Three distances at equal shares of the prior",
     "completeness": "Generator probability against distance, and recall of the preimage",
 }
@@ -128,21 +130,21 @@ def plot_sites(
 
 
 @styled
-def plot_causes(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Path]:
-    """FCR against effect over sites, for features whose counterfactuals change the answer; and effects of all features by site.
+def plot_effects(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Path]:
+    """FCR against effect over sites, for features that an answer tells of; and effects of all features by site.
 
     Args:
         causes, ranks: tables of `check_causes`.
         out: path without suffix.
     """
     data = as_written(causes)
-    changing = data[data["answer_changes"] > 0]
+    told = data[data["compared"] != "other"]
     names = list(dict.fromkeys(data["feature"]))
     colour = dict(zip(names, _COLOURS, strict=False))
     sites = list(dict.fromkeys(data["site"]))
-    figure = new_figure(WIDTH, max(3.2, 0.19 * len(sites) + 0.9))
+    figure = new_figure(WIDTH, max(3.4, 0.15 * len(sites) + 1.2))
     left, right = figure.subplots(1, 2)
-    for name, part in changing.groupby("feature", sort=False):
+    for name, part in told.groupby("feature", sort=False):
         row = ranks[(ranks["feature"] == name) & (ranks["sites"] == "path")].iloc[0]
         label = f"{name}: ρ = {row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
         on, off = part[part["path"]], part[~part["path"]]
@@ -161,28 +163,112 @@ def plot_causes(causes: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Pa
         error_bars(right, part["effect"], y, part["effect_low"], part["effect_high"], colour[name], "x")
     right.axvline(0, color=GREY, linewidth=0.6)
     right.set_yticks(range(len(sites)), sites, fontsize=6)
-    right.invert_yaxis()
+    right.set_ylim(len(sites) - 0.4, -0.6)
     right.set_xlabel("effect of the site alone (logits)")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=6)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=6)
     figure.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=6)
     panel_letters([left, right])
     return save(figure, data, out)
 
 
 @styled
-def plot_distances(table: pd.DataFrame, order: list[str], features: list[str], out: Path) -> list[Path]:
+def plot_digits(answers: pd.DataFrame, ranks: pd.DataFrame, out: Path) -> list[Path]:
+    """Share of the effect and FCR of each token of the answer, by site; and one against the other.
+
+    Args:
+        answers, ranks: tables of `trace_answers`.
+        out: path without suffix.
+    """
+    data = as_written(answers[answers["feature"] == "answer"])
+    sites = list(dict.fromkeys(data["site"]))
+    digits = sorted(set(data["digit"]))
+    names = [f"A{k}" for k in digits]
+    figure = new_figure(WIDTH, max(2.8, 0.2 * len(sites) + 1.0))
+    axes = figure.subplots(1, 3, width_ratios=[1, 1, 1.5])
+    for ax, column, title in (
+        (axes[0], "share", "share of the effect"),
+        (axes[1], "fcr", "exact FCR of the token"),
+    ):
+        table = data.pivot(index="site", columns="digit", values=column).reindex(index=sites, columns=digits)
+        ax.imshow(table.to_numpy(float), vmin=0, vmax=1, cmap="Blues", aspect="auto")
+        for i, row in enumerate(table.to_numpy(float)):
+            for j, value in enumerate(row):
+                dark = value > 0.6
+                text = f"{value:.2f}".replace("-0.00", "0.00")
+                ax.text(j, i, text, ha="center", va="center", fontsize=6, color="white" if dark else BLACK)
+        ax.set_xticks(range(len(names)), names)
+        ax.set_yticks(range(len(sites)), sites if column == "share" else [], fontsize=6)
+        ax.set_title(title)
+        ax.set_xlabel("token of the answer")
+    scatter = axes[2]
+    for k, name, colour in zip(digits, names, _COLOURS, strict=False):
+        part = data[data["digit"] == k]
+        row = ranks[ranks["feature"] == name].iloc[0]
+        label = f"{name}: ρ = {row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        scatter.plot(part["fcr"], part["share"], "o", color=colour, label=label)
+        error_bars(scatter, part["fcr"], part["share"], part["share_low"], part["share_high"], colour)
+        error_bars(scatter, part["fcr"], part["share"], part["fcr_low"], part["fcr_high"], colour, "x")
+    scatter.axhline(0, color=GREY, linewidth=0.6)
+    share_axis(scatter, "x")
+    scatter.set_xlabel("exact FCR of the token")
+    scatter.set_ylabel("share of the effect")
+    figure.legend(*scatter.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6)
+    panel_letters(axes)
+    return save(figure, data, out)
+
+
+def write_answers(answers: pd.DataFrame, out: Path) -> list[Path]:
+    """Write share of the effect and FCR of each token of the answer by site, with intervals; CSV and Markdown."""
+    data = as_written(answers[answers["feature"] == "answer"])
+    parts = []
+    for k, of_digit in data.groupby("digit"):
+        both = [
+            (
+                f"{r.share:.2f} [{r.share_low:.2f}, {r.share_high:.2f}]",
+                f"{r.fcr:.2f} [{r.fcr_low:.2f}, {r.fcr_high:.2f}]",
+            )
+            for r in of_digit.itertuples()
+        ]
+        columns = [f"A{k} effect", f"A{k} FCR"]
+        parts.append(pd.DataFrame(both, columns=columns, index=pd.Index(of_digit["site"], name="site")))
+    first = data.drop_duplicates("digit")
+    about = "; ".join(
+        f"A{r.digit}: {r.n_pairs} pairs, {r.total:.1f} logits, chance {r.chance:.2f}"
+        for r in first.itertuples()
+    )
+    title = "Share of the effect of patching a site where a token of the answer is predicted, and exact FCR of that token there"
+    return _write_table(pd.concat(parts, axis=1).reset_index(), f"{title} ({about}); 95% intervals.", out)
+
+
+def _write_table(table: pd.DataFrame, title: str, out: Path) -> list[Path]:
+    """A table as CSV and, below its title, as Markdown."""
+    csv, markdown = out.parent / (out.name + ".csv"), out.parent / (out.name + ".md")
+    write_table(table, csv)
+    lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + " --- |" * len(table.columns)]
+    for row in table.itertuples(index=False):
+        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |")
+    with atomic_path(markdown) as part:
+        part.write_text("\n".join([title, "", *lines, ""]))
+    return [csv, markdown]
+
+
+@styled
+def plot_distances(
+    table: pd.DataFrame, order: list[str], features: list[str], shown: list[str], out: Path
+) -> list[Path]:
     """FCR under each distance, overlap of the balls, spread of their sizes, and refusal judged anew, at each site.
 
     Args:
         table: of `compare_distances`.
         order: sites from left to right.
         features: a panel each.
+        shown: variants whose refusal has a panel.
         out: path without suffix.
     """
     data = as_written(table)
     order = [site for site in order if site in set(data["site"])]
     place = {site: x for x, site in enumerate(order)}
-    refusals = [name for name in data.columns if name.startswith("refusal_")]
+    refusals = [f"refusal_{name}" for name in shown]
     panels = [
         *((feature, "fcr") for feature in features),
         ("", "overlap"),
@@ -212,13 +298,15 @@ def plot_distances(table: pd.DataFrame, order: list[str], features: list[str], o
 
 
 @styled
-def plot_completeness(points: pd.DataFrame, recall: pd.DataFrame, out: Path) -> list[Path]:
+def plot_completeness(points: pd.DataFrame, recall: pd.DataFrame, shown: list[str], out: Path) -> list[Path]:
     """Log probability of known prompts under each generator against their distance, and expected recall as draws grow.
 
     Args:
         points, recall: tables of `check_completeness`.
+        shown: variants that have a panel; the recall of all is drawn.
         out: path without suffix.
     """
+    points = points[points["variant"].isin(shown)]
     variants = list(dict.fromkeys(points["variant"]))
     figure = new_figure(WIDTH, 2.3 + 1.9 * ((len(variants) + 2) // 3))
     grid = figure.add_gridspec((len(variants) + 2) // 3 + 1, 3)
@@ -230,12 +318,12 @@ def plot_completeness(points: pd.DataFrame, recall: pd.DataFrame, out: Path) -> 
         )
         axes.append(ax)
         part = as_written(points[points["variant"] == name])
-        shown = part.iloc[:: max(1, len(part) // 3000)]
+        thinned = part.iloc[:: max(1, len(part) // 3000)]
         for inside, colour, label in (
             (False, GREY, "outside the ball"),
             (True, VARIANT_COLOUR.get(name, BLUE), "inside"),
         ):
-            one = shown[shown["inside"] == inside]
+            one = thinned[thinned["inside"] == inside]
             ax.plot(
                 one["distance"],
                 one["log_q"],
@@ -249,22 +337,19 @@ def plot_completeness(points: pd.DataFrame, recall: pd.DataFrame, out: Path) -> 
         ax.set_title(name)
         ax.set_xlabel("true distance")
         ax.set_ylabel("log q (nats)" if i % 3 == 0 else "")
-        drawn.append(shown.assign(panel="points"))
+        drawn.append(thinned.assign(panel="points"))
     low, high = np.quantile(points["log_q"], [0.005, 1.0])
     axes[0].set_ylim(low - 2, high + 2)
     ax = figure.add_subplot(grid[-1, :])
     axes.append(ax)
     means = recall.groupby(["variant", "draws"], sort=False)[["recall", "ideal"]].mean().reset_index()
     means = as_written(means)
-    for i, name in enumerate(variants):
+    every = list(dict.fromkeys(means["variant"]))
+    others = [name for name in every if name not in VARIANT_COLOUR]
+    for name in every:
         part = means[means["variant"] == name]
-        ax.plot(
-            part["draws"],
-            part["recall"],
-            "o-",
-            color=VARIANT_COLOUR.get(name, _COLOURS[(i + 4) % 8]),
-            label=name,
-        )
+        colour = VARIANT_COLOUR.get(name) or (SKY, PINK, ORANGE)[others.index(name) % 3]
+        ax.plot(part["draws"], part["recall"], "o-", color=colour, label=name)
     part = means[means["variant"] == variants[0]]
     ax.plot(part["draws"], part["ideal"], "--", color=BLACK, label="draws from P(x; z)")
     ax.set_xscale("log")
@@ -278,20 +363,14 @@ def plot_completeness(points: pd.DataFrame, recall: pd.DataFrame, out: Path) -> 
 
 
 def write_sizes(sizes: pd.DataFrame, refusal: pd.DataFrame, epsilon: float, out: Path) -> list[Path]:
-    """Write parameters, training, completeness, refusal and FCR error of each generator; CSV and Markdown."""
+    """Write parameters, training, refusal, FCR error, entropy gap and completeness of each generator; CSV and Markdown."""
     rows = refusal[np.isclose(refusal["epsilon"], epsilon)].drop_duplicates(["site", "variant"])
-    means = rows.groupby("variant")[["refusal_rate", "fcr_error"]].mean().reset_index()
+    means = rows.groupby("variant")[["refusal_rate", "fcr_error", "entropy_gap"]].mean().reset_index()
     table = sizes.merge(means, on="variant", how="left").sort_values("n_parameters", kind="stable")
-    table = as_written(table.drop(columns="train_seconds"))
-    csv, markdown = out.parent / (out.name + ".csv"), out.parent / (out.name + ".md")
-    write_table(table, csv)
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + " --- |" * len(table.columns)]
-    for row in table.itertuples(index=False):
-        lines.append("| " + " | ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row) + " |")
-    with atomic_path(markdown) as part:
-        title = f"Completeness and size of the generators at ε = {epsilon:g}, means over sites."
-        part.write_text("\n".join([title, "", *lines, ""]))
-    return [csv, markdown]
+    columns = ["variant", "n_parameters", "train_seconds", "refusal_rate", "fcr_error", "entropy_gap"]
+    table = as_written(table[[*columns, "recall_1000", "ideal_1000", "missed", "spearman", "n_prompts"]])
+    title = f"Completeness and size of the generators at ε = {epsilon:g}, means over sites."
+    return _write_table(table, title, out)
 
 
 def write_cases(

@@ -139,8 +139,9 @@ def check_completeness(context: Context) -> None:
     Writes results/{task}/{model}/completeness.parquet (a row a target and prompt: variant, site, target_id, distance, inside,
     log_q, log_posterior = log of the prior's probability within the ball, NaN outside), completeness_recall.csv (variant, site,
     draws, recall: expected share of the preimage's probability that so many draws have found, ideal: that of draws from P(x; z))
-    and completeness_sizes.csv (variant, n_parameters, train_seconds, recall at 1000 draws over the ideal's, missed: share of the
-    preimage whose probability falls below a tenth of what it should be).
+    and completeness_sizes.csv (variant, n_parameters, train_seconds, recall_1000 and ideal_1000: at 1000 draws, missed: share of
+    the preimage whose probability falls below a tenth of what it should be, spearman: rank correlation of log q and distance over
+    members of the preimage and others, mean over sites and targets).
 
     Recall is exact in expectation: 1 - (1 - q(x))^n, averaged over members of the preimage; no sampling is needed.
     """
@@ -223,6 +224,10 @@ def check_completeness(context: Context) -> None:
                     }
                 )  # fmt: skip
         own = pd.concat([frame for frame in points if frame["variant"].iloc[0] == variant])
+        ranked = own.groupby(["site", "target_id"])[["log_q", "distance"]].rank()
+        spearman = ranked.groupby([own["site"], own["target_id"]]).apply(
+            lambda r: r["log_q"].corr(r["distance"])
+        )
         own = own[own["inside"]]
         thousand = pd.DataFrame([c for c in curves if c["variant"] == variant and c["draws"] == 1000])
         sizes.append(
@@ -233,6 +238,7 @@ def check_completeness(context: Context) -> None:
                 "recall_1000": thousand["recall"].mean(),
                 "ideal_1000": thousand["ideal"].mean(),
                 "missed": float((own["log_q"] < own["log_posterior"] + np.log(MISSED)).mean()),
+                "spearman": float(spearman.mean()),
                 "n_prompts": len(own),
             }
         )

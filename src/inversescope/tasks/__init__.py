@@ -12,8 +12,9 @@ from inversescope.tasks.counting import CountingTask
 from inversescope.tasks.icl_translation import TranslationTask
 from inversescope.tasks.ioi import IOITask
 from inversescope.tasks.ravel import RavelTask
+from inversescope.tasks.text import TextTask
 
-TASKS = ("ioi", "ravel", "icl_translation", "counting", "addition")
+TASKS = ("ioi", "ravel", "icl_translation", "counting", "addition", "text")
 
 __all__ = [
     "SPLITS",
@@ -24,6 +25,7 @@ __all__ = [
     "IOITask",
     "RavelTask",
     "Task",
+    "TextTask",
     "TranslationTask",
     "get_task",
 ]
@@ -45,4 +47,6 @@ def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
         return CountingTask(config.counting)
     if name == "addition":
         return AdditionTask(config.addition)
+    if name == "text":
+        return TextTask(config.text, root)
     raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")

@@ -1,0 +1,699 @@
+"""A corpus as a prior: the prompts of a file, as often as they stand in it (InversionView's factual recall; Huang et al., 2024).
+
+Prompts are rows of a Parquet, JSON-lines or plain-text file, written by a template of its columns (named slots). The prior is the
+file's empirical distribution, weighted where a column says so, so that it can be looked through: exact values are exact. Features
+are columns, regular expressions, or functions that the project holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import string
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from inversescope.config import TextConfig, TextFeatureConfig
+from inversescope.errors import InputError
+from inversescope.tasks.base import SPLITS, Automaton, Task, TextEncoder
+
+Labeller = Callable[[str], str | None]
+
+#: Label of prompts of the corpus in which a regular expression finds nothing.
+NONE = "(none)"
+#: Copies of prompts that `enumerate` writes out at most, each prompt as often as it counts.
+MOST_COPIES = 5_000_000
+#: Corpora up to this size are tokenized to find their longest prompt; of larger ones, so many of the longest in characters.
+MOST_MEASURED = 200_000
+_SUFFIXES: dict[str, Literal["parquet", "jsonl", "text"]] = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".txt": "text",
+}
+# A token of a word-level tokenizer: a word with the space before it, a mark, or a space that no word follows.
+_TOKEN = re.compile(r" ?\w+|[^\w\s]|\s")
+#: Columns of the tables of prompts, which a slot of that name must not write over.
+_TAKEN = ("prompt_id", "text")
+
+
+class TextTask(Task):
+    """The prior of a corpus.
+
+    Indices count the distinct prompts in order of their first occurrence. Equal prompts are one, of as much weight as all together.
+
+    Args:
+        config: the file, what of it is prompt, answer, weight and feature, and the split.
+        root: the project's root, which the file and the functions must lie in.
+
+    Raises:
+        InputError: the file is missing, outside the project, unreadable or empty, lacks a column, or holds an empty prompt or a
+            weight that is no whole number; equal prompts differ in a column that is used; or a feature cannot be read.
+    """
+
+    name = "text"
+    names: list[str] = []
+
+    def __init__(self, config: TextConfig, root: Path = Path(".")) -> None:
+        self.config = config
+        self.token_unit = config.token_unit
+        self._where = f"corpus {config.file}"
+        path = inside(root, config.file, "text.file")
+        frame = read_corpus(path, config)
+        if frame.empty:
+            raise InputError(f"{self._where} has no prompt", "give a file with one prompt a row")
+        pieces = _pieces(config.prompt)
+        columns = list(dict.fromkeys(column for _, column in pieces if column is not None))
+        whole = len(columns) == 1 and config.prompt == f"{{{columns[0]}}}"
+        described = {name: feature.column for name, feature in config.features.items() if feature.column}
+        own = {} if whole else {column: column for column in columns if column not in config.features}
+        described = own | described
+        used = [*columns, *described.values(), config.answer, config.split_by]
+        rows = {column: self._strings(frame, column) for column in dict.fromkeys(c for c in used if c)}
+        weights = self._weights(frame)
+        texts = ["".join(parts) for parts in zip(*self._parts(pieces, rows, len(frame)), strict=True)]
+        first = self._distinct(texts, rows, weights, frame.index)
+        self._texts = [texts[row] for row in first]
+        self.size = len(first)
+        self._index_of = {text: number for number, text in enumerate(self._texts)}
+        self._cumulative = np.cumsum(self.weight)
+        self.uniform = bool((self.weight == self.weight[0]).all())
+        self._answers = [rows[config.answer][row] for row in first] if config.answer else [""] * self.size
+        self._lay_out_slots(
+            pieces, columns, {column: [rows[column][row] for row in first] for column in rows}
+        )
+        self._lay_out_features(
+            described, {column: [rows[column][row] for row in first] for column in rows}, root
+        )
+        self.counterfactual_features = tuple(
+            name
+            for name, column in described.items()
+            if config.answer and len(columns) > 1 and column in columns
+        )
+        self._slot_of_feature = {name: columns.index(c) for name, c in described.items() if c in columns}
+        groups = [rows[config.split_by][row] for row in first] if config.split_by else self._texts
+        self._held_out = self._hold_out(groups)
+        self._of_split = {
+            "train": np.flatnonzero(~self._held_out),
+            "test": np.flatnonzero(self._held_out),
+        }
+        sizes = [len(self.slot_values[name]) for name in self.slot_names]
+        self.move_counts = (self.size, *(sizes if len(sizes) > 1 else ()))
+
+    # Reading
+
+    def _strings(self, frame: pd.DataFrame, column: str) -> list[str]:
+        """A column as strings. Raises `InputError` if it is missing, or empty somewhere."""
+        if column not in frame.columns:
+            raise InputError(
+                f"{self._where} has no column '{column}'",
+                f"correct the text settings; its columns are: {', '.join(map(str, frame.columns)) or 'none'}",
+            )
+        values = frame[column].tolist()
+        for line, value in zip(frame.index, values, strict=True):
+            if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+                raise InputError(
+                    f"{self._where}, line {line}: column '{column}' is empty", "fill it in, or drop the row"
+                )
+            if not isinstance(value, str | int | float | bool | np.generic):
+                raise InputError(
+                    f"{self._where}, line {line}: column '{column}' holds a {type(value).__name__}",
+                    "use columns of strings or numbers",
+                )
+        return [str(value) for value in values]
+
+    def _weights(self, frame: pd.DataFrame) -> np.ndarray:
+        if self.config.weight is None:
+            return np.ones(len(frame), np.int64)
+        column = self.config.weight
+        values = self._strings(frame, column)
+        numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(float)
+        bad = ~(np.isfinite(numbers) & (numbers >= 0) & (numbers == np.floor(numbers)) & (numbers < 2**31))
+        if bad.any():
+            row = int(bad.argmax())
+            raise InputError(
+                f"{self._where}, line {frame.index[row]}: weight '{values[row]}' in column '{column}' is no count",
+                "give whole numbers of 0 or more: how often the row counts",
+            )
+        return numbers.astype(np.int64)
+
+    @staticmethod
+    def _parts(pieces: list[tuple[str, str | None]], rows: dict[str, list[str]], n: int) -> list[list[str]]:
+        """What each row's prompt consists of, a list a piece."""
+        return [
+            part for text, column in pieces for part in ([text] * n, rows[column] if column else [""] * n)
+        ]
+
+    def _distinct(
+        self, texts: list[str], rows: dict[str, list[str]], weights: np.ndarray, lines: pd.Index
+    ) -> list[int]:
+        """First row of each distinct prompt that counts; sets `weight` (size,)."""
+        first: dict[str, int] = {}
+        total: dict[str, int] = {}
+        for row, (text, weight) in enumerate(zip(texts, weights.tolist(), strict=True)):
+            if not text.strip():
+                raise InputError(
+                    f"{self._where}, line {lines[row]}: the prompt is empty", "fill it in, or drop the row"
+                )
+            if not weight:
+                continue
+            known = first.setdefault(text, row)
+            total[text] = total.get(text, 0) + weight
+            for column, values in rows.items():
+                if values[known] != values[row]:
+                    raise InputError(
+                        f"{self._where}, lines {lines[known]} and {lines[row]}: the same prompt, but column '{column}' is "
+                        f"'{values[known]}' and '{values[row]}'",
+                        "let equal prompts agree in all columns that are used, or use fewer",
+                    )
+        if not first:
+            raise InputError(f"{self._where} has no prompt", "give a file with one prompt a row")
+        self.weight = np.array(list(total.values()), np.int64)
+        return list(first.values())
+
+    def _lay_out_slots(
+        self, pieces: list[tuple[str, str | None]], columns: list[str], rows: dict[str, list[str]]
+    ) -> None:
+        names = {column: f"slot_{column}" if column in _TAKEN else column for column in columns}
+        self.slot_names = tuple(names.values())
+        self.slot_values, codes = {}, []
+        for column in columns:
+            values, code = np.unique(np.array(rows[column], object), return_inverse=True)
+            self.slot_values[names[column]] = values.tolist()
+            codes.append(code.astype(np.int32))
+        self._slots = np.stack(codes, 1)
+        self._of_slots = {tuple(row): number for number, row in enumerate(self._slots.tolist())}
+        # A slot's position is that of its last character, so that it is the last of its tokens.
+        self.position_names = self.slot_names
+        ends: dict[str, np.ndarray] = {}
+        at = np.zeros(self.size, np.int64)
+        for text, filled in pieces:
+            at = at + len(text)
+            if filled is not None:
+                lengths = np.array([len(value) for value in rows[filled]], np.int64)
+                at = at + lengths
+                ends.setdefault(names[filled], np.where(lengths > 0, at - 1, -1))
+        self._ends = ends
+
+    # Features
+
+    def _lay_out_features(self, described: dict[str, str], rows: dict[str, list[str]], root: Path) -> None:
+        self._labellers: dict[str, Labeller] = {}
+        labels: dict[str, list[str]] = {name: rows[column] for name, column in described.items()}
+        for name, feature in self.config.features.items():
+            if feature.column:
+                continue
+            label = self._labellers[name] = _labeller(name, feature, self.config.functions, root)
+            found = [label(text) for text in self._texts]
+            if all(one is None for one in found):
+                raise InputError(
+                    f"pattern '{feature.pattern}' of feature '{name}' is in no prompt of {self._where}",
+                    f"correct text.features.{name}.pattern",
+                )
+            labels[name] = [NONE if one is None else one for one in found]
+        if not labels:
+            raise InputError(
+                f"{self._where} has no feature", "name some in text.features, or slots in text.prompt"
+            )
+        self.features = tuple(labels)
+        self.feature_values = {}
+        columns = []
+        for name, values in labels.items():
+            distinct, code = np.unique(np.array(values, object), return_inverse=True)
+            self.feature_values[name] = distinct.tolist()
+            columns.append(code.astype(np.int32))
+        self._labels = np.stack(columns, 1)
+
+    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
+        index = np.atleast_1d(np.asarray(index, np.int64))
+        known = index != -1
+        codes = self._labels[self.check_index(np.where(known, index, 0))]
+        return {
+            name: np.where(known, codes[:, column], -1).astype(np.int32)
+            for column, name in enumerate(self.features)
+        }
+
+    def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return label codes of texts, int32 (N,).
+
+        Outside the corpus, what patterns and functions say; -1 for columns, and for labels that the corpus does not have.
+        """
+        index = self.parse(texts)
+        result = self.features_of(index)
+        for name, label in self._labellers.items():
+            codes = {value: code for code, value in enumerate(self.feature_values[name])}
+            for row in np.flatnonzero(index < 0).tolist():
+                told = label(texts[row])
+                result[name][row] = -1 if told is None else codes.get(told, -1)
+        return result
+
+    def chance(self, feature: str) -> float:
+        """Return the probability that two independent draws from the prior share a feature's label."""
+        labels = self._labels[:, self.features.index(feature)]
+        share = np.bincount(labels, weights=self.weight) / self.weight.sum()
+        return float((share**2).sum())
+
+    # The prior and its prompts
+
+    def slots(self, index: np.ndarray) -> np.ndarray:
+        """Return the slot codes of prompts, int32 (N, n_slots); raises IndexError outside the prior."""
+        return self._slots[self.check_index(index)]
+
+    def index(self, slots: np.ndarray) -> np.ndarray:
+        """Return the indices of slot codes (N, n_slots), int64; -1 where no prompt has these codes."""
+        rows = np.asarray(slots, np.int64).reshape(-1, len(self.slot_names)).tolist()
+        return np.array([self._of_slots.get(tuple(row), -1) for row in rows], np.int64)
+
+    def texts(self, index: np.ndarray) -> list[str]:
+        """Return the prompts' texts; raises IndexError outside the prior."""
+        return [self._texts[number] for number in self.check_index(index).tolist()]
+
+    def parse(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the index of each text, int64 (N,), or -1 if it is not exactly a prompt of the corpus."""
+        return np.array([self._index_of.get(text, -1) for text in texts], np.int64)
+
+    def answers(self, index: np.ndarray) -> list[str]:
+        """Return what should follow each prompt, "" where the corpus does not say."""
+        return [self._answers[number] for number in self.check_index(index).tolist()]
+
+    def continuations(self, index: np.ndarray) -> list[str]:
+        """Return what follows each prompt: its answer, after a space between words unless the prompt ends in one."""
+        return [
+            f" {answer}" if answer and self.token_unit == "word" and not text[-1].isspace() else answer
+            for text, answer in zip(self.texts(index), self.answers(index), strict=True)
+        ]
+
+    def log_prior(self, index: np.ndarray, split: str | None = None) -> np.ndarray:
+        """Return log P(x) in nats, float64 (N,), -inf where the index is -1 or outside the split given."""
+        index = np.atleast_1d(np.asarray(index, np.int64))
+        inside = self.in_prior(index)
+        at = np.where(inside, index, 0)
+        total = self.weight.sum()
+        if split is not None:
+            rows = self._rows(split)
+            inside &= np.isin(at, rows)
+            total = self.weight[rows].sum()
+        return np.where(inside, np.log(self.weight[at]) - np.log(total), -np.inf)
+
+    def split_log_prior(self, index: np.ndarray, split: str) -> np.ndarray:
+        """Return log P(x) in nats within a split, float64 (N,), -inf outside."""
+        return self.log_prior(index, split)
+
+    def draw(self, n: int, split: str | None, rng: np.random.Generator) -> np.ndarray:
+        """Draw prompts independently by their weights, int64 (n,)."""
+        if split is None:
+            drawn = rng.integers(self._cumulative[-1], size=n)
+            return np.searchsorted(self._cumulative, drawn, side="right").astype(np.int64)
+        rows = self._rows(split)
+        cumulative = np.cumsum(self.weight[rows])
+        return rows[np.searchsorted(cumulative, rng.integers(cumulative[-1], size=n), side="right")]
+
+    def sample(
+        self, n: int, split: str | None, rng: np.random.Generator, replace: bool = False
+    ) -> np.ndarray:
+        """Draw prompts as `Task.sample` does; of a weighted corpus, not of a split, they may repeat.
+
+        The cache stands for the prior, so it must hold prompts as often as the prior does: where weights differ, these are
+        independent draws, as many as it takes for n of the train split, since test prompts are taken out of the cache.
+        """
+        if replace or self.uniform or n > self.split_size(split):
+            return super().sample(n, split, rng, replace)
+        if split is None:
+            drawn = self.draw(2 * n, None, rng)
+            while (enough := np.cumsum(~self._held_out[drawn]))[-1] < n:
+                drawn = np.concatenate([drawn, self.draw(n, None, rng)])
+            return drawn[: int(np.searchsorted(enough, n)) + 1]
+        # The largest of log w + Gumbel noise are successive draws without replacement, whatever the weights.
+        rows = self._rows(split)
+        keys = np.log(self.weight[rows]) + rng.gumbel(size=len(rows))
+        return rows[np.argsort(-keys, kind="stable")[:n]]
+
+    def enumerate(self, split: str | None = None) -> np.ndarray:
+        """Return all prompts of the prior, or of a split, ascending, each as often as it counts: means over them are the prior's.
+
+        Raises:
+            InputError: these are too many.
+        """
+        rows = self.split_index(np.arange(self.split_size(split)), split)
+        counts = self.weight[rows] // np.gcd.reduce(self.weight[rows])
+        if counts.sum() > MOST_COPIES:
+            raise InputError(
+                f"{self._where} counts {counts.sum():,} prompts, too many to look through one by one",
+                "set the experiment's n_reference to a number of draws, or scale the weights down",
+            )
+        return np.repeat(rows, counts)
+
+    # Splits
+
+    def _hold_out(self, groups: list[str]) -> np.ndarray:
+        """Which prompts are held out, bool (size,): groups are ranked by a hash, so that no random stream matters."""
+        config, distinct = self.config, sorted(set(groups))
+        number = round(config.held_out * len(distinct))
+        if not 0 < number < len(distinct):
+            of = f"values of column '{config.split_by}'" if config.split_by else "prompts"
+            raise InputError(
+                f"{self._where} has {len(distinct)} {of}, of which a share of {config.held_out:g} is {number}",
+                "change text.held_out, or give a larger corpus: both splits need some",
+            )
+
+        def rank(group: str) -> bytes:
+            return hashlib.sha256(f"{config.split_seed} {group}".encode()).digest()
+
+        held_out = set(sorted(distinct, key=rank)[:number])
+        return np.array([group in held_out for group in groups])
+
+    def _rows(self, split: str) -> np.ndarray:
+        if split not in SPLITS:
+            raise InputError(f"unknown split '{split}' of task text", f"choose one of: {', '.join(SPLITS)}")
+        return self._of_split[split]
+
+    def split_of(self, index: np.ndarray) -> np.ndarray:
+        """Return the split of each prompt, int8 (N,): 0 = train, 1 = test."""
+        return self._held_out[self.check_index(index)].astype(np.int8)
+
+    def split_size(self, split: str | None = None) -> int:
+        """Return the number of distinct prompts of a split, or of the prior if `split` is None."""
+        return self.size if split is None else len(self._rows(split))
+
+    def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
+        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
+        rank = np.atleast_1d(np.asarray(rank, np.int64))
+        return self.check_index(rank) if split is None else self._rows(split)[rank]
+
+    def split_remedy(self, split: str | None) -> str:
+        """Return what makes a split larger, in words, for error messages."""
+        change = {"test": "raise text.held_out", "train": "lower text.held_out"}
+        return f"{change[split]}, or give a larger corpus" if split else "give a larger corpus"
+
+    # Words and grammar
+
+    def words(self) -> list[str]:
+        """Return all tokens of a tokenizer made for the corpus: its words or characters, those of the answers too."""
+        completed = self.completed(np.arange(self.size))
+        if self.token_unit == "character":
+            return sorted(set().union(*completed))
+        return sorted({word for text in completed for word in _TOKEN.findall(text)})
+
+    def single_token_words(self) -> list[str]:
+        """Return nothing: slots may be several tokens."""
+        return []
+
+    def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
+        """Return the prompt of most tokens, int64 (1,)."""
+        length = np.array([len(text) for text in self._texts])
+        longest = np.argsort(-length, kind="stable")[:MOST_MEASURED]
+        return longest[[int(np.argmax(count(self.texts(longest))))]]
+
+    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Return where the last character of a slot stands in each text, int64 (N,); -1 where the slot is empty."""
+        if name not in self._ends:
+            return super().offsets(name, index)
+        return self._ends[name][self.check_index(index)]
+
+    def grammar(self, tokenizer: TextEncoder) -> TextGrammar:
+        """Return the automaton of the corpus over a tokenizer's ids. Raises `InputError`, see `TextGrammar`."""
+        return TextGrammar(self, tokenizer)
+
+    def next_tokens(self, tokenizer: TextEncoder) -> TextGrammar:
+        """Return the exact next-token distributions of the prior over a tokenizer's ids; raises `InputError`."""
+        return self.grammar(tokenizer)
+
+    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return prompts of the corpus that differ in one slot alone, int64 (N,); -1 where there is none."""
+        if feature not in self.counterfactual_features:
+            return super().counterfactuals(feature, index, rng)
+        slot = self._slot_of_feature[feature]
+        partners = self._alike_but_for[slot]
+        index = self.check_index(index)
+        result = np.full(len(index), -1, np.int64)
+        for row, number in enumerate(index.tolist()):
+            others = partners[self._rest(number, slot)]
+            if len(others) > 1:  # slots and prompts determine each other: all others differ in this one
+                at = int(rng.integers(len(others) - 1))
+                result[row] = others[at + (at >= others.index(number))]
+        return result
+
+    def _rest(self, number: int, slot: int) -> tuple[int, ...]:
+        codes = self._slots[number].tolist()
+        return (*codes[:slot], *codes[slot + 1 :])
+
+    @cached_property
+    def _alike_but_for(self) -> list[dict[tuple[int, ...], list[int]]]:
+        """A slot each: codes of all other slots -> the prompts that have them."""
+        result = []
+        for slot in range(len(self.slot_names)):
+            groups: dict[tuple[int, ...], list[int]] = {}
+            for number in range(self.size):
+                groups.setdefault(self._rest(number, slot), []).append(number)
+            result.append(groups)
+        return result
+
+    # Markov chain
+
+    def move(self, index: np.ndarray, kind: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Return where a move leads, int64 (N,).
+
+        Kind 0 leads to prompt `value`; kind i puts the `value`-th value into slot i - 1, where the corpus has that prompt, and else
+        nowhere. Each kind is symmetric by itself.
+        """
+        index, kind, value = (np.asarray(a, np.int64) for a in (index, kind, value))
+        slots = self.slots(index).astype(np.int64)
+        rows = np.flatnonzero(kind > 0)
+        slots[rows, kind[rows] - 1] = value[rows]
+        found = np.where(kind == 0, value, self.index(slots))
+        return np.where(found >= 0, found, index)
+
+
+class TextGrammar(Automaton):
+    """The automaton of a corpus: the tree of its prompts' tokens, and the prior's exact next-token distributions.
+
+    Args:
+        task: the corpus.
+        tokenizer: any tokenizer that tells its prompts apart.
+
+    Raises:
+        InputError: the tokenizer has no end token, or a prompt holds it, or two prompts have the same tokens.
+    """
+
+    def __init__(self, task: TextTask, tokenizer: TextEncoder) -> None:
+        if tokenizer.eos_token_id is None:
+            raise InputError("the tokenizer has no end token", "set its eos_token")
+        self.accept_token, self.start = int(tokenizer.eos_token_id), 0
+        texts = task.texts(np.arange(task.size))
+        rows = [[int(t) for t in tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if self.accept_token in row:
+                raise InputError(
+                    f"the prompt '{text[:80]}' holds the tokenizer's end token", "remove it there"
+                )
+        self.tokens = np.unique(np.array([self.accept_token, *(t for row in rows for t in row)], np.int64))
+        lengths = np.array([len(row) + 1 for row in rows])
+        node = np.zeros(len(rows), np.int64)
+        keys, weights, known = [], [], 0
+        for depth in range(int(lengths.max())):
+            alive = np.flatnonzero(lengths > depth)
+            written = [rows[i][depth] if depth < len(rows[i]) else self.accept_token for i in alive.tolist()]
+            key = node[alive] * len(self.tokens) + np.searchsorted(self.tokens, written)
+            unique, inverse = np.unique(key, return_inverse=True)
+            keys.append(unique)
+            weights.append(np.bincount(inverse, weights=task.weight[alive]))
+            node[alive] = known + 1 + inverse
+            known += len(unique)
+        if len(np.unique(node)) < len(node):
+            raise InputError("the tokenizer gives two prompts the same tokens", "use a lossless tokenizer")
+        # Edge e leads to node e + 1; nodes are numbered by depth, so that the keys are in order throughout.
+        self._keys, self._weights = np.concatenate(keys), np.concatenate(weights)
+        self._total = np.concatenate([[float(task.weight.sum())], self._weights])
+
+    def probabilities(self, state: np.ndarray) -> np.ndarray:
+        """P(next token | state) under the prior, float64 (n, n_tokens); zero rows for dead states (-1) and behind the end."""
+        state = np.atleast_1d(np.asarray(state, np.int64))
+        width = len(self.tokens)
+        low, high = (np.searchsorted(self._keys, (state + more) * width) for more in (0, 1))
+        high = np.where(state >= 0, high, low)
+        owner = np.repeat(np.arange(len(state)), high - low)
+        edge = (
+            np.arange(len(owner)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[owner]
+        )
+        result = np.zeros((len(state), width))
+        result[owner, self._keys[edge] % width] = self._weights[edge] / self._total[state[owner]]
+        return result
+
+    def permitted(self, state: np.ndarray) -> np.ndarray:
+        """Which tokens may follow in each state (n,), bool (n, n_tokens)."""
+        return self.probabilities(state) > 0
+
+    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
+        """Return the next states, int64, -1 where a token is forbidden or the state is -1; broadcasts."""
+        state, token = np.asarray(state, np.int64), np.asarray(token, np.int64)
+        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
+        key = state * len(self.tokens) + column
+        edge = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+        known = (self.tokens[column] == token) & (state >= 0) & (self._keys[edge] == key)
+        return np.where(known, edge + 1, -1)
+
+    def along(self, tokens: np.ndarray) -> np.ndarray:
+        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
+        state = np.full(len(tokens), self.start, np.int64)
+        result = np.empty((*tokens[:, 1:].shape, len(self.tokens)), np.float32)
+        for position in range(tokens.shape[1] - 1):
+            result[:, position] = self.probabilities(state)
+            state = self.step(state, tokens[:, position + 1])
+        return result
+
+
+def inside(root: Path, name: str, key: str) -> Path:
+    """A path of the configuration, resolved below the project's root, links included. Raises `InputError` if it leads out of it."""
+    base = root.resolve()
+    path = (base / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(base):
+        raise InputError(
+            f"{key} '{name}' leads out of the project", "name a path inside it, relative to its root"
+        )
+    return path
+
+
+def read_corpus(path: Path, config: TextConfig) -> pd.DataFrame:
+    """Read the rows of a corpus; the index is the line (Parquet: the row) in the file, from 1.
+
+    Raises:
+        InputError: the file is missing, of an unknown format, or not of the one that it should be; names the line.
+    """
+    kind = config.format or _SUFFIXES.get(path.suffix)
+    if kind is None:
+        raise InputError(
+            f"corpus {config.file} has no known suffix ({', '.join(_SUFFIXES)})",
+            "set text.format: parquet, jsonl or text",
+        )
+    if not path.is_file():
+        raise InputError(f"corpus {config.file} does not exist", "set text.file to the file of prompts")
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            frame = pq.read_table(path).to_pandas(ignore_metadata=True)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise InputError(
+                f"corpus {config.file} is no Parquet file ({str(error).splitlines()[0][:120]})", "mend it"
+            ) from error
+        return frame.set_index(np.arange(1, len(frame) + 1))
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"corpus {config.file} is not UTF-8 ({error.reason})", "convert it") from error
+    numbered = [(i, line.removesuffix("\r")) for i, line in enumerate(lines, 1) if line.strip()]
+    if kind == "text":
+        return pd.DataFrame(
+            {"text": [line for _, line in numbered]}, index=[i for i, _ in numbered], dtype=object
+        )
+    records: list[dict[str, Any]] = []
+    for number, line in numbered:
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(
+                f"corpus {config.file}, line {number}: no JSON ({error})", "write one object a line"
+            ) from error
+        if not isinstance(record, dict):
+            raise InputError(
+                f"corpus {config.file}, line {number}: no JSON object", "write one object a line"
+            )
+        records.append(record)
+    # As objects: a column with gaps must not turn whole numbers into fractions.
+    return pd.DataFrame(records, index=[i for i, _ in numbered], dtype=object)
+
+
+def _pieces(prompt: str) -> list[tuple[str, str | None]]:
+    """What stands before each slot of a template, and the slot's column; the last column is None if text ends the template."""
+    try:
+        found = [(text, name, spec, how) for text, name, spec, how in string.Formatter().parse(prompt)]
+    except ValueError as error:
+        raise InputError(
+            f"text.prompt {prompt!r} is no template: {error}", "write columns in braces, and braces twice"
+        ) from error
+    if any(name == "" or spec or how for _, name, spec, how in found) or all(
+        name is None for _, name, _, _ in found
+    ):
+        raise InputError(
+            f"text.prompt {prompt!r} has no column in braces, or one with a format",
+            "write plain names of columns in braces: {subject}",
+        )
+    return [(text, name) for text, name, _, _ in found]
+
+
+def _labeller(name: str, feature: TextFeatureConfig, folder: str | None, root: Path) -> Labeller:
+    """What says the label of a prompt: a pattern (None where it finds nothing) or a function."""
+    if feature.pattern is not None:
+        pattern = re.compile(feature.pattern)
+        group: str | int = "label" if "label" in pattern.groupindex else 1
+
+        def found(text: str) -> str | None:
+            match = pattern.search(text)
+            return None if match is None else match[group]
+
+        return found
+    assert feature.function is not None
+    function = _function(name, feature.function, folder, root)
+
+    def said(text: str) -> str:
+        try:
+            label = function(text)
+        except Exception as error:  # whatever a stranger's function raises
+            raise InputError(
+                f"function {feature.function} of feature '{name}' fails on '{text[:80]}': {type(error).__name__}: {error}",
+                "mend the function",
+            ) from error
+        if not isinstance(label, str):
+            raise InputError(
+                f"function {feature.function} of feature '{name}' says {label!r} of '{text[:80]}'",
+                "let it return the label, a string",
+            )
+        return label
+
+    return said
+
+
+def _function(feature: str, named: str, folder: str | None, root: Path) -> Callable[[str], Any]:
+    """The function `package.module:function` of this package, or of a module in the project's own folder; of no other place.
+
+    Nothing is looked up on Python's path and nothing put there: what is run is this package, or lies in the project. Raises
+    `InputError`.
+    """
+    dotted, name = named.split(":")
+    remedy = "name a function of inversescope, or of a module in the folder text.functions, as package.module:function"
+    if dotted.split(".")[0] == "inversescope":
+        where = f"module {dotted}"
+        try:
+            module = importlib.import_module(dotted)
+        except ImportError as error:
+            raise InputError(f"feature '{feature}': {where} cannot be imported ({error})", remedy) from error
+    else:
+        if folder is None:
+            raise InputError(f"feature '{feature}': {named} is not of this package", remedy)
+        where = str(Path(folder, *dotted.split(".")).with_suffix(".py"))
+        path = inside(root, where, f"function {named} of feature '{feature}':")
+        spec = importlib.util.spec_from_file_location(f"inversescope_corpus.{dotted}", path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise InputError(f"feature '{feature}': {where} does not exist", remedy)
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a module of the user's may raise anything
+            raise InputError(
+                f"feature '{feature}': {where} cannot be run ({type(error).__name__}: {error})", "mend it"
+            ) from error
+    function = getattr(module, name, None)
+    # Its own functions only: what a module imports is not for naming.
+    if not inspect.isfunction(function) or function.__module__ != module.__name__:
+        raise InputError(f"feature '{feature}': {where} defines no function {name}", remedy)
+    return function
