@@ -488,15 +488,19 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     remedy = "run snakemake --cores all -- " + " ".join(asked) + ", then adopt"
     refuse_stale([one for one in found.values() if one is not None], remedy)
     from dvc.exceptions import DvcException
+    from dvc.repo import lock_repo
 
-    # Stages of other experiments than these targets are of are left out.
     made = {RECORDS} | {str(path) for output in found for path in (Path(output), *Path(output).parents)}
     repo = open_repo(root)
-    paths = {stage: {_below(root, out) for out in stage.outs} for stage in repo.index.stages}
-    stages = [stage for stage, outs in paths.items() if outs & made]
     try:
-        for stage in stages:
-            repo.commit(stage.addressing, force=True)
+        with lock_repo(repo):
+            # Without stages of experiments that the targets have nothing of.
+            stages = [s for s in repo.index.stages if made & {_below(root, out) for out in s.outs}]
+            for stage in stages:
+                stage.save()
+                stage.commit()
+            # `repo.commit` for each of them would read and write dvc.lock as often.
+            stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
     except DvcException as error:
         raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
     finally:
