@@ -37,6 +37,9 @@ include: "rules/cases.smk"
 include: "rules/pages.smk"
 
 
+PARTS = {name: named_parts(Experiment(e.task, e.model)) for name, e in CONFIG.experiments.items()}
+
+
 # Each task has a target of its own name: its figures and tables.
 rule ioi_figures:
     input:
@@ -104,20 +107,20 @@ rule study:
         of_experiments(*rules.plot_frontier.output, having=of_frontier),
 
 
-# Parts of the study, in pipeline order: snakemake --cores 2 -- activations
+# Parts of all experiments, in pipeline order: snakemake --cores 2 -- activations
 rule prompts:
     input:
-        expand("data/{task}/prompts/{split}.parquet", task=TASKS, split=SPLITS),
+        [file for task in TASKS for file in prompts_of(task)],
 
 
 rule targets:
     input:
-        [file for task, model in EXPERIMENTS for file in target_files(task, model)],
+        all_of("targets"),
 
 
 rule activations:
     input:
-        at_sites("data/{task}/{model}/activations/{split}/{site}.safetensors", split=SPLITS),
+        all_of("activations"),
 
 
 rule generators:
@@ -125,21 +128,31 @@ rule generators:
         of_variants(studied, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
 
 
-rule study_generators:
-    input:
-        of_variants(of_study, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
-
-
 rule samples:
     input:
         at_sites("results/{task}/{model}/cells/{site}.parquet"),
 
 
-rule study_samples:
-    input:
-        [file for study in STUDIES for file in samples_of(of_study)(study)],
-
-
 rule tables:
     input:
         of_experiments("results/{task}/{model}/fcr.csv"),
+
+
+# The same parts of single tasks and experiments, and more, of which the stages of dvc.yaml consist: activations_ravel_48
+for task in TASKS:
+
+    rule:
+        name:
+            f"prompts_{task}"
+        input:
+            prompts_of(task),
+
+
+for name, parts in PARTS.items():
+    for part, files in parts.items():
+
+        rule:
+            name:
+                f"{part}_{name}"
+            input:
+                files,

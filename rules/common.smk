@@ -571,6 +571,71 @@ def drawn(names: dict[str, str], folder: str, category: str, suffix: str) -> lis
     return [captioned(name, title) for name, title in names.items()]
 
 
+# ------------------------------------------------------------------------------------------------------- parts of experiments
+def prompts_of(task: str) -> list[str]:
+    """Files of all splits of a task's prompts."""
+    validated = any(e.n_val for e in EXPERIMENTS.values() if e.task == task)
+    return expand("data/{task}/prompts/{split}.parquet", task=task, split=SPLITS + ["val"] * validated)
+
+
+def named_parts(study: Experiment) -> dict[str, list[str]]:
+    """What of an experiment can be asked for by name, in pipeline order: files that all of a part is made with. A control has no
+    generators, hence only parts that need none."""
+
+    def at(pattern: str, **values: list[str]) -> list[str]:
+        return at_all_sites(pattern, **values)(study)
+
+    def of_patterns(*patterns: str) -> list[str]:
+        return [pattern.format(task=study.task, model=study.model) for pattern in patterns]
+
+    experiment, variants = EXPERIMENTS[study], all_variants(study)
+    splits = ["train"] * bool(variants) + ["test", "reference"] + ["val"] * bool(experiment.n_val)
+    parts = {
+        "targets": target_files(*study),
+        "activations": at("data/{task}/{model}/activations/{split}/{site}.safetensors", split=splits),
+        "exact": at("results/{task}/{model}/exact/{site}.parquet"),
+    }
+    if study.task == "ravel":
+        parts["autoencoders"] = at("results/{task}/{model}/sae/{site}.csv")
+    if study.task == "icl_translation":
+        parts["patching"] = of_patterns(*rules.patch_task_vectors.output)
+    if variants:
+        pattern = "data/{{task}}/{{model}}/checkpoints/{}/{}/model.safetensors"
+        parts["generators"] = of_patterns(*(pattern.format(generator_of(study, v), v) for v in variants))
+    for generator in dict.fromkeys(generator_of(study, v) for v in variants):
+        own = [v for v in variants if generator_of(study, v) == generator]
+        parts[f"samples_{generator}"] = samples_of(lambda _: own)(study)
+    if studied(study):
+        parts["estimates"] = at("results/{task}/{model}/cells/{site}.parquet")
+        parts["tables"] = of_patterns("results/{task}/{model}/fcr.csv")
+        if study.task == "ravel":
+            parts["attributes"] = at("results/{task}/{model}/attributes/{site}.csv")
+        if study.task in CASES:
+            checks = [rules.check_causes, rules.compare_distances, rules.check_completeness]
+            parts["checks"] = of_patterns(*(file for check in checks for file in check.output))
+        if study.task in PLOTTED_BY:
+            parts["figures"] = of_patterns(*getattr(rules, PLOTTED_BY[study.task]).output)
+    if of_study(study):
+        parts["study"] = of_patterns(*rules.plot_study.output)
+    if of_frontier(study):
+        parts["study"] += of_patterns(*rules.plot_frontier.output)
+    return parts
+
+
+# The rule that plots an experiment, by task; figures of RAVEL are of all its experiments.
+PLOTTED_BY = {
+    "ioi": "plot_figures",
+    "icl_translation": "plot_icl",
+    "counting": "plot_cases",
+    "addition": "plot_cases",
+}
+
+
+def all_of(part: str) -> list[str]:
+    """Files of a part of all experiments that have it."""
+    return [file for parts in PARTS.values() for file in parts.get(part, [])]
+
+
 # ---------------------------------------------------------------------------------------------------------------------- RAVEL
 RAVEL = [study for study in STUDIES if study.task == "ravel"]
 RAVEL_FIGURES = literal("figures/ravel", "FIGURES")

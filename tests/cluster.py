@@ -167,6 +167,11 @@ class Cluster:
         lines = self.ask("squeue", "--noheader", "--format=%i|%T|%k").splitlines()
         return {i: (state, about) for i, state, about in (line.split("|", 2) for line in lines)}
 
+    def submitted(self) -> dict[str, str]:
+        """All jobs of the last ten minutes, finished or not: id -> what Snakemake says of it: rules and wildcards."""
+        lines = self.ask("squeue", "--noheader", "--states=all", "--format=%i|%k").splitlines()
+        return dict(line.split("|", 1) for line in lines)
+
     def stop(self) -> None:
         """Cancel what runs, then end the daemons that were started here, last first, and remove the links."""
         if len(self.started) == 3:

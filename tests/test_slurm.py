@@ -50,14 +50,18 @@ def test_the_study_runs_from_prompts_to_figures_with_the_tables_of_a_local_run(
     slurm: Cluster, local: Path, tmp_path: Path
 ) -> None:
     folder = copy_workflow(tmp_path)
-    output = run(folder, *PROFILE)
+    output = run(folder, *PROFILE, "--group-components", "sites=2")
     assert "slurm jobid" in output.lower()
     same_tables(local, folder)
     for name in ("fig2", "fig4", "fig8", "fig9"):
         assert (folder / f"results/figures/ioi_smallest_{name}.png").stat().st_size > 1000
     assert "<html" in (folder / "results/report.html").read_text()
     assert "Nothing to be done" in run(folder, "--cores", "1")
-    # Jobs a site came in one submission.
-    groups = re.findall(r"^Group job \S+ \(jobs in lexicogr. order\)", output, flags=re.M)
-    assert len(groups) == 1
+    # Jobs a site come in groups of as many sites as the knob says, the short ones at the end in one; all others one by one.
+    stats = dict(re.findall(r"^(\w+) +(\d+)$", output.rpartition("Job stats:")[2], flags=re.M))
+    assert stats["compute_exact"] == stats["estimate_fcr"] == "3"
+    abouts = list(slurm.submitted().values())
+    assert sum("_compute_exact_estimate_fcr" in about for about in abouts) == 2
+    assert sum("_collect_tables_draw_exact_make_report_plot_figures" in about for about in abouts) == 1
+    assert len(abouts) == int(stats["total"]) - int(stats["all"]) - (6 - 2) - (4 - 1), abouts
     assert slurm.jobs() == {}

@@ -17,14 +17,12 @@ import yaml
 
 from inversescope.cli import STAGES
 from inversescope.config import Config, ExperimentConfig, load_config
-from inversescope.lineage import RECORDS, Record, read_records
+from inversescope.lineage import RECORDS, Record, configured, read_records
 from inversescope.sites import expand_sites
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ["Snakefile", "rules", "profiles", "envs", "report", "config", "src"]
 STUDY_TARGETS = ("all", "study")
-# Experiments that DVC versions.
-STUDIES = ("ioi",)
 
 
 def snakemake(root: Path, *arguments: str, check: bool = True) -> str:
@@ -83,14 +81,8 @@ def workflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy(tmp_path_factory.mktemp("workflow"))
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the workflow in which all of IOI has run, as far as Snakemake's records say; the files are empty."""
-    root = copy(tmp_path_factory.mktemp("finished"))
-    settings = root / "config" / "config.yaml"
-    text = settings.read_text()
-    assert text.count("only: null\n") == 1
-    settings.write_text(text.replace("only: null\n", "only: [ioi]\n"))
+def as_if_run(root: Path) -> Path:
+    """Make all outputs of a copy of the workflow, empty, and have Snakemake record its jobs as done."""
     summary = snakemake(root, "--summary", *STUDY_TARGETS)
     outputs = [line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))]
     assert len(outputs) > 100
@@ -99,6 +91,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / output).touch()
     snakemake(root, "--touch", "--forceall", "--quiet", "all", "--", *STUDY_TARGETS)
     return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the workflow in which all of IOI has run, as far as Snakemake's records say; the files are empty."""
+    root = copy(tmp_path_factory.mktemp("finished"))
+    settings = root / "config" / "config.yaml"
+    text = settings.read_text()
+    assert text.count("only: null\n") == 1
+    settings.write_text(text.replace("only: null\n", "only: [ioi]\n"))
+    return as_if_run(root)
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy in which all studies of the default configuration have run, likewise."""
+    return as_if_run(copy(tmp_path_factory.mktemp("everything")))
 
 
 @pytest.fixture(scope="module")
@@ -407,14 +416,14 @@ def test_wildcards_cannot_leave_the_tree(workflow: Path) -> None:
 
 
 def dvc_stages(root: Path) -> dict[str, Any]:
-    """Stages of dvc.yaml by address, as DVC itself resolves its matrix."""
+    """Stages of dvc.yaml by name, as DVC itself resolves its matrix."""
     from dvc.repo import Repo
 
     shutil.copy2(ROOT / "dvc.yaml", root)
     (root / ".dvc").mkdir(exist_ok=True)
     shutil.copy2(ROOT / ".dvc" / "config", root / ".dvc")
     repo = Repo(str(root), config={"core": {"no_scm": True}})
-    return {stage.addressing: stage for stage in repo.index.stages}
+    return {stage.name: stage for stage in repo.index.stages}
 
 
 def below(path: str, folders: Iterable[str]) -> bool:
@@ -429,31 +438,44 @@ DERIVED = {
     "settings": {"sampling", "variants"},
     "n_train": {"experiments"},
     "n_test": {"experiments"},
+    "n_val": {"experiments"},
     "n_reference": {"experiments"},
+    "sites": {"experiments"},
+    "patched": {"experiments"},
+    "representative": {"experiments"},
 }
 # Sections that decide which jobs there are, whatever these use.
 LISTS = {"experiments", "studied_variants", "study_variants"}
 CODE = {"Snakefile", "rules", "src/inversescope"}
 
 
-def test_dvc_agrees_with_snakemake(finished: Path, config: Config) -> None:
-    """Stages, outputs, dependencies and parameters of dvc.yaml against the jobs that Snakemake recorded for all of the study."""
-    records = read_records(finished)
+def test_a_finished_study_is_by_its_configuration(everything: Path) -> None:
+    """What each job recorded of the configuration is what lineage derives from it, of all rules of all tasks."""
+    config = load_config([everything / "config/config.yaml"])
+    records = {record.command: record for record in read_records(everything).values()}
+    assert len({record.rule for record in records.values()}) > 40
+    for record in records.values():
+        assert record.used, record.rule
+        for key, (recorded, present) in configured(config, record).items():
+            assert recorded == present, f"{record.rule}: {key}"
+
+
+def test_dvc_agrees_with_snakemake(everything: Path) -> None:
+    """Stages, outputs, dependencies and parameters of dvc.yaml against the jobs that Snakemake recorded for all studies."""
+    records = read_records(everything)
     jobs_of: dict[str, list[Record]] = {}
     for record in records.values():
         jobs_of.setdefault(record.command, []).append(record)
-    stages = dvc_stages(finished)
-    names = [
-        f"{e.task}" if s == "prompts" else n
-        for s in ("prompts", "targets")
-        for n, e in config.experiments.items()
-        if n in STUDIES
-    ]
-    assert {s.partition("@")[2] for s in stages} == {"", *names}, "one of each stage for each experiment"
+    models = load_config([everything / "config/config.yaml"]).models
+    stages = dvc_stages(everything)
+    last = stages.pop("records")
+    assert [relative(everything, out) for out in last.outs] == [RECORDS], (
+        "Snakemake's records travel with the data"
+    )
 
     targets = {name: str(stage.cmd).partition(" -- ")[2].split() for name, stage in stages.items()}
     asked = sorted({t for words in targets.values() for t in words})
-    dry = snakemake(finished, "--dry-run", "--forceall", "--", *asked)
+    dry = snakemake(everything, "--dry-run", "--forceall", "--", *asked)
     wanted = dict(re.findall(r"^(?:local)?rule (\w+):\n +input: (.*)$", dry, flags=re.M))
     assert set(wanted) >= set(asked)
 
@@ -469,9 +491,9 @@ def test_dvc_agrees_with_snakemake(finished: Path, config: Config) -> None:
         return found
 
     whole = {name: made(f for t in words for f in wanted[t].split(", ")) for name, words in targets.items()}
-    outs = {name: [relative(finished, out) for out in stage.outs] for name, stage in stages.items()}
+    outs = {name: [relative(everything, out) for out in stage.outs] for name, stage in stages.items()}
     needs = {
-        name: [relative(finished, dep) for dep in stage.deps if not getattr(dep, "params", None)]
+        name: [relative(everything, dep) for dep in stage.deps if not getattr(dep, "params", None)]
         for name, stage in stages.items()
     }
     before = {
@@ -484,7 +506,11 @@ def test_dvc_agrees_with_snakemake(finished: Path, config: Config) -> None:
     }
     ancestors = {name: closure(name, before) for name in stages}
     own = {name: whole[name] - set().union(*(whole[a] for a in ancestors[name])) for name in stages}
-    assert set().union(*own.values()) == set(records), "every job belongs to a stage"
+    without = set(records) - set().union(*own.values())
+    assert not without, f"made by no stage: {sorted(without)[:3]}"
+    stage_of = {file: name for name in stages for file in own[name]}
+    shared = [file for name in stages for file in own[name] if stage_of[file] != name]
+    assert not shared, f"made by two stages: {sorted(shared)[:3]}"
 
     ignored = subprocess.run(
         ["git", "check-ignore", "--no-index", "--stdin"],
@@ -496,7 +522,7 @@ def test_dvc_agrees_with_snakemake(finished: Path, config: Config) -> None:
     assert len(ignored) > 100
     for name in stages:
         assert own[name], name
-        for out in set(outs[name]) - {RECORDS}:
+        for out in outs[name]:
             inside = {file for file in records if below(file, [out])}
             assert inside and inside <= own[name], f"{name}: {out} holds files of other stages, or none"
         lost = {file for file in own[name] if not below(file, outs[name])} & set(ignored)
@@ -511,14 +537,27 @@ def test_dvc_agrees_with_snakemake(finished: Path, config: Config) -> None:
             assert any(below(file, [need]) for file in read), f"{name}: no job reads {need}"
 
         used = set().union(
-            *(DERIVED.get(k, {k.partition("/")[0]}) for o in own[name] for k in records[o].used)
+            *(
+                {"models"} if k in models else DERIVED.get(k, {k.partition("/")[0]})
+                for o in own[name]
+                for k in records[o].used
+            )
         )
         listed = {
             key.partition(".")[0] for dep in stages[name].deps for key in getattr(dep, "params", None) or ()
         }
         assert used <= listed, f"{name}: params lack {sorted(used - listed)}"
+        assert "experiments" in listed, (
+            f"{name}: params lack the experiment, which may have settings of its own"
+        )
         assert listed <= used | LISTS, f"{name}: no job uses {sorted(listed - used)}"
-    assert any(RECORDS in paths for paths in outs.values()), "Snakemake's records travel with the data"
+    drawn = {file for name in stages for file in outs[name] if file.startswith("results/figures/")}
+    assert drawn == {file for file in records if file.startswith("results/figures/")}, (
+        "a line for each figure"
+    )
+    taken_after = [relative(everything, dep) for dep in last.deps]
+    direct = {name for name in stages if any(overlap(o, d) for o in outs[name] for d in taken_after)}
+    assert direct.union(*(ancestors[name] for name in direct)) == set(stages), "the records come last"
 
 
 def relative(root: Path, entry: Any) -> str:

@@ -27,7 +27,6 @@ from inversescope.config import Config, load_config
 from inversescope.errors import InputError, neutral
 from inversescope.lineage import (
     CONFIG_FILE,
-    TARGETS,
     Record,
     Versions,
     configured,
@@ -165,7 +164,7 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
     if verify:
         result.damaged_objects = versions.check_objects()
         if source == "snakemake":
-            _ask_snakemake(root, nodes, config)
+            _ask_snakemake(root, nodes, path)
     if rerun is not None:
         result.rerun = run_again(root, records, nodes, rerun)
     return result
@@ -398,29 +397,33 @@ def _doubt_inputs(node: Node, parent: Node, read: set[str] | None = None) -> Non
 
 def _describe(node: Node, root: Path, config: Config) -> None:
     """Say in words what begins a lineage: the data set, the target model."""
-    if node.name.startswith(("make_prompts", "prompts@")):
-        tasks = sorted({e.task for e in config.experiments.values()})
+    name, _, of = node.name.partition("@")
+    pairs = {(m[1], m[2]) for c in node.commands if (m := re.search(r"--task (\S+) --model (\S+)", c))}
+    pairs |= {(e.task, e.model) for key, e in config.experiments.items() if of in (key, e.task) and of}
+    if name in ("make_prompts", "prompts"):
+        tasks = sorted({task for task, _ in pairs})
         node.about["data set"] = f"draws from the prior of {', '.join(tasks)}, by seed {config.seed}"
-    if node.name.startswith(("select_target", "fetch_target", "targets@")):
-        for model in sorted({e.model for e in config.experiments.values()}):
+    if name in ("select_target", "fetch_target", "import_checkpoint", "targets"):
+        for task, model in sorted(pairs):
+            if model not in config.models:
+                continue
             settings = config.models[model]
             words = [f"source {settings.source}"]
             if settings.path:
                 words.append(settings.path)
             if settings.revision:
                 words.append(f"revision {settings.revision}")
-            for file in sorted(root.glob(f"data/*/{model}/target/target.json")):
-                try:
-                    found = json.loads(file.read_text())
-                except ValueError:
-                    continue
+            try:
+                found = json.loads((root / f"data/{task}/{model}/target/target.json").read_text())
                 words += [f"{key} {found[key]}" for key in ("candidate", "seed") if key in found]
+            except (OSError, ValueError):
+                pass
             node.about[f"target model {model}"] = ", ".join(words)
 
 
-def _ask_snakemake(root: Path, nodes: dict[str, Node], config: Config) -> None:
-    """Add what Snakemake would run again."""
-    pending = {s.output: s.why for s in stale(root, TARGETS if config.study_variants else TARGETS[:1])}
+def _ask_snakemake(root: Path, nodes: dict[str, Node], path: str) -> None:
+    """Add what Snakemake would run again for the result."""
+    pending = {s.output: s.why for s in stale(root, [path])}
     for node in nodes.values():
         for entry in node.files:
             if entry["path"] in pending:

@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--rerun", metavar="NODE", help="recompute a stage or an output elsewhere and compare")
     audit.add_argument("--json", action="store_true", help="print everything as JSON")
     adopt = commands.add_parser("adopt", help="record a finished run in dvc.lock, if nothing is stale")
-    adopt.add_argument("targets", nargs="*", help="targets that must be up to date (default: ioi study)")
+    adopt.add_argument("targets", nargs="*", help="targets that must be up to date (default: all study)")
     restore = commands.add_parser("restore", help="fetch, check and date what dvc.lock names")
     restore.add_argument(
         "--remote", help="a remote's name, a directory or a URL; the default remote if absent"

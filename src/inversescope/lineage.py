@@ -27,8 +27,8 @@ from inversescope.errors import InputError
 RECORDS = ".snakemake/metadata"
 RECORD_FORMAT = 6
 CONFIG_FILE = "config/config.yaml"
-#: What is adopted unless asked otherwise: everything whose figures are shown.
-TARGETS = ("ioi", "study")
+#: What is adopted unless asked otherwise: all studies, and the study over dimension, steps and seeds.
+TARGETS = ("all", "study")
 #: Without --verify a file that DVC has not seen in its present state is hashed only if it is no larger than this.
 SMALL = 1 << 22
 
@@ -97,12 +97,13 @@ def read_records(root: Path) -> dict[str, Record]:
 
 def _used(params: list[Any]) -> dict[str, Any]:
     """The configuration among a job's parameters, which Snakemake keeps as Python literals."""
+    used: dict[str, Any] = {}
     for text in params:
         if isinstance(text, str) and text.startswith("{"):
             value = ast.literal_eval(text)
             if isinstance(value, dict):
-                return value
-    return {}
+                used |= value
+    return used
 
 
 def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
@@ -115,6 +116,8 @@ def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
     if options.get("model"):
         config = config.of(options["task"], options["model"])
     everything = config.model_dump(mode="json")
+    here = (options.get("task"), options.get("model"))
+    experiment = next((e for e in config.experiments.values() if (e.task, e.model) == here), None)
     variant = options.get("variant", "")
     one = "{variant}" in record.command or record.command.split().count("--variant") == 1
     result: dict[str, tuple[Any, Any]] = {}
@@ -139,11 +142,19 @@ def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
             name = "sampling.settings"
             known = [one for one in value if one in (*config.sampling.settings, *BUILT_IN)]
             present = {one: config.sampling.rule(one).model_dump(mode="json") for one in known}
-        elif key in ("n_train", "n_test", "n_reference"):
+        elif key in ("n_train", "n_test", "n_val", "n_reference"):
             name = f"experiments.{key}"
             present = next(
                 (getattr(e, key) for e in config.experiments.values() if e.task == options.get("task")), None
             )
+        elif key in ("sites", "patched"):
+            name, present = f"experiments.{key}", getattr(experiment, key, None)
+        elif key == "representative":
+            name = "experiments.representative"
+            present = {e.model: e.representative for e in config.experiments.values() if e.model in value}
+        elif key in config.models:
+            # By model: how long its training kept the query from the position that predicts.
+            name, present = f"models.{key}.training.delay_layers", config.models[key].training.delay_layers
         else:
             present = _lookup(everything, key.split("/"))
         if isinstance(value, dict) and isinstance(present, dict):
@@ -170,8 +181,8 @@ class Stale:
     why: str
 
 
-def stale(root: Path, targets: Iterable[str]) -> list[Stale]:
-    """Ask Snakemake which outputs it would make again for these targets.
+def summary(root: Path, targets: Iterable[str]) -> dict[str, Stale | None]:
+    """Ask Snakemake for all outputs behind some targets: output -> why it would be made again, None if it would not.
 
     Raises:
         InputError: Snakemake cannot build its graph of jobs; says why.
@@ -183,14 +194,20 @@ def stale(root: Path, targets: Iterable[str]) -> list[Stale]:
             f"Snakemake cannot tell what is to be done: {lines[-1] if lines else 'no message'}",
             "run snakemake --dry-run",
         )
-    found = []
+    found: dict[str, Stale | None] = {}
     for line in done.stdout.splitlines():
         cells = line.split("\t")
-        if len(cells) == 6 and cells[5] == "update pending":
+        if len(cells) == 6 and cells[0] != "output_file":
             # The state of a file whose inputs will be made anew says "ok".
             why = "an input is to be made again" if cells[4] == "ok" else cells[4]
-            found.append(Stale(cells[0], cells[2], why))
+            pending = cells[5] == "update pending"
+            found[cells[0]] = Stale(cells[0], cells[2], why) if pending else None
     return found
+
+
+def stale(root: Path, targets: Iterable[str]) -> list[Stale]:
+    """Ask Snakemake which outputs it would make again for these targets; raises what `summary` does."""
+    return [one for one in summary(root, targets).values() if one is not None]
 
 
 def _snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -274,7 +291,7 @@ class Versions:
         for name, stage in self.stages.items():
             for out in stage.outs:
                 if out.hash_info:
-                    path = Path(out.fs_path).relative_to(self.root).as_posix()
+                    path = _below(self.root, out)
                     listing = _listing(out) if out.hash_info.isdir else None
                     size = int(out.meta.size or 0) if out.meta else 0
                     result.append(Kept(name, path, out.hash_info.value, size, bool(out.use_cache), listing))
@@ -442,14 +459,14 @@ def git(root: Path, *arguments: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- adopt, restore
-def _refuse_other(root: Path) -> Config:
-    """Check that no run is going on; returns the configuration that DVC versions."""
+def _refuse_other(root: Path) -> None:
+    """Check that the configuration that DVC versions is valid, and that no run is going on."""
+    load_config([root / CONFIG_FILE])
     if any((root / ".snakemake" / "locks").glob("*")):
         raise InputError(
             f"{root / '.snakemake/locks'} holds a lock: a run is going on, or was killed",
             "wait for it to end, or run snakemake --unlock and finish the run",
         )
-    return load_config([root / CONFIG_FILE])
 
 
 def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
@@ -457,7 +474,7 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
 
     Args:
         root: repository root.
-        targets: targets of the workflow that must be up to date; without `study` that stage is left out.
+        targets: targets of the workflow that must be up to date: the stages with outputs behind them are committed.
 
     Returns:
         Names of the stages that were committed.
@@ -465,21 +482,35 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     Raises:
         InputError: something is stale (says what), a run is going on, or DVC cannot commit.
     """
-    config = _refuse_other(root)
-    asked = [t for t in targets if t != "study" or config.study_variants]
-    refuse_stale(stale(root, asked), "run snakemake --cores all -- " + " ".join(asked) + ", then adopt")
+    _refuse_other(root)
+    asked = list(targets)
+    found = summary(root, asked)
+    remedy = "run snakemake --cores all -- " + " ".join(asked) + ", then adopt"
+    refuse_stale([one for one in found.values() if one is not None], remedy)
     from dvc.exceptions import DvcException
+    from dvc.repo import lock_repo
 
+    made = {RECORDS} | {str(path) for output in found for path in (Path(output), *Path(output).parents)}
     repo = open_repo(root)
-    stages = [s for s in repo.index.stages if "study" in asked or not s.name.startswith("study@")]
     try:
-        for stage in stages:
-            repo.commit(stage.addressing, force=True)
+        with lock_repo(repo):
+            # Without stages of experiments that the targets have nothing of.
+            stages = [s for s in repo.index.stages if made & {_below(root, out) for out in s.outs}]
+            for stage in stages:
+                stage.save()
+                stage.commit()
+            # `repo.commit` for each of them would read and write dvc.lock as often.
+            stages[0].dvcfile.dump_stages(stages, update_pipeline=False)
     except DvcException as error:
         raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
     finally:
         repo.close()
     return [stage.name for stage in stages]
+
+
+def _below(root: Path, out: Any) -> str:
+    """Path of a DVC output below the repository's root."""
+    return Path(out.fs_path).relative_to(root.resolve()).as_posix()
 
 
 def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
@@ -493,12 +524,12 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
         remote: name of a remote, or a directory or URL to fetch from; the default remote if absent.
 
     Returns:
-        Number of files that were checked, and the targets for which nothing is left to do.
+        Number of files that were checked, and the targets of Snakemake for which nothing is left to do.
 
     Raises:
         InputError: there is no dvc.lock, the remote lacks a file, a hash is wrong, or Snakemake would run something.
     """
-    config = _refuse_other(root)
+    _refuse_other(root)
     from dvc.exceptions import DvcException
 
     settings: dict[str, Any] = {}
@@ -535,8 +566,9 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
             "was made; a file that git has: git checkout it from the commit of dvc.lock",
         )
     set_times(versions)
-    targets = ["ioi"] + (
-        ["study"] if any(s.startswith("study@") for s in adopted) and config.study_variants else []
+    commands = (str(versions.stages[name].cmd) for name in adopted)
+    targets = list(
+        dict.fromkeys(word for command in commands for word in command.partition(" -- ")[2].split())
     )
     refuse_stale(
         stale(root, targets),
