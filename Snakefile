@@ -101,6 +101,11 @@ rule all:
         rules.make_studies.output if OTHERS else [],
 
 
+rule pages:
+    input:
+        rules.make_studies.output if OTHERS else [],
+
+
 rule study:
     input:
         of_experiments(*rules.plot_study.output, having=of_study),
