@@ -1,5 +1,5 @@
 # The page of all studies but that of indirect object identification, whose own is results/report.html.
-OTHERS = [study for study in STUDIES if study.task in ("ravel", "icl_translation", *CASES)]
+OTHERS = [study for study in STUDIES if study.task in ("ravel", "icl_translation", "counting", "addition")]
 
 
 if OTHERS:
@@ -9,10 +9,18 @@ if OTHERS:
             source=source("make_studies"),
             ravel=rules.plot_ravel.output if RAVEL else [],
             icl=of_experiments(*rules.plot_icl.output, tasks=["icl_translation"], having=studied),
-            cases=of_experiments(*rules.plot_cases.output, tasks=CASES),
+            cases=of_experiments(*rules.plot_cases.output, tasks=["counting", "addition"]),
+            causes=of_experiments(*rules.plot_causes.output, tasks=["counting", "addition"], having=patched),
+            answers=of_experiments(*rules.plot_answers.output, tasks=["addition"], having=patched),
             captions=expand(
                 "report/{name}.rst",
-                name=[*expand("ravel_{name}", name=RAVEL_FIGURES), "task_vectors", *CASE_FIGURES],
+                name=[
+                    *expand("ravel_{name}", name=RAVEL_FIGURES),
+                    "task_vectors",
+                    *CASE_FIGURES,
+                    *CAUSE_FIGURES,
+                    *ANSWER_FIGURES,
+                ],
             ),
         output:
             report(

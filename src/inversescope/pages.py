@@ -8,7 +8,7 @@ from pathlib import Path
 
 from inversescope.case_studies import PUBLISHED
 from inversescope.config import Config, merge, parse_config
-from inversescope.figures.cases import CASE_FIGURES
+from inversescope.figures.cases import ANSWER_FIGURES, CASE_FIGURES, CAUSE_FIGURES
 from inversescope.figures.ravel import FIGURES as RAVEL_FIGURES
 from inversescope.report import by_section, caption, picture, write_headline, write_page
 from inversescope.show import HEADLINES
@@ -65,7 +65,8 @@ def studies(root: Path, config: Config) -> Iterator[Study]:
         if task in ("counting", "addition") and (known or (root / "results" / task / model).exists()):
             stem = f"{task}_{model}"
             lines = case_lines(root, whole.of(task, model), task, model)
-            figures = {f"{stem}_{name}": (title, name) for name, title in CASE_FIGURES.items()}
+            drawn = CASE_FIGURES | CAUSE_FIGURES | (ANSWER_FIGURES if task == "addition" else {})
+            figures = {f"{stem}_{name}": (title, name) for name, title in drawn.items()}
             yield Study(stem, f"{task.capitalize()}: {model}", task, lines, figures)
 
 
