@@ -5,7 +5,6 @@ CASES = ["counting", "addition", "text"]
 SPELLED = ["addition"]
 CASE_FIGURES = literal("figures/cases", "CASE_FIGURES")
 CASE_TABLES = literal("figures/cases", "CASE_TABLES")
-CAUSE_FIGURES = literal("figures/cases", "CAUSE_FIGURES")
 ANSWER_FIGURES = literal("figures/cases", "ANSWER_FIGURES")
 ANSWER_TABLES = literal("figures/cases", "ANSWER_TABLES")
 
@@ -78,6 +77,7 @@ rule plot_causes:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
+        used=lambda w: {"patched": patched(w)},
         options=options,
     message:
         "Plotting FCR against effect at the sites of {wildcards.model} on {wildcards.task}"
@@ -110,6 +110,7 @@ rule plot_answers:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
+        used=lambda w: {"patched": patched(w)},
         options=options,
     message:
         "Plotting which sites of {wildcards.model} carry which token of the answers of {wildcards.task}"

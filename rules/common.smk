@@ -527,6 +527,7 @@ STUDY_FIGURES = literal("figures", "STUDY_FIGURES")
 FRONTIER_FIGURES = literal("figures", "FRONTIER_FIGURES")
 TABLES = literal("figures", "TABLES")
 FRONTIER_TABLES = literal("figures", "FRONTIER_TABLES")
+CAUSE_FIGURES = literal("figures/cases", "CAUSE_FIGURES")
 CAPTIONS = expand(
     "report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *FRONTIER_FIGURES, *TABLES, *FRONTIER_TABLES]
 )
@@ -611,10 +612,14 @@ def named_parts(study: Experiment) -> dict[str, list[str]]:
         if study.task == "ravel":
             parts["attributes"] = at("results/{task}/{model}/attributes/{site}.csv")
         if study.task in CASES:
-            checks = [rules.check_causes, rules.compare_distances, rules.check_completeness]
+            checks = [rules.compare_distances, rules.check_completeness]
             parts["checks"] = of_patterns(*(file for check in checks for file in check.output))
         if study.task in PLOTTED_BY:
             parts["figures"] = of_patterns(*getattr(rules, PLOTTED_BY[study.task]).output)
+    if experiment.patched:
+        parts["causes"] = of_patterns(*rules.plot_causes.output)
+        if study.task in SPELLED:
+            parts["answers"] = of_patterns(*rules.plot_answers.output)
     if of_study(study):
         parts["study"] = of_patterns(*rules.plot_study.output)
     if of_frontier(study):

@@ -83,10 +83,16 @@ if SHOWN:
             figures=expand(
                 "results/figures/{task}_{model}_{name}.png", task=SHOWN.task, model=SHOWN.model, name=FIGURES
             ),
+            causes=expand(
+                "results/figures/{task}_{model}_{name}.png",
+                task=SHOWN.task,
+                model=SHOWN.model,
+                name=CAUSE_FIGURES if EXPERIMENTS[SHOWN].patched else [],
+            ),
             tables=expand(
                 "results/tables/{task}_{model}_{name}.csv", task=SHOWN.task, model=SHOWN.model, name=TABLES
             ),
-            captions=CAPTIONS,
+            captions=[*CAPTIONS, *expand("report/{name}.rst", name=CAUSE_FIGURES)],
         output:
             report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),
             headline=expand(

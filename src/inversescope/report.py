@@ -14,6 +14,7 @@ from inversescope import __version__
 from inversescope.config import Config
 from inversescope.errors import InputError, neutral
 from inversescope.figures import FIGURES, FRONTIER_FIGURES, STUDY_FIGURES, TABLES
+from inversescope.figures.cases import CAUSE_FIGURES
 from inversescope.figures.samples import markdown
 from inversescope.figures.tables import MIXED, PLAIN, full_cache, select, tidy
 from inversescope.show import headline, headline_frame
@@ -41,19 +42,25 @@ def write_report(root: Path, config: Config, task: str, model: str) -> list[Path
         The paths written.
 
     Raises:
-        InputError: a table or figure is missing; those of `plot_study` and `plot_frontier` are named as not run instead.
+        InputError: a table or figure is missing; those of `plot_causes`, `plot_study` and `plot_frontier` are named as not
+        run instead.
     """
     results, stem = root / "results", f"{task}_{model}"
     lines = headline(root, config, task, model)
-    optional = STUDY_FIGURES | FRONTIER_FIGURES
+    checked = CAUSE_FIGURES if config.experiment(task, model).patched else {}
+    optional = checked | STUDY_FIGURES | FRONTIER_FIGURES
     captions = {name: caption(name, config) for name in [*FIGURES, *optional, *TABLES]}
+    made_by = {
+        **dict.fromkeys(checked, "plot_causes"),
+        **dict.fromkeys(STUDY_FIGURES, "plot_study"),
+        **dict.fromkeys(FRONTIER_FIGURES, "plot_frontier"),
+    }
     pictures = []
     for name, title in (FIGURES | optional).items():
         path = results / "figures" / f"{stem}_{name}.png"
         if name in FIGURES and not path.exists():
             raise InputError(f"{path} does not exist", "Run plot_figures")
-        command = f"inversescope {'plot_frontier' if name in FRONTIER_FIGURES else 'plot_study'}"
-        pictures.append(picture(path, title, captions[name], command))
+        pictures.append(picture(path, title, captions[name], f"inversescope {made_by.get(name)}"))
     fcr = tidy(_need(results / task / model / "fcr.csv", "collect_tables"))
     refusal = tidy(_need(results / task / model / "refusal.csv", "collect_tables"))
     samples = _need(results / "tables" / f"{stem}_table1.csv", "plot_figures")
