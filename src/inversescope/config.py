@@ -1170,7 +1170,7 @@ ICL_SETTINGS: dict[str, Any] = {
     },
     "variants": {
         "paper": {"sites": None, "steps": 700},
-        "default": {"sites": None, "steps": 900, "eps_range": [0.08, 0.125]},
+        "default": {"sites": None, "steps": 1800, "eps_range": [0.08, 0.125]},
     },
     "studied_variants": ["paper", "default"],
     "study_variants": [],

@@ -21,7 +21,6 @@ from inversescope.figures.style import (
     RED,
     SKY,
     WIDTH,
-    YELLOW,
     as_written,
     error_bars,
     new_figure,
@@ -37,7 +36,7 @@ FEATURE_COLOUR = {"task": BLUE, "query": ORANGE}
 PART_STYLE: dict[str, tuple[str, Any, str]] = {
     "source_language": (SKY, (0, (1, 1)), "source language"),
     "target_language": (SKY, (0, (4, 1.5)), "target language"),
-    "concept": (YELLOW, (0, (4, 1.5)), "query's concept"),
+    "concept": (ORANGE, (0, (4, 1.5)), "query's concept"),
 }
 PARTS = tuple(PART_STYLE)
 #: Patching outcomes in the paper's colours: target's translation under the source's task, source's own output.
