@@ -623,7 +623,7 @@ class SaeConfig(Strict):
     steps: int = Field(1000, ge=1, description="Training steps (paper: 100,000).")
     batch_size: int = Field(256, ge=1, description="Activations a step (paper: 2048).")
     sparsity: list[float] = Field(
-        [2e-3, 8e-3, 4e-2, 0.2],
+        [2e-3, 1.2e-2, 7e-2, 0.4],
         min_length=1,
         description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
     )
