@@ -271,6 +271,20 @@ def test_show_prints_goals(
     assert "new templates" in out and "within 0.03" in out and "refusal" in out
 
 
+def test_configuration_of_real_data_is_valid() -> None:
+    root = Path(__file__).parents[1]
+    whole = load_config([root / "config/config.yaml", root / "config/ravel_real.yaml"])
+    (experiment,) = whole.experiments.values()
+    config = whole.of(experiment.task, experiment.model)
+    assert config.ravel.source == "upstream" and config.ravel.types is None
+    # Templates of upstream are long: target and backbone have room for them.
+    shapes = [
+        config.backbone.shape,
+        *(one.shape for one in config.models[experiment.model].candidates.values()),
+    ]
+    assert min(shape.n_positions for shape in shapes) > 90
+
+
 def test_cost_is_the_sum_over_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
     from bench.jobs import measure

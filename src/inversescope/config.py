@@ -697,7 +697,7 @@ class SaeConfig(Strict):
     steps: int = Field(1000, ge=1, description="Training steps (paper: 100,000).")
     batch_size: int = Field(256, ge=1, description="Activations a step (paper: 2048).")
     sparsity: list[float] = Field(
-        [2e-3, 8e-3, 4e-2, 0.2],
+        [2e-3, 1.2e-2, 7e-2, 0.4],
         min_length=1,
         description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
     )
@@ -1131,7 +1131,10 @@ RAVEL_SETTINGS: dict[str, Any] = {
             "per_site": 4,
             "warmup": 60,
             "n_condition": 128,
-            "eps_range": [0.3, 0.7],
+            # Small bandwidths teach what to draw where no cached prompt is near.
+            "eps_range": [0.12, 0.6],
+            # Most of this prior is cached. Of disjoint halves a generator learns to draw what its neighbours are not.
+            "disjoint": False,
         },
     },
     # The cache holds most of this prior: what it lacks weighs less beside cached neighbours than IOI's.
