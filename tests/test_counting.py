@@ -39,7 +39,7 @@ from inversescope.models import (
     task_tokenizer,
 )
 from inversescope.sites import Site
-from inversescope.stages.causes import rank_agreement, same_effects, trace_answers
+from inversescope.stages.causes import check_causes, rank_agreement, same_effects, trace_answers
 from inversescope.stages.common import Context
 from inversescope.stages.positions import capture_prompts, named_positions
 from inversescope.store import read_json, read_table, write_table
@@ -570,6 +570,52 @@ def test_each_pair_tells_of_the_first_token_that_differs(tmp_path: Path) -> None
     assert ranks["feature"].tolist() == ["A1", "A2", "A3", "mean"]
 
 
+def test_features_that_leave_the_answer_are_asked_by_their_own_labels(tmp_path: Path) -> None:
+    """IOI: another object is another answer; another subject leaves it, and the two subjects' names are compared."""
+    values = default_config().model_dump(mode="json")
+    study = {
+        "task": "ioi",
+        "model": "tiny",
+        "sites": ["L1H0"],
+        "patched": ["L*H*", "L1.resid_post", "L1.mlp_out@S2"],
+    }
+    delta = {
+        "experiments": {"tiny": study},
+        "models": {"tiny": {"source": "local", "path": "x", "n_layers": 2, "n_heads": 2}},
+        "ioi": {"n_names": 8, "n_templates": 2, "n_places": 2, "n_items": 2, "held_out_pairs": 0.3},
+        "kernel": {"epsilon": 0.3},
+        "studied_variants": [],
+        "study_variants": [],
+    }
+    config = Config.model_validate(merge({**values, "experiments": {}, "models": {}}, delta)).of(
+        "ioi", "tiny"
+    )
+    context = Context(tmp_path, config, "ioi", "tiny")
+    task = context.task
+    shape = ArchitectureConfig(n_layers=2, n_heads=2, d_model=16, n_positions=24)
+    tokenizer = task_tokenizer(task)
+    save_trained(
+        context.target_dir,
+        build_model(shape, len(tokenizer), 0, initializer_range=0.3),
+        tokenizer,
+        "tiny",
+        {},
+    )
+    write_table(task.frame(task.enumerate()), context.prompts_path("reference"))
+    check_causes(context)
+    table = read_table(context.results / "causes.csv").set_index(["feature", "site"])
+    assert table.loc["object", "compared"].unique().tolist() == ["answers"]
+    assert table.loc["subject", "compared"].unique().tolist() == ["labels"]
+    assert (table.loc["object", "answer_changes"] == 1).all() and (
+        table.loc["subject", "answer_changes"] == 0
+    ).all()
+    for feature in ("object", "subject"):
+        assert table.loc[(feature, "L1.resid_post"), "share"] == pytest.approx(1.0, abs=1e-3)
+        assert table.loc[(feature, "L1.mlp_out@S2"), "effect"] == 0.0
+        assert not table.loc[(feature, "L1.mlp_out@S2"), "path"]
+    assert set(read_table(context.results / "causes_rank.csv")["feature"]) == {"object", "subject", "mean"}
+
+
 def test_distances_are_compared_at_equal_shares(checked: Path) -> None:
     table = read_table(checked / "distances.csv")
     assert set(table["distance"]) == {"cosine", "normalised_euclidean", "standardised"}
@@ -600,6 +646,8 @@ def test_completeness_is_what_the_generator_says(checked: Path) -> None:
     for _, part in recall.groupby("variant"):
         assert part.sort_values("draws")["recall"].is_monotonic_increasing
     assert recall[["recall", "ideal"]].stack().between(0, 1).all()
+    sizes = read_table(checked / "completeness_sizes.csv")
+    assert sizes["spearman"].between(-1, 1).all() and (sizes["missed"].between(0, 1)).all()
     # By hand, for one generator and number of draws.
     members = points[(points["variant"] == "paper") & points["inside"]]
     by_hand = (1 - (1 - np.exp(members["log_q"])) ** 100).groupby(members["target_id"]).mean().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,16 +21,20 @@ ACCURACY, NEAR_CHANCE, NEAR_ONE, AGREEMENT = 0.99, 0.15, 0.9, 0.03
 
 
 def show_cases(root: Path, config: Config, console: Console | None = None) -> bool:
-    """Print the headline numbers of counting and addition on every model, the published one's too; true if no goal is missed."""
+    """Print the headline numbers of counting and addition on every model, the published one's too, and of IOI's causal checks; true
+    if no goal is missed."""
     console = console or Console()
     good = True
     published = parse_config(merge(config.model_dump(mode="json"), PUBLISHED))
     studies = {(e.task, e.model): whole for whole in (published, config) for e in whole.experiments.values()}
     for (task, model), whole in studies.items():
-        if task not in ("counting", "addition"):
-            continue
         experiment, own = whole.experiment(task, model), whole.of(task, model)
-        lines = case_lines(root, own, experiment.task, experiment.model)
+        if task in ("counting", "addition"):
+            lines = case_lines(root, own, task, model)
+        elif task == "ioi" and experiment.patched:
+            lines = _causes(root / "results" / task / model, task)
+        else:
+            continue
         console.rule(Text(f"{experiment.task} / {experiment.model}"), align="left")
         for section in dict.fromkeys(line.section for line in lines):
             console.print(section_table([line for line in lines if line.section == section]))
@@ -51,7 +56,10 @@ def case_lines(root: Path, config: Config, task: str, model: str) -> list[Line]:
     lines = _accuracy(root, config, task, model)
     lines += _circuit(fcr, epsilon) if task == "counting" else []
     lines += _agreement(fcr, config, epsilon, goal=task == "addition")
-    return lines + _causes(results, task) + _completeness(results, task)
+    lines += _causes(results, task)
+    if task == "addition":
+        lines += _answers(results)
+    return lines + _completeness(results, task, epsilon)
 
 
 def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
@@ -153,28 +161,24 @@ def _agreement(fcr: pd.DataFrame, config: Config, epsilon: float, goal: bool) ->
     return lines
 
 
+#: Feature of which a task's causal agreement is asked. Of addition it is asked token by token (`_answers`): the first digit of the
+#: sum, which `check_causes` reads, tells little of the operands' later digits.
+ASKED = {"counting": "count", "ioi": "object"}
+LEADING = {**ASKED, "addition": "F1"}
+
+
 def _causes(results: Path, task: str) -> list[Line]:
-    section = "causal checks: exact FCR against the effect of patching, over sites"
+    section = "causal checks: exact FCR against the size of patching's effect, over sites"
     path = results / "causes_rank.csv"
     if not path.exists():
         return [Line(section, "rank correlation", "not run", "interval above 0", NOT_MEASURED)]
     lines = []
     for row in read_table(path).to_dict("records"):
-        asked = row["sites"] == "path" and (task != "counting" or row["feature"] == "count")
+        asked = row["sites"] == "path" and row["feature"] == ASKED.get(task)
         where = "sites with a path to the answer" if row["sites"] == "path" else "sites"
-        text = f"{row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['n_sites']} {where}"
-        verdict = judge(row["spearman"], row["low"] > 0) if asked else NO_GOAL
-        lines.append(
-            Line(
-                section,
-                f"rank correlation, {row['feature']}",
-                text,
-                "interval above 0" if asked else "",
-                verdict,
-            )
-        )
+        lines.append(_rank_line(section, f"rank correlation, {row['feature']}", row, where, asked))
     causes = read_table(results / "causes.csv")
-    leading = causes[causes["feature"] == ("count" if task == "counting" else "F1")]
+    leading = causes[causes["feature"] == LEADING[task]]
     for row in leading.sort_values("effect", ascending=False).head(4).to_dict("records"):
         interval = f"[{row['effect_low']:.2f}, {row['effect_high']:.2f}]"
         text = f"{row['effect']:.2f} {interval} logits, {row['share']:.0%} of all; FCR {row['fcr']:.2f}"
@@ -182,20 +186,57 @@ def _causes(results: Path, task: str) -> list[Line]:
     return lines
 
 
-def _completeness(results: Path, task: str) -> list[Line]:
+def _rank_line(section: str, what: str, row: dict[Any, Any], where: str, asked: bool) -> Line:
+    distinct = f" ({row['n_distinct']} different)" if row["n_distinct"] < row["n_sites"] else ""
+    text = f"{row['spearman']:.2f} [{row['low']:.2f}, {row['high']:.2f}], {row['n_sites']} {where}{distinct}"
+    verdict = judge(row["spearman"], row["low"] > 0) if asked else NO_GOAL
+    return Line(section, what, text, "interval above 0" if asked else "", verdict)
+
+
+def _answers(results: Path) -> list[Line]:
+    """Each token of the answer: agreement of FCR and effect, and the heads that carry it."""
+    section = "each digit of the sum, where it is predicted: exact FCR against effect, and the heads of the largest effects"
+    path = results / "answers_rank.csv"
+    if not path.exists():
+        return [Line(section, "rank correlation", "not run", "interval above 0", NOT_MEASURED)]
+    lines = [
+        _rank_line(section, f"rank correlation, {row['feature']}", row, "sites", True)
+        for row in read_table(path).to_dict("records")
+    ]
+    answers = read_table(results / "answers.csv")
+    heads = answers[(answers["feature"] == "answer") & answers["head"].notna()]
+    for digit, part in heads.groupby("digit"):
+        best = part.sort_values("share", ascending=False).head(2).to_dict("records")
+        text = "; ".join(
+            f"{r['site']} {r['share']:.2f} [{r['share_low']:.2f}, {r['share_high']:.2f}]" for r in best
+        )
+        lines.append(Line(section, f"share of the effect, A{digit}", text, "", NO_GOAL))
+    return lines
+
+
+def _completeness(results: Path, task: str, epsilon: float) -> list[Line]:
+    """Completeness of each generator, from the smallest to the largest."""
     section = "completeness: preimage missed (under a tenth of its probability); recall at 1000 draws, beside P(x; z)'s own"
     path = results / "completeness_sizes.csv"
     if not path.exists():
         return [Line(section, "generators", "not run", "", NOT_MEASURED)]
+    refusal = tidy(read_table(results / "refusal.csv"))
+    refusal = refusal[np.isclose(refusal["epsilon"], epsilon)].drop_duplicates(["site", "variant"])
+    means = refusal.groupby("variant")[["refusal_rate", "fcr_error"]].mean()
     lines = []
-    for row in read_table(path).to_dict("records"):
+    for row in read_table(path).sort_values("n_parameters", kind="stable").to_dict("records"):
         gap = abs(row["recall_1000"] - row["ideal_1000"])
         judged = task == "addition" and row["variant"] == "default"
+        name = row["variant"]
+        beside = (
+            f"; refusal {means.loc[name, 'refusal_rate']:.3f}, FCR error {means.loc[name, 'fcr_error']:.3f}, "
+            f"ρ(log q, distance) {row['spearman']:.2f}"
+        )
         lines.append(
             Line(
                 section,
-                f"{row['variant']}, {row['n_parameters']:,} parameters",
-                f"{row['missed']:.3f}; {row['recall_1000']:.4f} / {row['ideal_1000']:.4f}",
+                f"{name}, {row['n_parameters']:,} parameters",
+                f"{row['missed']:.3f}; {row['recall_1000']:.4f} / {row['ideal_1000']:.4f}{beside}",
                 f"recall within {AGREEMENT}" if judged else "",
                 judge(gap, gap <= AGREEMENT) if judged else NO_GOAL,
             )
