@@ -1,4 +1,4 @@
-"""Files that RAVEL, translation and the case studies have besides: removed, cut short, changed by a bit; each ends in one clear error."""
+"""Files that RAVEL, translation and the case studies have besides: removed, cut short, changed by a bit: one clear error."""
 
 from __future__ import annotations
 
