@@ -104,7 +104,9 @@ def measure(root: Path, imports: dict[str, float], adopt: bool = False) -> pd.Da
         name = next((root / "benchmarks").glob(benchmark_of(job)), None)
         commands += float(pd.read_csv(name, sep="\t")["s"].iloc[-1]) if name else job.ended - job.started
     start = cores * (min(job.started for job in inside) - began)
-    start_up = sum(imports.get(stage_of(job), 0.0) for job in inside)
+    # Stages that the smallest study lacks count as the slowest that it has.
+    slowest = max(imports.values(), default=0.0)
+    start_up = sum(imports.get(stage_of(job), slowest) for job in inside)
     dvc = 0.0
     if adopt:
         clock = time.monotonic()
