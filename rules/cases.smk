@@ -9,11 +9,6 @@ ANSWER_FIGURES = literal("figures/cases", "ANSWER_FIGURES")
 ANSWER_TABLES = literal("figures/cases", "ANSWER_TABLES")
 
 
-def patched(where) -> list[str]:
-    """Sites of an experiment's causal checks."""
-    return EXPERIMENTS[where.task, where.model].patched
-
-
 rule check_causes:
     input:
         source=source("check_causes"),

@@ -120,6 +120,11 @@ def of_study(where) -> list[str]:
     return list(dict.fromkeys(settings_of(where).study_variants))
 
 
+def patched(where) -> list[str]:
+    """Sites of an experiment's causal checks."""
+    return EXPERIMENTS[where.task, where.model].patched
+
+
 def of_frontier(where) -> list[str]:
     """Variants that the frontier compares; without any there is no frontier."""
     return [name for name in of_study(where) if settings_of(where).variants[name].study == "frontier"]
