@@ -20,7 +20,7 @@ from inversescope.errors import InputError
 from inversescope.figures.icl import QUERY_BAND, TASK_BAND, layer_bands, order_of_layers, patching_bands
 from inversescope.models import build_model, encode, load_target, word_tokenizer
 from inversescope.patching import Intervention, patch
-from inversescope.show_icl import headline_icl
+from inversescope.show_icl import _separation, headline_icl
 from inversescope.stages.common import Context
 from inversescope.stages.icl import draw_pairs
 from inversescope.store import read_json, read_table
@@ -284,6 +284,20 @@ def test_bands_follow_the_rule() -> None:
     )
     idle = pd.DataFrame({"kind": "none", "outcome": ["task", "source"], "layer": -1, "rate": [0.3, 0.0]})
     assert patching_bands(pd.concat([table, idle]))["band"].tolist() == ["", TASK_BAND, QUERY_BAND]
+
+
+def test_separation_ends_where_the_query_enters() -> None:
+    def said(task: list[float], query: list[float]) -> tuple[str, str]:
+        layers = rates(task, query).assign(estimator="exact")
+        line = _separation(layers, layer_bands(layers).assign(source="fcr"))
+        return line.value, line.verdict
+
+    # Layer 1: a task that is neither absent nor present is apart from an absent query; layer 3 comes after the query.
+    value, verdict = said([0.17, 0.5, 0.17, 0.9], [0.0, 0.0, 0.3, 0.0])
+    assert value.startswith("at layers [1]; bands: task without query [3]") and verdict == "met"
+    value, verdict = said([0.17, 0.17, 0.9], [0.0, 0.5, 0.9])
+    assert value.startswith("at layers []") and verdict == "missed"
+    assert said([0.17, 0.9], [0.0, 0.0])[1] == "met"  # a query that never enters
 
 
 # The LLM labeller as a stage

@@ -10,7 +10,6 @@ import pandas as pd
 
 from inversescope.errors import InputError
 from inversescope.fcr import bootstrap_means
-from inversescope.masking import parts, probed, remaining, states
 from inversescope.progress import Progress
 from inversescope.stages.common import Context, echo, need, stream
 from inversescope.store import atomic_path, read_table, write_table
@@ -251,6 +250,7 @@ def measure_masking(task: TranslationTask, target: Target, config: Config, best:
         patching.csv, their chance is the rate of the target's run alone (kind `none`); that of `own` and `carried` is `accuracy`,
         that of `remaining` is `share`. Means of queries; `excluded` prompts have two answers that begin alike.
     """
+    from inversescope.masking import parts, probed, remaining, states
     from inversescope.patching import Inputs, Intervention, Patch, patch, record
     from inversescope.sites import Site
 
