@@ -1241,7 +1241,7 @@ def default_config() -> Config:
             task="ravel",
             model=model,
             sites=["L*.resid_post"],
-            n_train=1500,
+            n_train=1800,
             n_test=240,
             n_val=240,
             settings=RAVEL_SETTINGS,
