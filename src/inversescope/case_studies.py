@@ -133,7 +133,7 @@ EXPERIMENTS: dict[str, dict[str, Any]] = {
             ["A1", "T1"],
             [0.05, 0.02],
             # The backbone knows this prior, so that more steps tell: 2000 instead of 300 bring the refusal of `default` from .53 to
-            # .34; its rate of T1 at L1H2 stays off by .07 to .09 (docs/counting.md).
+            # .34; its rate of T1 at L1H2 stays .04 to .09 too high (docs/counting.md).
             1000,
             ["paper", "default", "default_small", "default_large"],
             {**_BACKBONE, "steps": 300, "gate_in_prior": 0.9},
