@@ -564,11 +564,16 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
     versions = Versions(root, settings)
     wrong = versions.check_all()
     if wrong:
+        # What came damaged must not be taken for the real thing, neither here nor from DVC's cache.
+        for path, state in wrong:
+            if state == "changed" and path in versions.recorded and path not in versions.blobs:
+                (root / path).unlink()
+                Path(versions.repo.cache.local.oid_to_path(versions.recorded[path])).unlink(missing_ok=True)
         path, state = wrong[0]
         raise InputError(
             f"{path} is {state} after the pull ({len(wrong)} files in all are not what dvc.lock says)",
-            "delete it and its object under .dvc/cache and restore again; if it is wrong in the remote, push it anew from where it "
-            "was made; a file that git has: git checkout it from the commit of dvc.lock",
+            "what came damaged was deleted: push it anew from where it was made, and restore again; a file that git has: git "
+            "checkout it from the commit of dvc.lock",
         )
     set_times(versions)
     commands = (str(versions.stages[name].cmd) for name in adopted)
