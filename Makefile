@@ -74,7 +74,7 @@ report: setup ## Snakemake's own report with figures, run times and code: result
 	$(call say,Workflow report)
 	$(SNAKEMAKE) --report results/workflow.html -- all
 
-adopt: setup ## Record a finished run in dvc.lock, if nothing is stale (TARGETS=ioi leaves the study out)
+adopt: setup ## Record a finished run in dvc.lock, if nothing is stale (TARGETS=ioi leaves the rest out)
 	$(if $(CONFIG),$(error DVC versions the study of config/config.yaml: see docs/lineage.md for others))
 	$(call say,Lineage: is the run complete$(comma) then DVC)
 	inversescope adopt $(TARGETS)

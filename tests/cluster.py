@@ -43,7 +43,7 @@ JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 EnforcePartLimits=ALL
 SlurmdParameters=config_overrides
-MinJobAge=600
+MinJobAge=3600
 KillWait=2
 ReturnToService=2
 SchedulerParameters=sched_min_interval=0,batch_sched_delay=0,sched_interval=5,bf_interval=5
@@ -168,7 +168,7 @@ class Cluster:
         return {i: (state, about) for i, state, about in (line.split("|", 2) for line in lines)}
 
     def submitted(self) -> dict[str, str]:
-        """All jobs of the last ten minutes, finished or not: id -> what Snakemake says of it: rules and wildcards."""
+        """All jobs of the last hour, finished or not: id -> what Snakemake says of it: rules and wildcards."""
         lines = self.ask("squeue", "--noheader", "--states=all", "--format=%i|%k").splitlines()
         return dict(line.split("|", 1) for line in lines)
 

@@ -21,9 +21,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from inversescope.config import BUILT_IN, Config, load_config
 from inversescope.errors import InputError
 
+# The parser in C where PyYAML has it.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 RECORDS = ".snakemake/metadata"
 RECORD_FORMAT = 6
 CONFIG_FILE = "config/config.yaml"
@@ -245,7 +249,6 @@ class Kept:
     path: str
     md5: str
     size: int
-    cached: bool
     #: Files of a directory with their hashes, below `path`; None if DVC's cache does not have the list.
     listing: dict[str, str] | None = field(default=None, repr=False)
 
@@ -286,16 +289,30 @@ class Versions:
 
     @cached_property
     def kept(self) -> list[Kept]:
-        """Outputs that dvc.lock has a hash of."""
-        result = []
-        for name, stage in self.stages.items():
-            for out in stage.outs:
-                if out.hash_info:
-                    path = _below(self.root, out)
-                    listing = _listing(out) if out.hash_info.isdir else None
-                    size = int(out.meta.size or 0) if out.meta else 0
-                    result.append(Kept(name, path, out.hash_info.value, size, bool(out.use_cache), listing))
-        return result
+        """Outputs that dvc.lock has a hash of; read by a loader that takes a tenth of the time of DVC's."""
+        try:
+            lock = yaml.load((self.root / "dvc.lock").read_text(), _LOADER)
+            return [
+                Kept(stage, out["path"], out["md5"], int(out.get("size") or 0), self._listing(out["md5"]))
+                for stage, about in (lock or {}).get("stages", {}).items()
+                for out in about.get("outs", [])
+            ]
+        except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"dvc.lock cannot be read: {error!r}", "mend or restore it from git") from error
+
+    def _listing(self, md5: str) -> dict[str, str] | None:
+        """Files of a directory that DVC versions, from its cache; None of a file, or if the cache has no list of them."""
+        from dvc_data.hashfile.hash_info import HashInfo
+        from dvc_data.hashfile.tree import Tree
+        from dvc_objects.errors import ObjectFormatError
+
+        if not md5.endswith(".dir"):
+            return None
+        try:
+            tree = Tree.load(self.repo.cache.local, HashInfo("md5", md5))
+        except (FileNotFoundError, ObjectFormatError):
+            return None
+        return {"/".join(key): str(info.value) for key, (_, info) in tree.iteritems()}
 
     @cached_property
     def recorded(self) -> dict[str, str]:
@@ -378,7 +395,7 @@ class Versions:
     def check_all(self) -> list[tuple[str, str]]:
         """Hash every file of every output and compare: (file, what is wrong), nothing if all is as dvc.lock says."""
         wrong: list[tuple[str, str]] = []
-        for kept in self.kept:
+        for kept in (one for one in self.kept if one.stage in self.stages):
             if kept.is_folder and kept.listing is None:
                 if not (self.root / kept.path).is_dir():
                     wrong.append((kept.path, "missing"))
@@ -399,18 +416,6 @@ class Versions:
             if len(name) == 32 and file_md5(file) != name:
                 bad.append(os.path.relpath(file, self.root))
         return bad
-
-
-def _listing(out: Any) -> dict[str, str] | None:
-    """Files of a directory that DVC versions, from its cache; None if the cache has no list of them."""
-    from dvc_data.hashfile.tree import Tree
-    from dvc_objects.errors import ObjectFormatError
-
-    try:
-        tree = Tree.load(out.cache, out.hash_info)
-    except (FileNotFoundError, ObjectFormatError):
-        return None
-    return {"/".join(key): str(info.value) for key, (_, info) in tree.iteritems()}
 
 
 def folder_md5(folder: Path) -> str:
@@ -559,11 +564,16 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
     versions = Versions(root, settings)
     wrong = versions.check_all()
     if wrong:
+        # What came damaged must not be taken for the real thing, neither here nor from DVC's cache.
+        for path, state in wrong:
+            if state == "changed" and path in versions.recorded and path not in versions.blobs:
+                (root / path).unlink()
+                Path(versions.repo.cache.local.oid_to_path(versions.recorded[path])).unlink(missing_ok=True)
         path, state = wrong[0]
         raise InputError(
             f"{path} is {state} after the pull ({len(wrong)} files in all are not what dvc.lock says)",
-            "delete it and its object under .dvc/cache and restore again; if it is wrong in the remote, push it anew from where it "
-            "was made; a file that git has: git checkout it from the commit of dvc.lock",
+            "what came damaged was deleted: push it anew from where it was made, and restore again; a file that git has: git "
+            "checkout it from the commit of dvc.lock",
         )
     set_times(versions)
     commands = (str(versions.stages[name].cmd) for name in adopted)
