@@ -38,7 +38,7 @@ rule check_causes:
         " {params.options} --threads {threads} --log {log}"
 
 
-use rule check_causes as trace_answers with:
+rule trace_answers:
     input:
         source=source("trace_answers"),
         target=lambda w: target_files(w.task, w.model),
@@ -50,6 +50,21 @@ use rule check_causes as trace_answers with:
         "logs/trace_answers/{task}/{model}.log",
     benchmark:
         "benchmarks/trace_answers/{task}/{model}.tsv"
+    priority: 30
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(15, 120),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence") | {"patched": patched(w)},
+        options=options,
+    message:
+        "Tracing which sites of {wildcards.model} carry which token of the answers of {wildcards.task}"
+    shell:
+        "inversescope trace_answers --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
 
 
 rule plot_causes:

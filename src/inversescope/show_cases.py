@@ -161,6 +161,8 @@ def _agreement(fcr: pd.DataFrame, config: Config, epsilon: float, goal: bool) ->
     return lines
 
 
+#: Of a table that lacks what is shown.
+EARLIER = "made by an earlier version: run it again"
 #: Feature of which a task's causal agreement is asked. Of addition it is asked token by token (`_answers`): the first digit of the
 #: sum, which `check_causes` reads, tells little of the operands' later digits.
 ASKED = {"counting": "count", "ioi": "object"}
@@ -173,7 +175,10 @@ def _causes(results: Path, task: str) -> list[Line]:
     if not path.exists():
         return [Line(section, "rank correlation", "not run", "interval above 0", NOT_MEASURED)]
     lines = []
-    for row in read_table(path).to_dict("records"):
+    ranks = read_table(path)
+    if "n_distinct" not in ranks:
+        return [Line(section, "rank correlation", EARLIER, "interval above 0", NOT_MEASURED)]
+    for row in ranks.to_dict("records"):
         asked = row["sites"] == "path" and row["feature"] == ASKED.get(task)
         where = "sites with a path to the answer" if row["sites"] == "path" else "sites"
         lines.append(_rank_line(section, f"rank correlation, {row['feature']}", row, where, asked))
@@ -220,11 +225,14 @@ def _completeness(results: Path, task: str, epsilon: float) -> list[Line]:
     path = results / "completeness_sizes.csv"
     if not path.exists():
         return [Line(section, "generators", "not run", "", NOT_MEASURED)]
+    sizes = read_table(path)
+    if "spearman" not in sizes:
+        return [Line(section, "generators", EARLIER, "", NOT_MEASURED)]
     refusal = tidy(read_table(results / "refusal.csv"))
     refusal = refusal[np.isclose(refusal["epsilon"], epsilon)].drop_duplicates(["site", "variant"])
     means = refusal.groupby("variant")[["refusal_rate", "fcr_error"]].mean()
     lines = []
-    for row in read_table(path).sort_values("n_parameters", kind="stable").to_dict("records"):
+    for row in sizes.sort_values("n_parameters", kind="stable").to_dict("records"):
         gap = abs(row["recall_1000"] - row["ideal_1000"])
         judged = task == "addition" and row["variant"] == "default"
         name = row["variant"]
