@@ -236,6 +236,7 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFra
     try:
         if path.suffix == ".parquet":
             return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
+        _refuse_cut_text(path)
         integers: Any = {"layer": "Int64", "head": "Int64"}
         frame = pd.read_csv(path, usecols=columns, dtype=integers, keep_default_na=False, na_values=[""])
     except FileNotFoundError:
@@ -248,6 +249,16 @@ def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFra
         if not pd.api.types.is_numeric_dtype(frame[name]):
             frame[name] = frame[name].fillna("")
     return frame
+
+
+def _refuse_cut_text(path: Path) -> None:
+    """A CSV that does not end in a whole line was cut short. (One that was cut between two lines cannot be told by itself.)"""
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return
+        file.seek(-1, 2)
+        if file.read(1) != b"\n":
+            raise ValueError("its last line is not whole")
 
 
 def save_checkpoint(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inversescope.config import Config, ExperimentConfig, VariantConfig
-from inversescope.errors import InputError
+from inversescope.errors import InputError, neutral
 from inversescope.sites import Site, expand_sites
 from inversescope.tasks import Task, get_task
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def echo(line: str) -> None:
-    """Print a line of progress to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """Print a line of progress to standard error; what it quotes cannot steer a terminal."""
+    print(neutral(line), file=sys.stderr, flush=True)
 
 
 def need(path: Path, rule: str) -> Path:
