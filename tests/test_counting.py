@@ -42,6 +42,7 @@ from inversescope.sites import Site
 from inversescope.stages.causes import check_causes, rank_agreement, same_effects, trace_answers
 from inversescope.stages.common import Context
 from inversescope.stages.positions import capture_prompts, named_positions
+from inversescope.stages.preimages import nearest
 from inversescope.store import read_json, read_table, write_table
 from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
 from inversescope.tasks.base import Automaton
@@ -627,6 +628,8 @@ def test_distances_are_compared_at_equal_shares(checked: Path) -> None:
     own = table[table["distance"] == "cosine"].set_index("feature")["fcr"]
     for feature in own.index:
         assert own[feature] == pytest.approx(exact[feature])
+    same = table[table["distance"] == "cosine"]
+    assert same["fcr_matched"].to_numpy() == pytest.approx(same["fcr"].to_numpy())
     refusal = read_table(checked / "refusal.csv").set_index(["variant", "site"])["refusal_rate"]
     for variant in (
         "paper",
@@ -635,6 +638,13 @@ def test_distances_are_compared_at_equal_shares(checked: Path) -> None:
     ):  # judged anew under the configured distance: the same rates
         one = table.loc[table["distance"] == "cosine", f"refusal_{variant}"].iloc[0]
         assert one == pytest.approx(refusal[variant, "L1H0@target"], abs=1e-6)
+
+
+def test_the_nearest_prompts_are_as_many_as_asked_for() -> None:
+    d = np.random.default_rng(0).random((4, 50))
+    chosen = nearest(d, np.array([0, 1, 7, 50]))
+    np.testing.assert_array_equal(chosen.sum(1), [0, 1, 7, 50])
+    assert d[2][chosen[2]].max() < d[2][~chosen[2]].min()
 
 
 def test_completeness_is_what_the_generator_says(checked: Path) -> None:

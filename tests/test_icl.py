@@ -187,7 +187,7 @@ def test_patching_rates_are_those_of_the_pairs(study: Path) -> None:
 def test_masking_compares_like_with_like(study: Path) -> None:
     table = read_table(study / "results" / TASK / "delayed" / "masking.csv")
     best = int(table.loc[table["kind"] == "own", "written"].iloc[0])
-    kinds = ["returned", "query_removed", "other_removed", "task_removed", "vector_only"]
+    kinds = ["returned", "recentred", "query_removed", "other_removed", "task_removed", "vector_only"]
     at = table.set_index(["kind", "outcome", "layer"]).sort_index()
     idle = float(at.loc[("none", "task", -1), "rate"])
     for kind in kinds:

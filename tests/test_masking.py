@@ -48,6 +48,10 @@ def test_query_taken_out_leaves_the_task_if_it_was_masked(made: dict[str, np.nda
     wanted = made["best"]
     masked, overwritten = states(made["masked"], best), states(made["overwritten"], best)
     np.testing.assert_array_equal(masked["returned"], made["masked"])
+    np.testing.assert_allclose(masked["recentred"].mean((0, 1, 2)), best.mean)
+    np.testing.assert_allclose(
+        masked["recentred"] - masked["query_removed"], parts(made["masked"]).query + 0 * wanted
+    )
     np.testing.assert_allclose(masked["query_removed"], wanted, atol=0.05)
     np.testing.assert_allclose(
         overwritten["query_removed"], np.broadcast_to(best.mean, wanted.shape), atol=0.05

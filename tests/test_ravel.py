@@ -366,9 +366,17 @@ def test_archive_is_read_without_unpacking(
     members = {f"data/base/{p.name}": p.read_bytes() for p in mirror.glob("*.json")}
     content = archive({**members, "../../escape.json": b"{}", "data/notes.txt": b"x"})
     monkeypatch.setattr(facts, "download", lambda url, remedy: content)
-    # Without a pinned archive only files with a pinned sum are taken: of these there are none.
-    with pytest.raises(InputError, match="holds no files"):
+    # Without a pinned archive only files with a pinned sum are taken, and entity types are not left out in silence.
+    with pytest.raises(InputError, match="holds 8 files without a pinned SHA-256"):
         fetch(tmp_path / "out", None)
+    with monkeypatch.context() as known:
+        known.setattr(facts, "PINNED", tmp_path / "sums")
+        verbs = {p.name: p.read_bytes() for p in mirror.glob("ravel_verb_*.json")}
+        sums = "".join(f"{hashlib.sha256(c).hexdigest()}  {name}\n" for name, c in verbs.items())
+        (tmp_path / "sums").write_text(sums)
+        with pytest.raises(InputError, match="holds 4 files without a pinned SHA-256, such as ravel_river_"):
+            fetch(tmp_path / "out", None)
+        assert list(fetch(tmp_path / "out", None, types=["verb"])["types"]) == ["verb"]
     with pytest.raises(InputError, match="is pinned"):
         fetch(tmp_path / "out", None, "0" * 64)
     fetch(tmp_path / "out", None, hashlib.sha256(content).hexdigest())

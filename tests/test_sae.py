@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from inversescope.attributes import confusion, decisions, from_labels, score
+from inversescope.attributes import confusion, decisions, from_labels, most_likely, score
 from inversescope.config import GemmaScopeConfig, SaeConfig
 from inversescope.errors import InputError
 from inversescope.probe import linear_probe, nearest_neighbour
@@ -271,3 +271,21 @@ def test_confusion_rows_add_up_to_one() -> None:
     np.testing.assert_allclose(matrix[[0, 1, 3]].sum(1), 1.0)
     np.testing.assert_allclose(matrix[0], [0.25, 0.25, 0, 0, 0.5])
     assert matrix[1].tolist() == [0, 0.5, 0.25, 0, 0.25] and np.isnan(matrix[2]).all()
+
+
+def test_targets_of_one_entity_are_resampled_together() -> None:
+    rng = np.random.default_rng(1)
+    cluster = np.repeat(np.arange(40), 10)
+    truth = rng.integers(0, 5, 400)
+    # All targets of an entity are right, or none is: forty draws of a coin, not four hundred.
+    guess = np.where((rng.random(40) < 0.6)[cluster], truth, (truth + 1) % 5)
+    said = table(truth, hard=np.eye(5)[guess])
+    alone, together = (score(said, cluster=c).iloc[0] for c in (None, cluster))
+    assert alone["accuracy"] == together["accuracy"] and together["n_clusters"] == 40
+    width = [row["accuracy_high"] - row["accuracy_low"] for row in (alone, together)]
+    assert width[1] == pytest.approx(width[0] * np.sqrt(10), rel=0.2)
+
+
+def test_the_most_likely_attribute_is_one_or_none() -> None:
+    share = np.array([[0.2, 0.5, 0.3], [0.0, 0.0, 0.0], [0.4, 0.1, 0.4]])
+    np.testing.assert_array_equal(most_likely(share), [[0, 1, 0], [0, 0, 0], [1, 0, 0]])

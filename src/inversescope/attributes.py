@@ -55,16 +55,33 @@ def from_labels(
     return share
 
 
+def most_likely(share: np.ndarray) -> np.ndarray:
+    """Decisions (targets, attributes) for the attribute of the largest share alone; of none where all are 0."""
+    decision: np.ndarray = (np.arange(share.shape[1]) == share.argmax(1)[:, None]) & (
+        share.max(1, keepdims=True) > 0
+    )
+    return decision.astype(float)
+
+
 def score(
-    table: pd.DataFrame, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+    table: pd.DataFrame,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    cluster: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Score every method of a decision table, in each group of targets by itself.
 
     Probabilities count as expected numbers of decisions. Averages over attributes leave out those that no target of the group has.
     Intervals are percentile bootstraps over targets, the same resamples for all methods of a group.
 
+    Args:
+        cluster: (targets,) what targets have in common, such as their entity: targets of one are drawn together. Without it each
+            target is drawn by itself.
+
     Returns:
-        A row a method and group: the metrics of `METRICS` with `_low` and `_high`, `null` (share of calls by nothing), n_targets.
+        A row a method and group: the metrics of `METRICS` with `_low` and `_high`, `null` (share of calls by nothing),
+        n_targets, n_clusters.
     """
     rows = []
     for (group, method), part in table.groupby(["group", "method"], sort=True):
@@ -74,14 +91,21 @@ def score(
         truth = part["truth"].to_numpy().reshape(-1, k)[:, 0]
         n = len(truth)
         values = _metrics(np.full((1, n), 1.0), truth, decision)
-        draws = np.random.default_rng([seed, 11, n]).multinomial(n, np.full(n, 1.0 / n), size=resamples)
-        resampled = _metrics(draws.astype(float), truth, decision)
+        targets = part["target_id"].to_numpy().reshape(-1, k)[:, 0]
+        own = np.arange(n) if cluster is None else np.unique(cluster[targets], return_inverse=True)[1]
+        m = int(own.max()) + 1
+        draws = np.random.default_rng([seed, 11, m]).multinomial(m, np.full(m, 1.0 / m), size=resamples)
+        resampled = _metrics(draws[:, own].astype(float), truth, decision)
         row: dict[str, object] = {"method": method, "group": group}
         for name in METRICS:
             tail = 100.0 * (1.0 - confidence) / 2.0
             low, high = np.percentile(resampled[name], [tail, 100.0 - tail])
             row |= {name: float(values[name][0]), f"{name}_low": low, f"{name}_high": high}
-        row |= {"null": float(np.clip(1.0 - decision.sum(1), 0.0, 1.0).mean()), "n_targets": n}
+        row |= {
+            "null": float(np.clip(1.0 - decision.sum(1), 0.0, 1.0).mean()),
+            "n_targets": n,
+            "n_clusters": m,
+        }
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -206,13 +206,18 @@ def read_sums(path: Path) -> dict[str, str]:
 
 
 def fetch(
-    destination: Path, mirror: Path | None, archive_sha256: str | None = None, url: str = ARCHIVE
+    destination: Path,
+    mirror: Path | None,
+    archive_sha256: str | None = None,
+    url: str = ARCHIVE,
+    types: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Bring the data set's files to a folder, from a local mirror or upstream's archive, checked by SHA-256.
 
     A file with a pinned sum (in the package, or in a `SHA256SUMS` of the mirror or of the folder above) must have it. Files
     of a mirror without a pinned sum are taken as they are, and recorded as such; of the archive they are refused, unless the
-    archive itself was pinned by `archive_sha256`. Nothing is written before the sums are checked.
+    archive itself was pinned by `archive_sha256`: an archive that holds entity types without sums is an error, unless `types` names
+    those that are wanted. Nothing is written before the sums are checked.
 
     Returns:
         The manifest, which is written beside the files: where they come from, their sums, the entity types, and the
@@ -235,7 +240,7 @@ def fetch(
         archive = download(
             url, "set ravel.mirror to a folder that holds the files, or try again with a network"
         )
-        contents = _members(archive, archive_sha256, sums, url)
+        contents = _members(archive, archive_sha256, sums, url, types)
         origin = url
     if not contents:
         raise InputError(
@@ -272,20 +277,32 @@ def fetch(
     return manifest
 
 
-def _members(archive: bytes, pinned: str | None, sums: dict[str, str], url: str) -> dict[str, bytes]:
+def _members(
+    archive: bytes, pinned: str | None, sums: dict[str, str], url: str, types: Sequence[str] | None
+) -> dict[str, bytes]:
     """Data files of upstream's archive by name; nothing is unpacked to disk."""
     digest = hashlib.sha256(archive).hexdigest()
     if pinned is not None and digest != pinned:
         raise InputError(f"{url} has SHA-256 {digest}, but {pinned} is pinned", "check ravel.archive_sha256")
-    contents = {}
+    contents, unknown = {}, []
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:*") as tar:
             for member in tar:
                 name = Path(member.name).name
-                if member.isfile() and _NAME.fullmatch(name) and (pinned or name in sums):
-                    handle = tar.extractfile(member)
-                    assert handle is not None
-                    contents[name] = handle.read()
+                found = _NAME.fullmatch(name)
+                if not member.isfile() or not found or (types and found[1] not in types):
+                    continue
+                if not pinned and name not in sums:
+                    unknown.append(name)
+                    continue
+                handle = tar.extractfile(member)
+                assert handle is not None
+                contents[name] = handle.read()
     except tarfile.TarError as error:
         raise InputError(f"{url} is no archive ({error})", "check the address") from error
+    if unknown:
+        raise InputError(
+            f"{url} holds {len(unknown)} files without a pinned SHA-256, such as {sorted(unknown)[0]}",
+            f"name the entity types that are wanted in ravel.types, or pin the archive: ravel.archive_sha256: {digest}",
+        )
     return contents

@@ -45,17 +45,19 @@ def parts(x: np.ndarray) -> Parts:
 def states(x: np.ndarray, best: Parts) -> dict[str, np.ndarray]:
     """What is written at the best layer, to ask what the model reads there in activations x (Q, T, K, d) of another layer.
 
-    All but the first are deviations from x's mean, added to the mean of the best layer, for the layers' means differ.
+    All but the first are deviations from x's mean, added to the mean of the best layer, for the layers' means differ; what comes of
+    this alone is `recentred`, with which the others are compared.
 
     Returns:
-        returned: x as it is. query_removed: without the query's part. other_removed: without the part of another query (a
-        control). task_removed: without the parts of query and task (a control: what is left is the answer's and the shots').
-        vector_only: the part of x along the task vectors of the best layer.
+        returned: x as it is. recentred: its deviations. query_removed: without the query's part. other_removed: without the
+        part of another query (a control). task_removed: without the parts of query and task (a control: what is left is of the
+        answer and the shots). vector_only: the part of x along the task vectors of the best layer.
     """
     here = parts(x)
     deviation = x - here.mean
     return {
         "returned": x,
+        "recentred": best.mean + deviation,
         "query_removed": best.mean + deviation - here.query,
         "other_removed": best.mean + deviation - np.roll(here.query, 1, axis=0),
         "task_removed": best.mean + deviation - here.query - here.task,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +156,7 @@ def train_sae(
     name: str,
     echo: Callable[[str], None],
     state_path: Path | None = None,
+    made_from: Mapping[str, Any] | None = None,
 ) -> tuple[JumpReLU, Any]:
     """Train an autoencoder on batches of raw activations.
 
@@ -165,6 +166,7 @@ def train_sae(
         scale: root mean squared norm of the activations; they are divided by it.
         sparsity: lambda.
         state_path: the file of the resumable state of a long run; removed by the caller once the result is written.
+        made_from: what the activations are; with the settings it tells the state of this training from another's.
 
     Returns:
         The autoencoder on raw activations, and the log (a row every 50 steps: loss, mse, l0).
@@ -239,6 +241,14 @@ def train_sae(
         name=name,
         tokens_per_step=config.batch_size,
         state_path=state_path,
+        made_from={
+            "seed": seed,
+            "sparsity": sparsity,
+            "settings": config.model_dump(mode="json"),
+            "shape": [d, config.width],
+            "scale": scale,
+            "activations": made_from,
+        },
         save_every=5000,
         echo=echo,
         on_step=unit_rows,

@@ -26,6 +26,7 @@ from inversescope.figures.tables import (
     tidy,
     uncovered_share,
 )
+from inversescope.show_frontier import frontier_lines
 from inversescope.show_icl import headline_icl
 from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line
 from inversescope.store import read_json, read_table
@@ -99,6 +100,7 @@ def headline(root: Path, config: Config, task: str, model: str) -> list[Line]:
         *_cells(fcr, features),
         *_refusal(refusal, epsilon),
         *_claim(results / "study.csv", epsilon, config.fcr.confidence),
+        *frontier_lines(root, task, model),
         *_bench(root / "results" / "bench"),
     ]
 

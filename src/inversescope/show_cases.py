@@ -14,6 +14,7 @@ from inversescope.case_studies import PUBLISHED
 from inversescope.config import Config, merge, parse_config
 from inversescope.figures.tables import tidy
 from inversescope.show import MISSED, NO_GOAL, NOT_MEASURED, Line, judge, section_table
+from inversescope.show_frontier import frontier_lines
 from inversescope.store import read_json, read_table
 
 #: What these experiments are asked.
@@ -21,8 +22,8 @@ ACCURACY, NEAR_CHANCE, NEAR_ONE, AGREEMENT = 0.99, 0.15, 0.9, 0.03
 
 
 def show_cases(root: Path, config: Config, console: Console | None = None) -> bool:
-    """Print the headline numbers of counting and addition on every model, the published one's too, and of IOI's causal checks; true
-    if no goal is missed."""
+    """Print the headline numbers of counting and addition on every model, the published one's too, of the frontier and of IOI's
+    causal checks; true if no goal is missed."""
     console = console or Console()
     good = True
     published = parse_config(merge(config.model_dump(mode="json"), PUBLISHED))
@@ -31,8 +32,9 @@ def show_cases(root: Path, config: Config, console: Console | None = None) -> bo
         experiment, own = whole.experiment(task, model), whole.of(task, model)
         if task in ("counting", "addition"):
             lines = case_lines(root, own, task, model)
-        elif task == "ioi" and experiment.patched:
-            lines = _causes(root / "results" / task / model, task)
+        elif task == "ioi":
+            lines = frontier_lines(root, task, model)
+            lines += _causes(root / "results" / task / model, task) if experiment.patched else []
         else:
             continue
         console.rule(Text(f"{experiment.task} / {experiment.model}"), align="left")
@@ -64,7 +66,8 @@ def case_lines(root: Path, config: Config, task: str, model: str) -> list[Line]:
 
 def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
     path = root / "data" / task / model / "target" / "target.json"
-    table = root / "results" / task / model / "target_import.csv"
+    results = root / "results" / task / model
+    table = results / "target_import.csv"
     settings = config.models[model]
     if settings.source == "checkpoint":
         found = float(read_table(table)["accuracy"].iloc[0]) if table.exists() else float("nan")
@@ -77,15 +80,20 @@ def _accuracy(root: Path, config: Config, task: str, model: str) -> list[Line]:
                 judge(found, found >= ACCURACY),
             )
         ]
-    found = float(read_json(path)["accuracy"]) if path.exists() else float("nan")
+    found = float("nan")
+    if path.exists():
+        found = float(read_json(path)["accuracy"])
+    elif (results / "target_selection.csv").exists():
+        chosen = read_table(results / "target_selection.csv")
+        found = float(chosen.loc[chosen["selected"], "accuracy"].iloc[0])
     gate = settings.training.gate_accuracy
     return [
         Line(
             "target",
             "right answers, held-out prompts",
             f"{found:.4f}",
-            f"≥ {gate} (gate)",
-            judge(found, found >= gate),
+            f"≥ {ACCURACY} (gate {gate})",
+            judge(found, found >= ACCURACY),
         )
     ]
 
@@ -233,8 +241,6 @@ def _completeness(results: Path, task: str, epsilon: float) -> list[Line]:
     means = refusal.groupby("variant")[["refusal_rate", "fcr_error"]].mean()
     lines = []
     for row in sizes.sort_values("n_parameters", kind="stable").to_dict("records"):
-        gap = abs(row["recall_1000"] - row["ideal_1000"])
-        judged = task == "addition" and row["variant"] == "default"
         name = row["variant"]
         beside = (
             f"; refusal {means.loc[name, 'refusal_rate']:.3f}, FCR error {means.loc[name, 'fcr_error']:.3f}, "
@@ -245,8 +251,20 @@ def _completeness(results: Path, task: str, epsilon: float) -> list[Line]:
                 section,
                 f"{name}, {row['n_parameters']:,} parameters",
                 f"{row['missed']:.3f}; {row['recall_1000']:.4f} / {row['ideal_1000']:.4f}{beside}",
-                f"recall within {AGREEMENT}" if judged else "",
-                judge(gap, gap <= AGREEMENT) if judged else NO_GOAL,
+                "",
+                NO_GOAL,
             )
         )
+    # Where even draws from P(x; z) find next to nothing, a small difference says nothing: so the largest of all numbers of draws.
+    recall = read_table(results / "completeness_recall.csv")
+    for name, part in recall.groupby("variant", sort=False):
+        short = part["ideal"] - part["recall"]
+        worst = part.loc[short.idxmax()]
+        judged = task == "addition" and name == "default"
+        text = f"{short.max():.3f} ({worst['site']}, {worst['draws']:,} draws: {worst['recall']:.3f} of {worst['ideal']:.3f})"
+        goal, verdict = (
+            (f"≤ {AGREEMENT}", judge(short.max(), short.max() <= AGREEMENT)) if judged else ("", NO_GOAL)
+        )
+        what = f"{name}: largest shortfall of recall behind P(x; z)'s own, over sites and draws"
+        lines.append(Line(section, what, text, goal, verdict))
     return lines

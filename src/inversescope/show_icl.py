@@ -20,7 +20,8 @@ ERRORS = (("generated", "plain"), ("generated", "mixed"), ("reweighted", "plain"
 #: What is shown of masking.csv, by kind: outcome, words.
 MASKING = {
     "returned": ("task", "task rate at the best layer, nothing taken out of the source"),
-    "query_removed": ("task", "the same, the query's part taken out"),
+    "recentred": ("task", "the same, the mean of the best layer instead of its own"),
+    "query_removed": ("task", "that, and the query's part taken out"),
     "other_removed": ("task", "control: another query's part taken out"),
     "task_removed": ("task", "control: the task's part taken out too"),
     "vector_only": ("task", "all but the task vector taken out"),

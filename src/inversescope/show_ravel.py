@@ -20,7 +20,7 @@ AGREEMENT, REFUSAL = 0.03, 0.15
 TIE = 0.01
 #: Decoding rules: suffix of a method's name -> in words.
 DECODINGS = {"": "plain", "_mixed": "cache mixing"}
-METHODS = ("sae_ravel", "sae_general", "probe", "nearest")
+METHODS = ("exact_top", "default_top", "paper_top", "sae_ravel", "sae_general", "probe", "nearest")
 #: Minutes that the whole study may take on two cores.
 MINUTES = 8.0
 #: Benchmark of training throughput, and its column with the ratio to the peer.

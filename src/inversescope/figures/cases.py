@@ -285,6 +285,7 @@ def plot_distances(
             ax.plot(x, part[column], marker, color=colour, label=name.replace("_", " "))
             if column == "fcr":
                 error_bars(ax, x, part["fcr"], part["ci_low"], part["ci_high"], colour)
+                ax.plot(x + 0.07, part["fcr_matched"], marker, color=colour, markerfacecolor="white")
         if column == "fcr":
             ax.axhline(float(part["chance"].iloc[0]), color=GREY, linestyle=":", linewidth=0.9)
         if column != "spread":

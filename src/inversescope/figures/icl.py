@@ -52,9 +52,10 @@ CONTROL_STYLE: dict[str, tuple[str, str, Any, str]] = {
     "returned": (SKY, "^", "-", "l to best layer"),
     "returned_masked": (PINK, "D", "--", "l to best, query hidden"),
 }
-#: What is taken out of the residual stream after block l before it is written at the best layer: style and label likewise.
+#: What is taken out of the residual stream after block l before it is written at the best layer, always with that layer's mean:
+#: style and label likewise.
 MASKING_STYLE: dict[str, tuple[str, str, Any, str]] = {
-    "returned": (SKY, "^", "-", "nothing"),
+    "recentred": (SKY, "^", "-", "nothing"),
     "query_removed": (GREEN, "o", "-", "query's part"),
     "other_removed": (GREY, "x", ":", "another query's part"),
     "task_removed": (PINK, "D", "--", "query's and task's parts"),

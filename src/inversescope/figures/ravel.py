@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inversescope.figures.samples import markdown
 from inversescope.figures.style import (
     BLACK,
     BLUE,
@@ -218,8 +219,7 @@ def _write(rows: pd.DataFrame, out: Path, about: str) -> list[Path]:
     write_table(rows, csv)
 
     def cell(value: object) -> str:
-        text = f"{value:.3f}" if isinstance(value, float) else str(value)
-        return text.replace("|", "\\|").replace("<", "&lt;")
+        return f"{value:.3f}" if isinstance(value, float) else markdown(str(value))
 
     lines = [about, "", "| " + " | ".join(rows.columns) + " |", "|" + " --- |" * len(rows.columns)]
     lines += ["| " + " | ".join(cell(v) for v in row) + " |" for row in rows.itertuples(index=False)]

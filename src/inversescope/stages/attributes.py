@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from inversescope.attributes import decisions, from_labels, score
+from inversescope.attributes import decisions, from_labels, most_likely, score
 from inversescope.kernel import distances, kernel_values, prepare
 from inversescope.stages.common import Context, echo, need
 from inversescope.stages.ravel import GENERAL, corpora, labels_of, sae_dir
@@ -23,7 +23,8 @@ def classify_attributes(context: Context, site: str) -> None:
 
     Methods: both variants of InverseScope (accepted draws; draws that match no template are "null" and count), the exact
     posterior, both autoencoders, linear probe, nearest neighbour, and two without an activation: the prior's shares, and a
-    classifier that always says no. Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and {site}.csv (scores),
+    classifier that always says no; `exact_top`, `default_top`, `paper_top` call the most likely attribute alone. Intervals are over
+    entities. Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and {site}.csv (scores),
     and results/{task}/{model}/bandwidth/{site}.csv: what the exact posterior reads from validation prompts by bandwidth.
     """
     from inversescope.probe import linear_probe, nearest_neighbour
@@ -86,12 +87,17 @@ def classify_attributes(context: Context, site: str) -> None:
         feature, _ = representatives(model, z["train"], label["train"], k)
         said[f"sae_{corpus}"] = (model.only(feature).features(z["test"]) > 0).astype(float)
 
+    # Shares against hard decisions: what the most likely attribute alone would score tells the two apart.
+    for name in ("exact", *config.studied_variants):
+        said[f"{name}_top"] = most_likely(said[name])
     nulls = {name.removesuffix("_null"): said.pop(name) for name in list(said) if name.endswith("_null")}
     table = pd.concat(
         [decisions(method, group, label["test"], value) for method, value in said.items()], ignore_index=True
     )
     settings = config.fcr
-    scores = score(table, settings.bootstrap, settings.confidence, config.seed)
+    # Prompts of one entity share its facts, so they stand or fall together.
+    entity = task.features_of(test)["entity"]
+    scores = score(table, settings.bootstrap, settings.confidence, config.seed, cluster=entity)
     scores["null_draws"] = [
         float(nulls[m][group == g].mean()) if m in nulls else np.nan
         for m, g in zip(scores["method"], scores["group"], strict=True)

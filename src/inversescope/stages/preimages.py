@@ -40,8 +40,10 @@ def compare_distances(context: Context) -> None:
     """Read each site under three distances, at bandwidths that hold the same share of the prior on average.
 
     Writes results/{task}/{model}/distances.csv: a row a (site, distance, feature) with epsilon, share (of the prior in a ball),
-    spread (standard deviation over targets of log10 of that share), empty (share of targets with none), overlap (Jaccard index with
-    the ball of the configured distance), exact fcr with interval, and refusal_{variant} of the raw candidates, judged anew.
+    spread (standard deviation over targets of log10 of that share), empty (share of targets with none), overlap (Jaccard index
+    with the ball of the configured distance), exact fcr with interval, fcr_matched with its own, over as many nearest prompts of
+    each target as lie in its ball of the configured distance (balls of a target are of one size under every distance), and
+    refusal_{variant} of the raw candidates, judged anew.
     """
     task, config = context.task, context.config
     target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
@@ -71,9 +73,10 @@ def compare_distances(context: Context) -> None:
             )
             if first.size == 0:
                 epsilon = config.kernel.epsilon
-                ball = first = d < epsilon
+                ball = first = matched = d < epsilon
                 level = float(ball.mean())
             else:
+                matched = nearest(d, first.sum(1))
                 epsilon = float(np.quantile(d, level))
                 ball = d < epsilon
             share = ball.mean(1)
@@ -94,7 +97,8 @@ def compare_distances(context: Context) -> None:
             some = np.where(share > 0, share, np.nan)
             for feature in config.fcr.features:
                 with np.errstate(invalid="ignore"):
-                    match = (ball & (labels[feature][None] == own[feature][:, None])).sum(1) / ball.sum(1)
+                    same = labels[feature][None] == own[feature][:, None]
+                    match = np.stack([(inside & same).sum(1) / inside.sum(1) for inside in (ball, matched)])
                 mean, low_, high = bootstrap_means(
                     match, config.fcr.bootstrap, config.fcr.confidence, config.seed
                 )
@@ -113,12 +117,24 @@ def compare_distances(context: Context) -> None:
                         "fcr": mean[0],
                         "ci_low": low_[0],
                         "ci_high": high[0],
+                        "fcr_matched": mean[1],
+                        "matched_low": low_[1],
+                        "matched_high": high[1],
                         "chance": task.chance(feature),
                         **refused,
                     }
                 )
         echo(f"compare_distances {site.label}: {len(DISTANCES)} distances at a share of {level:.4f}")
     write_table(pd.DataFrame(rows), context.results / "distances.csv")
+
+
+def nearest(d: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Which prompts (targets, prompts) are among each target's `count` (targets,) nearest; ties with the last one count too."""
+    chosen = np.zeros(d.shape, bool)
+    for row, (distance, n) in enumerate(zip(d, count, strict=True)):
+        if n:
+            chosen[row] = distance <= np.partition(distance, n - 1)[n - 1]
+    return chosen
 
 
 def _candidates(context: Context, label: str) -> dict[str, pd.DataFrame]:

@@ -42,7 +42,7 @@ def fetch_ravel(context: Context) -> None:
             "the embedded tables of RAVEL need no download", "set ravel.source: upstream to fetch the others"
         )
     mirror = None if config.mirror is None else Path(config.mirror)
-    manifest = fetch(context.root / SOURCE, mirror, config.archive_sha256)
+    manifest = fetch(context.root / SOURCE, mirror, config.archive_sha256, types=config.types)
     for text, labels in manifest["ambiguous_templates"].items():
         echo(f"fetch_ravel: template '{text}' stands for {' and '.join(labels)}: left out")
     unpinned = [name for name, file in manifest["files"].items() if not file["pinned"]]
@@ -209,7 +209,9 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
                 batches = Stream(x, config.batch_size, seed)
                 state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}.safetensors"
                 name = f"train_sae {corpus} {label} λ={sparsity:g}"
-                model, log = fit(batches, x.shape[1], scale, config, sparsity, seed, name, echo, state)
+                model, log = fit(
+                    batches, x.shape[1], scale, config, sparsity, seed, name, echo, state, made_from=meta
+                )
                 state.unlink(missing_ok=True)
                 feature, f1 = representatives(model, z["train"], labels["train"], n)
                 said = (model.only(feature).features(z["val"]) > 0).astype(float)
