@@ -109,7 +109,10 @@ def plot_sites(
         for name in variants:
             own = refused[(refused["variant"] == name) & refused["site"].isin(order)]
             x = own["site"].map(place) + shift[name]
-            ax.plot(x, own[column], "o", color=VARIANT_COLOUR[name])
+            told = rates[rates["by"] == name].groupby("site")["n_targets"].min()
+            few = (own["site"].map(told).fillna(0) < FEW_TARGETS).to_numpy() & (column == "fcr_error")
+            ax.plot(x[few], own[column][few], "o", color=VARIANT_COLOUR[name], markerfacecolor="white")
+            ax.plot(x[~few], own[column][~few], "o", color=VARIANT_COLOUR[name])
             if column == "refusal_rate":
                 error_bars(ax, x, own[column], own["ci_low"], own["ci_high"], VARIANT_COLOUR[name])
             rows = own.assign(by=name, quantity=column, value=own[column], feature="")
