@@ -377,7 +377,7 @@ def _claim(path: Path, epsilon: float, confidence: float) -> list[Line]:
 
 def _cost(root: Path) -> list[Line]:
     """Wall time and peak memory of the study, from results/bench/study.json."""
-    section = "cost of the embedded study on 2 cores, from an empty checkout"
+    section = "cost of this study on 2 cores, from an empty checkout"
     path = root / "results" / "bench" / "study.json"
     if not path.exists():
         return [
