@@ -181,7 +181,10 @@ def test_targets_and_prior_share_no_entity(study: Path) -> None:
 
 def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     table = scores(study)
-    methods = "always_no default default_mixed exact nearest paper paper_mixed prior probe sae_general sae_ravel".split()
+    methods = (
+        "always_no default default_mixed default_top exact exact_top nearest paper paper_mixed paper_top prior probe "
+        "sae_general sae_ravel"
+    ).split()
     for _, part in table.groupby(["group", "site"]):
         assert sorted(part["method"]) == methods
         assert part["n_targets"].nunique() == 1
