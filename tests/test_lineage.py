@@ -36,6 +36,7 @@ STAGES = {
     "estimates",
     "tables",
     "figures",
+    "causes",
     "study",
     "report",
     "records",
