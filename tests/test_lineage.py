@@ -199,7 +199,7 @@ DRAWN = {"plot_figures", "plot_study", "plot_frontier", "make_report"}
 EDITS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "confidence of intervals": (
         {"fcr": {"confidence": 0.9}},
-        AFTER_ESTIMATES | DRAWN,
+        {"check_causes", "plot_causes"} | AFTER_ESTIMATES | DRAWN,
     ),
     "evaluations a chain": (
         {"fcr": {"mcmc_evaluations": 7}},
