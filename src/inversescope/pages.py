@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from inversescope.case_studies import PUBLISHED
-from inversescope.config import Config, merge, parse_config
+from inversescope.config import Config
 from inversescope.figures.cases import ANSWER_FIGURES, CASE_FIGURES, CAUSE_FIGURES
 from inversescope.figures.ravel import FIGURES as RAVEL_FIGURES
 from inversescope.report import by_section, caption, picture, write_headline, write_page
 from inversescope.show import HEADLINES
-from inversescope.show_cases import case_lines
+from inversescope.show_cases import case_lines, with_published
 from inversescope.show_lines import Line
 from inversescope.show_ravel import headline as headline_ravel
 
@@ -58,9 +57,7 @@ def studies(root: Path, config: Config) -> Iterator[Study]:
             stem = f"{task}_{model}"
             figures = {f"{stem}_{name}": (title, name) for name, title in TASK_VECTORS.items()}
             yield Study(stem, f"In-context learning: {model}", task, lines, figures)
-    published = parse_config(merge(config.model_dump(mode="json"), PUBLISHED))
-    cases = {(e.task, e.model): whole for whole in (published, config) for e in whole.experiments.values()}
-    for (task, model), whole in cases.items():
+    for (task, model), whole in with_published(config).items():
         known = (task, model) in experiments
         if task in ("counting", "addition") and (known or (root / "results" / task / model).exists()):
             stem = f"{task}_{model}"

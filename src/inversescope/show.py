@@ -28,7 +28,7 @@ from inversescope.figures.tables import (
 )
 from inversescope.show_frontier import frontier_lines
 from inversescope.show_icl import headline_icl
-from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line
+from inversescope.show_lines import MET, MISSED, NO_GOAL, NOT_MEASURED, Line, judge
 from inversescope.store import read_json, read_table
 
 GROUPS = {"heads": "heads", "residual": "residual sites"}
@@ -176,11 +176,6 @@ def _need(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise InputError(f"{path} does not exist", "Run `make figures` (rule collect_tables)")
     return read_table(path)
-
-
-def judge(value: float, good: bool) -> str:
-    """The verdict on a number: met or missed, not measured where it is not finite."""
-    return NOT_MEASURED if not np.isfinite(value) else MET if good else MISSED
 
 
 def _faithfulness(fcr: pd.DataFrame, epsilon: float, features: list[str]) -> list[Line]:

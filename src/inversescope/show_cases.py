@@ -13,8 +13,9 @@ from rich.text import Text
 from inversescope.case_studies import PUBLISHED
 from inversescope.config import Config, merge, parse_config
 from inversescope.figures.tables import tidy
-from inversescope.show import MISSED, NO_GOAL, NOT_MEASURED, Line, judge, section_table
+from inversescope.show import section_table
 from inversescope.show_frontier import frontier_lines
+from inversescope.show_lines import MISSED, NO_GOAL, NOT_MEASURED, Line, judge
 from inversescope.store import read_json, read_table
 
 #: What these experiments are asked.
@@ -26,9 +27,7 @@ def show_cases(root: Path, config: Config, console: Console | None = None) -> bo
     causal checks; true if no goal is missed."""
     console = console or Console()
     good = True
-    published = parse_config(merge(config.model_dump(mode="json"), PUBLISHED))
-    studies = {(e.task, e.model): whole for whole in (published, config) for e in whole.experiments.values()}
-    for (task, model), whole in studies.items():
+    for (task, model), whole in with_published(config).items():
         experiment, own = whole.experiment(task, model), whole.of(task, model)
         if task in ("counting", "addition"):
             lines = case_lines(root, own, task, model)
@@ -42,6 +41,12 @@ def show_cases(root: Path, config: Config, console: Console | None = None) -> bo
             console.print(section_table([line for line in lines if line.section == section]))
         good &= not any(line.verdict == MISSED for line in lines)
     return good
+
+
+def with_published(config: Config) -> dict[tuple[str, str], Config]:
+    """Task and model of each experiment, the published counting model's first, and the configuration that it belongs to."""
+    published = parse_config(merge(config.model_dump(mode="json"), PUBLISHED))
+    return {(e.task, e.model): whole for whole in (published, config) for e in whole.experiments.values()}
 
 
 def case_lines(root: Path, config: Config, task: str, model: str) -> list[Line]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inversescope.show_lines import MET, MISSED, NOT_MEASURED, Line
+from inversescope.show_lines import NOT_MEASURED, Line, judge
 from inversescope.store import read_table
 
 #: `default` against InversionView at the same FCR error: times the mean refusal, share of the worst head's.
@@ -40,7 +40,7 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
         ours = f"default {row['refusal_rate']:.3f} at error {row['fcr_error']:.3f}"
         if row["n_reached"]:
             text = f"{row['ratio']:.2f} times ({row['other_refusal']:.3f}; {ours}), {row['n_reached']} of {row['n_seeds']} seeds"
-            verdict = MET if row["ratio"] >= TIMES else MISSED
+            verdict = judge(row["ratio"], row["ratio"] >= TIMES)
         else:
             # It has no setting that is as faithful: then its refusal there is beyond that of its most faithful one.
             times = row["refusal_there"] / row["refusal_rate"]
@@ -48,7 +48,7 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
                 f"never as faithful in {row['n_seeds']} seed(s): least error {row['least_error']:.3f}, refusing "
                 f"{row['refusal_there']:.3f}, {times:.2f} times ({ours})"
             )
-            verdict = MET if times >= TIMES else MISSED
+            verdict = judge(times, times >= TIMES)
         lines.append(Line(section, f"{other}: mean refusal", text, f"≥ {TIMES:g} times", verdict))
         if other in worst and "default" in worst:
             share = float(worst["default"] / worst[other])
@@ -58,7 +58,7 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
                     f"{other}: worst head, default's over its",
                     f"{share:.2f} ({worst['default']:.3f} / {worst[other]:.3f}, each under its headline setting)",
                     f"≤ {WORST:g}",
-                    MET if share <= WORST else MISSED,
+                    judge(share, share <= WORST),
                 )
             )
     return lines

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from inversescope.store import read_table
 
 MET, MISSED, NOT_MEASURED, NO_GOAL = "met", "missed", "not measured", ""
@@ -20,6 +22,11 @@ class Line:
     goal: str
     verdict: str
     paper: str = ""
+
+
+def judge(value: float, good: bool) -> str:
+    """The verdict on a number: met or missed, not measured where it is not finite."""
+    return NOT_MEASURED if not np.isfinite(value) else MET if good else MISSED
 
 
 #: Cores and memory that the cost of a study is measured against.
@@ -50,13 +57,13 @@ def cost_lines(root: Path, name: str, study: str, minutes: float) -> list[Line]:
             f"processor time of {int(table['jobs'].sum())} jobs, shared by {CORES} cores",
             f"{spent:.1f} min ({seconds:.0f} s in all)",
             f"≤ {minutes:g} min",
-            MET if spent <= minutes else MISSED,
+            judge(spent, spent <= minutes),
         ),
         Line(
             section,
             f"peak memory, {CORES} times the largest job's",
             f"{gib:.2f} GiB",
             f"< {MEMORY_GIB:g} GiB",
-            MET if gib < MEMORY_GIB else MISSED,
+            judge(gib, gib < MEMORY_GIB),
         ),
     ]
