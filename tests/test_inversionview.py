@@ -18,7 +18,14 @@ from conftest import MODEL, each, run
 from scipy import stats
 from torch import Tensor, nn
 
-from inversescope.config import DecodingConfig, IOIConfig, default_config, load_config, parse_config
+from inversescope.config import (
+    DecodingConfig,
+    IOIConfig,
+    VariantConfig,
+    default_config,
+    load_config,
+    parse_config,
+)
 from inversescope.errors import InputError
 from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.base import Condition
@@ -621,7 +628,9 @@ def test_least_refusal_at_an_error() -> None:
             ("paper", "plain", 0.2, 0.05),
         ]
     ]
-    table = matched(pd.DataFrame(rows)).set_index("other")
+    whole = matched(pd.DataFrame(rows))
+    assert not whole["lent"].any()
+    table = whole.set_index("other")
     assert table["other_refusal"]["inversionview"] == pytest.approx(0.3)
     assert table["ratio"]["inversionview"] == pytest.approx(math.sqrt(3.0 * 2.0))
     assert (
@@ -629,13 +638,26 @@ def test_least_refusal_at_an_error() -> None:
     )
     assert table["n_reached"]["paper"] == 0 and math.isnan(table["ratio"]["paper"])
     assert table["least_error"]["paper"] == pytest.approx(0.2)
+    # Our cache mixing, lent to another generator, is a row of its own.
+    lent = [row | {"decoding": "mixed", "fcr_error": 0.05, "refusal_rate": 0.2} for row in rows[1:8:4]]
+    table = matched(pd.DataFrame(rows + lent)).set_index(["other", "lent"])
+    assert table["other_refusal"]["inversionview", False] == pytest.approx(0.3)
+    # Between mixed (.05, .2) and b (.1, .1), a fifth of the way.
+    assert table["other_refusal"]["inversionview", True] == pytest.approx(0.18)
+    assert ("paper", True) not in table.index
 
 
 def test_parameters_are_about_equal_in_both_configurations() -> None:
-    """InversionView has within a tenth as many parameters as `paper`, counted from the shapes."""
+    """InversionView has within a tenth as many parameters as `paper`, and the wide one as `default`, counted from the shapes."""
 
     def decoder(v: int, t: int, layers: int, d: int, tied: bool) -> int:
         return v * d * (1 if tied else 2) + t * d + layers * (12 * d * d + 13 * d) + 2 * d
+
+    def injected(view: VariantConfig, d: int, layers: int, sites: int) -> int:
+        e = view.d_condition or d
+        w = d + e
+        blocks = view.site_map_blocks * (8 * w * w + 7 * w)
+        return blocks + layers * (w * d + 3 * d) + sites * e
 
     root = Path(__file__).resolve().parents[1] / "config"
     embedded = load_config([root / "config.yaml"])
@@ -650,8 +672,8 @@ def test_parameters_are_about_equal_in_both_configurations() -> None:
         layers = 4 if width == 64 else 12
         control = layers * (keys * (d + 1) + keys * (C + 1) + ours.n_heads * d * (C + 1) + 2 * d)
         total = backbone + control + sites * C * (width + 1)
-        e = view.d_condition or width
-        w = width + e
-        blocks = view.site_map_blocks * (8 * w * w + 7 * w)
-        total_view = backbone + blocks + layers * (w * d + 3 * d) + sites * e
-        assert total_view / total == pytest.approx(1.0, abs=0.1)
+        assert (backbone + injected(view, d, layers, sites)) / total == pytest.approx(1.0, abs=0.1)
+        if config is embedded:
+            # As measured (frontier.csv): what `default` reads of neighbours depends on the prompts' length.
+            wide = backbone + injected(config.variants["inversionview_wide_s0"], d, layers, sites)
+            assert wide / 1_922_840 == pytest.approx(1.0, abs=0.1)

@@ -479,7 +479,14 @@ class VariantConfig(Strict):
     generator: Literal["inversescope", "inversionview"] = Field(
         "inversescope", description="Architecture: backbone with control layers, or InversionView's decoder."
     )
-    base: Literal["paper", "default", "inversionview", "inversionview_noised", "inversionview_scratch"]
+    base: Literal[
+        "paper",
+        "default",
+        "inversionview",
+        "inversionview_noised",
+        "inversionview_wide",
+        "inversionview_scratch",
+    ]
     change: str = Field("", description="What this ablation changes, in words; empty for the bases.")
     study: Literal["", "dimension", "ablation", "sparse", "frontier", "capacity"] = Field(
         "", description="Part of the study that it belongs to."
@@ -1059,13 +1066,23 @@ INVERSIONVIEW = VariantConfig(
 FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, settings (the headline first)
     "paper": (PAPER, 1620, ["plain", "cool", "mixed"]),
     "default": (DEFAULT, 1200, ["plain", "cool", "cold", "mixed"]),
-    "inversionview": (INVERSIONVIEW, 1980, ["noise1", "plain", "noise4", "schedule"]),
+    "inversionview": (
+        INVERSIONVIEW,
+        1980,
+        ["noise1", "plain", "noise4", "schedule", "cool", "cold", "mixed"],
+    ),
     "inversionview_noised": (
         INVERSIONVIEW.model_copy(
             update={"base": "inversionview_noised", "pairs": "noise", "learning_rate": 2e-3}
         ),
         1380,
-        ["plain", "cool", "cold"],
+        ["plain", "cool", "cold", "mixed"],
+    ),
+    "inversionview_wide": (
+        # As many parameters as `default`.
+        INVERSIONVIEW.model_copy(update={"base": "inversionview_wide", "d_condition": 120}),
+        1980,
+        ["noise1", "plain", "noise4", "cool", "cold"],
     ),
     "inversionview_scratch": (
         INVERSIONVIEW.model_copy(
@@ -1075,8 +1092,8 @@ FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, se
         ["noise1", "noise4"],
     ),
 }
-# One seed takes about half an hour of one core; several make intervals over seeds.
-FRONTIER_SEEDS = (0,)
+FRONTIER_SEEDS = (0, 1, 2)
+FRONTIER_ONCE = ("inversionview_wide", "inversionview_scratch")  # controls, of the first seed alone
 FRONTIER_SHARE = 1 / 6  # of the steps, for the first seed: refusal against seconds of training
 
 
@@ -1091,7 +1108,7 @@ def frontier_variants() -> dict[str, VariantConfig]:
     variants = {}
     for base, (model, steps, settings) in FRONTIER_BASES.items():
         runs = [*((seed, 1.0) for seed in FRONTIER_SEEDS), (0, FRONTIER_SHARE)]
-        if base == "inversionview_scratch":
+        if base in FRONTIER_ONCE:
             runs = [(0, 1.0), (0, FRONTIER_SHARE)]
         for seed, share in runs:
             update = {

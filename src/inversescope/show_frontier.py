@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inversescope.show_lines import NOT_MEASURED, Line, judge
+from inversescope.show_lines import NO_GOAL, NOT_MEASURED, Line, judge
 from inversescope.store import read_table
 
 #: `default` against InversionView at the same FCR error: times the mean refusal, share of the worst head's.
 TIMES, WORST = 2.0, 0.6
+#: Decoding settings of `default` that are held against InversionView.
+REFERENCES = {"plain": "plain", "mixed": "cache mixing"}
 
 
 def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
-    """InversionView's refusal where it is as faithful as `default` (headline setting), and worst heads, from `make study`.
+    """InversionView's refusal where it is as faithful as `default`, plain or with cache mixing, and worst heads, from `make study`.
 
-    The goals: at least twice the mean refusal, and `default`'s worst head at most .6 of its."""
+    The goals: at least twice the mean refusal, and `default`'s worst head at most .6 of its. Where InversionView is lent our cache
+    mixing there is none: it tells the generator from the decoding."""
     results, tables = root / "results" / task / model, root / "results" / "tables"
     section = "Figure 5 and what it hides: refusal of heads where InversionView is as faithful as default"
     path = tables / f"{task}_{model}_frontier_matched.csv"
@@ -22,41 +25,41 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
         return [Line(section, "frontier", "not run: make study", f"≥ {TIMES:g} times", NOT_MEASURED)]
     rows = read_table(path)
     frontier = read_table(results / "frontier.csv")
-    frontier = frontier[frontier["headline"] & (frontier["share"] == 1)]
-    # Settings of InverseScope are VARIANT/SETTING.
-    name = (
-        frontier["setting"]
-        .str.split("/")
-        .str[0]
-        .where(frontier["generator"] == "inversescope", frontier["generator"])
-    )
-    worst = frontier.groupby(name)["worst_refusal"].mean()
+    frontier = frontier[frontier["share"] == 1]
+    heads = frontier[frontier["headline"]].groupby("variant")["worst_refusal"].mean()
+    ours = frontier[frontier["variant"] == "default"].groupby("decoding")["worst_refusal"].mean()
     lines = []
-    own = rows[rows["reference"] == "plain"]
-    for row in own.to_dict("records"):
-        other = row["other"]
-        if not other.startswith("inversionview"):
+    for row in rows.to_dict("records"):
+        other, reference = row["other"], row["reference"]
+        if reference not in REFERENCES or not other.startswith("inversionview"):
             continue
-        ours = f"default {row['refusal_rate']:.3f} at error {row['fcr_error']:.3f}"
+        own = f"default {row['refusal_rate']:.3f} at error {row['fcr_error']:.3f}"
         if row["n_reached"]:
-            text = f"{row['ratio']:.2f} times ({row['other_refusal']:.3f}; {ours}), {row['n_reached']} of {row['n_seeds']} seeds"
-            verdict = judge(row["ratio"], row["ratio"] >= TIMES)
+            times = row["ratio"]
+            text = f"{times:.2f} times ({row['other_refusal']:.3f}; {own}), {row['n_reached']} of {row['n_seeds']} seeds"
         else:
             # It has no setting that is as faithful: then its refusal there is beyond that of its most faithful one.
             times = row["refusal_there"] / row["refusal_rate"]
             text = (
                 f"never as faithful in {row['n_seeds']} seed(s): least error {row['least_error']:.3f}, refusing "
-                f"{row['refusal_there']:.3f}, {times:.2f} times ({ours})"
+                f"{row['refusal_there']:.3f}, {times:.2f} times ({own})"
             )
-            verdict = judge(times, times >= TIMES)
-        lines.append(Line(section, f"{other}: mean refusal", text, f"≥ {TIMES:g} times", verdict))
-        if other in worst and "default" in worst:
-            share = float(worst["default"] / worst[other])
+        against = f"default, {REFERENCES[reference]}, against {other}"
+        if row["lent"]:
+            lines.append(Line(section, f"{against} with our cache mixing: mean refusal", text, "", NO_GOAL))
+            continue
+        lines.append(
+            Line(
+                section, f"{against}: mean refusal", text, f"≥ {TIMES:g} times", judge(times, times >= TIMES)
+            )
+        )
+        if other in heads and reference in ours:
+            share = float(ours[reference] / heads[other])
             lines.append(
                 Line(
                     section,
-                    f"{other}: worst head, default's over its",
-                    f"{share:.2f} ({worst['default']:.3f} / {worst[other]:.3f}, each under its headline setting)",
+                    f"{against}: worst head, ours over its",
+                    f"{share:.2f} ({ours[reference]:.3f} / {heads[other]:.3f}, its headline setting)",
                     f"≤ {WORST:g}",
                     judge(share, share <= WORST),
                 )

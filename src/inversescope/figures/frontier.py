@@ -33,6 +33,7 @@ MARKER = {
     "default": "s",
     "inversionview": "^",
     "inversionview_noised": "D",
+    "inversionview_wide": "P",
     "inversionview_scratch": "v",
 }
 TITLE = {
@@ -40,6 +41,7 @@ TITLE = {
     "default": "InverseScope, default",
     "inversionview": "InversionView",
     "inversionview_noised": "InversionView, noise in training",
+    "inversionview_wide": "InversionView, as many parameters as default",
     "inversionview_scratch": "InversionView, from scratch",
 }
 #: Panels of Figure 5: each method as published, then each at its best here.
@@ -269,46 +271,57 @@ def matched(frontier: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         confidence: level of the Student t intervals of the logarithm of the ratio over seeds.
 
     Returns:
-        reference (setting of default), fcr_error, refusal_rate (of default), other, n_seeds, n_reached (seeds in which some
-        setting of the other is as faithful), other_refusal (least, mean over those), least_error (of any of its settings, mean
-        over seeds), refusal_there, ratio (other_refusal / refusal_rate, geometric mean), ci_low, ci_high.
+        reference (setting of default), fcr_error, refusal_rate (of default), other, lent (False: the other's own settings;
+        True: cache mixing beside these, which is ours), n_seeds, n_reached (seeds in which some setting of the other is as
+        faithful), other_refusal (least, mean over those), least_error (of any of its settings, mean over seeds), refusal_there,
+        ratio (other_refusal / refusal_rate, geometric mean), ci_low, ci_high.
     """
     rows = []
     ours = frontier[frontier["variant"] == "default"]
+    others = frontier[frontier["variant"] != "default"]
     for setting in dict.fromkeys(ours["decoding"]):
         own = ours[ours["decoding"] == setting].set_index("seed")
-        for other in [v for v in _order(frontier["variant"]) if v != "default"]:
-            theirs = frontier[frontier["variant"] == other]
-            reached, ratios, least, there, seeds = [], [], [], [], 0
-            for seed, part in theirs.groupby("seed"):
-                if seed not in own.index:
-                    continue
-                seeds += 1
-                error, refusal = part["fcr_error"].to_numpy(float), part["refusal_rate"].to_numpy(float)
-                least.append(error.min())
-                there.append(refusal[error.argmin()])
-                value = least_refusal(error, refusal, float(own.loc[seed, "fcr_error"]))
-                if np.isfinite(value):
-                    reached.append(value)
-                    ratios.append(np.log(value / own.loc[seed, "refusal_rate"]))
-            middle, half = t_interval(np.array(ratios, float), confidence)
-            rows.append(
-                {
-                    "reference": setting,
-                    "fcr_error": own["fcr_error"].mean(),
-                    "refusal_rate": own["refusal_rate"].mean(),
-                    "other": other,
-                    "n_seeds": seeds,
-                    "n_reached": len(reached),
-                    "other_refusal": np.mean(reached) if reached else np.nan,
-                    "least_error": np.mean(least) if least else np.nan,
-                    "refusal_there": np.mean(there) if there else np.nan,
-                    "ratio": np.exp(middle),
-                    "ci_low": np.exp(middle - half),
-                    "ci_high": np.exp(middle + half),
-                }
-            )
-    return pd.DataFrame(rows)
+        for other in _order(others["variant"]):
+            theirs = others[others["variant"] == other]
+            mixing = theirs["decoding"] == "mixed"
+            rows.append(_at_error(setting, own, other, theirs[~mixing], confidence) | {"lent": False})
+            if mixing.any():
+                rows.append(_at_error(setting, own, other, theirs, confidence) | {"lent": True})
+    columns = "reference fcr_error refusal_rate other lent n_seeds n_reached other_refusal least_error refusal_there ratio ci_low ci_high"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+def _at_error(
+    setting: str, own: pd.DataFrame, other: str, theirs: pd.DataFrame, confidence: float
+) -> dict[str, object]:
+    """One row of `matched`: `default` under one setting, a row a seed, against another generator's settings."""
+    reached, ratios, least, there, seeds = [], [], [], [], 0
+    for seed, part in theirs.groupby("seed"):
+        if seed not in own.index:
+            continue
+        seeds += 1
+        error, refusal = part["fcr_error"].to_numpy(float), part["refusal_rate"].to_numpy(float)
+        least.append(error.min())
+        there.append(refusal[error.argmin()])
+        value = least_refusal(error, refusal, float(own.loc[seed, "fcr_error"]))
+        if np.isfinite(value):
+            reached.append(value)
+            ratios.append(np.log(value / own.loc[seed, "refusal_rate"]))
+    middle, half = t_interval(np.array(ratios, float), confidence)
+    return {
+        "reference": setting,
+        "fcr_error": own["fcr_error"].mean(),
+        "refusal_rate": own["refusal_rate"].mean(),
+        "other": other,
+        "n_seeds": seeds,
+        "n_reached": len(reached),
+        "other_refusal": np.mean(reached) if reached else np.nan,
+        "least_error": np.mean(least) if least else np.nan,
+        "refusal_there": np.mean(there) if there else np.nan,
+        "ratio": np.exp(middle),
+        "ci_low": np.exp(middle - half),
+        "ci_high": np.exp(middle + half),
+    }
 
 
 def write_frontier_matched(frontier: pd.DataFrame, out: Path, confidence: float = 0.95) -> list[Path]:
@@ -320,7 +333,7 @@ def write_frontier_matched(frontier: pd.DataFrame, out: Path, confidence: float 
         "Each setting of InverseScope's `default`, and the least refusal that another generator reaches at an FCR error no "
         "larger, draws shared between two of its settings where that is better; seed by seed, ratios with their Student t "
         "intervals over seeds. “Reached” says in how many seeds any setting is as faithful; the last columns show the most "
-        "faithful setting.",
+        "faithful setting. “With mixing”: our cache mixing is lent to it, beside its own settings.",
         "",
         "| default | FCR error | refused | other | reached | refused | ratio | least FCR error | refused there |",
         "| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
@@ -330,7 +343,8 @@ def write_frontier_matched(frontier: pd.DataFrame, out: Path, confidence: float 
         ratio = f"{row['ratio']:.2f}{interval}" if np.isfinite(row["ratio"]) else "–"
         refused = f"{row['other_refusal']:.3f}" if np.isfinite(row["other_refusal"]) else "–"
         lines.append(
-            f"| {row['reference']} | {row['fcr_error']:.3f} | {row['refusal_rate']:.3f} | {row['other']} | "
+            f"| {row['reference']} | {row['fcr_error']:.3f} | {row['refusal_rate']:.3f} | {row['other']}"
+            f"{', with mixing' if row['lent'] else ''} | "
             f"{row['n_reached']} of {row['n_seeds']} | {refused} | {ratio} | {row['least_error']:.3f} | "
             f"{row['refusal_there']:.3f} |"
         )

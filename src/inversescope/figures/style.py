@@ -45,6 +45,7 @@ VARIANT_COLOUR = {
     "exact": BLACK,
     "inversionview": GREEN,
     "inversionview_noised": PINK,
+    "inversionview_wide": ORANGE,
     "inversionview_scratch": GREY,
 }
 #: Colour and marker of each estimator and control where one variant's are compared.
