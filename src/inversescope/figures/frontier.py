@@ -287,7 +287,10 @@ def matched(frontier: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
             rows.append(_at_error(setting, own, other, theirs[~mixing], confidence) | {"lent": False})
             if mixing.any():
                 rows.append(_at_error(setting, own, other, theirs, confidence) | {"lent": True})
-    columns = "reference fcr_error refusal_rate other lent n_seeds n_reached other_refusal least_error refusal_there ratio ci_low ci_high"
+    columns = (
+        "reference fcr_error refusal_rate other lent n_seeds n_reached other_refusal least_error refusal_there ratio "
+        "ci_low ci_high"
+    )
     return pd.DataFrame(rows, columns=columns.split())
 
 
