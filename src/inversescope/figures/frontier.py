@@ -49,12 +49,15 @@ PANELS = (("paper", "inversionview"), ("default", "inversionview_noised"))
 BINS = np.linspace(0.0, 1.0, 21)
 
 
-# Where the label of a setting stands, from its mark, in points: settings that change little lie close to each other.
-BESIDE = {
-    "plain": ((0, -8), "center"),
-    "noise1": ((0, 5), "center"),
-    "schedule": ((4, -2), "left"),
-    "mixed": ((-4, -6), "right"),
+#: Marker of each decoding setting in the frontier, where colours are generators.
+SETTING_MARKER = {
+    "plain": "o",
+    "cool": "s",
+    "cold": "D",
+    "noise1": "v",
+    "noise4": "^",
+    "schedule": ">",
+    "mixed": "*",
 }
 
 
@@ -162,7 +165,7 @@ def plot_refusal_seconds(time: pd.DataFrame, out: Path, epsilon: float) -> list[
 
 @styled
 def plot_frontier(frontier: pd.DataFrame, out: Path, epsilon: float) -> list[Path]:
-    """The frontier: refusal against FCR error and against the entropy gap; a line a generator through its settings.
+    """The frontier: refusal against FCR error and against the entropy gap; a colour a generator, a mark a decoding setting.
 
     Large marks are means over seeds (filled: the setting under which the generator is quoted), small ones seeds.
 
@@ -190,42 +193,62 @@ def plot_frontier(frontier: pd.DataFrame, out: Path, epsilon: float) -> list[Pat
     axes[1].axvline(0, color=BLACK, linewidth=0.6)
     axes[1].axvspan(-0.5, 0.5, color=GREEN, alpha=0.08, linewidth=0)
     panel_letters(axes)
-    figure.legend(handles=_handles(_order(rows["variant"])), loc="outside lower center", ncols=3)
+    settings = [name for name in SETTING_MARKER if name in set(rows["decoding"])]
+    marks = [
+        Line2D(
+            [],
+            [],
+            color=BLACK,
+            marker=SETTING_MARKER[name],
+            markerfacecolor="white",
+            linestyle="",
+            label=name,
+        )
+        for name in settings
+    ]
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), handletextpad=0.1)
+    generators = [
+        Line2D([], [], color=VARIANT_COLOUR.get(v, GREY), linewidth=3, label=TITLE.get(v, v))
+        for v in _order(rows["variant"])
+    ]
+    figure.legend(handles=generators, loc="outside lower center", ncols=2)
     return save(figure, rows, out)
 
 
 def _line(ax: Axes, rows: pd.DataFrame, variant: str, metric: str) -> None:
-    """Settings of one generator, in order of refusal, joined by a line."""
-    colour, marker = VARIANT_COLOUR.get(variant, GREY), MARKER.get(variant, "x")
+    """Settings of one generator, in order of refusal, joined by a line; cache mixing, which is lent to all but `default`, apart."""
+    colour = VARIANT_COLOUR.get(variant, GREY)
     rows = rows.assign(headline=rows["headline"].astype(bool))
     mean = rows.groupby("decoding", sort=False).agg(
         {metric: "mean", "refusal_rate": "mean", "headline": "first"}
     )
     mean = mean.sort_values("refusal_rate", kind="stable")
-    ax.plot(mean[metric], mean["refusal_rate"], color=colour, linewidth=0.9, alpha=0.6, zorder=1)
-    ax.plot(
-        rows[metric], rows["refusal_rate"], marker, color=colour, markersize=2, alpha=0.5, markeredgewidth=0
-    )
-    ax.scatter(
-        mean[metric],
-        mean["refusal_rate"],
-        s=24,
-        marker=marker,
-        facecolor=[colour if chosen else "white" for chosen in mean["headline"]],
-        edgecolor=colour,
-        linewidth=1.0,
-        zorder=3,
-    )
+    joined = mean if variant == "default" else mean.drop("mixed", errors="ignore")
+    ax.plot(joined[metric], joined["refusal_rate"], color=colour, linewidth=0.9, alpha=0.6, zorder=1)
     for name, row in mean.iterrows():
-        offset, align = BESIDE.get(str(name), ((4, 2), "left"))
-        ax.annotate(
-            str(name),
-            (row[metric], row["refusal_rate"]),
-            xytext=offset,
-            textcoords="offset points",
-            ha=align,
-            fontsize=5.2,
-            color=colour,
+        marker = SETTING_MARKER.get(str(name), "x")
+        size = 46 if marker == "*" else 22
+        seeds = rows[rows["decoding"] == name]
+        if len(seeds) > 1:
+            ax.scatter(
+                seeds[metric],
+                seeds["refusal_rate"],
+                s=size / 5,
+                marker=marker,
+                color=colour,
+                alpha=0.45,
+                linewidth=0,
+            )
+        face = colour if row["headline"] else "white"
+        ax.scatter(
+            row[metric],
+            row["refusal_rate"],
+            s=size,
+            marker=marker,
+            facecolor=face,
+            edgecolor=colour,
+            linewidth=1.0,
+            zorder=3,
         )
 
 
