@@ -14,16 +14,21 @@ from torch import nn
 
 from inversescope.config import IOIConfig
 from inversescope.generator.backbone import BackboneShape
+from inversescope.generator.base import ConditionalGenerator
 from inversescope.generator.inversescope import Condition, GeneratorShape, InverseScope
+from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.kernel import paired_distances
 from inversescope.models import encode, word_tokenizer
 from inversescope.neighbours import Cache
+from inversescope.ops import ENOUGH
 from inversescope.pairs import KernelPairs, Prompts, encode_prompts
 from inversescope.sampling import (
     Draws,
     Mixer,
     decode,
     log_prob_rows,
+    log_q,
+    log_q_marginal,
     make_condition,
     make_mixer,
     stream_uniforms,
@@ -367,6 +372,121 @@ def test_streams_are_uniform_and_their_own() -> None:
     np.testing.assert_array_equal(stream_uniforms(1, "a", np.array([9]), np.array([5]), 3)[0, 0], u[9, 5, :3])
     assert not np.isin(stream_uniforms(2, "a", np.arange(30), np.arange(40), 17), u).any()
     assert not np.isin(stream_uniforms(1, "b", np.arange(30), np.arange(40), 17), u).any()
+
+
+# Batches: on a CPU not a bit depends on how many targets are drawn for at a time
+
+COMPANY = (1, 3, 5, 13)  # targets at a time; the last is all of them
+
+
+def make_wide_model(kind: str) -> ConditionalGenerator:
+    """A generator of a vocabulary, heads and words that fill no vectors (81, 5 and 41)."""
+    backbone = BackboneShape(81, 16, 2, 2, 48, 96)
+    model: ConditionalGenerator
+    if kind == "InversionView":
+        model = InversionView(InversionViewShape(backbone, {"s": 11}, {"s": 1.0}, d_site=10, n_blocks=2))
+    else:
+        attends = kind == "neighbours"
+        words = tuple(range(1, 42)) if attends else ()
+        heads = 3 if attends else 32
+        shape = GeneratorShape(
+            backbone, {"s": 11}, {"s": 1.0}, heads, 8, 24, 1, neighbour_logits=attends, words=words
+        )
+        model = InverseScope(shape)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    if model.neighbour_words is not None:
+        model.neighbour_words.prior.uniform_(0.2, 0.8)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["InverseScope", "neighbours", "InversionView"])
+@pytest.mark.parametrize("draws", [1, 6, 30])
+def test_draws_are_the_same_bits_in_any_batch(kind: str, draws: int) -> None:
+    """Plain and with cached neighbours mixed in; with a single draw a target, each at a temperature of its own."""
+    model, count, length = make_wide_model(kind), COMPANY[-1], 8
+    rng, z = np.random.default_rng(0), torch.randn(count, 11)
+    counts = [0, 1, 3, 60, 40, 128, 64, 65, *rng.integers(0, 129, count - 8)]  # few alone, then with many
+    cached = [rng.integers(0, 81, (n, length)) for n in counts]
+    u = stream_uniforms(0, "s", np.arange(count), np.arange(draws), length)
+    temperature = np.linspace(0.7, 1.5, count) if draws == 1 else np.ones(count)
+
+    def drawn(company: int, mixed: bool) -> tuple[np.ndarray, np.ndarray]:
+        parts = []
+        # Where each has a single draw there are several, as a schedule has steps: the last one is not left alone.
+        for part in np.array_split(np.arange(count), -(-count // company)):
+            near = [cached[i] for i in part]
+            parts.append(
+                decode(
+                    model,
+                    Condition({"s": z[part]}),
+                    u[part],
+                    end=END,
+                    temperature=temperature[part] if draws == 1 else 1.0,
+                    mixer=Mixer(near, 81, 5.0) if mixed else None,
+                    neighbours=Mixer(near, 81, 1.0) if kind == "neighbours" else None,
+                    width=1 if draws == 1 else ENOUGH,
+                )
+            )
+        return np.concatenate([p.tokens for p in parts]), np.concatenate([p.log_q for p in parts])
+
+    for mixed in (False, True):
+        tokens, log_qs = drawn(count, mixed)
+        for company in COMPANY[draws == 1 : -1]:
+            some = drawn(company, mixed)
+            np.testing.assert_array_equal(some[0], tokens)
+            np.testing.assert_array_equal(some[1], log_qs)
+
+
+@pytest.mark.parametrize("kind", ["InverseScope", "neighbours", "InversionView"])
+def test_log_q_is_the_same_bits_in_any_batch(kind: str) -> None:
+    """Of cached prompts, and without their activations."""
+    model, count, length = make_wide_model(kind), COMPANY[-1], 7
+    rng, condition = np.random.default_rng(1), Condition({"s": torch.randn(count, 11)})
+    prompts = encode_prompts([rng.integers(1, 81, 3 if i < 40 else length - 1) for i in range(90)], END)
+    tokens = prompts.tokens.astype(np.int64)
+    rows, owner = rng.integers(0, 90, 60), np.sort(rng.integers(0, count, 60))
+    near = None
+    if kind == "neighbours":
+        # The later a target, the more of its own prompts it attends to.
+        lists = [np.unique(rows[owner == i])[: i + 1] for i in range(count)]
+        near = Mixer([tokens[some, 1:] for some in lists], 81, 1.0)
+    found = [log_prob_rows(model, condition, owner, prompts, rows, batch, near) for batch in (1000, 2, 23)]
+    for one in found[1:]:
+        np.testing.assert_array_equal(one, found[0])
+    if kind == "neighbours":
+        return
+    folded, companions = model.fold(condition), (owner[:, None] + np.arange(3)) % count
+    temperature, asked = np.linspace(0.7, 1.5, count), tokens[rows, 1:]
+    whole = log_q_marginal(model, folded, asked, companions, end=END, temperature=temperature)
+    for size in (3, 23):
+        parts = [
+            log_q_marginal(
+                model,
+                folded,
+                asked[low : low + size],
+                companions[low : low + size],
+                end=END,
+                temperature=temperature,
+            )
+            for low in range(0, len(asked), size)
+        ]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    alone = log_q(model, folded, owner, asked, end=END, temperature=temperature)
+    assert np.isfinite(alone).all() and not np.array_equal(alone, whole)
+
+
+def test_neighbours_are_the_same_bits_in_any_batch() -> None:
+    rng = np.random.default_rng(0)
+    cache = Cache(rng.standard_normal((700, 24)).astype(np.float32), least=ENOUGH)
+    queries = cache.prepare(rng.standard_normal((40, 24)).astype(np.float32))
+    for limit in (None, 9):
+        whole = cache.search(queries, 0.8, limit=limit)
+        for size in (1, 3, 19):
+            parts = [cache.search(queries[low : low + size], 0.8, limit=limit) for low in range(0, 40, size)]
+            for name in ("rows", "distance", "scanned"):
+                found = np.concatenate([getattr(part, name) for part in parts])
+                np.testing.assert_array_equal(found, getattr(whole, name))
 
 
 # Conditions and cached prompts

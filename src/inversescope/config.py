@@ -666,7 +666,9 @@ class SamplingConfig(Strict):
     settings: dict[str, DecodingConfig] = Field(
         FRONTIER_SETTINGS, description="Further decoding settings, which variants name."
     )
-    batch: int = Field(2048, ge=1)
+    batch: int = Field(
+        2048, ge=1, description="Draws at a time: bounds the memory, makes no difference to results."
+    )
 
     @field_validator("settings")
     @classmethod

@@ -48,11 +48,14 @@ class Cache:
         z: activations (N, d), or (N, P, d) at P positions, the nearest of which counts; a NumPy array or memory map.
         distance: name of the distance.
         block: rows compared at a time; bounds the memory at Q * block floats.
+        least: queries that a search compares at a time, at least; with `ops.ENOUGH` a distance has the same bits however many
+            queries are looked up together.
     """
 
-    def __init__(self, z: np.ndarray, distance: str = "cosine", block: int = 4096) -> None:
+    def __init__(self, z: np.ndarray, distance: str = "cosine", block: int = 4096, least: int = 1) -> None:
         self.distance = distance
         self.block = block
+        self.least = least
         self.keys = prepare(z, distance)
         self.size = int(z.shape[0])
 
@@ -88,7 +91,10 @@ class Cache:
         while done < length and active.size:
             low = (first + done) % self.size
             high = min(low + step, self.size, low + length - done)
-            d = distances(queries[active], self.keys[low:high], self.distance)
+            some = queries[active]
+            if len(some) < self.least:
+                some = np.resize(some, (self.least, some.shape[1]))  # repeats them
+            d = distances(some, self.keys[low:high], self.distance)[: len(active)]
             hit = d < radius[active][:, None]
             flat = np.flatnonzero(hit)
             query, column = np.divmod(flat, high - low)

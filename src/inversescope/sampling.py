@@ -3,7 +3,8 @@
 A target's draws that have begun alike are one row until they part: its prefix is computed once (between a third and half of the
 work of a hundred draws). The row's folded control layers are shared by all of its target's rows, never copied. Each draw has its
 own random stream, keyed by (seed, site, decoding, target, draw), so that what is drawn does not depend on the batch size or
-the order of jobs.
+the order of jobs. Nor do the last bits of log q, in float32 on a CPU: products have `ops.ENOUGH` rows at least, and tables of
+neighbours a width that none of them notices.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from inversescope.generator.base import Condition, ConditionalGenerator, Folded
 from inversescope.generator.inversescope import ByOwner, NeighbourWords
 from inversescope.kernel import support_radius
 from inversescope.neighbours import Cache
+from inversescope.ops import ENOUGH
 from inversescope.pairs import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 _PAGE = 64  # numbers of a draw that follow each other in a stream
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
+# Sums over a target's neighbours are taken in parts whose size follows from the table's width. So few neighbours are all in the
+# first one, and empty places behind them change nothing.
+FEW_NEIGHBOURS = 64
 
 
 def stream_uniforms(
@@ -91,9 +96,16 @@ class Mixer:
         """Node, first row and number of rows of every target."""
         return np.arange(len(self.root_count)), self.root_start, self.root_count
 
-    def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences as one table (targets, K, T), K at least 1, and which of its rows hold one, (targets, K) bool."""
+    def padded(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The sequences as one table (targets, K, T), and which of its rows hold one, (targets, K) bool.
+
+        Args:
+            most: neighbours that a target may have. K is for so many as soon as a target has more than `FEW_NEIGHBOURS`.
+        """
         width = max(1, int(self.root_count.max(initial=0)))
+        if width > FEW_NEIGHBOURS:
+            width = max(width, most)
+        width = -(-width // ENOUGH) * ENOUGH
         table = np.zeros((len(self.sequences), width, self.sequences[0].shape[1]), np.int64)
         for target, rows in enumerate(self.sequences):
             table[target, : len(rows)] = rows
@@ -157,6 +169,7 @@ def decode(
     mixer: Mixer | None = None,
     grammar: Automaton | None = None,
     neighbours: Mixer | None = None,
+    width: int = ENOUGH,
 ) -> Draws:
     """Draw sequences for B targets: uniforms (B, draws, T) give one token each.
 
@@ -165,6 +178,7 @@ def decode(
         mixer: mixes cached neighbours in (one root a target, in the same order).
         grammar: masks tokens that leave the prior's grammar.
         neighbours: what the generator attends to, if it attends to neighbours.
+        width: rows of a target to compute with, at least. 1 does where each of several targets always has a single draw.
     """
     device = next(model.parameters()).device
     targets, draws, length = uniforms.shape
@@ -172,7 +186,7 @@ def decode(
     folded = model.fold(condition)
     out = np.full(u.shape, end, np.int64)
     log_q = np.zeros(len(u))
-    tree = _Tree(model, folded, np.repeat(np.arange(targets), draws), length, end)
+    tree = _Tree(model, folded, np.repeat(np.arange(targets), draws), length, end, width)
     state = np.full(targets, grammar.start if grammar is not None else 0, np.int64)
     mixed = mixer.roots() if mixer is not None else None
     attended = neighbours.roots() if neighbours is not None else None
@@ -184,7 +198,7 @@ def decode(
             evidence = None
             if words is not None:
                 words.read(tree.token, tree.owner)
-                evidence = words.evidence(words.scores, tree.owner)
+                evidence = words.evidence(words.scores, tree.owner, tree.width)
             readout = model.readout(folded, counts, tree.owner, evidence)
         logits = model.backbone.logits(h, readout).double()
         if isinstance(temperature, np.ndarray):
@@ -259,12 +273,20 @@ class _Tree:
         row_of: (m,) their rows.
         owner: (rows,) whose beginning it is; a tensor on the generator's device.
         token: (rows,) its last token.
+        width: rows of an owner to compute with, at least.
     """
 
     def __init__(
-        self, model: ConditionalGenerator, folded: Folded, owner: np.ndarray, length: int, end: int
+        self,
+        model: ConditionalGenerator,
+        folded: Folded,
+        owner: np.ndarray,
+        length: int,
+        end: int,
+        width: int = ENOUGH,
     ) -> None:
         """Every target's root: owner (sequences,) says whose each sequence is, `length` how many steps there may be."""
+        self.width = width
         self.model, self.folded, self.end, self.position = model, folded, end, 0
         self.cache = model.backbone.take_cache(len(owner), length)
         self.alive, self.row_of = np.arange(len(owner)), owner
@@ -275,7 +297,7 @@ class _Tree:
         """Final hidden states (rows, D) after each row's last token."""
         device = self.folded.latent.device
         token = torch.from_numpy(self.token).to(device)
-        return self.model.step(token, self.position, self.cache, self.folded, self.owner)
+        return self.model.step(token, self.position, self.cache, self.folded, self.owner, self.width)
 
     def children(self, following: np.ndarray) -> _Children:
         """Children by the token (m,) that each sequence goes on with."""
@@ -326,8 +348,8 @@ class _WordScores:
         present: (targets, K) bool.
     """
 
-    def __init__(self, words: NeighbourWords, neighbours: Mixer, device: torch.device) -> None:
-        table, present = neighbours.padded()
+    def __init__(self, words: NeighbourWords, neighbours: Mixer, device: torch.device, most: int) -> None:
+        table, present = neighbours.padded(most)
         self.words, self.present = words, torch.from_numpy(present).to(device)
         self.bags = words.bags(torch.from_numpy(table).to(device))
         self.scores = torch.zeros(self.present.shape, device=device)
@@ -337,7 +359,7 @@ class _WordScores:
         """Scores before anything is written; None if the generator does not attend by words."""
         if model.neighbour_words is None or neighbours is None:
             return None
-        return _WordScores(model.neighbour_words, neighbours, device)
+        return _WordScores(model.neighbour_words, neighbours, device, model.shape.n_condition)
 
     def read(self, token: np.ndarray, owner: Tensor) -> None:
         """Add what each row's last token says."""
@@ -348,9 +370,9 @@ class _WordScores:
         """Go on with rows that continue the rows `parent`."""
         self.scores = self.scores[torch.from_numpy(parent).to(self.scores.device)]
 
-    def evidence(self, scores: Tensor, owner: Tensor, present: Tensor | None = None) -> Tensor:
+    def evidence(self, scores: Tensor, owner: Tensor, width: int, present: Tensor | None = None) -> Tensor:
         """Evidence (n, W) from scores (n, K) for the activations `owner` (n,); `present` (n, K) if it is each row's own."""
-        rows = ByOwner(owner, len(self.bags))
+        rows = ByOwner(owner, len(self.bags), max(width, 4))  # a single one would be multiplied as a vector
         here = self.present[:, None] if present is None else rows.spread(present)
         return rows.gather(self.words.evidence(rows.spread(scores), here, self.bags))
 
@@ -402,10 +424,11 @@ def log_q(
     device = folded.latent.device
     n, length = tokens.shape
     x = torch.from_numpy(np.concatenate([np.full((n, 1), end), tokens[:, :-1]], 1)).to(device)
-    rows = torch.from_numpy(owner).to(device)
-    logits = model.logits(x, folded, owner=rows).double()
+    used, of = np.unique(owner, return_inverse=True)
+    here, rows = folded.rows(torch.from_numpy(used).to(device)), torch.from_numpy(of).to(device)
+    logits = model.logits(x, here, owner=rows).double()
     if temperature is not None:
-        logits = logits / torch.from_numpy(temperature).to(device)[rows, None, None]
+        logits = logits / torch.from_numpy(temperature[owner]).to(device)[:, None, None]
     if grammar is not None:
         state = np.full(n, grammar.start, np.int64)
         masks = []
@@ -550,7 +573,7 @@ def log_prob_rows(
             near = Mixer([neighbours.sequences[target] for target in targets], neighbours.vocabulary, 1.0)
             words = _WordScores.of(model, near, device)
         if words is not None:
-            table, present = near.padded()
+            table, present = near.padded(model.shape.n_condition)
             others = present[of] & (table[of] != tokens[:, None, 1:]).any(-1)
         tree = _Tree(model, here, of, length - 1, int(tokens[0, 0]))
         for position in range(length - 1):
@@ -565,7 +588,7 @@ def log_prob_rows(
                 if words is not None and others is not None:
                     words.read(tree.token, tree.owner)
                     besides = torch.from_numpy(others[alive]).to(device)
-                    evidence = words.evidence(words.scores[row_of], whose, besides)
+                    evidence = words.evidence(words.scores[row_of], whose, tree.width, besides)
                 h, row_of = h[row_of], torch.arange(len(alive), device=device)
                 own = torch.from_numpy(np.ascontiguousarray(counts[alive, position])).to(device)
                 readout = model.readout(here, own, whose, evidence)

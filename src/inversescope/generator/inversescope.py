@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
 from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.ops import tanh
+from inversescope.ops import ENOUGH, elementwise, linear, tanh
 
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
 
@@ -85,9 +85,9 @@ class ControlLayer(nn.Module):
         self.query = Linear(d_model, n_heads * d_head)
         self.key = Linear(d_condition, n_heads * d_head)
         self.value = Linear(d_condition, n_heads * d_model)
-        for linear in (self.query, self.key):
-            nn.init.kaiming_uniform_(linear.weight, nonlinearity="linear")
-            nn.init.zeros_(linear.bias)
+        for layer in (self.query, self.key):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
+            nn.init.zeros_(layer.bias)
         # V zero at the start: the untrained generator is the backbone, exactly (paper, C.2).
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
@@ -97,7 +97,9 @@ class ControlLayer(nn.Module):
         B = c.shape[0]
         k = self.key(c).view(B, self.n_heads, self.d_head) * self.d_head**-0.5
         weight = self.query.weight.view(self.n_heads, self.d_head, -1)
-        keys = torch.bmm(k.transpose(0, 1), weight).transpose(0, 1)
+        # Training has more anyway.
+        enough = F.pad(k, (0, 0, 0, 0, 0, max(0, ENOUGH - B)))
+        keys = torch.bmm(enough.transpose(0, 1), weight).transpose(0, 1)[:B]
         offsets = torch.einsum("bhk,hk->bh", k, self.query.bias.view(self.n_heads, self.d_head))
         return keys, offsets, self.value(c).view(B, self.n_heads, -1)
 
@@ -118,7 +120,12 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        return x + self.down(F.gelu(self.up(self.norm(x))))
+        return x + self.down(elementwise(F.gelu, self.up(self.norm(x))))
+
+
+def _gate(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer with one output; outside training by oneDNN, which rounds a row alike whatever rows are beside it."""
+    return layer(x) if torch.is_grad_enabled() else linear(x, layer.weight, layer.bias)
 
 
 class NeighbourLogits(nn.Module):
@@ -141,9 +148,10 @@ class NeighbourLogits(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor, counts: Tensor) -> Tensor:
         """What is added to the logits: h (..., D), c (..., C), counts (..., V) -> (..., V)."""
-        total = torch.log1p(counts.sum(-1, keepdim=True)) / 3.0
-        gate = F.softplus(self.from_hidden(h) + self.from_condition(c) + self.from_count * total)
-        return gate * torch.log1p(counts * torch.exp(-self.log_kappa))
+        total = elementwise(torch.log1p, counts.sum(-1, keepdim=True)) / 3.0
+        said = _gate(self.from_hidden, h) + _gate(self.from_condition, c)
+        gate = elementwise(F.softplus, said + self.from_count * total)
+        return gate * elementwise(torch.log1p, counts * torch.exp(-self.log_kappa))
 
 
 class NeighbourWords(nn.Module):
@@ -210,11 +218,11 @@ class NeighbourWords(nn.Module):
         a = torch.softmax(scores.masked_fill(~present, -1e4), -1) * present
         n = present.any(-1, keepdim=True) / (a * a).sum(-1, keepdim=True).clamp_min(1e-9)
         vote, kappa = torch.bmm(a, bags)[..., :-1], torch.exp(self.log_kappa)
-        return torch.log((n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
+        return elementwise(torch.log, (n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
 
     def forward(self, h: Tensor, evidence: Tensor) -> Tensor:
         """What is added to the logits: h (..., D), evidence (..., W) -> (..., V)."""
-        gate = F.softplus(self.from_hidden(h) + self.from_word)
+        gate = elementwise(F.softplus, _gate(self.from_hidden, h) + self.from_word)
         return h.new_zeros(*h.shape[:-1], self.vocabulary).index_copy(-1, self.words, gate * evidence)
 
 
@@ -223,13 +231,16 @@ class ByOwner:
 
     Args:
         owner: (n,) which of `count` activations each row belongs to.
+        least: width, at least, which then is a multiple of 4 (what processors multiply at a time). With `ENOUGH`, a row's product
+            does not depend on how many rows there are of any activation.
     """
 
-    def __init__(self, owner: Tensor, count: int) -> None:
+    def __init__(self, owner: Tensor, count: int, least: int = 1) -> None:
         order = torch.argsort(owner, stable=True)
         sizes = torch.bincount(owner, minlength=count)
         first = sizes.cumsum(0) - sizes
-        self.count, self.width = count, int(sizes.max()) if len(owner) else 0
+        width = int(sizes.max()) if len(owner) else 0
+        self.count, self.width = count, width if least == 1 or not width else -(-max(width, least) // 4) * 4
         place = torch.empty_like(owner)
         place[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
         self.place = place + owner * self.width
@@ -301,18 +312,19 @@ class InverseScope(ConditionalGenerator):
             values.append(v)
         return Folded(keys, offsets, values, c)
 
-    def controller(self, folded: Folded, owner: Tensor | None = None) -> Control:
+    def controller(self, folded: Folded, owner: Tensor | None = None, width: int = 1) -> Control:
         """The function that the backbone calls after each attention.
 
         Args:
             folded: control layers of B activations.
             owner: (n,) which activation each of the first n rows of hidden states, (n', D) or (n', T, D), belongs to; the others
                 get no control. Without it hidden states are (B, T, D).
+            width: rows of an activation to compute with, at least.
         """
         count = len(folded.latent)
         if owner is None:
             return lambda layer, h: self._control(layer, h, folded)
-        rows = ByOwner(owner, count)
+        rows = ByOwner(owner, count, width)
 
         def control(layer: int, h: Tensor) -> Tensor:
             laid = rows.spread(h[: len(owner)]).reshape(count, -1, h.shape[-1])
@@ -367,15 +379,22 @@ class InverseScope(ConditionalGenerator):
         evidence: Tensor | None = None,
     ) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
-        control, readout = self.controller(folded, owner), self.readout(folded, counts, owner, evidence)
+        control = self.controller(folded, owner, max(4, -(-ENOUGH // tokens.shape[1])))
+        readout = self.readout(folded, counts, owner, evidence)
         logits: Tensor = self.backbone(tokens, control, readout)
         return logits
 
     def step(
-        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Folded, owner: Tensor
+        self,
+        tokens: Tensor,
+        position: int,
+        cache: list[KeyValues],
+        folded: Folded,
+        owner: Tensor,
+        width: int = 1,
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) a row."""
-        return self.backbone.step(tokens, position, cache, self.controller(folded, owner))
+        return self.backbone.step(tokens, position, cache, self.controller(folded, owner, width))
 
 
 def _key(label: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.kernel import gaussian_noise, kernel_values, paired_distances, perturb, support_radius
 from inversescope.models import Target, load_target, tokenizer_hash
 from inversescope.neighbours import Cache
+from inversescope.ops import ENOUGH
 from inversescope.pairs import Prompts
 from inversescope.sampling import (
     Draws,
@@ -103,7 +105,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
             rows = rows_of[name]
             key = rows.tobytes()
             if key not in caches:
-                caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance)
+                caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance, least=ENOUGH)
             start = time.monotonic()
             run = _Run(
                 context, name, model, site, z, caches[key], prompts_of[key], rows, recomputer, tokenizer, end
@@ -135,6 +137,22 @@ def schedule(rule: DecodingConfig, draws: np.ndarray) -> tuple[np.ndarray, np.nd
     temperature, noise = np.asarray(rule.temperature), np.asarray(rule.noise)
     rest, first = np.divmod(draws, len(temperature))
     return temperature[first], noise[rest % len(noise)]
+
+
+@dataclass
+class _Block:
+    """What was drawn for some targets at a time.
+
+    Attributes:
+        rows: (targets,).
+        condition: what the generator was told, of each target or of each draw.
+        temperature: of all draws, or of each (targets x draws,).
+    """
+
+    rows: np.ndarray
+    drawn: Draws
+    condition: Condition
+    temperature: float | np.ndarray
 
 
 class _Run:
@@ -190,11 +208,13 @@ class _Run:
         frames = []
         while waiting.size and done < budget:
             count = first if done == 0 else min(first, budget - done)
-            block = max(1, sampling.batch // count)
-            for low in range(0, len(waiting), block):
-                frames.append(
-                    self._draw(epsilon, decoding, waiting[low : low + block], np.arange(done, done + count))
-                )
+            draws, block = np.arange(done, done + count), max(1, sampling.batch // count)
+            blocks = [
+                self._draw(epsilon, decoding, waiting[low : low + block], draws)
+                for low in range(0, len(waiting), block)
+            ]
+            # The target reads all blocks' prompts together: its activations' last bits depend on the prompts read with them.
+            frames.append(self._judge(epsilon, decoding, blocks, draws))
             done += count
             if not sampling.min_accepted:
                 break
@@ -204,7 +224,7 @@ class _Run:
             ["target_id", "draw"], kind="stable", ignore_index=True
         )
 
-    def _draw(self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray) -> pd.DataFrame:
+    def _draw(self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray) -> _Block:
         config, task = self.context.config, self.context.task
         sampling, kernel = config.sampling, config.kernel
         length = self.prompts.tokens.shape[1] - 1  # text and end token
@@ -213,6 +233,7 @@ class _Run:
         mixer = None
         rule = sampling.rule(decoding)
         temperature: float | np.ndarray = rule.temperature[0]
+        width = ENOUGH
         if rule.mixed:
             vocabulary = self.model.shape.backbone.vocab_size
             mixer = make_mixer(
@@ -230,13 +251,13 @@ class _Run:
             wide = np.concatenate(moved).astype(np.float32)
             condition = self.condition(epsilon, wide)
             neighbours = self.neighbours(epsilon, wide)
-            uniforms = uniforms.reshape(-1, 1, length)
+            uniforms, width = uniforms.reshape(-1, 1, length), 1 if len(draws) > 1 else ENOUGH
         elif rule.varies:
             of_draw, noise = schedule(rule, draws)
             wide = self.noised(epsilon, decoding, rows, draws, noise)
             condition, neighbours = self.condition(epsilon, wide), self.neighbours(epsilon, wide)
             temperature = np.tile(of_draw, len(rows))
-            uniforms = uniforms.reshape(-1, 1, length)
+            uniforms, width = uniforms.reshape(-1, 1, length), 1 if len(draws) > 1 else ENOUGH
         else:
             condition = self.condition(epsilon, self.z[rows])
             neighbours = self.neighbours(epsilon, self.z[rows])
@@ -249,9 +270,25 @@ class _Run:
             mixer=mixer,
             grammar=self.grammar if rule.masked else None,
             neighbours=neighbours,
+            width=width,
         )
-        texts = decode_texts(self.tokenizer, drawn.tokens.reshape(-1, length), self.end)
-        index = np.where(drawn.finished.ravel(), task.parse(texts), -1)
+        return _Block(rows, drawn, condition, temperature)
+
+    def _judge(
+        self, epsilon: float, decoding: str, blocks: Sequence[_Block], draws: np.ndarray
+    ) -> pd.DataFrame:
+        """Candidates of blocks as rows of the table, with the distance of what the target computes from each."""
+        task, kernel = self.context.task, self.context.config.kernel
+        rule = self.context.config.sampling.rule(decoding)
+        rows = np.concatenate([block.rows for block in blocks])
+        tokens, finished, log_q = (
+            np.concatenate(
+                [getattr(block.drawn, name).reshape(len(block.rows) * len(draws), -1) for block in blocks]
+            )
+            for name in ("tokens", "finished", "log_q")
+        )
+        texts = decode_texts(self.tokenizer, tokens, self.end)
+        index = np.where(finished[:, 0], task.parse(texts), -1)
         owner = np.repeat(rows, len(draws))
         d = self.recomputer.distances(index, owner, self.site)
         accepted = np.nan_to_num(d, nan=np.inf) < support_radius(epsilon, kernel.kind)
@@ -264,18 +301,25 @@ class _Run:
                 "parsed": index >= 0,
                 "distance": d.astype(np.float32),
                 "accepted": accepted,
-                "logq": drawn.log_q.ravel(),
+                "logq": log_q[:, 0],
             }
         )
         if settings := self.context.config.variant(self.name).settings:
-            marginal = drawn.log_q.ravel()
+            marginal = log_q[:, 0]
             if decoding in settings and rule.varies:
-                marginal = self.marginal(condition, drawn, accepted.reshape(len(rows), -1), temperature, rule)
+                parts = np.split(
+                    accepted.reshape(len(rows), -1), np.cumsum([len(block.rows) for block in blocks])[:-1]
+                )
+                marginal = np.concatenate(
+                    [self.marginal(block, part, rule) for block, part in zip(blocks, parts, strict=True)]
+                )
             frame["logq_marginal"] = marginal
         for feature, values in task.features_of(index).items():
             names = np.array([*task.feature_values[feature], ""], dtype=object)
             frame[f"feature_{feature}"] = pd.Categorical(names[values])
-        shown = np.tile(temperature, len(frame) // np.size(temperature))
+        shown = np.concatenate(
+            [np.broadcast_to(block.temperature, len(block.rows) * len(draws)) for block in blocks]
+        )
         return frame.assign(epsilon=epsilon, decoding=decoding, temperature=shown)
 
     def noised(
@@ -298,15 +342,13 @@ class _Run:
             parts.append(copies + gaussian_noise(copies, noise * epsilon, rng, config.kernel.distance))
         return np.concatenate(parts).astype(np.float32)
 
-    def marginal(
-        self,
-        condition: Condition,
-        drawn: Draws,
-        accepted: np.ndarray,
-        temperature: float | np.ndarray,
-        rule: DecodingConfig,
-    ) -> np.ndarray:
-        """log q (rows x draws,) of the first accepted candidates of each target without their activations; NaN for others."""
+    def marginal(self, block: _Block, accepted: np.ndarray, rule: DecodingConfig) -> np.ndarray:
+        """log q (rows x draws,) of the first accepted candidates of each target without their activations; NaN for others.
+
+        Args:
+            accepted: (rows, draws) bool.
+        """
+        temperature = block.temperature
         targets, draws = accepted.shape
         result = np.full(targets * draws, np.nan)
         rank = np.cumsum(accepted, 1)
@@ -317,11 +359,11 @@ class _Run:
         count = min(MARGINAL_ACTIVATIONS, draws)
         # As many steps of a schedule as possible: draws that follow each other take them in turn.
         companions = owner[:, None] * draws + (draw[:, None] + np.arange(count)) % draws
-        folded = self.model.fold(condition)
-        tokens = drawn.tokens.reshape(targets * draws, -1)
-        block = max(1, self.context.config.sampling.batch // count)
-        for low in range(0, len(chosen), block):
-            part = slice(low, low + block)
+        folded = self.model.fold(block.condition)
+        tokens = block.drawn.tokens.reshape(targets * draws, -1)
+        size = max(1, self.context.config.sampling.batch // count)
+        for low in range(0, len(chosen), size):
+            part = slice(low, low + size)
             result[chosen[part]] = log_q_marginal(
                 self.model,
                 folded,
