@@ -1,10 +1,11 @@
-"""SIGKILL, twice in every stage of all studies, in the middle of writing or at a random moment: nothing is lost, nothing is half."""
+"""SIGKILL, twice in every stage of all studies, in the midst of writing or at a random moment: nothing is lost, nothing is half."""
 
 from __future__ import annotations
 
 import base64
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -140,6 +141,8 @@ def whole(reference: Path, path: Path) -> bool:
         return data.rstrip().endswith(b"</html>")
     if path.stem.endswith("headline"):
         return len(data) > 0
+    if path.name == "target.json":  # a local model's says where it lies, which is another folder here
+        return re.sub(rb'"path": ".*"', b"", data) == re.sub(rb'"path": ".*"', b"", reference.read_bytes())
     return compare(reference, path).startswith("identical")
 
 
