@@ -27,7 +27,7 @@ from inversescope.store import write_table
 
 GOAL = 0.15
 # Stages import what they need first. A job that goes on for longer is stopped.
-LIMIT = 60.0
+LIMIT = 30.0
 # What a run makes.
 MADE = ("data", "results", "logs", "benchmarks")
 
