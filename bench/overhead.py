@@ -1,7 +1,7 @@
 """What of a run's core seconds went into Snakemake, process start-up and DVC instead of the stages' work.
 
 Run after `make figures`: `python -m bench.overhead [--adopt]`. It reads Snakemake's records, benchmark files and log of the run
-with the most jobs here, and runs the smallest study once in a temporary folder to see how long each stage's imports take.
+with the most jobs here, and starts the shortest job of each stage again, elsewhere, to see how long its imports take.
 Writes results/bench/overhead.csv.
 """
 
@@ -10,23 +10,26 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
 from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 
+from inversescope.config import load_config
 from inversescope.errors import InputError
 from inversescope.lineage import Record, read_records
 from inversescope.store import write_table
 
-PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs")
 GOAL = 0.15
+# Stages import what they need first. A job that goes on for longer is stopped.
+LIMIT = 30.0
+# What a run makes.
+MADE = ("data", "results", "logs", "benchmarks")
 
 
 def runs(root: Path) -> list[tuple[float, float, int]]:
@@ -51,39 +54,99 @@ def stage_of(record: Record) -> str:
     return found[1] if found else ""
 
 
-def seconds_of_imports() -> dict[str, float]:
-    """Seconds that a process of each stage spends on imports, mean over its jobs in the smallest study."""
-    with tempfile.TemporaryDirectory(prefix="inversescope-overhead-") as name:
-        for part in PARTS:
-            copy = shutil.copytree if Path(part).is_dir() else shutil.copy2
-            copy(part, Path(name) / part)
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", "--printshellcmds", "--configfile"]
-        done = subprocess.run(
-            [*command, "config/config.yaml", "config/test/smallest.yaml", "--", "all"],
-            cwd=name,
-            env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1", "PYTHONPATH": f"{name}/src"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+def linked(root: Path, folder: Path, jobs: list[Record]) -> None:
+    """A folder in which a job (its records, one an output) finds its inputs, and none of its outputs."""
+    mirror = load_config([root / "config/config.yaml"]).mirror
+    beside = [mirror] if mirror is not None and not Path(mirror).is_absolute() else []
+    whole = [path.name for path in root.iterdir() if path.name not in MADE and not path.name.startswith(".")]
+    # A target's description vouches for files that no rule names.
+    targets = [Path(path).parent for path in jobs[0].inputs if Path(path).name == "target.json"]
+    unnamed = [str(f.relative_to(root)) for t in targets for f in (root / t).iterdir() if f.is_file()]
+    for path in (*whole, *beside, *unnamed, *jobs[0].inputs):
+        link = Path(os.path.normpath(folder / path))
+        if (root / path).exists() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to((root / path).resolve())
+    for job in jobs:
+        (folder / job.output).parent.mkdir(parents=True, exist_ok=True)
+
+
+def profile(command: list[str], folder: Path, limit: float) -> float:
+    """Seconds of all imports that a process makes before it ends or is stopped."""
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+    with (folder / "imports").open("w+") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, "PATH": path, "PYTHONPROFILEIMPORTTIME": "1", "PYTHONPATH": "src"},
+            stdout=subprocess.DEVNULL,
+            stderr=out,
+            start_new_session=True,
         )
-    if done.returncode:
-        raise InputError("the smallest study failed", f"see why: {done.stdout[-500:]}")
-    total: defaultdict[str, float] = defaultdict(float)
-    count: Counter[str] = Counter()
-    stage = ""
-    for line in done.stdout.splitlines():
-        started = re.search(r"\binversescope (\w+) --task", line)
-        if started:
-            stage = started[1]
-            count[stage] += 1
-        taken = re.match(r"import time: +(\d+) \|", line)
-        if taken and stage:
-            total[stage] += int(taken[1]) / 1e6
-    return {stage: total[stage] / n for stage, n in count.items()}
+        try:
+            process.wait(limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        text = out.read()
+    if process.returncode not in (0, -signal.SIGKILL):
+        said = [line for line in text.splitlines() if not line.startswith("import time:")]
+        raise InputError(f"{command[-1]} failed: {' '.join(said[-3:])}", "rerun the workflow, then this")
+    return sum(int(us) for us in re.findall(r"^import time: +(\d+) \|", text, flags=re.M)) / 1e6
 
 
-def measure(root: Path, imports: dict[str, float], adopt: bool = False) -> pd.DataFrame:
-    """Where the core seconds of the largest run went: part, seconds, share, whether it counts as overhead.
+def bare_interpreter() -> float:
+    """Seconds that an interpreter takes to begin and end, beside its imports."""
+    with tempfile.TemporaryDirectory() as name:
+        taken = []
+        for _ in range(3):
+            clock = time.monotonic()
+            imports = profile([sys.executable, "-c", "pass"], Path(name), LIMIT)
+            taken.append(time.monotonic() - clock - imports)
+    return max(0.0, sorted(taken)[1])
+
+
+def seconds_of_start_up(root: Path, jobs: list[Record], limit: float = LIMIT) -> dict[str, float]:
+    """Seconds that a process of each stage spends on the interpreter and all imports, also those that a function makes.
+
+    The shortest job of each stage is started again in a folder of links to its inputs; after `limit` seconds it is stopped.
+
+    Raises:
+        InputError: a job fails.
+    """
+    bare, found = bare_interpreter(), {}
+    outputs = list(read_records(root).values())
+    for stage in sorted({stage_of(job) for job in jobs} - {""}):
+        shortest = min(
+            (j for j in jobs if stage_of(j) == stage), key=lambda j: (j.ended - j.started, j.output)
+        )
+        with tempfile.TemporaryDirectory(prefix="inversescope-overhead-") as name:
+            folder = Path(name) / "study"
+            folder.mkdir()
+            linked(root, folder, [job for job in outputs if job.command == shortest.command])
+            command = f"inversescope {shortest.command.partition('inversescope ')[2]}"
+            found[stage] = bare + profile(["bash", "-c", f"exec {command}"], folder, limit)
+    return found
+
+
+def between_jobs(jobs: list[Record], outputs: list[Record], cores: int) -> float:
+    """Core seconds for which a core was free although the job that it got next had all its inputs."""
+    ended = {record.output: record.ended for record in outputs}
+    first = min(job.started for job in jobs)
+    free, waited = [first] * cores, 0.0
+    for job in sorted(jobs, key=lambda job: job.started):
+        ready = max((ended[path] for path in job.inputs if path in ended), default=first)
+        # It takes the core that has been free for the shortest time.
+        core = max((c for c in range(cores) if free[c] <= job.started), key=lambda c: free[c], default=None)
+        if core is not None:
+            waited += max(0.0, job.started - max(free[core], ready))
+            free[core] = job.ended
+    return waited
+
+
+def largest_run(root: Path) -> tuple[list[Record], tuple[float, float, int]]:
+    """Jobs of the run that had most of them; its beginning, end and cores.
 
     Raises:
         InputError: no run has left its log and records here.
@@ -94,9 +157,20 @@ def measure(root: Path, imports: dict[str, float], adopt: bool = False) -> pd.Da
         inside = [job for job in jobs if run[0] - 1 <= job.started and job.ended <= run[1] + 1]
         if len(inside) > len(best[0]):
             best = inside, run
-    inside, (began, ended, cores) = best
-    if not inside:
+    if not best[0]:
         raise InputError("no run of the workflow has left its records here", "run make figures first")
+    return best
+
+
+def measure(
+    root: Path,
+    inside: list[Record],
+    run: tuple[float, float, int],
+    start_ups: dict[str, float],
+    adopt: bool = False,
+) -> pd.DataFrame:
+    """Where the core seconds of a run went: part, seconds, share, whether it counts as overhead."""
+    began, ended, cores = run
     whole = cores * (ended - began)
     in_jobs = sum(job.ended - job.started for job in inside)
     commands = 0.0
@@ -104,23 +178,25 @@ def measure(root: Path, imports: dict[str, float], adopt: bool = False) -> pd.Da
         name = next((root / "benchmarks").glob(benchmark_of(job)), None)
         commands += float(pd.read_csv(name, sep="\t")["s"].iloc[-1]) if name else job.ended - job.started
     start = cores * (min(job.started for job in inside) - began)
-    # Stages that the smallest study lacks count as the slowest that it has.
-    slowest = max(imports.values(), default=0.0)
-    start_up = sum(imports.get(stage_of(job), slowest) for job in inside)
+    start_up = sum(start_ups.get(stage_of(job), 0.0) for job in inside)
+    commanded = {job.command for job in inside}
+    outputs = [record for record in read_records(root).values() if record.command in commanded]
+    between = between_jobs(inside, outputs, cores)
     dvc = 0.0
     if adopt:
         clock = time.monotonic()
         subprocess.run([sys.executable, "-m", "inversescope.cli", "adopt"], cwd=root, check=True)
-        dvc = time.monotonic() - clock
+        dvc = cores * (time.monotonic() - clock)  # nothing else runs meanwhile
     rows = [
         ("Snakemake: until the first job starts", start, True),
         ("Snakemake: around commands (shell, records)", in_jobs - commands, True),
+        ("Snakemake: between jobs, the next one's inputs ready", between, True),
         (f"process start-up: interpreter and imports of {len(inside)} jobs", start_up, True),
         ("DVC: adopt" if adopt else "DVC: not asked for (--adopt)", dvc, True),
         ("work of the stages", commands - start_up, False),
         (
             "a core without a job (what was left had to wait, or nothing was left)",
-            whole - start - in_jobs,
+            whole - start - in_jobs - between,
             False,
         ),
     ]
@@ -145,10 +221,12 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("results/bench/overhead.csv"))
     arguments = parser.parse_args()
-    imports = seconds_of_imports()
-    table = measure(Path("."), imports, arguments.adopt)
-    for stage, seconds in sorted(imports.items(), key=lambda item: -item[1]):
-        print(f"imports of {stage:22s} {seconds:6.2f} s")
+    jobs, run = largest_run(Path("."))
+    start_ups = seconds_of_start_up(Path("."), jobs)
+    for stage, seconds in sorted(start_ups.items(), key=lambda item: -item[1]):
+        count = sum(stage_of(job) == stage for job in jobs)
+        print(f"start-up of {stage:22s} {seconds:6.2f} s, {count:4d} jobs")
+    table = measure(Path("."), jobs, run, start_ups, arguments.adopt)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     share = table.loc[table["overhead"], "share"].sum()
     print(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from inversescope.models import (
     save_trained,
     task_tokenizer,
 )
+from inversescope.show_cases import _agreement
+from inversescope.show_lines import NOT_MEASURED
 from inversescope.sites import Site
 from inversescope.stages.causes import check_causes, rank_agreement, same_effects, trace_answers
 from inversescope.stages.common import Context
@@ -638,6 +641,26 @@ def test_distances_are_compared_at_equal_shares(checked: Path) -> None:
     ):  # judged anew under the configured distance: the same rates
         one = table.loc[table["distance"] == "cosine", f"refusal_{variant}"].iloc[0]
         assert one == pytest.approx(refusal[variant, "L1H0@target"], abs=1e-6)
+
+
+def test_a_generator_that_never_writes_a_prompt_is_always_refused(checked: Path, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(checked.parents[2], root)
+    for path in (root / "results/counting/tiny/samples").rglob("L1H0@target.parquet"):
+        write_table(read_table(path).assign(prompt_id=-1), path)
+    assert run(root, "compare_distances") == 0
+    table = read_table(root / "results/counting/tiny/distances.csv")
+    assert (table[["refusal_paper", "refusal_default", "refusal_inversionview"]] == 1.0).all(axis=None)
+    before = read_table(checked / "distances.csv")
+    assert (table["fcr"].to_numpy() == before["fcr"].to_numpy()).all()
+
+
+def test_a_generator_without_any_accepted_candidate_is_told_of() -> None:
+    fcr = pd.DataFrame(
+        {"estimator": ["generated"] * 2, "variant": "default", "site": "L0H0", "feature": ["a", "b"]}
+    )
+    (line,) = _agreement(fcr.assign(error=np.nan), default_config(), 0.1, goal=True)
+    assert line.value.startswith("none") and line.verdict == NOT_MEASURED
 
 
 def test_the_nearest_prompts_are_as_many_as_asked_for() -> None:

@@ -495,6 +495,14 @@ def test_smoothing_recovers_a_known_curve():
     assert smooth(pd.Series([0.1]), pd.Series([1]), pd.Series([0])).empty
 
 
+def test_a_study_of_which_nothing_was_accepted_is_drawn(study_root, tmp_path):
+    root, _ = study_root
+    frame = read_table(root / "results" / TASK / MODEL / "study.csv")
+    frame = frame.assign(refusal_rate=1.0, entropy_gap=np.nan, fcr_error=np.nan, fcr_error_weighted=np.nan)
+    for path in study.plot_misleads(frame, tmp_path / "nothing", 0.1):
+        assert path.stat().st_size > 0
+
+
 def test_exact_draws_lie_in_the_ball_and_agreement_is_a_share(study_root):
     root, config = study_root
     draws = read_table(root / "results" / TASK / MODEL / "exact_draws.parquet")

@@ -19,6 +19,7 @@ from inversescope.cli import main
 from inversescope.config import merge
 from inversescope.errors import InputError, neutral
 from inversescope.lineage import Versions, adopt, restore, stale
+from inversescope.store import read_table
 
 ROOT = Path(__file__).parents[1]
 RESULTS = "results/ioi/gpt2-embedded"
@@ -316,6 +317,17 @@ def test_the_command_prints_json_and_needs_no_torch(adopted: Path) -> None:
     )
     values = json.loads(shell(adopted, sys.executable, "-c", code, "audit", "--json", FIGURE))
     assert values["fine"] and values["seed"] == 0 and values["nodes"]["make_prompts"]["config"]["seed"] == 0
+
+
+def test_a_table_cut_between_two_lines_is_found_by_its_hash_alone(adopted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "cut"
+    shutil.copytree(adopted, root)
+    path = f"{RESULTS}/fcr/L0H0.csv"
+    lines = (root / path).read_text().splitlines(keepends=True)
+    (root / path).unlink()  # not through a link to the cache
+    (root / path).write_text("".join(lines[: len(lines) // 2]))
+    assert len(read_table(root / path)) == len(lines) // 2 - 1  # reads as a table
+    assert main(["audit", path, "--verify", "--root", str(root)]) == 1
 
 
 def test_a_flipped_byte_is_found_though_size_and_time_are_the_same(adopted: Path, tmp_path: Path) -> None:

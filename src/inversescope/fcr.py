@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from inversescope.kernel import (
     distances,
@@ -299,6 +298,8 @@ def bootstrap_means(
     Returns:
         mean, low, high: (K,) each; NaN for rows without any value.
     """
+    from scipy import stats  # a second of imports, for those who resample alone
+
     values = np.atleast_2d(values)
     mean, low, high = (np.full(len(values), math.nan) for _ in range(3))
     present = np.isfinite(values)

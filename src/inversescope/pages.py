@@ -45,7 +45,7 @@ def studies(root: Path, config: Config) -> Iterator[Study]:
     Raises:
         InputError: a table is missing; the message names what makes it.
     """
-    experiments = [(e.task, e.model) for e in config.experiments.values()]
+    experiments: list[tuple[str, str]] = [(e.task, e.model) for e in config.experiments.values()]
     if any(task == "ravel" for task, _ in experiments):
         figures = {f"ravel_{name}": (title, f"ravel_{name}") for name, title in RAVEL_FIGURES.items()}
         yield Study("ravel", "RAVEL, all targets", "ravel", headline_ravel(root, config), figures)

@@ -158,8 +158,10 @@ def _agreement(fcr: pd.DataFrame, config: Config, epsilon: float, goal: bool) ->
         for variant in [v for v in ("", *config.studied_variants) if v in set(rows["variant"])]:
             part = rows[rows["variant"] == variant].drop_duplicates(["site", "feature"])
             error = part["error"].abs()
-            worst = part.loc[error.idxmax()]
-            text = f"{error.mean():.3f}, {error.max():.3f} ({worst['feature']} at {worst['site']})"
+            text = "none: no candidate was accepted anywhere"
+            if error.notna().any():
+                worst = part.loc[error.idxmax()]
+                text = f"{error.mean():.3f}, {error.max():.3f} ({worst['feature']} at {worst['site']})"
             judged = goal and estimator in ("combined", "generated") and variant == "default"
             verdict = judge(float(error.max()), float(error.max()) <= AGREEMENT) if judged else NO_GOAL
             lines.append(

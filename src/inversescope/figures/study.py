@@ -130,6 +130,8 @@ def plot_misleads(study: pd.DataFrame, out: Path, epsilon: float) -> list[Path]:
         if metric != "entropy_gap":
             values = data.loc[data["metric"] == metric, "value"].max()
             high = data.loc[data["metric"] == metric, "ci_high"].max()
+            if np.isnan(values):  # nothing of any variant was accepted
+                continue
             axes[0, j].set_ylim(
                 0, 1.08 * max(values, min(high, 1.6 * values) if np.isfinite(high) else values, 0.02)
             )

@@ -58,7 +58,11 @@ def compare_distances(context: Context) -> None:
         candidates = _candidates(context, site.label)
         index = np.unique(np.concatenate([c["prompt_id"] for c in candidates.values()]))
         index = index[index >= 0]
-        found = capture_prompts(task, target, index, [site])[site.label]
+        found = np.empty(
+            (0, *queries.shape[1:]), np.float32
+        )  # of generators none of whose candidates are prompts
+        if len(index):
+            found = capture_prompts(task, target, index, [site])[site.label]
         level, first = 0.0, np.zeros(0, bool)
         for name in [config.kernel.distance, *(n for n in DISTANCES if n != config.kernel.distance)]:
             unit = np.maximum(scale, 1e-12) if name == "standardised" else np.ones_like(scale)
