@@ -478,13 +478,17 @@ def test_log_q_is_the_same_bits_in_any_batch(kind: str) -> None:
 
 def test_neighbours_are_the_same_bits_in_any_batch() -> None:
     rng = np.random.default_rng(0)
-    cache = Cache(rng.standard_normal((700, 24)).astype(np.float32), least=ENOUGH)
+    cache = Cache(rng.standard_normal((700, 24)).astype(np.float32))
     queries = cache.prepare(rng.standard_normal((40, 24)).astype(np.float32))
-    for limit in (None, 9):
-        whole = cache.search(queries, 0.8, limit=limit)
-        for size in (1, 3, 19):
-            parts = [cache.search(queries[low : low + size], 0.8, limit=limit) for low in range(0, 40, size)]
-            for name in ("rows", "distance", "scanned"):
+    for limit, unit in product((None, 9), (1, 4)):
+        whole = cache.search_apart(queries, 0.8, unit, limit)
+        near = cache.search(queries, 0.8, limit=limit)
+        assert np.array_equal(whole.start, near.start) and np.array_equal(whole.rows, near.rows)
+        for size in (4, 12, 40):
+            parts = [
+                cache.search_apart(queries[low : low + size], 0.8, unit, limit) for low in range(0, 40, size)
+            ]
+            for name in ("rows", "distance", "scanned", "counts"):
                 found = np.concatenate([getattr(part, name) for part in parts])
                 np.testing.assert_array_equal(found, getattr(whole, name))
 

@@ -48,14 +48,11 @@ class Cache:
         z: activations (N, d), or (N, P, d) at P positions, the nearest of which counts; a NumPy array or memory map.
         distance: name of the distance.
         block: rows compared at a time; bounds the memory at Q * block floats.
-        least: queries that a search compares at a time, at least; with `ops.ENOUGH` a distance has the same bits however many
-            queries are looked up together.
     """
 
-    def __init__(self, z: np.ndarray, distance: str = "cosine", block: int = 4096, least: int = 1) -> None:
+    def __init__(self, z: np.ndarray, distance: str = "cosine", block: int = 4096) -> None:
         self.distance = distance
         self.block = block
-        self.least = least
         self.keys = prepare(z, distance)
         self.size = int(z.shape[0])
 
@@ -91,10 +88,7 @@ class Cache:
         while done < length and active.size:
             low = (first + done) % self.size
             high = min(low + step, self.size, low + length - done)
-            some = queries[active]
-            if len(some) < self.least:
-                some = np.resize(some, (self.least, some.shape[1]))  # repeats them
-            d = distances(some, self.keys[low:high], self.distance)[: len(active)]
+            d = distances(queries[active], self.keys[low:high], self.distance)
             hit = d < radius[active][:, None]
             flat = np.flatnonzero(hit)
             query, column = np.divmod(flat, high - low)
@@ -129,6 +123,22 @@ class Cache:
             )
             start = np.concatenate([[0], np.cumsum(counts)])
         return Neighbours(start, rows, value.astype(np.float32), scanned)
+
+    def search_apart(
+        self, queries: np.ndarray, radius: float, unit: int, limit: int | None = None
+    ) -> Neighbours:
+        """`search` for `unit` queries at a time: a distance's last bits depend on the queries looked up with it, here on no others.
+
+        The results for all queries are in one list.
+        """
+        starts = range(0, max(1, len(queries)), unit)
+        parts = [self.search(queries[low : low + unit], radius, limit=limit) for low in starts]
+        counts = np.concatenate([part.counts for part in parts])
+        rows, distance, scanned = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("rows", "distance", "scanned")
+        )
+        return Neighbours(np.concatenate([[0], np.cumsum(counts)]), rows, distance, scanned)
 
     def counts(self, queries: np.ndarray, radii: np.ndarray) -> np.ndarray:
         """Count cached rows nearer than each radius: (Q, len(radii)) int64, for prepared queries (Q, d)."""

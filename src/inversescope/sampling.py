@@ -486,12 +486,14 @@ def make_condition(
     cache: Cache | None,
     prompts: Prompts | None,
     kind: str = "hard",
+    unit: int = 1,
 ) -> Condition:
     """The generator's inputs for target activations z (B, d) of one site at one bandwidth.
 
     Args:
         cache, prompts: what the mean embedding is taken from; needed if the generator was trained with one.
         kind: kernel, which says how far neighbours are looked for; as in training.
+        unit: activations that neighbours are looked for together (`Cache.search_apart`).
     """
     width = model.shape.sites[label]
     padded = np.zeros((len(z), width), np.float32)
@@ -500,7 +502,7 @@ def make_condition(
     if model.shape.d_embedding:
         assert cache is not None and prompts is not None
         queries = cache.prepare(z)
-        near = cache.search(queries, support_radius(epsilon, kind), limit=model.shape.n_condition)
+        near = cache.search_apart(queries, support_radius(epsilon, kind), unit, model.shape.n_condition)
         embedding = torch.from_numpy(mean_embedding(prompts, near))
         scalars = torch.from_numpy(scalar_inputs(near, np.full(len(z), epsilon)))
     elif model.shape.eps_input:
@@ -536,9 +538,10 @@ def make_mixer(
     vocabulary: int,
     alpha: float,
     limit: int = MAX_MIXED,
+    unit: int = 1,
 ) -> Mixer:
-    """Prefix tree of each target's cached neighbours: z (B, d)."""
-    near = cache.search(cache.prepare(z), epsilon, limit=limit)
+    """Prefix tree of each target's cached neighbours: z (B, d), `unit` as in `make_condition`."""
+    near = cache.search_apart(cache.prepare(z), epsilon, unit, limit)
     return Mixer([prompts.tokens[near.of(i), 1:] for i in range(len(z))], vocabulary, alpha)
 
 

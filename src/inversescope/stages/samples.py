@@ -105,7 +105,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
             rows = rows_of[name]
             key = rows.tobytes()
             if key not in caches:
-                caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance, least=ENOUGH)
+                caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance)
             start = time.monotonic()
             run = _Run(
                 context, name, model, site, z, caches[key], prompts_of[key], rows, recomputer, tokenizer, end
@@ -177,18 +177,19 @@ class _Run:
         self.tokenizer, self.end = tokenizer, end
         self.grammar: Automaton | None = None
 
-    def condition(self, epsilon: float, z: np.ndarray) -> Condition:
-        """The generator's inputs for activations (B, d)."""
+    def condition(self, epsilon: float, z: np.ndarray, unit: int = 1) -> Condition:
+        """The generator's inputs for activations (B, d), `unit` of them a target."""
         kind = self.context.config.kernel.kind
-        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts, kind)
+        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts, kind, unit)
 
-    def neighbours(self, epsilon: float, z: np.ndarray) -> Mixer | None:
-        """What the generator attends to, if it attends to neighbours."""
+    def neighbours(self, epsilon: float, z: np.ndarray, unit: int = 1) -> Mixer | None:
+        """What the generator attends to, if it attends to neighbours; as in `condition`."""
         if not self.model.shape.neighbour_logits and not self.model.shape.words:
             return None
         vocabulary = self.model.shape.backbone.vocab_size
         radius = support_radius(epsilon, self.context.config.kernel.kind)
-        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, self.model.shape.n_condition)
+        limit = self.model.shape.n_condition
+        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, limit, unit)
 
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
@@ -249,13 +250,14 @@ class _Run:
                 copies = np.repeat(self.z[[row]], len(draws), 0)
                 moved.append(perturb(copies, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01))
             wide = np.concatenate(moved).astype(np.float32)
-            condition = self.condition(epsilon, wide)
-            neighbours = self.neighbours(epsilon, wide)
+            condition = self.condition(epsilon, wide, len(draws))
+            neighbours = self.neighbours(epsilon, wide, len(draws))
             uniforms, width = uniforms.reshape(-1, 1, length), 1 if len(draws) > 1 else ENOUGH
         elif rule.varies:
             of_draw, noise = schedule(rule, draws)
             wide = self.noised(epsilon, decoding, rows, draws, noise)
-            condition, neighbours = self.condition(epsilon, wide), self.neighbours(epsilon, wide)
+            condition = self.condition(epsilon, wide, len(draws))
+            neighbours = self.neighbours(epsilon, wide, len(draws))
             temperature = np.tile(of_draw, len(rows))
             uniforms, width = uniforms.reshape(-1, 1, length), 1 if len(draws) > 1 else ENOUGH
         else:
