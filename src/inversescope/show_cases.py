@@ -153,7 +153,7 @@ def _circuit(fcr: pd.DataFrame, epsilon: float) -> list[Line]:
 def _agreement(fcr: pd.DataFrame, config: Config, epsilon: float, goal: bool) -> list[Line]:
     section = f"error against the exact FCR at ε = {epsilon:g}: mean and largest over sites and features"
     lines = []
-    for estimator in ("cache", "combined", "generated"):
+    for estimator in ("cache", "combined", "generated", "reweighted"):
         rows = fcr[fcr["estimator"] == estimator]
         for variant in [v for v in ("", *config.studied_variants) if v in set(rows["variant"])]:
             part = rows[rows["variant"] == variant].drop_duplicates(["site", "feature"])
