@@ -156,6 +156,7 @@ def train_sae(
     name: str,
     echo: Callable[[str], None],
     state_path: Path | None = None,
+    save_every: int = 5000,
     made_from: Mapping[str, Any] | None = None,
 ) -> tuple[JumpReLU, Any]:
     """Train an autoencoder on batches of raw activations.
@@ -166,6 +167,7 @@ def train_sae(
         scale: root mean squared norm of the activations; they are divided by it.
         sparsity: lambda.
         state_path: the file of the resumable state of a long run; removed by the caller once the result is written.
+        save_every: steps between two states.
         made_from: what the activations are; with the settings it tells the state of this training from another's.
 
     Returns:
@@ -249,7 +251,7 @@ def train_sae(
             "scale": scale,
             "activations": made_from,
         },
-        save_every=5000,
+        save_every=save_every,
         echo=echo,
         on_step=unit_rows,
     )

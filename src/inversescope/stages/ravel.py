@@ -210,7 +210,18 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
                 state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}.safetensors"
                 name = f"train_sae {corpus} {label} λ={sparsity:g}"
                 model, log = fit(
-                    batches, x.shape[1], scale, config, sparsity, seed, name, echo, state, made_from=meta
+                    batches,
+                    x.shape[1],
+                    scale,
+                    config,
+                    sparsity,
+                    seed,
+                    name,
+                    echo,
+                    state,
+                    # A state is large beside a step.
+                    save_every=10 * context.config.save_every,
+                    made_from=meta,
                 )
                 state.unlink(missing_ok=True)
                 feature, f1 = representatives(model, z["train"], labels["train"], n)
