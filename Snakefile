@@ -106,10 +106,15 @@ rule pages:
         rules.make_studies.output if OTHERS else [],
 
 
+rule frontier:
+    input:
+        of_experiments(*rules.plot_frontier.output, having=of_frontier),
+
+
 rule study:
     input:
-        of_experiments(*rules.plot_study.output, having=of_study),
-        of_experiments(*rules.plot_frontier.output, having=of_frontier),
+        of_experiments(*rules.plot_study.output, having=of_ablations),
+        rules.frontier.input,
 
 
 # Parts of all experiments, in pipeline order: snakemake --cores 2 -- activations

@@ -120,6 +120,11 @@ def of_study(where) -> list[str]:
     return list(dict.fromkeys(settings_of(where).study_variants))
 
 
+def of_ablations(where) -> list[str]:
+    """Variants of the study over dimension, steps and seeds, and of its ablations: all of the study but the frontier's."""
+    return [name for name in of_study(where) if name not in of_frontier(where)]
+
+
 def patched(where) -> list[str]:
     """Sites of an experiment's causal checks."""
     return EXPERIMENTS[where.task, where.model].patched
@@ -625,10 +630,10 @@ def named_parts(study: Experiment) -> dict[str, list[str]]:
         parts["causes"] = of_patterns(*rules.plot_causes.output)
         if study.task in SPELLED:
             parts["answers"] = of_patterns(*rules.plot_answers.output)
-    if of_study(study):
+    if of_ablations(study):
         parts["study"] = of_patterns(*rules.plot_study.output)
     if of_frontier(study):
-        parts["study"] += of_patterns(*rules.plot_frontier.output)
+        parts["frontier"] = of_patterns(*rules.plot_frontier.output)
     return parts
 
 

@@ -1,5 +1,5 @@
-# The study over dimension, training steps and seeds, and the ablations: further variants, trained and sampled by the rules
-# above, compared here.
+# The study over dimension, training steps and seeds with its ablations, and the frontier of generators: further variants,
+# trained and sampled by the rules above, compared here.
 
 
 use rule estimate_fcr as estimate_study with:
@@ -10,8 +10,8 @@ use rule estimate_fcr as estimate_study with:
             "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
         ),
         exact="results/{task}/{model}/exact/{site}.parquet",
-        generators=descriptions_of(of_study),
-        samples=samples_of(of_study),
+        generators=descriptions_of(of_ablations),
+        samples=samples_of(of_ablations),
     output:
         cells="results/{task}/{model}/study/cells/{site}.parquet",
         fcr="results/{task}/{model}/study/fcr/{site}.csv",
@@ -23,7 +23,7 @@ use rule estimate_fcr as estimate_study with:
     params:
         used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
         options=options,
-        where=lambda w: f"{variant_options(of_study)(w)} --out study",
+        where=lambda w: f"{variant_options(of_ablations)(w)} --out study",
     message:
         "Estimating rates of the study's variants at {wildcards.site}"
 
@@ -32,12 +32,12 @@ rule collect_study:
     input:
         source=source("collect_study"),
         parts=at_sites_of(
-            of_study, "results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]
+            of_ablations, "results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]
         ),
-        cells=at_sites_of(of_study, "results/{task}/{model}/study/cells/{site}.parquet"),
-        activations=at_sites_of(of_study, "data/{task}/{model}/activations/test/{site}.safetensors"),
-        generators=descriptions_of(of_study),
-        samples=samples_of(of_study),
+        cells=at_sites_of(of_ablations, "results/{task}/{model}/study/cells/{site}.parquet"),
+        activations=at_sites_of(of_ablations, "data/{task}/{model}/activations/test/{site}.safetensors"),
+        generators=descriptions_of(of_ablations),
+        samples=samples_of(of_ablations),
     output:
         study="results/{task}/{model}/study.csv",
         ablations="results/{task}/{model}/ablations.csv",
@@ -54,7 +54,7 @@ rule collect_study:
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(
-            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of_study(w))
+            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of_ablations(w))
         ),
         options=options,
     message:
@@ -94,11 +94,37 @@ rule plot_study:
         " {params.options} --threads {threads} --log {log}"
 
 
+use rule estimate_fcr as estimate_frontier with:
+    input:
+        source=source("estimate_fcr"),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "test"]),
+        activations=expand(
+            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
+        ),
+        exact="results/{task}/{model}/exact/{site}.parquet",
+        generators=descriptions_of(of_frontier),
+        samples=samples_of(of_frontier),
+    output:
+        cells="results/{task}/{model}/frontier/cells/{site}.parquet",
+        fcr="results/{task}/{model}/frontier/fcr/{site}.csv",
+        refusal="results/{task}/{model}/frontier/refusal/{site}.csv",
+    log:
+        "logs/estimate_frontier/{task}/{model}/{site}.log",
+    benchmark:
+        "benchmarks/estimate_frontier/{task}/{model}/{site}.tsv"
+    params:
+        used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
+        options=options,
+        where=lambda w: f"{variant_options(of_frontier)(w)} --out frontier",
+    message:
+        "Estimating rates of the frontier's variants at {wildcards.site}"
+
+
 rule collect_frontier:
     input:
         source=source("collect_frontier"),
-        parts=at_sites_of(of_frontier, "results/{task}/{model}/study/refusal/{site}.csv"),
-        cells=at_sites_of(of_frontier, "results/{task}/{model}/study/cells/{site}.parquet"),
+        parts=at_sites_of(of_frontier, "results/{task}/{model}/frontier/refusal/{site}.csv"),
+        cells=at_sites_of(of_frontier, "results/{task}/{model}/frontier/cells/{site}.parquet"),
         generators=descriptions_of(of_frontier),
         samples=samples_of(of_frontier),
         backbone="data/{task}/{model}/checkpoints/backbone/meta.json",

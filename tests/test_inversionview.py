@@ -461,7 +461,7 @@ def frontier(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(root, "sample_prompts", "--generator", generator_of(name), "--variant", name, *sites) == 0
     for site in ("L0H0", "L1H1"):
         names = each("--variant", DELTA["study_variants"])
-        assert run(root, "estimate_fcr", *names, "--site", site, "--out", "study") == 0
+        assert run(root, "estimate_fcr", *names, "--site", site, "--out", "frontier") == 0
     assert run(root, "collect_frontier") == 0
     assert run(root, "plot_frontier") == 0
     return root

@@ -38,12 +38,13 @@ STAGES = {
     "tables",
     "figures",
     "causes",
+    "frontier",
     "study",
     "report",
     "records",
 }
 # What all stages of IOI but the last are behind.
-ENDS = ("report", "study@ioi")
+ENDS = ("report", "study@ioi", "frontier@ioi")
 
 
 def shell(root: Path, *command: str) -> str:
@@ -191,6 +192,7 @@ def test_after_restoring_nothing_is_to_be_done(restored: Path) -> None:
 AFTER_ESTIMATES = {
     "estimate_fcr",
     "estimate_study",
+    "estimate_frontier",
     "collect_tables",
     "collect_study",
     "collect_frontier",

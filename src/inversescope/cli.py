@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         if "out" in takes:
             command.add_argument(
-                "--out", default="", choices=("", "study"), help="sub-folder for the study's variants"
+                "--out", default="", choices=("", "study", "frontier"), help="sub-folder for further variants"
             )
         command.add_argument("--log", type=Path, help="also write the progress to this file")
         command.add_argument("--threads", type=int, default=1, help="threads of this process")

@@ -84,7 +84,7 @@ def collect_study(context: Context) -> None:
                     ablations.append(_ablation(context, name, variant, group, epsilon, mine, part))
     write_table(pd.DataFrame(rows), context.results / "study.csv")
     write_table(pd.DataFrame(ablations), context.results / "ablations.csv")
-    write_timings(context, config.study_variants, context.results / "study_timings.csv")
+    write_timings(context, compared, context.results / "study_timings.csv")
     echo(
         f"collect_study: {len(rows)} rows of the dimension study, {len(ablations)} of ablations; FCR rows {len(fcr)}"
     )
@@ -212,15 +212,15 @@ def collect_frontier(context: Context) -> None:
         raise InputError(
             "study_variants has no variant of the frontier", "add variants with study: frontier to it"
         )
-    folder = context.results / "study"
+    folder = context.results / "frontier"
     labels = [s.label for s in context.sites() if _reads(context, names, s.label)]
     refusal = pd.concat(
-        [read_table(need(folder / "refusal" / f"{x}.csv", "estimate_study")) for x in labels],
+        [read_table(need(folder / "refusal" / f"{x}.csv", "estimate_frontier")) for x in labels],
         ignore_index=True,
     )
     cells = pd.concat(
         [
-            read_table(need(folder / "cells" / f"{x}.parquet", "estimate_study")).assign(site=x)
+            read_table(need(folder / "cells" / f"{x}.parquet", "estimate_frontier")).assign(site=x)
             for x in labels
         ],
         ignore_index=True,
