@@ -65,7 +65,7 @@ figures: setup ## Figures, tables and report of all studies (STUDIES="ioi ravel 
 	$(SNAKEMAKE) -- $(STUDIES)
 	@echo "Figures are in results/figures, tables in results/tables; open results/report.html and results/studies.html."
 
-study: setup ## The study over dimension, training steps, seeds and ablations
+study: setup ## The study over dimension, training steps, seeds and ablations, and the frontier
 	$(call say,Study over dimension$(comma) steps$(comma) seeds and ablations on $(CORES) core(s))
 	$(SNAKEMAKE) -- study
 	$(SNAKEMAKE) --forcerun make_report -- all

@@ -14,7 +14,7 @@ REFERENCES = {"plain": "plain", "mixed": "cache mixing"}
 
 
 def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
-    """InversionView's refusal where it is as faithful as `default`, plain or with cache mixing, and worst heads, from `make study`.
+    """InversionView's refusal where it is as faithful as `default`, plain or with cache mixing, and worst heads, from the frontier.
 
     The goals: at least twice the mean refusal, and `default`'s worst head at most .6 of its. Where InversionView is lent our cache
     mixing there is none: it tells the generator from the decoding."""
@@ -22,7 +22,7 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
     section = "Figure 5 and what it hides: refusal of heads where InversionView is as faithful as default"
     path = tables / f"{task}_{model}_frontier_matched.csv"
     if not path.exists():
-        return [Line(section, "frontier", "not run: make study", f"≥ {TIMES:g} times", NOT_MEASURED)]
+        return [Line(section, "frontier", "not run: make figures STUDIES=frontier", f"≥ {TIMES:g} times", NOT_MEASURED)]
     rows = read_table(path)
     frontier = read_table(results / "frontier.csv")
     frontier = frontier[frontier["share"] == 1]
