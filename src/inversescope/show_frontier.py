@@ -22,7 +22,15 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
     section = "Figure 5 and what it hides: refusal of heads where InversionView is as faithful as default"
     path = tables / f"{task}_{model}_frontier_matched.csv"
     if not path.exists():
-        return [Line(section, "frontier", "not run: make figures STUDIES=frontier", f"≥ {TIMES:g} times", NOT_MEASURED)]
+        return [
+            Line(
+                section,
+                "frontier",
+                "not run: make figures STUDIES=frontier",
+                f"≥ {TIMES:g} times",
+                NOT_MEASURED,
+            )
+        ]
     rows = read_table(path)
     frontier = read_table(results / "frontier.csv")
     frontier = frontier[frontier["share"] == 1]
