@@ -204,19 +204,21 @@ def test_a_delta_runs_some_experiments_alone(tmp_path: Path) -> None:
 
 
 def test_decoders_of_other_sizes_are_default_but_for_their_size() -> None:
-    """Addition alone reads them, and they grow in order."""
+    """They are read by the case studies alone, and grow in order."""
     config = default_config()
     sized = [name for name, variant in config.variants.items() if variant.study == "capacity"]
     assert sized == ["default_small", "default_large"]
     assert not set(sized) & {*config.studied_variants, *config.study_variants}
-    own = config.of("addition", "addition-embedded")
-    assert set(sized) <= set(own.studied_variants)
-    assert not set(sized) & set(config.of("counting", "counting-embedded").studied_variants)
-    small, default, large = (own.variant(f"default{suffix}") for suffix in ("_small", "", "_large"))
-    grown = ["n_heads", "d_head", "d_condition", "site_map_blocks"]
-    for field in grown:
-        assert getattr(small, field) <= getattr(default, field) <= getattr(large, field)
-    told = {*grown, "change", "study"}
-    assert (
-        small.model_dump(exclude=told) == default.model_dump(exclude=told) == large.model_dump(exclude=told)
-    )
+    for task in ("counting", "addition"):
+        (model,) = [e.model for e in config.experiments.values() if e.task == task]
+        own = config.of(task, model)
+        small, default, large = (own.variant(f"default{suffix}") for suffix in ("_small", "", "_large"))
+        grown = ["n_heads", "d_head", "d_condition", "site_map_blocks"]
+        for field in grown:
+            assert getattr(small, field) <= getattr(default, field) <= getattr(large, field)
+        told = {*grown, "change", "study"}
+        assert (
+            small.model_dump(exclude=told)
+            == default.model_dump(exclude=told)
+            == large.model_dump(exclude=told)
+        )
