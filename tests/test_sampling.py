@@ -25,6 +25,7 @@ from inversescope.pairs import KernelPairs, Prompts, encode_prompts
 from inversescope.sampling import (
     Draws,
     Mixer,
+    _WordScores,
     decode,
     log_prob_rows,
     log_q,
@@ -474,6 +475,22 @@ def test_log_q_is_the_same_bits_in_any_batch(kind: str) -> None:
         np.testing.assert_array_equal(np.concatenate(parts), whole)
     alone = log_q(model, folded, owner, asked, end=END, temperature=temperature)
     assert np.isfinite(alone).all() and not np.array_equal(alone, whole)
+
+
+def test_words_of_neighbours_are_the_same_bits_beside_longer_lists() -> None:
+    """What few neighbours say, alone and beside a target that has many: the table is wider there."""
+    model, rng, device = make_wide_model("neighbours"), np.random.default_rng(2), torch.device("cpu")
+    many = rng.integers(0, 81, (128, 8))
+    for count in range(1, 128, 6):
+        few, said = rng.integers(0, 81, (count, 8)), 2 * torch.rand(200, count)
+        found = []
+        for lists in ([few], [few, many]):
+            words = _WordScores.of(model, Mixer(lists, 81, 1.0), device)
+            assert words is not None
+            scores = nn.functional.pad(said, (0, words.scores.shape[1] - count))
+            with torch.inference_mode():
+                found.append(words.evidence(scores, torch.zeros(200, dtype=torch.int64), ENOUGH))
+        assert torch.equal(*found), count
 
 
 def test_neighbours_are_the_same_bits_in_any_batch() -> None:

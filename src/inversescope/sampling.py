@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from inversescope.generator.base import Condition, ConditionalGenerator, Folded
-from inversescope.generator.inversescope import ByOwner, NeighbourWords
+from inversescope.generator.inversescope import PART, ByOwner, NeighbourWords
 from inversescope.kernel import support_radius
 from inversescope.neighbours import Cache
 from inversescope.ops import ENOUGH
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 _PAGE = 64  # numbers of a draw that follow each other in a stream
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
-# Sums over a target's neighbours are taken in parts whose size follows from the table's width. So few neighbours are all in the
-# first one, and empty places behind them change nothing.
-FEW_NEIGHBOURS = 64
 
 
 def stream_uniforms(
@@ -96,16 +93,12 @@ class Mixer:
         """Node, first row and number of rows of every target."""
         return np.arange(len(self.root_count)), self.root_start, self.root_count
 
-    def padded(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
         """The sequences as one table (targets, K, T), and which of its rows hold one, (targets, K) bool.
 
-        Args:
-            most: neighbours that a target may have. K is for so many as soon as a target has more than `FEW_NEIGHBOURS`.
+        K is a multiple of `PART`: what a target's neighbours say does not depend on how wide others make the table.
         """
-        width = max(1, int(self.root_count.max(initial=0)))
-        if width > FEW_NEIGHBOURS:
-            width = max(width, most)
-        width = -(-width // ENOUGH) * ENOUGH
+        width = -(-max(1, int(self.root_count.max(initial=0))) // PART) * PART
         table = np.zeros((len(self.sequences), width, self.sequences[0].shape[1]), np.int64)
         for target, rows in enumerate(self.sequences):
             table[target, : len(rows)] = rows
@@ -348,8 +341,8 @@ class _WordScores:
         present: (targets, K) bool.
     """
 
-    def __init__(self, words: NeighbourWords, neighbours: Mixer, device: torch.device, most: int) -> None:
-        table, present = neighbours.padded(most)
+    def __init__(self, words: NeighbourWords, neighbours: Mixer, device: torch.device) -> None:
+        table, present = neighbours.padded()
         self.words, self.present = words, torch.from_numpy(present).to(device)
         self.bags = words.bags(torch.from_numpy(table).to(device))
         self.scores = torch.zeros(self.present.shape, device=device)
@@ -359,7 +352,7 @@ class _WordScores:
         """Scores before anything is written; None if the generator does not attend by words."""
         if model.neighbour_words is None or neighbours is None:
             return None
-        return _WordScores(model.neighbour_words, neighbours, device, model.shape.n_condition)
+        return _WordScores(model.neighbour_words, neighbours, device)
 
     def read(self, token: np.ndarray, owner: Tensor) -> None:
         """Add what each row's last token says."""
@@ -576,7 +569,7 @@ def log_prob_rows(
             near = Mixer([neighbours.sequences[target] for target in targets], neighbours.vocabulary, 1.0)
             words = _WordScores.of(model, near, device)
         if words is not None:
-            table, present = near.padded(model.shape.n_condition)
+            table, present = near.padded()
             others = present[of] & (table[of] != tokens[:, None, 1:]).any(-1)
         tree = _Tree(model, here, of, length - 1, int(tokens[0, 0]))
         for position in range(length - 1):

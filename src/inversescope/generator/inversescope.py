@@ -21,6 +21,9 @@ from inversescope.generator.backbone import Backbone, BackboneShape, Control, Ke
 from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.ops import ENOUGH, elementwise, linear, tanh
 
+# Neighbours whose votes are summed at a time outside training. Libraries sum many in parts whose size depends on their number;
+# in parts of our own, and of whole vectors (4 of 16 numbers), empty places at the end change no bit.
+PART = 64
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
 
 
@@ -154,6 +157,14 @@ class NeighbourLogits(nn.Module):
         return gate * elementwise(torch.log1p, counts * torch.exp(-self.log_kappa))
 
 
+def _votes(weight: Tensor, bags: Tensor) -> Tensor:
+    """Weighted neighbours (B, T, W) that hold each word: weight (B, T, K), bags (B, K, W)."""
+    if torch.is_grad_enabled():
+        return torch.bmm(weight, bags)
+    parts = [torch.bmm(*part) for part in zip(weight.split(PART, 2), bags.split(PART, 1), strict=True)]
+    return sum(parts[1:], parts[0])
+
+
 class NeighbourWords(nn.Module):
     """Attention over cached neighbours, by words: logits + gate * log((n vote + kappa prior) / ((n + kappa) prior)).
 
@@ -217,7 +228,7 @@ class NeighbourWords(nn.Module):
         """Smoothed log ratio (B, T, W) of votes to prior, from scores (B, T, K) and present (B, T or 1, K) bool."""
         a = torch.softmax(scores.masked_fill(~present, -1e4), -1) * present
         n = present.any(-1, keepdim=True) / (a * a).sum(-1, keepdim=True).clamp_min(1e-9)
-        vote, kappa = torch.bmm(a, bags)[..., :-1], torch.exp(self.log_kappa)
+        vote, kappa = _votes(a, bags)[..., :-1], torch.exp(self.log_kappa)
         return elementwise(torch.log, (n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
 
     def forward(self, h: Tensor, evidence: Tensor) -> Tensor:
