@@ -1051,10 +1051,10 @@ def default_variants() -> dict[str, VariantConfig]:
     return variants | frontier_variants()
 
 
-# The frontier: equal draws, and each method for at least the processor seconds of `default` (some four minutes of a core): a step
-# took .20 s of `default`, .13 of `paper`, .12, .14 and .13 of InversionView (clean, noised, wide), .11 from scratch, taken in turn
+# The frontier: equal draws, and about equal processor seconds of training (some four minutes of a core): a step took .20 s of
+# `default`, .13 of `paper`, .12, .14 and .13 of InversionView (clean, noised, wide), .11 from scratch, taken in turn
 # in one process. InversionView starts from the same backbone, at whose cost it would not know the prior; from scratch it is given
-# the backbone's seconds too. Learning rates were compared by each method's own loss at about a sixth of these steps, one seed:
+# some of the backbone's seconds. Learning rates were compared by each method's own loss at about a sixth of these steps, one seed:
 # 5e-4, 1e-3, 2e-3 (InversionView, clean and noised), 1e-3, 3e-3, 6e-3 (from scratch), 1.5e-3, 3e-3, 6e-3 (paper, which keeps 3e-3,
 # within .06 nats of the best).
 INVERSIONVIEW = VariantConfig(

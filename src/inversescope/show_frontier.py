@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inversescope.show_lines import NO_GOAL, NOT_MEASURED, Line, judge
+from inversescope.show_lines import NOT_MEASURED, Line, judge
 from inversescope.store import read_table
 
 #: `default` against InversionView at the same FCR error: times the mean refusal, share of the worst head's.
@@ -16,10 +16,12 @@ REFERENCES = {"plain": "plain", "mixed": "cache mixing"}
 def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
     """InversionView's refusal where it is as faithful as `default`, plain or with cache mixing, and worst heads, from the frontier.
 
-    The goals: at least twice the mean refusal, and `default`'s worst head at most .6 of its. Where InversionView is lent our cache
-    mixing there is none: it tells the generator from the decoding."""
+    The goals: at least twice the mean refusal, and `default`'s worst head at most .6 of its. They are asked too where InversionView
+    is lent our cache mixing, which tells the generator from the decoding."""
     results, tables = root / "results" / task / model, root / "results" / "tables"
-    section = "Figure 5 and what it hides: refusal of heads where InversionView is as faithful as default"
+    section = (
+        "Figure 5 and what it hides: refusal of heads at default's FCR error; worst heads, whatever the error"
+    )
     path = tables / f"{task}_{model}_frontier_matched.csv"
     if not path.exists():
         return [
@@ -35,6 +37,7 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
     frontier = read_table(results / "frontier.csv")
     frontier = frontier[frontier["share"] == 1]
     heads = frontier[frontier["headline"]].groupby("variant")["worst_refusal"].mean()
+    mixed = frontier[frontier["decoding"] == "mixed"].groupby("variant")["worst_refusal"].mean()
     ours = frontier[frontier["variant"] == "default"].groupby("decoding")["worst_refusal"].mean()
     lines = []
     for row in rows.to_dict("records"):
@@ -52,22 +55,21 @@ def frontier_lines(root: Path, task: str, model: str) -> list[Line]:
                 f"never as faithful in {row['n_seeds']} seed(s): least error {row['least_error']:.3f}, refusing "
                 f"{row['refusal_there']:.3f}, {times:.2f} times ({own})"
             )
-        against = f"default, {REFERENCES[reference]}, against {other}"
-        if row["lent"]:
-            lines.append(Line(section, f"{against} with our cache mixing: mean refusal", text, "", NO_GOAL))
-            continue
+        against = f"default, {REFERENCES[reference]}, against {other}{' with our cache mixing' if row['lent'] else ''}"
         lines.append(
             Line(
                 section, f"{against}: mean refusal", text, f"≥ {TIMES:g} times", judge(times, times >= TIMES)
             )
         )
-        if other in heads and reference in ours:
-            share = float(ours[reference] / heads[other])
+        theirs = mixed if row["lent"] else heads
+        if other in theirs and reference in ours:
+            share = float(ours[reference] / theirs[other])
+            setting = "with mixing" if row["lent"] else "its headline setting"
             lines.append(
                 Line(
                     section,
                     f"{against}: worst head, ours over its",
-                    f"{share:.2f} ({ours[reference]:.3f} / {heads[other]:.3f}, its headline setting)",
+                    f"{share:.2f} ({ours[reference]:.3f} / {theirs[other]:.3f}, {setting})",
                     f"≤ {WORST:g}",
                     judge(share, share <= WORST),
                 )

@@ -216,14 +216,14 @@ def plot_frontier(frontier: pd.DataFrame, out: Path, epsilon: float) -> list[Pat
 
 
 def _line(ax: Axes, rows: pd.DataFrame, variant: str, metric: str) -> None:
-    """Settings of one generator, in order of refusal, joined by a line; cache mixing, which is lent to all but `default`, apart."""
+    """Settings of one generator, in order of refusal, joined by a line but for cache mixing, which is not the generator's alone."""
     colour = VARIANT_COLOUR.get(variant, GREY)
     rows = rows.assign(headline=rows["headline"].astype(bool))
     mean = rows.groupby("decoding", sort=False).agg(
         {metric: "mean", "refusal_rate": "mean", "headline": "first"}
     )
     mean = mean.sort_values("refusal_rate", kind="stable")
-    joined = mean if variant == "default" else mean.drop("mixed", errors="ignore")
+    joined = mean.drop("mixed", errors="ignore")
     ax.plot(joined[metric], joined["refusal_rate"], color=colour, linewidth=0.9, alpha=0.6, zorder=1)
     for name, row in mean.iterrows():
         marker = SETTING_MARKER.get(str(name), "x")
