@@ -66,7 +66,7 @@ figures: setup ## Figures, tables and report of all studies (STUDIES="ioi ravel 
 	@echo "Figures are in results/figures, tables in results/tables; open results/report.html and results/studies.html."
 
 study: setup ## The study over dimension, training steps, seeds and ablations, and the frontier
-	$(call say,Study over dimension$(comma) steps$(comma) seeds and ablations on $(CORES) core(s))
+	$(call say,Study over dimension$(comma) steps$(comma) seeds and ablations$(comma) and frontier on $(CORES) core(s))
 	$(SNAKEMAKE) -- study
 	$(SNAKEMAKE) --forcerun make_report -- all
 

@@ -58,9 +58,8 @@ def compare_distances(context: Context) -> None:
         candidates = _candidates(context, site.label)
         index = np.unique(np.concatenate([c["prompt_id"] for c in candidates.values()]))
         index = index[index >= 0]
-        found = np.empty(
-            (0, *queries.shape[1:]), np.float32
-        )  # of generators none of whose candidates are prompts
+        # Of generators none of whose candidates are prompts there is nothing to read.
+        found = np.empty((0, *queries.shape[1:]), np.float32)
         if len(index):
             found = capture_prompts(task, target, index, [site])[site.label]
         level, first = 0.0, np.zeros(0, bool)

@@ -234,7 +234,7 @@ class _Run:
         mixer = None
         rule = sampling.rule(decoding)
         temperature: float | np.ndarray = rule.temperature[0]
-        width = ENOUGH
+        wide: np.ndarray | None = None  # an activation a draw
         if rule.mixed:
             vocabulary = self.model.shape.backbone.vocab_size
             mixer = make_mixer(
@@ -243,26 +243,22 @@ class _Run:
         if rule.masked and self.grammar is None:
             self.grammar = task.grammar(self.tokenizer)  # type: ignore[arg-type]
         if decoding == "noised":
-            # One condition a draw: the activation itself is moved (Figure 8).
+            # The activation itself is moved (Figure 8).
             moved = []
             for row in rows:
                 rng = stream(config.seed, "noised", self.site.label, self.name, int(row), int(draws[0]))
                 copies = np.repeat(self.z[[row]], len(draws), 0)
                 moved.append(perturb(copies, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01))
             wide = np.concatenate(moved).astype(np.float32)
-            condition = self.condition(epsilon, wide, len(draws))
-            neighbours = self.neighbours(epsilon, wide, len(draws))
-            uniforms, width = uniforms.reshape(-1, 1, length), 1 if len(draws) > 1 else ENOUGH
         elif rule.varies:
             of_draw, noise = schedule(rule, draws)
             wide = self.noised(epsilon, decoding, rows, draws, noise)
-            condition = self.condition(epsilon, wide, len(draws))
-            neighbours = self.neighbours(epsilon, wide, len(draws))
             temperature = np.tile(of_draw, len(rows))
-            uniforms, width = uniforms.reshape(-1, 1, length), 1 if len(draws) > 1 else ENOUGH
-        else:
-            condition = self.condition(epsilon, self.z[rows])
-            neighbours = self.neighbours(epsilon, self.z[rows])
+        z, unit, width = self.z[rows], 1, ENOUGH
+        if wide is not None:
+            z, unit, uniforms = wide, len(draws), uniforms.reshape(-1, 1, length)
+            width = 1 if unit > 1 else ENOUGH
+        condition, neighbours = self.condition(epsilon, z, unit), self.neighbours(epsilon, z, unit)
         drawn = decode(
             self.model,
             condition,
