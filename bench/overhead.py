@@ -1,7 +1,7 @@
 """What of a run's core seconds went into Snakemake, process start-up and DVC instead of the stages' work.
 
-Run after `make figures`: `python -m bench.overhead [--adopt]`. It reads Snakemake's records, benchmark files and log of the run
-with the most jobs here, and starts the shortest job of each stage again, elsewhere, to see how long its imports take.
+Run after `make figures`: `python -m bench.overhead [--adopt [TARGET ...]]`. It reads Snakemake's records, benchmark files and log
+of the run with the most jobs here, and starts the shortest job of each stage again, elsewhere, to see how long its imports take.
 Writes results/bench/overhead.csv.
 """
 
@@ -167,9 +167,12 @@ def measure(
     inside: list[Record],
     run: tuple[float, float, int],
     start_ups: dict[str, float],
-    adopt: bool = False,
+    adopt: list[str] | None = None,
 ) -> pd.DataFrame:
-    """Where the core seconds of a run went: part, seconds, share, whether it counts as overhead."""
+    """Where the core seconds of a run went: part, seconds, share, whether it counts as overhead.
+
+    `adopt` has the targets that are adopted, and is timed, too: an empty list for all, None to leave it out.
+    """
     began, ended, cores = run
     whole = cores * (ended - began)
     in_jobs = sum(job.ended - job.started for job in inside)
@@ -183,16 +186,16 @@ def measure(
     outputs = [record for record in read_records(root).values() if record.command in commanded]
     between = between_jobs(inside, outputs, cores)
     dvc = 0.0
-    if adopt:
+    if adopt is not None:
         clock = time.monotonic()
-        subprocess.run([sys.executable, "-m", "inversescope.cli", "adopt"], cwd=root, check=True)
+        subprocess.run([sys.executable, "-m", "inversescope.cli", "adopt", *adopt], cwd=root, check=True)
         dvc = cores * (time.monotonic() - clock)  # nothing else runs meanwhile
     rows = [
         ("Snakemake: until the first job starts", start, True),
         ("Snakemake: around commands (shell, records)", in_jobs - commands, True),
         ("Snakemake: between jobs, the next one's inputs ready", between, True),
         (f"process start-up: interpreter and imports of {len(inside)} jobs", start_up, True),
-        ("DVC: adopt" if adopt else "DVC: not asked for (--adopt)", dvc, True),
+        ("DVC: not asked for (--adopt)" if adopt is None else "DVC: adopt", dvc, True),
         ("work of the stages", commands - start_up, False),
         (
             "a core without a job (what was left had to wait, or nothing was left)",
@@ -217,7 +220,10 @@ def main() -> int:
         prog="python -m bench.overhead", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument(
-        "--adopt", action="store_true", help="time `inversescope adopt` too (it writes dvc.lock)"
+        "--adopt",
+        nargs="*",
+        metavar="TARGET",
+        help="time `inversescope adopt [TARGET ...]` too (it writes dvc.lock)",
     )
     parser.add_argument("--out", type=Path, default=Path("results/bench/overhead.csv"))
     arguments = parser.parse_args()
