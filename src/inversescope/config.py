@@ -485,6 +485,7 @@ class VariantConfig(Strict):
         "inversionview",
         "inversionview_noised",
         "inversionview_wide",
+        "inversionview_noised_wide",
         "inversionview_scratch",
     ]
     change: str = Field("", description="What this ablation changes, in words; empty for the bases.")
@@ -1085,7 +1086,19 @@ FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, se
         # As many parameters as `default`.
         INVERSIONVIEW.model_copy(update={"base": "inversionview_wide", "d_condition": 120}),
         1860,
-        ["noise1", "plain", "noise4", "cool", "cold"],
+        ["noise1", "plain", "noise4", "cool", "cold", "mixed"],
+    ),
+    "inversionview_noised_wide": (
+        INVERSIONVIEW.model_copy(
+            update={
+                "base": "inversionview_noised_wide",
+                "pairs": "noise",
+                "learning_rate": 2e-3,
+                "d_condition": 120,
+            }
+        ),
+        1800,
+        ["plain", "cool", "cold", "mixed"],
     ),
     "inversionview_scratch": (
         INVERSIONVIEW.model_copy(
@@ -1096,7 +1109,8 @@ FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, se
     ),
 }
 FRONTIER_SEEDS = (0, 1, 2)
-FRONTIER_ONCE = ("inversionview_wide", "inversionview_scratch")  # controls, of the first seed alone
+# Controls, of the first seed alone.
+FRONTIER_ONCE = ("inversionview_wide", "inversionview_noised_wide", "inversionview_scratch")
 FRONTIER_SHARE = 1 / 6  # of the steps, for the first seed: refusal against seconds of training
 
 

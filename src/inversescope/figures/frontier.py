@@ -34,6 +34,7 @@ MARKER = {
     "inversionview": "^",
     "inversionview_noised": "D",
     "inversionview_wide": "P",
+    "inversionview_noised_wide": "X",
     "inversionview_scratch": "v",
 }
 TITLE = {
@@ -42,6 +43,7 @@ TITLE = {
     "inversionview": "InversionView",
     "inversionview_noised": "InversionView, noise in training",
     "inversionview_wide": "InversionView, as many parameters as default",
+    "inversionview_noised_wide": "InversionView, noise and as many parameters",
     "inversionview_scratch": "InversionView, from scratch",
 }
 #: Panels of Figure 5: each method as published, then each at its best here.

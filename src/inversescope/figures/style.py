@@ -46,6 +46,7 @@ VARIANT_COLOUR = {
     "inversionview": GREEN,
     "inversionview_noised": PINK,
     "inversionview_wide": ORANGE,
+    "inversionview_noised_wide": SKY,
     "inversionview_scratch": GREY,
 }
 #: Colour and marker of each estimator and control where one variant's are compared.

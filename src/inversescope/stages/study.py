@@ -196,9 +196,10 @@ def collect_frontier(context: Context) -> None:
     frontier.csv has a row a (generator, setting, seed) at the headline bandwidth, means over sites: refusal from raw
     candidates, `fcr_error` as in `collect_study` (plain means of accepted candidates; `fcr_error_reweighted` beside it),
     bootstrap intervals over targets. `generator` is `inversescope`, `inversionview`, `inversionview_noised` (noise in
-    training), `inversionview_wide` (as many parameters as `default`) or `inversionview_scratch` (decoder from random weights);
-    a setting of `inversescope` names the variant too (`default/plain`); `headline` marks the setting under which a generator is
-    quoted. `train_seconds` holds the backbone's seconds too (`backbone_seconds`), where training starts from it.
+    training), `inversionview_wide` (as many parameters as `default`), `inversionview_noised_wide` (both) or
+    `inversionview_scratch` (decoder from random weights); a setting of `inversescope` names the variant too
+    (`default/plain`); `headline` marks the setting under which a generator is quoted. `train_seconds` holds the backbone's
+    seconds too (`backbone_seconds`), where training starts from it.
     frontier_time.csv has the same columns at the headline settings, for every length of training (`share` of the longest).
     frontier_heads.csv has refusal by site, mean over seeds; frontier_pairs.csv every pair of generators at their headlines:
     paired difference of mean refusal with a bootstrap interval over targets, and the share of sites that each wins.
