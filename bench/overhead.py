@@ -30,6 +30,7 @@ GOAL = 0.15
 LIMIT = 30.0
 # What a run makes.
 MADE = ("data", "results", "logs", "benchmarks")
+DESCRIPTIONS = ("target.json", "meta.json")
 
 
 def runs(root: Path) -> list[tuple[float, float, int]]:
@@ -59,9 +60,9 @@ def linked(root: Path, folder: Path, jobs: list[Record]) -> None:
     mirror = load_config([root / "config/config.yaml"]).mirror
     beside = [mirror] if mirror is not None and not Path(mirror).is_absolute() else []
     whole = [path.name for path in root.iterdir() if path.name not in MADE and not path.name.startswith(".")]
-    # A target's description vouches for files that no rule names.
-    targets = [Path(path).parent for path in jobs[0].inputs if Path(path).name == "target.json"]
-    unnamed = [str(f.relative_to(root)) for t in targets for f in (root / t).iterdir() if f.is_file()]
+    # The description of a target or a generator vouches for files that a rule need not name.
+    described = [Path(path).parent for path in jobs[0].inputs if Path(path).name in DESCRIPTIONS]
+    unnamed = [str(f.relative_to(root)) for d in described for f in (root / d).iterdir() if f.is_file()]
     for path in (*whole, *beside, *unnamed, *jobs[0].inputs):
         link = Path(os.path.normpath(folder / path))
         if (root / path).exists() and not link.exists():
