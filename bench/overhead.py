@@ -55,15 +55,28 @@ def stage_of(record: Record) -> str:
     return found[1] if found else ""
 
 
-def linked(root: Path, folder: Path, jobs: list[Record]) -> None:
+def made_from(job: Record, records: dict[str, Record]) -> list[str]:
+    """Inputs of a job, and what these were made from: a page is told the figures, and reads the tables behind them too."""
+    found: dict[str, None] = {}
+    left = list(job.inputs)
+    while left:
+        path = left.pop()
+        if path not in found:
+            found[path] = None
+            left += records[path].inputs if path in records else ()
+    return list(found)
+
+
+def linked(root: Path, folder: Path, jobs: list[Record], records: dict[str, Record]) -> None:
     """A folder in which a job (its records, one an output) finds its inputs, and none of its outputs."""
+    inputs = made_from(jobs[0], records)
     mirror = load_config([root / "config/config.yaml"]).mirror
     beside = [mirror] if mirror is not None and not Path(mirror).is_absolute() else []
     whole = [path.name for path in root.iterdir() if path.name not in MADE and not path.name.startswith(".")]
     # The description of a target or a generator vouches for files that a rule need not name.
-    described = [Path(path).parent for path in jobs[0].inputs if Path(path).name in DESCRIPTIONS]
+    described = [Path(path).parent for path in inputs if Path(path).name in DESCRIPTIONS]
     unnamed = [str(f.relative_to(root)) for d in described for f in (root / d).iterdir() if f.is_file()]
-    for path in (*whole, *beside, *unnamed, *jobs[0].inputs):
+    for path in (*whole, *beside, *unnamed, *inputs):
         link = Path(os.path.normpath(folder / path))
         if (root / path).exists() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +130,7 @@ def seconds_of_start_up(root: Path, jobs: list[Record], limit: float = LIMIT) ->
         InputError: a job fails.
     """
     bare, found = bare_interpreter(), {}
-    outputs = list(read_records(root).values())
+    records = read_records(root)
     for stage in sorted({stage_of(job) for job in jobs} - {""}):
         shortest = min(
             (j for j in jobs if stage_of(j) == stage), key=lambda j: (j.ended - j.started, j.output)
@@ -125,7 +138,7 @@ def seconds_of_start_up(root: Path, jobs: list[Record], limit: float = LIMIT) ->
         with tempfile.TemporaryDirectory(prefix="inversescope-overhead-") as name:
             folder = Path(name) / "study"
             folder.mkdir()
-            linked(root, folder, [job for job in outputs if job.command == shortest.command])
+            linked(root, folder, [r for r in records.values() if r.command == shortest.command], records)
             command = f"inversescope {shortest.command.partition('inversescope ')[2]}"
             found[stage] = bare + profile(["bash", "-c", f"exec {command}"], folder, limit)
     return found

@@ -133,7 +133,7 @@ rule compare_distances:
     input:
         source=source("compare_distances"),
         target=lambda w: target_files(w.task, w.model),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["test", "reference"]),
+        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=SPLITS),
         activations=at_all_sites(
             "data/{task}/{model}/activations/{split}/{site}.safetensors",
             split=["train", "test", "reference"],

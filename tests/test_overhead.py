@@ -37,15 +37,23 @@ def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
         "data/in.csv",
         "data/t/target.json",
         "data/t/more.json",
+        "results/behind.csv",
     ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
     (root / "config/config.yaml").write_text((Path(__file__).parents[1] / "config/config.yaml").read_text())
     (root / "data/out.csv").touch()
     folder.mkdir(parents=True)
-    linked(root, folder, [job("results/deep/out.csv", 0, 1, "data/in.csv", "data/t/target.json")])
+    page = job("results/deep/out.csv", 0, 1, "data/in.csv", "data/t/target.json")
+    linked(root, folder, [page], {"data/in.csv": job("data/in.csv", 0, 1, "results/behind.csv")})
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert {"data/in.csv", "data/t/target.json", "data/t/more.json", "upstream.yaml"} <= found
+    assert {
+        "data/in.csv",
+        "data/t/target.json",
+        "data/t/more.json",
+        "upstream.yaml",
+        "results/behind.csv",
+    } <= found
     assert "data/out.csv" not in found and (folder / "results/deep").is_dir()
 
 

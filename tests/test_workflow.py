@@ -565,6 +565,17 @@ def test_dvc_agrees_with_snakemake(everything: Path) -> None:
     assert direct.union(*(ancestors[name] for name in direct)) == set(stages), "the records come last"
 
 
+def test_who_reads_activations_names_their_prompts(everything: Path) -> None:
+    """Activations are checked against the prompts that they are of."""
+
+    def splits(paths: tuple[str, ...], pattern: str) -> set[str]:
+        return {match[1] for path in paths if (match := re.search(pattern, path))}
+
+    for record in read_records(everything).values():
+        activations = splits(record.inputs, r"/activations/(\w+)/")
+        assert activations <= splits(record.inputs, r"/prompts/(\w+)\.parquet$"), record.rule
+
+
 def relative(root: Path, entry: Any) -> str:
     return Path(entry.fs_path).relative_to(root.resolve()).as_posix()
 
