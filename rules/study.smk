@@ -35,6 +35,7 @@ rule collect_study:
             of_ablations, "results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]
         ),
         cells=at_sites_of(of_ablations, "results/{task}/{model}/study/cells/{site}.parquet"),
+        prompts="data/{task}/prompts/test.parquet",
         activations=at_sites_of(of_ablations, "data/{task}/{model}/activations/test/{site}.safetensors"),
         generators=descriptions_of(of_ablations),
         samples=samples_of(of_ablations),
