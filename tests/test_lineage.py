@@ -157,6 +157,19 @@ def test_adopting_leaves_nothing_for_dvc_to_do(adopted: Path) -> None:
     assert variant.format("paper") in recorded and variant.format("default_sparse_own") in recorded
 
 
+def test_adopting_keeps_the_times_of_files_with_hard_links(adopted: Path, tmp_path: Path) -> None:
+    """As of a study that was copied by `cp -l`: DVC puts files of its own in their place."""
+    root = tmp_path / "study"
+    shutil.copytree(adopted, root, symlinks=True)
+    linked = root / "data/ioi/prompts/train.parquet"
+    os.link(linked, tmp_path / "link")
+    before, inode = linked.stat().st_mtime_ns, linked.stat().st_ino
+    adopt(root)
+    assert linked.stat().st_ino != inode and linked.stat().st_mtime_ns == before
+    nothing_for_dvc(root)
+    assert "Nothing to be done" in shell(root, sys.executable, "-m", "snakemake", "-n", "all", "study")
+
+
 def test_a_stale_run_is_not_adopted(adopted: Path) -> None:
     lock = (adopted / "dvc.lock").read_bytes()
     original = (adopted / "config/config.yaml").read_text()

@@ -476,7 +476,7 @@ def _refuse_other(root: Path) -> None:
 
 
 def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
-    """Record a finished run in dvc.lock, provided that Snakemake has nothing left to do.
+    """Record a finished run in dvc.lock, provided that Snakemake has nothing left to do. Files keep their times.
 
     Args:
         root: repository root.
@@ -488,6 +488,7 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     Raises:
         InputError: something is stale (says what), a run is going on, or DVC cannot commit.
     """
+    root = root.resolve()
     _refuse_other(root)
     asked = list(targets)
     found = summary(root, asked)
@@ -496,6 +497,8 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     from dvc.exceptions import DvcException
     from dvc.repo import lock_repo
 
+    files = [root / output for output in found if (root / output).is_file()]
+    times = {file: file.stat().st_mtime_ns for file in files}
     made = {RECORDS} | {str(path) for output in found for path in (Path(output), *Path(output).parents)}
     repo = open_repo(root)
     try:
@@ -511,6 +514,10 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
         raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
     finally:
         repo.close()
+    # A file that has hard links (to a copy of the study, say) is replaced by DVC: as new as it is then, all would be stale.
+    replaced = {file: time for file, time in times.items() if file.stat().st_mtime_ns != time}
+    if replaced:
+        _set_times(Versions(root), replaced)
     return [stage.name for stage in stages]
 
 
@@ -591,14 +598,23 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
 
 
 def set_times(versions: Versions) -> None:
-    """Give each output the time at which its job wrote it, and tell DVC's database, which knows files by their times."""
+    """Give each output the time at which its job wrote it."""
+    records = read_records(versions.root)
+    files = {
+        versions.root / output: round(record.ended * 1e9)
+        for output, record in records.items()
+        if (versions.root / output).is_file()
+    }
+    _set_times(versions, files)
+
+
+def _set_times(versions: Versions, times: dict[Path, int]) -> None:
+    """Give files times (nanoseconds), and tell DVC's database, which knows files by them."""
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile.hash_info import HashInfo
 
-    for output, record in read_records(versions.root).items():
-        file = versions.root / output
-        if file.is_file():
-            os.utime(file, (record.ended, record.ended))
-            md5 = versions.recorded.get(output)
-            if md5 is not None:
-                versions.repo.state.save(str(file), LocalFileSystem(), HashInfo("md5", md5))
+    for file, time in times.items():
+        os.utime(file, ns=(time, time))
+        md5 = versions.recorded.get(str(file.relative_to(versions.root)))
+        if md5 is not None:
+            versions.repo.state.save(str(file), LocalFileSystem(), HashInfo("md5", md5))
