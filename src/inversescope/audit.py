@@ -611,7 +611,8 @@ def _files(node: Node) -> Iterable[str]:
         return [f"{f['path']}  {f['hash'] or 'no recorded hash'}  {f['state']}" for f in node.files]
     digest = hashlib.sha256("".join(f"{f['path']}{f['hash']}" for f in node.files).encode()).hexdigest()
     folder = os.path.commonpath([f["path"] for f in node.files])
-    lines = [f"{len(node.files)} files below {folder}, sha256 of their hashes {digest[:16]}"]
+    below = f" below {folder}" if folder else ""
+    lines = [f"{len(node.files)} files{below}, sha256 of their hashes {digest[:16]}"]
     lines += [f"{f['path']}  {f['state']}" for f in wrong[:4]]
     return lines + ([f"and {len(wrong) - 4} more"] if len(wrong) > 4 else [])
 
