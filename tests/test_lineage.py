@@ -157,16 +157,32 @@ def test_adopting_leaves_nothing_for_dvc_to_do(adopted: Path) -> None:
     assert variant.format("paper") in recorded and variant.format("default_sparse_own") in recorded
 
 
-def test_adopting_keeps_the_times_of_files_with_hard_links(adopted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", [False, True])
+def test_adopting_keeps_the_times_of_files_with_hard_links(
+    adopted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
     """As of a study that was copied by `cp -l`: DVC puts files of its own in their place."""
     root = tmp_path / "study"
     shutil.copytree(adopted, root, symlinks=True)
-    linked = root / "data/ioi/prompts/train.parquet"
-    os.link(linked, tmp_path / "link")
-    before, inode = linked.stat().st_mtime_ns, linked.stat().st_ino
-    adopt(root)
-    assert linked.stat().st_ino != inode and linked.stat().st_mtime_ns == before
-    nothing_for_dvc(root)
+    # One that `ioi` needs, and one of the study over variants in a folder that both have files in.
+    study = next(f for f in sorted((root / "data/ioi").rglob("*_s0_*/model.safetensors")))
+    linked = [root / "data/ioi/prompts/train.parquet", study]
+    before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in linked]
+    for k, file in enumerate(linked):
+        os.link(file, tmp_path / f"link{k}")
+    if fails:
+
+        def full(*arguments: object, **options: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("dvc.dvcfile.ProjectFile.dump_stages", full)
+        with pytest.raises(OSError):
+            adopt(root, ["ioi"])
+    else:
+        adopt(root, ["ioi"])
+        nothing_for_dvc(root)
+    for file, (inode, time) in zip(linked, before, strict=True):
+        assert file.stat().st_ino != inode and file.stat().st_mtime_ns == time, file
     assert "Nothing to be done" in shell(root, sys.executable, "-m", "snakemake", "-n", "all", "study")
 
 

@@ -11,7 +11,7 @@ _COUNTING_FILES = f"https://raw.githubusercontent.com/huangxt39/InversionView/{_
 
 MODELS: dict[str, dict[str, Any]] = {
     # The authors' shapes, trained here. The answer is one token of twenty, so it weighs as much as the others together.
-    # After 3,000 steps the output of L1H0 still holds the letter beside the count (docs/counting.md, section 9).
+    # After 3,000 steps the output of L1H0 tells the count less sharply (docs/counting.md, section 9).
     "counting-embedded": {
         "candidates": {
             "s1": {"shape": {"n_layers": 2, "n_heads": 1, "d_model": 64, "n_positions": 33}, "seed": 1}

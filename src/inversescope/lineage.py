@@ -497,14 +497,14 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
     from dvc.exceptions import DvcException
     from dvc.repo import lock_repo
 
-    files = [root / output for output in found if (root / output).is_file()]
-    times = {file: file.stat().st_mtime_ns for file in files}
     made = {RECORDS} | {str(path) for output in found for path in (Path(output), *Path(output).parents)}
+    times: dict[Path, int] = {}
     repo = open_repo(root)
     try:
         with lock_repo(repo):
             # Without stages of experiments that the targets have nothing of.
             stages = [s for s in repo.index.stages if made & {_below(root, out) for out in s.outs}]
+            times = _times(root / _below(root, out) for stage in stages for out in stage.outs)
             for stage in stages:
                 stage.save()
                 stage.commit()
@@ -514,11 +514,19 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> list[str]:
         raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
     finally:
         repo.close()
-    # A file that has hard links (to a copy of the study, say) is replaced by DVC: as new as it is then, all would be stale.
-    replaced = {file: time for file, time in times.items() if file.stat().st_mtime_ns != time}
+        # A file that has hard links (to a copy of the study, say) is replaced by DVC: as new as it is then, all would be stale.
+        replaced = [file for file, time in _times(times).items() if time != times[file]]
+        for file in replaced:
+            os.utime(file, ns=(times[file], times[file]))
     if replaced:
-        _set_times(Versions(root), replaced)
+        _tell_times(Versions(root), replaced)
     return [stage.name for stage in stages]
+
+
+def _times(paths: Iterable[Path]) -> dict[Path, int]:
+    """When files, and those below folders, were written: nanoseconds since the epoch."""
+    every = (file for path in paths for file in (path.rglob("*") if path.is_dir() else (path,)))
+    return {file: file.stat().st_mtime_ns for file in every if file.is_file()}
 
 
 def _below(root: Path, out: Any) -> str:
@@ -598,23 +606,22 @@ def restore(root: Path, remote: str | None = None) -> tuple[int, list[str]]:
 
 
 def set_times(versions: Versions) -> None:
-    """Give each output the time at which its job wrote it."""
-    records = read_records(versions.root)
-    files = {
-        versions.root / output: round(record.ended * 1e9)
-        for output, record in records.items()
-        if (versions.root / output).is_file()
-    }
-    _set_times(versions, files)
+    """Give each output the time at which its job wrote it, and tell DVC."""
+    found = []
+    for output, record in read_records(versions.root).items():
+        file = versions.root / output
+        if file.is_file():
+            os.utime(file, (record.ended, record.ended))
+            found.append(file)
+    _tell_times(versions, found)
 
 
-def _set_times(versions: Versions, times: dict[Path, int]) -> None:
-    """Give files times (nanoseconds), and tell DVC's database, which knows files by them."""
+def _tell_times(versions: Versions, files: list[Path]) -> None:
+    """Tell DVC's database, which knows files by their times, those of files that are as dvc.lock says."""
     from dvc.fs import LocalFileSystem
     from dvc_data.hashfile.hash_info import HashInfo
 
-    for file, time in times.items():
-        os.utime(file, ns=(time, time))
+    for file in files:
         md5 = versions.recorded.get(str(file.relative_to(versions.root)))
         if md5 is not None:
             versions.repo.state.save(str(file), LocalFileSystem(), HashInfo("md5", md5))
