@@ -76,7 +76,8 @@ def linked(root: Path, folder: Path, jobs: list[Record], records: dict[str, Reco
     # The description of a target or a generator vouches for files that a rule need not name.
     described = [Path(path).parent for path in inputs if Path(path).name in DESCRIPTIONS]
     unnamed = [str(f.relative_to(root)) for d in described for f in (root / d).iterdir() if f.is_file()]
-    for path in (*whole, *beside, *unnamed, *inputs):
+    own = {job.output for job in jobs}
+    for path in (*whole, *beside, *(path for path in unnamed if path not in own), *inputs):
         link = Path(os.path.normpath(folder / path))
         if (root / path).exists() and not link.exists():
             link.parent.mkdir(parents=True, exist_ok=True)

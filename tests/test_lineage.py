@@ -165,7 +165,7 @@ def test_adopting_keeps_the_times_of_files_with_hard_links(
     root = tmp_path / "study"
     shutil.copytree(adopted, root, symlinks=True)
     # One that `ioi` needs, and one of the study over variants in a folder that both have files in.
-    study = next(f for f in sorted((root / "data/ioi").rglob("*_s0_*/model.safetensors")))
+    study = sorted((root / "data/ioi").rglob("*_s0_*/model.safetensors"))[0]
     linked = [root / "data/ioi/prompts/train.parquet", study]
     before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in linked]
     for k, file in enumerate(linked):

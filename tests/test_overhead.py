@@ -37,6 +37,7 @@ def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
         "data/in.csv",
         "data/t/target.json",
         "data/t/more.json",
+        "data/t/score.csv",
         "results/behind.csv",
     ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +46,8 @@ def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
     (root / "data/out.csv").touch()
     folder.mkdir(parents=True)
     page = job("results/deep/out.csv", 0, 1, "data/in.csv", "data/t/target.json")
-    linked(root, folder, [page], {"data/in.csv": job("data/in.csv", 0, 1, "results/behind.csv")})
+    score = job("data/t/score.csv", 0, 1, *page.inputs)  # beside a description that it reads
+    linked(root, folder, [page, score], {"data/in.csv": job("data/in.csv", 0, 1, "results/behind.csv")})
     found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert {
         "data/in.csv",
@@ -54,7 +56,7 @@ def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
         "upstream.yaml",
         "results/behind.csv",
     } <= found
-    assert "data/out.csv" not in found and (folder / "results/deep").is_dir()
+    assert not {"data/out.csv", "data/t/score.csv"} & found and (folder / "results/deep").is_dir()
 
 
 def test_imports_that_a_function_makes_count_and_a_long_job_is_stopped(tmp_path: Path) -> None:

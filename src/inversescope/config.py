@@ -1067,6 +1067,8 @@ INVERSIONVIEW = VariantConfig(
     freeze_backbone=False,
     learning_rate=1e-3,
 )
+_NOISED = {"pairs": "noise", "learning_rate": 2e-3}
+_WIDE = {"d_condition": 120}  # as many parameters as `default`
 FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, settings (the headline first)
     "paper": (PAPER, 1800, ["plain", "cool", "mixed"]),
     "default": (DEFAULT, 1200, ["plain", "cool", "cold", "mixed"]),
@@ -1076,27 +1078,17 @@ FRONTIER_BASES: dict[str, tuple[VariantConfig, int, list[str]]] = {  # steps, se
         ["noise1", "plain", "noise4", "schedule", "cool", "cold", "mixed"],
     ),
     "inversionview_noised": (
-        INVERSIONVIEW.model_copy(
-            update={"base": "inversionview_noised", "pairs": "noise", "learning_rate": 2e-3}
-        ),
+        INVERSIONVIEW.model_copy(update={"base": "inversionview_noised", **_NOISED}),
         1740,
         ["plain", "cool", "cold", "mixed"],
     ),
     "inversionview_wide": (
-        # As many parameters as `default`.
-        INVERSIONVIEW.model_copy(update={"base": "inversionview_wide", "d_condition": 120}),
+        INVERSIONVIEW.model_copy(update={"base": "inversionview_wide", **_WIDE}),
         1860,
         ["noise1", "plain", "noise4", "cool", "cold", "mixed"],
     ),
     "inversionview_noised_wide": (
-        INVERSIONVIEW.model_copy(
-            update={
-                "base": "inversionview_noised_wide",
-                "pairs": "noise",
-                "learning_rate": 2e-3,
-                "d_condition": 120,
-            }
-        ),
+        INVERSIONVIEW.model_copy(update={"base": "inversionview_noised_wide", **_NOISED, **_WIDE}),
         1800,
         ["plain", "cool", "cold", "mixed"],
     ),
