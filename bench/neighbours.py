@@ -19,7 +19,7 @@ from bench.tables import fastest, finish, options
 # isort: split
 import numpy as np
 
-from inversescope.neighbours import Cache
+from inversescope.kernel.neighbours import Cache
 
 ROWS, QUERIES, EPSILON, LIMIT, REPEATS = 100_000, 128, 0.1, 256, 5
 DIMENSIONS = (16, 64, 256)

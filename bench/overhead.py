@@ -22,7 +22,7 @@ import pandas as pd
 
 from inversescope.config import load_config
 from inversescope.errors import InputError
-from inversescope.lineage import Record, read_records
+from inversescope.lineage.records import Record, read_records
 from inversescope.store import write_table
 
 GOAL = 0.15

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from inversescope.config import load_config
 from inversescope.generator.backbone import BackboneShape, to_hf
 from inversescope.generator.inversescope import Condition, Folded, GeneratorShape, InverseScope
-from inversescope.sampling import Mixer, decode, stream_uniforms
+from inversescope.sampling.decode import Mixer, decode, stream_uniforms
 
 VARIANT = "paper"
 TARGETS_A_HEAD = 1
@@ -91,8 +91,8 @@ def main() -> int:
 
 def trained_case(root: Path, files: list[Path]) -> Case | None:
     """The study's generator at its own targets, three of each head; None if it has not been trained."""
-    from inversescope.stages.common import Context
-    from inversescope.stages.generators import backbone_tokenizer, load_generator
+    from inversescope.context import Context
+    from inversescope.generator.stages import backbone_tokenizer, load_generator
     from inversescope.store import read_activations
 
     config = load_config(files)

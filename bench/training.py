@@ -30,12 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inversescope.cli import run_stage
 from inversescope.config import Config, load_config
+from inversescope.context import Context
 from inversescope.generator.backbone import Backbone, BackboneShape
-from inversescope.models import build_model, save_trained, tokenizer_hash, word_tokenizer
+from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs
 from inversescope.ops import linear
-from inversescope.pairs import Batch, KernelPairs, NoisePairs
-from inversescope.stages.common import Context
 from inversescope.store import save_checkpoint
+from inversescope.targets.models import build_model, save_trained, tokenizer_hash, word_tokenizer
 
 VARIANTS = ("paper", "default")
 #: Steps left out of the timing, and steps timed: whole chunks of steps that share a neighbour search.

@@ -3,10 +3,10 @@
 CASES = ["counting", "addition", "text"]
 # Tasks whose answers are several tokens.
 SPELLED = ["addition"]
-CASE_FIGURES = literal("figures/cases", "CASE_FIGURES")
-CASE_TABLES = literal("figures/cases", "CASE_TABLES")
-ANSWER_FIGURES = literal("figures/cases", "ANSWER_FIGURES")
-ANSWER_TABLES = literal("figures/cases", "ANSWER_TABLES")
+CASE_FIGURES = literal("studies/cases/figures", "CASE_FIGURES")
+CASE_TABLES = literal("studies/cases/figures", "CASE_TABLES")
+ANSWER_FIGURES = literal("studies/cases/figures", "ANSWER_FIGURES")
+ANSWER_TABLES = literal("studies/cases/figures", "ANSWER_TABLES")
 
 
 rule check_causes:

@@ -1,5 +1,4 @@
 # Helpers of the rules: the configuration, tables of tasks, models, sites and variants, and input functions. No rules.
-import ast
 import functools
 import os
 import re
@@ -13,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 from inversescope.config import Config, load_config, parse_config
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN, expand_sites
+from inversescope.workflow.sources import literal, source_file, source_files
 
 # Jobs call the command `inversescope` of the environment that runs Snakemake, whether or not it is activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
@@ -291,101 +291,9 @@ def rule_name(stage: str, *parts: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- source modules
-PACKAGE = Path(os.path.relpath(Path(workflow.basedir) / "src" / "inversescope"))
-# What they say reaches a job by `params`, by its command line, or not at all.
-WITHOUT_EFFECT = {"__init__", "config", "case_studies", "errors", "cli"}
-# Lists what there is: a result depends on the task that it is of, not on the list, so that a new task makes nothing stale.
-LISTS = {"tasks"}
-
-
-def path_of(module: str) -> Path:
-    """Source file of a module, given as stages/common."""
-    package = PACKAGE / module / "__init__.py"
-    return package if package.is_file() else PACKAGE / f"{module}.py"
-
-
-@functools.cache
-def imports_of(module: str) -> frozenset[str]:
-    """Modules of the package that a module imports, anywhere in it."""
-    return imports_in(ast.parse(path_of(module).read_text()))
-
-
-def imports_in(tree: ast.AST) -> frozenset[str]:
-    """Modules of the package that a piece of code imports, but for type checking."""
-    for_types = [
-        n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
-    ]
-    skipped = {id(n) for block in for_types for n in ast.walk(block)}
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "inversescope":
-            names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names if alias.name.startswith("inversescope."))
-    modules = {name.removeprefix("inversescope").strip(".").replace(".", "/") for name in names}
-    return frozenset(m for m in modules if m and path_of(m).is_file())
-
-
-def imports_of_stage(tree: ast.Module, stage: str) -> frozenset[str]:
-    """Modules that the module of a stage imports at its top, in the stage's function, or in functions that this one calls."""
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    needed: set[str] = set()
-    pending = {stage}
-    while pending:
-        name = pending.pop()
-        needed.add(name)
-        names = {node.id for node in ast.walk(functions[name]) if isinstance(node, ast.Name)}
-        pending |= (names & functions.keys()) - needed
-    rest = [node for node in tree.body if node not in functions.values()]
-    return imports_in(
-        ast.Module(body=[*rest, *(functions[name] for name in sorted(needed))], type_ignores=[])
-    )
-
-
-@functools.cache
-def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
-    """Modules that a stage's result can depend on: the one that defines it and all that it imports, directly or not; of the
-    tasks, and of what they alone import, only the one that is asked for."""
-    without = WITHOUT_EFFECT | {f"tasks/{name}" for name in KNOWN_TASKS if name != task}
-    for home in sorted(PACKAGE.glob("stages/*.py")):
-        tree = ast.parse(home.read_text())
-        if any(isinstance(node, ast.FunctionDef) and node.name == stage for node in tree.body):
-            break
-    else:
-        raise WorkflowError(
-            f"No module in {PACKAGE}/stages defines {stage}. Stages carry the names of their rules."
-        )
-    found = {f"stages/{home.stem}"}
-    pending = set(imports_of_stage(tree, stage))
-    while pending:
-        name = pending.pop()
-        if name not in without:
-            found.add(name)
-            pending |= imports_of(name) - found
-    return tuple(sorted(found - LISTS))
-
-
 def source(stage: str, task: str | None = None):
     """Input function: source files that a stage depends on; of the tasks, only the one that is asked for."""
-
-    def files(wildcards) -> list[str]:
-        asked = getattr(wildcards, "task", task)
-        modules = modules_of(stage, asked)
-        paths = [path_of(part) for part in modules]
-        beside = [path.with_suffix(suffix) for path in paths for suffix in DATA_SUFFIXES]
-        if f"tasks/{asked}" in modules:
-            # Tables that come with the package; those that are fetched are files of their own.
-            beside += sorted(PACKAGE.glob(f"data/{asked}/*"))
-        return [str(path) for path in paths + beside if path.is_file()]
-
-    return files
-
-
-# A module's template or table lies beside it, under the module's name.
-DATA_SUFFIXES = [".html.j2", ".json", ".csv", ".tsv"]
+    return lambda wildcards: source_files(stage, getattr(wildcards, "task", task))
 
 
 # ------------------------------------------------------------------------------------------------------------ input functions
@@ -521,23 +429,15 @@ def experiment_on(task: str) -> Experiment:
     return next(study for study in STUDIES if study.task == task)
 
 
-def literal(module: str, name: str):
-    """A table that a module spells out, read without importing the module (which would import matplotlib for every job)."""
-    for node in ast.parse(path_of(module).read_text()).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == [name]:
-            return ast.literal_eval(node.value)
-    raise WorkflowError(f"{path_of(module)} has no table {name}.")
-
-
 # The experiment that the report shows: the first on IOI, whose figures it consists of.
 SHOWN = next((study for study in STUDIES if study.task == "ioi"), None)
 KNOWN_TASKS = literal("tasks", "TASKS")
-FIGURES = literal("figures", "FIGURES")
-STUDY_FIGURES = literal("figures", "STUDY_FIGURES")
-FRONTIER_FIGURES = literal("figures", "FRONTIER_FIGURES")
-TABLES = literal("figures", "TABLES")
-FRONTIER_TABLES = literal("figures", "FRONTIER_TABLES")
-CAUSE_FIGURES = literal("figures/cases", "CAUSE_FIGURES")
+FIGURES = literal("studies/ioi/figures", "FIGURES")
+STUDY_FIGURES = literal("studies/ioi/figures", "STUDY_FIGURES")
+FRONTIER_FIGURES = literal("studies/ioi/figures", "FRONTIER_FIGURES")
+TABLES = literal("studies/ioi/figures", "TABLES")
+FRONTIER_TABLES = literal("studies/ioi/figures", "FRONTIER_TABLES")
+CAUSE_FIGURES = literal("studies/cases/figures", "CAUSE_FIGURES")
 CAPTIONS = expand(
     "report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *FRONTIER_FIGURES, *TABLES, *FRONTIER_TABLES]
 )
@@ -653,8 +553,8 @@ def all_of(part: str) -> list[str]:
 
 # ---------------------------------------------------------------------------------------------------------------------- RAVEL
 RAVEL = [study for study in STUDIES if study.task == "ravel"]
-RAVEL_FIGURES = literal("figures/ravel", "FIGURES")
-RAVEL_TABLES = literal("figures/ravel", "TABLES")
+RAVEL_FIGURES = literal("studies/ravel/figures", "FIGURES")
+RAVEL_TABLES = literal("studies/ravel/figures", "TABLES")
 
 
 def positions_of(where, sites: list[str]) -> list[str]:

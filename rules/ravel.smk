@@ -40,7 +40,7 @@ for study, sites, label in ravel_blocks():
             rule_name("collect_positions", label)
         input:
             source=source("collect_positions", "ravel"),
-            corpus=[str(path_of(f"tasks/{name}")) for name in CONFIG.models[study.model].training.corpus],
+            corpus=[str(source_file(f"tasks/{name}")) for name in CONFIG.models[study.model].training.corpus],
             prompts="data/ravel/prompts/train.parquet",
             target=target_files(*study),
         output:

@@ -4,7 +4,9 @@
 rule train_target:
     input:
         source=source("train_target"),
-        corpus=lambda w: [str(path_of(f"tasks/{name}")) for name in CONFIG.models[w.model].training.corpus],
+        corpus=lambda w: [
+            str(source_file(f"tasks/{name}")) for name in CONFIG.models[w.model].training.corpus
+        ],
         data=lambda w: data_of(w.task),
     output:
         expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),

@@ -633,7 +633,7 @@ def test_log_holds_the_error_too(empty: Path, capsys: Capture) -> None:
 
 def test_a_fault_of_ours_is_told_apart(empty: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit status 1 and a traceback: a bug is not the reader's bad input."""
-    from inversescope.stages import prompts
+    from inversescope.prompts import stages as prompts
 
     monkeypatch.setattr(prompts, "write_table", lambda *arguments: 1 / 0)
     assert run(empty, "make_prompts", "--split", "test") == 1

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversescope.capture import capture, iter_capture, result_basis
+from inversescope.activations.capture import capture, iter_capture, result_basis
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
-from inversescope.models import ARCHITECTURES, Target, build_model
 from inversescope.sites import LAYER_KINDS, Site, expand_sites
+from inversescope.targets.models import ARCHITECTURES, Target, build_model
 
 VOCABULARY = 31
 LENGTH = 12

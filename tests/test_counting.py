@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from inversescope.capture import capture
-from inversescope.case_studies import PUBLISHED as PUBLISHED_STUDY
+from inversescope.activations.capture import capture
+from inversescope.activations.positions import capture_prompts, named_positions
 from inversescope.cli import main
 from inversescope.config import (
     AdditionConfig,
@@ -28,9 +28,17 @@ from inversescope.config import (
     default_config,
     merge,
 )
+from inversescope.config.case_studies import PUBLISHED as PUBLISHED_STUDY
+from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.kernel import distances, paired_distances, prepare
-from inversescope.models import (
+from inversescope.kernel.kernel import distances, paired_distances, prepare
+from inversescope.report.lines import NOT_MEASURED
+from inversescope.sites import Site
+from inversescope.store import read_json, read_table, write_table
+from inversescope.studies.cases.causes import check_causes, rank_agreement, same_effects, trace_answers
+from inversescope.studies.cases.headline import _agreement
+from inversescope.studies.cases.preimages import nearest
+from inversescope.targets.models import (
     Target,
     build_model,
     character_tokenizer,
@@ -39,14 +47,6 @@ from inversescope.models import (
     save_trained,
     task_tokenizer,
 )
-from inversescope.show_cases import _agreement
-from inversescope.show_lines import NOT_MEASURED
-from inversescope.sites import Site
-from inversescope.stages.causes import check_causes, rank_agreement, same_effects, trace_answers
-from inversescope.stages.common import Context
-from inversescope.stages.positions import capture_prompts, named_positions
-from inversescope.stages.preimages import nearest
-from inversescope.store import read_json, read_table, write_table
 from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
 from inversescope.tasks.base import Automaton
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from inversescope.fcr import (
+from inversescope.fcr.estimators import (
     CacheDraws,
     Estimate,
     GeneratorDraws,
@@ -23,7 +23,7 @@ from inversescope.fcr import (
     reweighted,
     weighted_match,
 )
-from inversescope.kernel import DISTANCES, kernel_values, paired_distances, prepare, support_radius
+from inversescope.kernel.kernel import DISTANCES, kernel_values, paired_distances, prepare, support_radius
 
 # The exact reference
 

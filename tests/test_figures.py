@@ -12,13 +12,16 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from inversescope import figures, report, show
 from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig
 from inversescope.errors import InputError
-from inversescope.figures import heatmaps, samples, study, style, tables
-from inversescope.figures.distance import smooth
-from inversescope.stages import plots
+from inversescope.figures import style, tables
+from inversescope.report import page as report
 from inversescope.store import file_hash, read_table, write_activations, write_json, write_table
+from inversescope.studies.ioi import figures, heatmaps, samples
+from inversescope.studies.ioi import headline as show
+from inversescope.studies.ioi import plot as plots
+from inversescope.studies.ioi.distance import smooth
+from inversescope.studies.variants import figures as study
 
 EPSILONS = (0.005, 0.02, 0.05, 0.1, 0.15)
 FEATURES = ("object", "subject", "item", "template")
@@ -433,7 +436,7 @@ def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):
 
 
 def test_fig8_has_the_half_line_and_all_samples(study_root, tmp_path, monkeypatch):
-    from inversescope.figures import distance
+    from inversescope.studies.ioi import distance
 
     root, _ = study_root
     caught = []
@@ -664,6 +667,7 @@ def test_a_missing_table_names_its_rule(study_root, tmp_path):
 
 
 def test_figures_never_import_torch():
-    names = "inversescope.figures, inversescope.report, inversescope.show, inversescope.stages.plots"
+    package = "inversescope.studies.ioi"
+    names = f"{package}.figures, inversescope.report.page, {package}.headline, {package}.plot"
     code = f"import sys, {names}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

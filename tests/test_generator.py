@@ -21,7 +21,7 @@ from inversescope.generator.inversescope import (
     InverseScope,
     NeighbourWords,
 )
-from inversescope.pairs import Batch
+from inversescope.generator.pairs import Batch
 from inversescope.training import Schedule, conditional_loss, train
 
 BACKBONE = BackboneShape(vocab_size=29, n_positions=12, n_layers=3, n_heads=2, d_model=16, d_mlp=40)

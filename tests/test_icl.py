@@ -14,16 +14,22 @@ import yaml
 from test_icl_translation import MIRROR, byte_level
 from transformers import PreTrainedTokenizerFast
 
+from inversescope.activations.patching import Intervention, patch
 from inversescope.cli import main
 from inversescope.config import ArchitectureConfig, default_config, load_config, merge
+from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.figures.icl import QUERY_BAND, TASK_BAND, layer_bands, order_of_layers, patching_bands
-from inversescope.models import build_model, encode, load_target, word_tokenizer
-from inversescope.patching import Intervention, patch
-from inversescope.show_icl import _separation, headline_icl
-from inversescope.stages.common import Context
-from inversescope.stages.icl import draw_pairs
 from inversescope.store import read_json, read_table
+from inversescope.studies.icl.figures import (
+    QUERY_BAND,
+    TASK_BAND,
+    layer_bands,
+    order_of_layers,
+    patching_bands,
+)
+from inversescope.studies.icl.headline import _separation, headline_icl
+from inversescope.studies.icl.stages import draw_pairs
+from inversescope.targets.models import build_model, encode, load_target, word_tokenizer
 from inversescope.tasks.concepts import CONCEPTS
 
 TASK = "icl_translation"

@@ -14,10 +14,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
 from inversescope.config import TranslationConfig, default_config
+from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.models import encode, word_tokenizer
-from inversescope.stages.common import Context
-from inversescope.stages.prompts import make_prompts
+from inversescope.prompts.stages import make_prompts
+from inversescope.targets.models import encode, word_tokenizer
 from inversescope.tasks import TranslationTask, icl_translation, word_lists
 from inversescope.tasks.base import UniformNextTokens
 from inversescope.tasks.concepts import CONCEPTS, LANGUAGES

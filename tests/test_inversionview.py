@@ -26,18 +26,18 @@ from inversescope.config import (
     load_config,
     parse_config,
 )
+from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.base import Condition
 from inversescope.generator.inversionview import InversionView, InversionViewShape
-from inversescope.kernel import gaussian_noise
-from inversescope.models import encode, word_tokenizer
-from inversescope.pairs import Batch, NoisePairs, encode_prompts
-from inversescope.sampling import decode, log_prob_rows, log_q, log_q_marginal, stream_uniforms
-from inversescope.stages.common import Context
-from inversescope.stages.generators import load_backbone, load_generator
-from inversescope.stages.samples import schedule
+from inversescope.generator.pairs import Batch, NoisePairs, encode_prompts
+from inversescope.generator.stages import load_backbone, load_generator
+from inversescope.kernel.kernel import gaussian_noise
+from inversescope.sampling.decode import decode, log_prob_rows, log_q, log_q_marginal, stream_uniforms
+from inversescope.sampling.stages import schedule
 from inversescope.store import read_json, read_table
+from inversescope.targets.models import encode, word_tokenizer
 from inversescope.tasks import IOITask
 from inversescope.training import Schedule, conditional_loss, train
 
@@ -486,7 +486,7 @@ def test_decoders_start_where_they_should(frontier: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(frontier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inversescope.stages import generators
+    from inversescope.generator import stages as generators
 
     path = frontier / CHECKPOINTS / "inversionview/view_s0/model.safetensors"
     whole = digest(path)
@@ -598,7 +598,7 @@ def test_pairs_of_generators(frontier: Path) -> None:
 
 
 def test_frontier_figures_and_tables(frontier: Path) -> None:
-    from inversescope.figures import FRONTIER_FIGURES, FRONTIER_TABLES
+    from inversescope.studies.ioi.figures import FRONTIER_FIGURES, FRONTIER_TABLES
 
     for name in FRONTIER_FIGURES:
         for suffix in (".png", ".pdf", ".csv"):
@@ -611,7 +611,7 @@ def test_frontier_figures_and_tables(frontier: Path) -> None:
 
 
 def test_least_refusal_at_an_error() -> None:
-    from inversescope.figures.frontier import least_refusal, matched
+    from inversescope.studies.variants.frontier_figures import least_refusal, matched
 
     error, refusal = np.array([0.02, 0.04, 0.10]), np.array([0.5, 0.45, 0.1])
     assert least_refusal(error, refusal, 0.10) == 0.1

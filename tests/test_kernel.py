@@ -12,7 +12,7 @@ from numpy.polynomial.legendre import leggauss
 from scipy import integrate, stats
 
 from inversescope.errors import InputError
-from inversescope.kernel import (
+from inversescope.kernel.kernel import (
     DISTANCES,
     check_bandwidth,
     distances,

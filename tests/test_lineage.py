@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from inversescope.audit import audit, compare, render
 from inversescope.cli import main
 from inversescope.config import merge
 from inversescope.errors import InputError, neutral
-from inversescope.lineage import Versions, adopt, restore, stale
+from inversescope.lineage.audit import audit, compare, render
+from inversescope.lineage.records import Versions, adopt, restore, stale
 from inversescope.store import read_table
 
 ROOT = Path(__file__).parents[1]
@@ -254,7 +254,7 @@ def test_after_restoring_an_edit_reruns_its_dependants_alone(restored: Path, edi
 
 
 def test_code_that_was_edited_since_is_not_blessed(clone: Path, adopted: Path) -> None:
-    source = clone / "src/inversescope/fcr.py"
+    source = clone / "src/inversescope/fcr/estimators.py"
     source.write_text(source.read_text() + "\n# edited\n")
     with pytest.raises(InputError, match="compute_exact.*check out the commit that wrote dvc.lock"):
         restore(clone, str(adopted.parent / "inversescope-store"))
@@ -325,7 +325,7 @@ def test_a_figure_is_traced_to_data_model_and_seed(adopted: Path) -> None:
     ):
         assert words in text
     assert found.nodes["compute_exact"].config["kernel.distance"] == "cosine"
-    assert found.nodes["compute_exact"].code["src/inversescope/fcr.py"].startswith("sha256:")
+    assert found.nodes["compute_exact"].code["src/inversescope/fcr/estimators.py"].startswith("sha256:")
     commit_now = shell(adopted, "git", "rev-parse", "--short", "HEAD").strip()
     assert f"git commit {commit_now}" in text and f"dvc.lock of {commit_now}" in text
     assert all(f["hash"].startswith(("md5:", "git:")) for n in found.nodes.values() for f in n.files)
@@ -378,7 +378,7 @@ def test_a_flipped_byte_is_found_though_size_and_time_are_the_same(adopted: Path
 def test_every_large_file_is_hashed_only_when_asked(adopted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With files counted as large, DVC's database answers, and misses the flipped byte; --verify does not."""
     path = "data/ioi/prompts/test.parquet"
-    monkeypatch.setattr("inversescope.lineage.SMALL", 0)
+    monkeypatch.setattr("inversescope.lineage.records.SMALL", 0)
     original = (adopted / path).read_bytes()
     stat = (adopted / path).stat()
     flip(adopted / path)
@@ -395,14 +395,14 @@ def test_missing_files_edited_values_and_edited_code_are_told(adopted: Path, tmp
     shutil.copytree(adopted, root)
     (root / RESULTS / "exact/L0H0.parquet").unlink()
     edit_config(root, {"fcr": {"mcmc_evaluations": 7}})
-    source = root / "src/inversescope/kernel.py"
+    source = root / "src/inversescope/kernel/kernel.py"
     source.write_text(source.read_text() + "\n# edited\n")
     found = audit(root, FIGURE)
     assert not found.fine and not found.nodes["compute_exact"].present
     why = {name: "; ".join(node.why) for name, node in found.nodes.items()}
     assert "exact/L0H0.parquet is missing" in why["estimate_fcr"]
     assert "configuration fcr.mcmc_evaluations was 10, now 7" in why["run_mcmc"]
-    assert "src/inversescope/kernel.py is not what it was" in why["compute_exact"]
+    assert "src/inversescope/kernel/kernel.py is not what it was" in why["compute_exact"]
     assert found.nodes["make_prompts"].fine and found.nodes["train_target"].fine
     assert "exact/L0H0.parquet  missing" in render(found)
     assert "uncommitted edits" in render(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inversescope.masking import parts, probed, remaining, states
+from inversescope.studies.icl.masking import parts, probed, remaining, states
 
 QUERIES, TASKS, DRAWS, WIDTH = 10, 3, 4, 12
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from inversescope import store
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
-from inversescope.models import (
+from inversescope.sites import Site
+from inversescope.targets.models import (
     ARCHITECTURES,
     Target,
     build_model,
@@ -27,7 +28,6 @@ from inversescope.models import (
     tokenizer_hash,
     word_tokenizer,
 )
-from inversescope.sites import Site
 
 WORDS = [
     "Then",

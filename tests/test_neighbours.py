@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inversescope.kernel import DISTANCES, paired_distances
-from inversescope.neighbours import Cache, Neighbours, coverage
+from inversescope.kernel.kernel import DISTANCES, paired_distances
+from inversescope.kernel.neighbours import Cache, Neighbours, coverage
 
 SIZE, DIMENSION, QUERIES = 157, 4, 11
 RADIUS = {"cosine": 0.4, "euclidean": 1.6, "normalised_euclidean": 0.9}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inversescope.lineage import Record
+from inversescope.lineage.records import Record
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from bench.overhead import between_jobs, linked, profile

@@ -9,9 +9,9 @@ import pytest
 
 from inversescope.config import Config, default_config
 from inversescope.errors import InputError
-from inversescope.figures.cases import CASE_FIGURES
-from inversescope.pages import ABOUT, studies, write_studies
+from inversescope.report.pages import ABOUT, studies, write_studies
 from inversescope.store import read_table
+from inversescope.studies.cases.figures import CASE_FIGURES
 
 ROOT = Path(__file__).parents[1]
 # The tables that headline numbers are read from, and the pictures.

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inversescope import pairs
 from inversescope.errors import InputError
+from inversescope.generator import pairs
 from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.inversescope import Condition, GeneratorShape, InverseScope
-from inversescope.kernel import distances, kernel_values, paired_distances, prepare
-from inversescope.neighbours import Neighbours
-from inversescope.pairs import Batch, KernelPairs, NoisePairs, Prompts, encode_prompts
+from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs, Prompts, encode_prompts
+from inversescope.kernel.kernel import distances, kernel_values, paired_distances, prepare
+from inversescope.kernel.neighbours import Neighbours
 from inversescope.training import conditional_loss
 
 END = 0

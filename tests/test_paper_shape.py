@@ -24,10 +24,10 @@ from transformers import PreTrainedTokenizerFast
 
 from inversescope.cli import run_stage
 from inversescope.config import ArchitectureConfig, Config, load_config, merge, parse_config
-from inversescope.models import build_model, save_trained
-from inversescope.stages import generators
-from inversescope.stages.common import Context
+from inversescope.context import Context
+from inversescope.generator import stages as generators
 from inversescope.store import read_activations, read_json, read_table
+from inversescope.targets.models import build_model, save_trained
 from inversescope.tasks import Task, get_task
 
 CONFIG = Path(__file__).parents[1] / "config"

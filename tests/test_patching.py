@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_capture import VOCABULARY, make_target
 
-from inversescope.capture import capture
+from inversescope.activations.capture import capture
+from inversescope.activations.patching import Cut, Inputs, Intervention, Patch, patch, record
 from inversescope.errors import InputError
-from inversescope.models import ARCHITECTURES, Target
-from inversescope.patching import Cut, Inputs, Intervention, Patch, patch, record
 from inversescope.sites import Site, expand_sites
+from inversescope.targets.models import ARCHITECTURES, Target
 
 LENGTH = 9
 PLAIN = Intervention()

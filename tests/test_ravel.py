@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inversescope import facts
 from inversescope.config import RavelConfig
 from inversescope.errors import InputError
-from inversescope.facts import EMBEDDED, KINDS, ambiguous_templates, fetch, limited, read_tables
-from inversescope.models import encode, word_tokenizer
+from inversescope.targets.models import encode, word_tokenizer
+from inversescope.tasks import facts
+from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch, limited, read_tables
 from inversescope.tasks.ravel import SOURCE, RavelTask
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from inversescope.readme import TABLE, with_headline
+from inversescope.report.readme import TABLE, with_headline
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_headline_table_is_the_one_that_the_workflow_wrote() -> None:
-    """`python -m inversescope.readme` mends a difference."""
+    """`python -m inversescope.report.readme` mends a difference."""
     readme = (ROOT / "README.md").read_text()
     assert with_headline(readme, (ROOT / TABLE).read_text()) == readme
 

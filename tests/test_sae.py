@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from inversescope.attributes import confusion, decisions, from_labels, most_likely, score
 from inversescope.config import GemmaScopeConfig, SaeConfig
 from inversescope.errors import InputError
-from inversescope.probe import linear_probe, nearest_neighbour
-from inversescope.sae import (
+from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
+from inversescope.studies.ravel.sae import (
     JumpReLU,
     from_arrays,
     gemma_scope_path,
@@ -20,7 +19,8 @@ from inversescope.sae import (
     representatives,
     train_sae,
 )
-from inversescope.stages.ravel import Stream
+from inversescope.studies.ravel.scores import confusion, decisions, from_labels, most_likely, score
+from inversescope.studies.ravel.stages import Stream
 
 D, WIDTH = 6, 10
 

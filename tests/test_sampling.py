@@ -17,12 +17,11 @@ from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.base import ConditionalGenerator
 from inversescope.generator.inversescope import Condition, GeneratorShape, InverseScope
 from inversescope.generator.inversionview import InversionView, InversionViewShape
-from inversescope.kernel import paired_distances
-from inversescope.models import encode, word_tokenizer
-from inversescope.neighbours import Cache
+from inversescope.generator.pairs import KernelPairs, Prompts, encode_prompts
+from inversescope.kernel.kernel import paired_distances
+from inversescope.kernel.neighbours import Cache
 from inversescope.ops import ENOUGH
-from inversescope.pairs import KernelPairs, Prompts, encode_prompts
-from inversescope.sampling import (
+from inversescope.sampling.decode import (
     Draws,
     Mixer,
     _WordScores,
@@ -34,6 +33,7 @@ from inversescope.sampling import (
     make_mixer,
     stream_uniforms,
 )
+from inversescope.targets.models import encode, word_tokenizer
 from inversescope.tasks import Grammar, IOITask
 
 END, VOCABULARY, LENGTH = 0, 6, 4

@@ -24,12 +24,12 @@ from snakemake.io import regex_from_filepattern
 from inversescope.cli import main
 from inversescope.config import Config
 from inversescope.errors import InputError
-from inversescope.figures import samples
-from inversescope.models import load_target
-from inversescope.report import _grid
-from inversescope.show import _print_examples
+from inversescope.report.page import _grid
 from inversescope.sites import SITE_PATTERN, Site
 from inversescope.store import load_checkpoint, load_state, read_activations, read_table, write_table
+from inversescope.studies.ioi import samples
+from inversescope.studies.ioi.headline import _print_examples
+from inversescope.targets.models import load_target
 
 DATA = Path("data/ioi") / MODEL
 EVIL = "<script>alert(1)</script>\x1b]0;owned\x07\x1b[2J\u202etxt\x9b31m"
@@ -228,7 +228,7 @@ def test_text_in_the_report_neither_runs_nor_steers() -> None:
     )
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(grid=grid)
     assert "<script" not in page and not any(c in page for c in CONTROLS)
-    source = (ROOT / "src/inversescope/report.html.j2").read_text()
+    source = (ROOT / "src/inversescope/report/page.html.j2").read_text()
     assert "|safe" not in source.replace(" ", "") and "autoescape false" not in source
 
 

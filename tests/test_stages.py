@@ -13,18 +13,18 @@ import pytest
 import torch
 from conftest import MODEL, SITES, VARIANTS, each, make_target, run, write_config
 
-from inversescope.capture import capture
+from inversescope.activations.capture import capture
 from inversescope.config import load_config
-from inversescope.fcr import effective_sample_size
+from inversescope.context import Context
+from inversescope.fcr.estimators import effective_sample_size
 from inversescope.generator.inversescope import Condition
-from inversescope.kernel import paired_distances
-from inversescope.models import encode, load_target
-from inversescope.neighbours import Cache
-from inversescope.pairs import encode_prompts
+from inversescope.generator.pairs import encode_prompts
+from inversescope.generator.stages import load_backbone, load_generator
+from inversescope.kernel.kernel import paired_distances
+from inversescope.kernel.neighbours import Cache
 from inversescope.sites import Site
-from inversescope.stages.common import Context
-from inversescope.stages.generators import load_backbone, load_generator
 from inversescope.store import read_table
+from inversescope.targets.models import encode, load_target
 
 Copied = Callable[..., Path]
 TARGETS = 6
@@ -217,7 +217,7 @@ def test_same_seed_same_bytes_and_another_seed_others(study: Path, copied: Copie
 def test_a_killed_generator_goes_on_to_the_same_weights(
     study: Path, copied: Copied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inversescope.stages import generators
+    from inversescope.generator import stages as generators
 
     root = copied({"save_every": 6})
     original, calls = generators.conditional_loss, []

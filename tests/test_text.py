@@ -16,8 +16,8 @@ from conftest import each
 from inversescope.cli import main
 from inversescope.config import Config, TextConfig, default_config, load_config, merge, parse_config
 from inversescope.errors import InputError
-from inversescope.models import task_tokenizer, word_tokenizer
 from inversescope.store import read_table
+from inversescope.targets.models import task_tokenizer, word_tokenizer
 from inversescope.tasks.base import Automaton
 from inversescope.tasks.text import NONE, TextTask
 
@@ -457,7 +457,7 @@ def test_exact_rates_are_weighted_as_the_file_is(finished: Path) -> None:
     """By hand, from activations and weights alone."""
     root = finished.parents[2]
     task = TextTask(load_config([root / "config/config.yaml"]).text, root)
-    from inversescope.kernel import paired_distances
+    from inversescope.kernel.kernel import paired_distances
     from inversescope.store import read_activations
 
     label = SITES[1]

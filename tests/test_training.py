@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inversescope.errors import InputError
-from inversescope.pairs import Batch
+from inversescope.generator.pairs import Batch
 from inversescope.progress import Progress
 from inversescope.training import Schedule, next_token_loss, prefix_counts, train
 

@@ -17,7 +17,7 @@ import yaml
 
 from inversescope.cli import STAGES
 from inversescope.config import Config, ExperimentConfig, load_config
-from inversescope.lineage import CONFIG_FILE, RECORDS, Record, configured, read_records
+from inversescope.lineage.records import CONFIG_FILE, RECORDS, Record, configured, read_records
 from inversescope.sites import expand_sites
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,51 +17,10 @@ from typing import IO, TYPE_CHECKING
 
 from inversescope import __version__
 from inversescope.errors import InputError, neutral
+from inversescope.workflow.stages import STAGES
 
 if TYPE_CHECKING:
-    from inversescope.stages.common import Context
-
-# stage -> (module of inversescope.stages, options that it takes beside --task and --model)
-STAGES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "make_prompts": ("prompts", ("split",)),
-    "train_target": ("targets", ("candidate",)),
-    "score_target": ("targets", ("candidate",)),
-    "select_target": ("targets", ()),
-    "fetch_target": ("targets", ()),
-    "fetch_word_lists": ("icl", ()),
-    "import_checkpoint": ("checkpoints", ()),
-    "extract_activations": ("activations", ("split",)),
-    "patch_task_vectors": ("icl", ()),
-    "label_tasks": ("icl", ()),
-    "plot_icl": ("icl_plots", ()),
-    "train_backbone": ("generators", ()),
-    "train_generator": ("generators", ("generator", "variant")),
-    "sample_prompts": ("samples", ("generator", "variants", "sites")),
-    "run_mcmc": ("samples", ("sites",)),
-    "fetch_ravel": ("ravel", ()),
-    "collect_positions": ("ravel", ("sites",)),
-    "train_sae": ("ravel", ("sites",)),
-    "classify_attributes": ("attributes", ("site",)),
-    "plot_ravel": ("ravel_plots", ()),
-    "compute_exact": ("estimates", ("site",)),
-    "estimate_fcr": ("estimates", ("variants", "site", "out")),
-    "collect_tables": ("estimates", ()),
-    "check_causes": ("causes", ()),
-    "trace_answers": ("causes", ()),
-    "compare_distances": ("preimages", ()),
-    "check_completeness": ("preimages", ()),
-    "collect_study": ("study", ()),
-    "collect_frontier": ("study", ()),
-    "plot_cases": ("cases", ()),
-    "plot_causes": ("cases", ()),
-    "plot_answers": ("cases", ()),
-    "draw_exact": ("plots", ()),
-    "plot_figures": ("plots", ()),
-    "plot_study": ("plots", ()),
-    "plot_frontier": ("plots", ()),
-    "make_report": ("plots", ()),
-    "make_studies": ("pages", ()),
-}
+    from inversescope.context import Context
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(stage_name=stage)
         command.add_argument("--task", default="ioi", help="task, as in 'experiments' of the configuration")
         command.add_argument("--model", required=True, help="target model, as in 'models'")
-        takes = STAGES[stage][1]
+        takes = STAGES[stage].takes
         if "split" in takes:
             command.add_argument("--split", required=True, choices=("train", "test", "reference", "val"))
         if "candidate" in takes:
@@ -174,7 +133,7 @@ def _run_stage(arguments: argparse.Namespace) -> None:
 
     whole = load_config(arguments.config or [arguments.root / "config/config.yaml"])
     config = whole.of(arguments.task, arguments.model)
-    from inversescope.stages.common import Context
+    from inversescope.context import Context
 
     module, takes = STAGES[arguments.stage_name]
     context = Context(arguments.root, config, arguments.task, arguments.model)
@@ -187,13 +146,13 @@ def _run_stage(arguments: argparse.Namespace) -> None:
     ):
         config.variant(variant)
     stage: Callable[..., None] = getattr(
-        importlib.import_module(f"inversescope.stages.{module}"), arguments.stage_name
+        importlib.import_module(f"inversescope.{module}"), arguments.stage_name
     )
     _quiet()
-    if module == "pages":
+    if module == "report.stages":
         stage(context.root, whole)
         return
-    if module in ("plots", "cases"):
+    if module in ("studies.ioi.plot", "studies.cases.plot"):
         stage(context.root, context.config, context.task_name, context.model_name)
         return
     stage(context, **{name: getattr(arguments, name) for name in takes})
@@ -209,11 +168,11 @@ def _quiet() -> None:
 
 def _show(arguments: argparse.Namespace) -> None:
     from inversescope.config import load_config
-    from inversescope.show import show_task
+    from inversescope.studies.ioi.headline import show_task
 
     config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
     if arguments.task == "inversionview":
-        from inversescope.show_cases import show_cases
+        from inversescope.studies.cases.headline import show_cases
 
         show_cases(arguments.root, config)
         return
@@ -226,7 +185,7 @@ def _show(arguments: argparse.Namespace) -> None:
             f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration"
         )
     if arguments.task == "ravel":
-        from inversescope.show_ravel import show_ravel
+        from inversescope.studies.ravel.headline import show_ravel
 
         show_ravel(arguments.root, config)
         return
@@ -250,7 +209,7 @@ def _config(arguments: argparse.Namespace) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     """Print a lineage: 0 if all is fine, 1 if something is missing, changed or not reproducible."""
-    from inversescope.audit import audit, render
+    from inversescope.lineage.audit import audit, render
 
     result = audit(arguments.root, arguments.path, arguments.verify, arguments.rerun)
     print(result.to_json() if arguments.json else render(result))
@@ -258,14 +217,14 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _adopt(arguments: argparse.Namespace) -> None:
-    from inversescope.lineage import TARGETS, adopt
+    from inversescope.lineage.records import TARGETS, adopt
 
     names = adopt(arguments.root, arguments.targets or TARGETS)
     print(f"dvc.lock has {', '.join(names)}; now commit it (git commit dvc.lock) and run dvc push")
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    from inversescope.lineage import restore
+    from inversescope.lineage.records import restore
 
     count, targets = restore(arguments.root, arguments.remote)
     print(f"{count} files are what dvc.lock says; nothing to be done for {', '.join(targets)}")
@@ -314,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_stage(context: Context, stage: str, **options: object) -> None:
     """Run a stage in this process, by the name of its rule (tests, notebooks)."""
-    module = importlib.import_module(f"inversescope.stages.{STAGES[stage][0]}")
+    module = importlib.import_module(f"inversescope.{STAGES[stage].module}")
     getattr(module, stage)(context, **options)
 
 

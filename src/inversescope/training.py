@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
     from inversescope.generator.base import Condition, ConditionalGenerator
-    from inversescope.pairs import Batch
+    from inversescope.generator.pairs import Batch
 
 LossFunction = Callable[[int], tuple[Tensor, dict[str, float]]]
 

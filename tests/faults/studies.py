@@ -13,7 +13,7 @@ from test_icl_translation import byte_level
 from test_ravel import MIRROR as TABLES
 
 from inversescope.config import ArchitectureConfig
-from inversescope.models import build_model
+from inversescope.targets.models import build_model
 from inversescope.tasks.concepts import CONCEPTS
 
 TASK_FILES = ("config/config.yaml", "config/test/smallest_tasks.yaml", "upstream.yaml")

@@ -18,8 +18,8 @@ from project import DATA, FILES, command, copy_workflow, environment, run, same_
 from recorder import tried
 from studies import MIRRORED, TASK_FILES, TASK_TARGETS, copy_of_tasks
 
-from inversescope.audit import compare
-from inversescope.lineage import read_records
+from inversescope.lineage.audit import compare
+from inversescope.lineage.records import read_records
 
 pytestmark = pytest.mark.faults
 

@@ -9,7 +9,7 @@ import pytest
 from project import FILES, MODEL, copy_workflow, run, same_tables
 from recorder import tried
 
-from inversescope.lineage import read_records
+from inversescope.lineage.records import read_records
 
 pytestmark = pytest.mark.faults
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from inversescope.config import RavelConfig
 from inversescope.errors import InputError
-from inversescope.facts import EMBEDDED, FactTable, ambiguous_templates, limited, read_tables
 from inversescope.tasks.base import Grammar, Task, TextEncoder, build_grammar
+from inversescope.tasks.facts import EMBEDDED, FactTable, ambiguous_templates, limited, read_tables
 
 #: Where `fetch_ravel` puts upstream's files, below the root.
 SOURCE = Path("data/ravel/source")

@@ -1,0 +1,498 @@
+"""Activation patching: what a model predicts when activations of another run, or other values, stand at some of its sites.
+
+A *source* run is recorded at sites; a *target* run gets what was recorded written in, and its prediction is read (paper, D.3.1;
+Hendel et al. 2023). Sites are those of `sites.py`: residual stream, attention output, MLP output, single heads; positions are the
+last token, a token index, or a name that each prompt resolves for itself. Attention from a position to another can be ablated in
+either run (attention knock-out, Geva et al. 2023). The model is the plain Hugging Face one, hooked from outside.
+
+One source pass records all sites of all interventions that leave the source run alone, and one target pass writes all sites of an
+intervention. Interventions are not packed into one pass as further rows: a row's last bits depend on its place in the batch, and
+patching a run with itself must change no bit of it; on full batches packing would save nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inversescope.errors import InputError
+from inversescope.sites import HEAD_KINDS, Site
+from inversescope.targets.models import Component, Target
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Prompts to run, and where the named positions of each are.
+
+    Args:
+        token_ids: N prompts as integer arrays, of any lengths.
+        positions: name -> token index in each prompt, (N,); sites and cuts refer to the names (`L2.resid_post@query`).
+    """
+
+    token_ids: Sequence[np.ndarray]
+    positions: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def resolve(self, position: str) -> np.ndarray:
+        """Token index (N,) of a position: `last`, digits, or a name.
+
+        Raises:
+            InputError: the name is unknown, or a prompt has no such token.
+        """
+        lengths = np.array([len(ids) for ids in self.token_ids], np.int64)
+        if position == "last":
+            found = lengths - 1
+        elif position.isdecimal():
+            found = np.full(len(lengths), int(position), np.int64)
+        elif position in self.positions:
+            found = np.asarray(self.positions[position], np.int64)
+        else:
+            known = ", ".join(["last", "a token index", *self.positions])
+            raise InputError(f"Unknown position '{position}'", f"Use one of: {known}")
+        if found.shape != lengths.shape:
+            raise InputError(
+                f"Position '{position}' is given for {len(found)} prompts, but there are {len(lengths)}",
+                "Give one token index a prompt",
+            )
+        outside = (found < 0) | (found >= lengths)
+        if outside.any():
+            row = int(outside.argmax())
+            raise InputError(
+                f"Prompt {row} has {lengths[row]} tokens, none at position '{position}' ({found[row]})",
+                "Choose a position that every prompt has",
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What is read in the source run and written into the target run.
+
+    Args:
+        read: site of the source run.
+        write: site of the target run; the same as `read` if absent. Widths must be equal.
+    """
+
+    read: Site
+    write: Site | None = None
+
+    @property
+    def to(self) -> Site:
+        """Site that is written."""
+        return self.write or self.read
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Attention that is ablated: scores of minus infinity before the softmax, so that the other weights grow in proportion.
+
+    Args:
+        key: position that is no longer attended to.
+        query: position that attends.
+        layers: blocks where this holds; all if absent.
+    """
+
+    key: str
+    query: str = "last"
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """One way to run the target prompts: sites written together, and attention ablated in either run. Empty: the plain run."""
+
+    patches: tuple[Patch, ...] = ()
+    cut_source: tuple[Cut, ...] = ()
+    cut_target: tuple[Cut, ...] = ()
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Predictions of K interventions on N prompts.
+
+    Attributes:
+        top: token with the largest logit, int64 (K, N).
+        logits: logits of the tokens asked for, float32 (K, N, C); C = 0 if none were.
+    """
+
+    top: np.ndarray
+    logits: np.ndarray
+
+
+def record(
+    target: Target,
+    inputs: Inputs,
+    sites: Sequence[Site],
+    cuts: Sequence[Cut] = (),
+    batch_tokens: int = 8192,
+) -> dict[Site, np.ndarray]:
+    """Record activations as the model holds them: what `patch` writes (unlike `capture`, a head is its z, not z W_O).
+
+    Args:
+        target: the model.
+        inputs: N prompts.
+        sites: what to read, all in one pass.
+        cuts: attention that is ablated meanwhile.
+        batch_tokens: tokens of a pass, at most (one prompt at least).
+
+    Returns:
+        site -> (N, width) float32.
+
+    Raises:
+        InputError: a site, position or token is out of range.
+    """
+    _check(target, sites, cuts)
+    out = {site: np.empty((len(inputs.token_ids), width(target, site)), np.float32) for site in sites}
+    with torch.inference_mode():
+        for rows in _batches([inputs], batch_tokens):
+            for site, value in _recorded(target, inputs, rows, sites, cuts).items():
+                out[site][rows] = value.float().cpu().numpy()
+    return out
+
+
+def patch(
+    target: Target,
+    sources: Inputs | Mapping[Site, np.ndarray] | None,
+    targets: Inputs,
+    interventions: Sequence[Intervention],
+    tokens: np.ndarray | None = None,
+    read_at: str = "last",
+    batch_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> Readout:
+    """Run the target prompts under each intervention and read the next-token prediction.
+
+    Prompt i of the target takes what is written from source i. With `sources == targets` and the same site read and written,
+    predictions equal the plain run's (`Intervention()`) bit for bit.
+
+    Args:
+        target: the model.
+        sources: N prompts to record; or site -> (N, width) values to write (means, zeros, ... or the result of `record`); None if
+            nothing is patched.
+        targets: N prompts to patch and read.
+        interventions: K of them.
+        tokens: token ids (N, C) whose logits are returned for each prompt: two of them make a logit difference.
+        read_at: position of the target prompts after which the prediction is read.
+        batch_tokens: tokens of a pass, at most (one prompt at least).
+        progress: called with the number of runs done and K N.
+
+    Raises:
+        InputError: nothing to record from, numbers of prompts or widths differ, or a site, position or token is out of range.
+    """
+    n, vocabulary = len(targets.token_ids), int(target.model.config.vocab_size)
+    recorded = sources if isinstance(sources, Inputs) else None
+    values = sources if isinstance(sources, Mapping) else {}
+    wanted = np.zeros((n, 0), np.int64) if tokens is None else np.asarray(tokens, np.int64)
+    if (
+        wanted.ndim != 2
+        or len(wanted) != n
+        or (wanted.size and not 0 <= wanted.min() <= wanted.max() < vocabulary)
+    ):
+        raise InputError(
+            f"Tokens to read: shape {wanted.shape}, ids up to {wanted.max(initial=0)}, for {n} prompts, {vocabulary} tokens",
+            "Give a row of token ids of the model's vocabulary for each prompt",
+        )
+    if recorded is not None and len(recorded.token_ids) != n:
+        raise InputError(
+            f"{len(recorded.token_ids)} source prompts for {n} target prompts",
+            "Give one source a target prompt",
+        )
+    for one in interventions:
+        _check_intervention(target, one, recorded, values, n)
+    top = np.zeros((len(interventions), n), np.int64)
+    logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
+    read = targets.resolve(read_at)
+    done = 0
+    with torch.inference_mode():
+        for rows in _batches([targets, *([recorded] if recorded else [])], batch_tokens):
+            chosen = torch.from_numpy(wanted[rows])
+            # What a source run is recorded for, by the attention that is cut in it.
+            sites: dict[tuple[Cut, ...], set[Site]] = {}
+            for one in interventions:
+                sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
+            found = {
+                cuts: _source(target, recorded, values, rows, sorted(sites[cuts]), cuts) for cuts in sites
+            }
+            for k, one in enumerate(interventions):
+                final = _run(target, one, found[one.cut_source], targets, rows, read[rows])
+                top[k, rows] = final.argmax(-1).cpu().numpy()
+                logits[k, rows] = final.gather(-1, chosen.to(final.device)).float().cpu().numpy()
+                done += len(rows)
+                if progress:
+                    progress(done, len(interventions) * n)
+    return Readout(top, logits)
+
+
+def width(target: Target, site: Site) -> int:
+    """Numbers that are recorded and written at a site (a head: its z)."""
+    return target.head_dim if site.kind in HEAD_KINDS else target.site_dim(site)
+
+
+# ------------------------------------------------------------------------------------------------------------------ checks
+
+
+def _check(target: Target, sites: Sequence[Site], cuts: Sequence[Cut]) -> None:
+    for site in sites:
+        for what, value, count in (
+            ("layer", site.layer, target.n_layers),
+            ("head", site.head or 0, target.n_heads),
+        ):
+            if value >= count:
+                raise InputError(
+                    f"Site '{site.label}' has {what} {value}, but {target.name}'s {what}s are 0 to {count - 1}",
+                    f"Choose a {what} in that range",
+                )
+        if site.kind == "resid_mid":
+            raise InputError(
+                f"Site '{site.label}' is read by two parts of its block, so that it cannot be replaced",
+                f"Patch L{site.layer}.resid_pre, L{site.layer}.attn_out or L{site.layer}.resid_post",
+            )
+    for cut in cuts:
+        if cut.layers is not None and not all(0 <= layer < target.n_layers for layer in cut.layers):
+            raise InputError(
+                f"Attention is cut in layers {list(cut.layers)}, but {target.name}'s are 0 to {target.n_layers - 1}",
+                "Choose layers in that range",
+            )
+
+
+def _check_intervention(
+    target: Target, one: Intervention, recorded: Inputs | None, values: Mapping[Site, np.ndarray], n: int
+) -> None:
+    sites = [site for item in one.patches for site in (item.read, item.to)]
+    _check(target, sites, [*one.cut_source, *one.cut_target])
+    for item in one.patches:
+        if width(target, item.read) != width(target, item.to):
+            raise InputError(
+                f"Site '{item.read.label}' has {width(target, item.read)} numbers, '{item.to.label}' {width(target, item.to)}",
+                "Patch between sites of one width",
+            )
+        if recorded is None and item.read not in values:
+            raise InputError(
+                f"There is nothing to write for site '{item.read.label}'", "Give source prompts or values"
+            )
+        if recorded is None and values[item.read].shape != (n, width(target, item.read)):
+            raise InputError(
+                f"Values of site '{item.read.label}' have shape {values[item.read].shape}",
+                f"Give {(n, width(target, item.read))}",
+            )
+    if len({item.to for item in one.patches}) < len(one.patches):
+        raise InputError("An intervention writes a site twice", "Give each site one patch")
+    if one.cut_source and recorded is None:
+        raise InputError(
+            "Attention is cut in source runs, but there are no source prompts", "Give source prompts"
+        )
+
+
+# ----------------------------------------------------------------------------------------------------------------- running
+
+
+def _batches(inputs: Sequence[Inputs], batch_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of prompts that are run together: of one length in each of the inputs."""
+    lengths = np.array([[len(ids) for ids in one.token_ids] for one in inputs], np.int64).T
+    if not len(lengths):
+        return
+    for unique in np.unique(lengths, axis=0):
+        rows = np.flatnonzero((lengths == unique).all(axis=1))
+        size = max(1, batch_tokens // max(1, int(unique.max())))
+        yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _tokens(target: Target, inputs: Inputs, rows: np.ndarray) -> Tensor:
+    ids = np.stack([np.asarray(inputs.token_ids[row], np.int64) for row in rows])
+    config = target.model.config
+    if not ids.shape[1] or ids.shape[1] > config.max_position_embeddings:
+        raise InputError(
+            f"Prompt {rows[0]} has {ids.shape[1]} tokens, but {target.name} takes 1 to {config.max_position_embeddings}",
+            "Change the prompts, or use a model with more positions",
+        )
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise InputError(
+            f"A prompt has a token outside {target.name}'s vocabulary",
+            "Encode prompts with the model's own tokenizer",
+        )
+    return torch.from_numpy(ids).to(target.model.device)
+
+
+def _run(
+    target: Target,
+    one: Intervention,
+    found: Mapping[Site, Tensor],
+    targets: Inputs,
+    rows: np.ndarray,
+    read: np.ndarray,
+) -> Tensor:
+    """Logits (len(rows), V) of one target pass after positions `read` (len(rows),), with `found` written in."""
+    ids = _tokens(target, targets, rows)
+    positions, inverse = np.unique(read, return_inverse=True)
+    with ExitStack() as stack:
+        stack.enter_context(_ablated(target, targets, rows, one.cut_target, ids))
+        for item in one.patches:
+            where = targets.resolve(item.to.position)[rows]
+            stack.enter_context(_written(target, item.to, where, found[item.read]))
+        keep = torch.from_numpy(positions).to(ids.device)
+        logits = target.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+    return logits[torch.arange(len(ids)), torch.from_numpy(inverse).to(logits.device)]
+
+
+class _Done(Exception):
+    """Raised behind the last site that is recorded: nobody asks for the rest of the source run."""
+
+
+def _source(
+    target: Target,
+    recorded: Inputs | None,
+    values: Mapping[Site, np.ndarray],
+    rows: np.ndarray,
+    sites: Sequence[Site],
+    cuts: Sequence[Cut],
+) -> dict[Site, Tensor]:
+    """What is to be written, (len(rows), width) a site: recorded now, or given."""
+    if recorded is None or not sites:
+        return {site: torch.from_numpy(np.ascontiguousarray(values[site][rows])) for site in sites}
+    return _recorded(target, recorded, rows, sites, cuts)
+
+
+def _recorded(
+    target: Target, inputs: Inputs, rows: np.ndarray, sites: Sequence[Site], cuts: Sequence[Cut]
+) -> dict[Site, Tensor]:
+    """Values (len(rows), width) of sites in one run of some prompts of one length, in the model's own dtype."""
+    ids = _tokens(target, inputs, rows)
+    out: dict[Site, Tensor] = {}
+
+    def stop(*_: Any) -> None:
+        raise _Done
+
+    with ExitStack() as stack:
+        stack.enter_context(_ablated(target, inputs, rows, cuts, ids))
+        for site in sites:
+            where = torch.from_numpy(inputs.resolve(site.position)[rows])
+
+            def see(tensor: Tensor, site: Site = site, where: Tensor = where) -> None:
+                picked = tensor[torch.arange(len(tensor)), where.to(tensor.device)]
+                out[site] = picked[:, _slice(target, site)].clone()
+
+            stack.enter_context(_hook(target, site.layer, _component(target, site), see))
+        handle = target.layers[max(site.layer for site in sites)].register_forward_hook(stop)
+        stack.callback(handle.remove)
+        try:
+            target.body(input_ids=ids, use_cache=False)
+        except _Done:
+            pass
+    return out
+
+
+def _component(target: Target, site: Site) -> Component:
+    return target.arch.components["z" if site.kind in HEAD_KINDS else site.kind]
+
+
+def _slice(target: Target, site: Site) -> slice:
+    """Columns of a component that belong to a site: all, or a head's."""
+    if site.head is None:
+        return slice(None)
+    return slice(site.head * target.head_dim, (site.head + 1) * target.head_dim)
+
+
+@contextmanager
+def _written(target: Target, site: Site, where: np.ndarray, value: Tensor) -> Iterator[None]:
+    """Replace a site's activation at positions (B,) by values (B, width) for the length of a block."""
+
+    def write(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone()
+        at = torch.arange(len(tensor), device=tensor.device), torch.from_numpy(where).to(tensor.device)
+        tensor[(*at, _slice(target, site))] = value.to(tensor)
+        return tensor
+
+    with _hook(target, site.layer, _component(target, site), write):
+        yield
+
+
+@contextmanager
+def _hook(
+    target: Target, layer: int, component: Component, see: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call `see` with a component's tensor for the length of a block; what it returns takes the tensor's place."""
+    module = target.layers[layer].get_submodule(component.module)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        new = see(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        new = see(output[0] if isinstance(output, tuple) else output)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    if component.side == "input":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _ablated(
+    target: Target, inputs: Inputs, rows: np.ndarray, cuts: Sequence[Cut], ids: Tensor
+) -> Iterator[None]:
+    """Take attention edges out of a run of ids (B, T), prompts `rows`, for the length of a block."""
+    removed: dict[int, Tensor] = {}
+    for cut in cuts:
+        query, key = inputs.resolve(cut.query)[rows], inputs.resolve(cut.key)[rows]
+        for layer in range(target.n_layers) if cut.layers is None else cut.layers:
+            if layer not in removed:
+                removed[layer] = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+            removed[layer][np.arange(len(ids)), 0, query, key] = True
+    with without_attention(target, removed):
+        yield
+
+
+@contextmanager
+def without_attention(target: Target, removed: Mapping[int, Tensor]) -> Iterator[None]:
+    """Take attention edges out of blocks for the length of a `with` block, by the attention modules' masks.
+
+    Args:
+        target: the model, in evaluation or training.
+        removed: block -> (B or 1, 1, T, T) bool, true where a position (second last axis) may not attend to another (last axis).
+    """
+    handles = []
+    for layer, edges in removed.items():
+        length = edges.shape[-1]
+
+        def before(
+            _: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            edges: Tensor = edges,
+            length: int = length,
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            mask, states = kwargs.get("attention_mask"), args[0] if args else kwargs["hidden_states"]
+            lowest = torch.finfo(states.dtype).min
+            if mask is None:  # plain causal attention
+                above = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
+                mask = torch.zeros(1, 1, length, length, dtype=states.dtype, device=states.device)
+                mask = mask.masked_fill(above, lowest)
+            elif mask.dtype == torch.bool:
+                mask = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(
+                    ~mask, lowest
+                )
+            return args, {**kwargs, "attention_mask": mask.masked_fill(edges.to(states.device), lowest)}
+
+        module = target.layers[layer].get_submodule(target.arch.attention)
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

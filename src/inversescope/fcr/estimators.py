@@ -1,0 +1,330 @@
+"""Feature consistency rates (paper, equation 1) and their estimators, refusal rates, intervals, the exact reference.
+
+A *cell* is one target prompt at one site, bandwidth and feature. Every estimator gives a value a cell; rates are means over
+targets, and intervals resample targets. Estimators of E[f(x) = f(x^)] under P(x; z) proportional to prior(x) k(d / eps):
+
+- `generated`: plain mean over accepted samples (the paper's);
+- `reweighted`: accepted samples weighted by prior k / q, self-normalised and truncated;
+- `cache`: cached prompts within epsilon alone, no generator;
+- `combined`: cached neighbours and accepted samples by multiple importance sampling;
+- `mcmc`: states of a swap-move chain from the target's own prompt.
+
+Controls: `prior` (no activation), `shuffled` (another target's samples), `nearest` (nearest cached prompt), `majority`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from inversescope.kernel.kernel import (
+    distances,
+    effective_sample_size,
+    kernel_values,
+    support_radius,
+    truncate_weights,
+)
+
+LOW_ESS = 10.0  # cells with a smaller effective sample size are flagged
+
+
+# -------------------------------------------------------------------------------------------------------- exact reference
+
+
+@dataclass
+class Exact:
+    """Exact values of Q targets at E bandwidths.
+
+    Attributes:
+        mass: (Q, E) sum of kernel values over the reference prompts.
+        count: (Q, E) reference prompts with positive kernel value.
+        entropy: (Q, E) nats, of the posterior over the reference prompts.
+        match: feature -> (Q, E) posterior probability of the target's own label.
+        surprise: (Q, E) nats, posterior mean of -log P(x) under the prior, if it was asked for.
+    """
+
+    mass: np.ndarray
+    count: np.ndarray
+    entropy: np.ndarray
+    match: dict[str, np.ndarray]
+    surprise: np.ndarray | None = None
+
+
+def exact_reference(
+    queries: np.ndarray,
+    reference: np.ndarray,
+    query_labels: dict[str, np.ndarray],
+    reference_labels: dict[str, np.ndarray],
+    epsilons: list[float],
+    distance: str = "cosine",
+    kind: str = "hard",
+    block: int = 16384,
+    log_prior: np.ndarray | None = None,
+) -> Exact:
+    """Weigh reference prompts by the kernel: FCR without any generator.
+
+    Args:
+        queries: prepared target activations (Q, d); reference: activations (N, d), prepared block by block.
+        query_labels, reference_labels: feature -> integer labels (Q,) and (N,).
+        log_prior: log P(x) (N,) of the reference prompts, where they are not all alike; asks for `surprise`.
+
+    Returns:
+        Exact values. If the reference is all of the prior they are exact; if it holds draws of it, estimates.
+    """
+    from inversescope.kernel.kernel import prepare
+
+    order = np.argsort(epsilons)
+    sorted_eps = np.asarray(epsilons, np.float64)[order]
+    Q, E = len(queries), len(epsilons)
+    radius = support_radius(float(sorted_eps[-1]), kind)
+    mass, count, log_mass = np.zeros((Q, E)), np.zeros((Q, E)), np.zeros((Q, E))
+    match = {name: np.zeros((Q, E)) for name in query_labels}
+    surprise = np.zeros((Q, E))
+    for low in range(0, len(reference), block):
+        d = distances(queries, prepare(np.asarray(reference[low : low + block]), distance), distance)
+        flat = np.flatnonzero(d < np.float32(radius))
+        owner, row = np.divmod(flat, d.shape[1])
+        value = d.ravel()[flat]
+        same = {n: query_labels[n][owner] == reference_labels[n][low : low + block][row] for n in match}
+        if kind == "hard":
+            # A prompt counts for every bandwidth above its distance: bin it by the first one, add up afterwards.
+            key = owner * E + np.searchsorted(sorted_eps.astype(np.float32), value, side="right")
+            count += np.bincount(key, minlength=Q * E).reshape(Q, E)
+            for name, hits in same.items():
+                match[name] += np.bincount(key, weights=hits, minlength=Q * E).reshape(Q, E)
+            if log_prior is not None:
+                nats = -log_prior[low : low + block][row]
+                surprise += np.bincount(key, weights=nats, minlength=Q * E).reshape(Q, E)
+            continue
+        for e, epsilon in enumerate(sorted_eps):
+            # Cut off as everywhere else: the tail of all of the prior could outweigh a small ball.
+            inside = value < np.float32(support_radius(float(epsilon), kind))
+            k = kernel_values(value, epsilon, kind) * inside
+            mass[:, e] += np.bincount(owner, weights=k, minlength=Q)
+            count[:, e] += np.bincount(owner[inside], minlength=Q)
+            log_mass[:, e] += np.bincount(owner, weights=k * np.log(np.maximum(k, 1e-300)), minlength=Q)
+            if log_prior is not None:
+                nats = -log_prior[low : low + block][row]
+                surprise[:, e] += np.bincount(owner, weights=k * nats, minlength=Q)
+            for name, hits in same.items():
+                match[name][:, e] += np.bincount(owner, weights=k * hits, minlength=Q)
+    if kind == "hard":
+        count = np.cumsum(count, 1)
+        match = {name: np.cumsum(value, 1) for name, value in match.items()}
+        surprise = np.cumsum(surprise, 1)
+        mass = count.copy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = np.log(mass) - log_mass / mass
+        match = {name: value / mass for name, value in match.items()}
+        surprise = surprise / mass
+    back = np.empty(E, np.int64)
+    back[order] = np.arange(E)
+    return Exact(
+        mass[:, back],
+        count[:, back],
+        entropy[:, back],
+        {n: v[:, back] for n, v in match.items()},
+        None if log_prior is None else surprise[:, back],
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- estimators
+
+
+@dataclass
+class Estimate:
+    """One cell's value, the number of samples behind it and their effective number."""
+
+    value: float
+    n: int
+    ess: float
+
+    @staticmethod
+    def missing() -> Estimate:
+        """A cell for which there is nothing to go by: missing, not guessed."""
+        return Estimate(math.nan, 0, 0.0)
+
+
+def weighted_match(match: np.ndarray, weight: np.ndarray) -> Estimate:
+    """Self-normalised weighted mean of matches (n,) with non-negative weights (n,)."""
+    total = float(weight.sum())
+    if total <= 0.0:
+        return Estimate.missing()
+    return Estimate(
+        float((match * weight).sum()) / total, int((weight > 0).sum()), effective_sample_size(weight)
+    )
+
+
+def relative_weights(log_weight: np.ndarray) -> np.ndarray:
+    """Weights up to a common factor, from their logarithms, without overflow."""
+    return np.exp(log_weight - log_weight.max()) if log_weight.size else log_weight
+
+
+def reweighted(match: np.ndarray, kernel: np.ndarray, log_prior: np.ndarray, log_q: np.ndarray) -> Estimate:
+    """Importance weights kernel * prior / q of candidates (n,), truncated, self-normalised.
+
+    `kernel` is 0 for refused candidates; `log_q` is under the decoding rule that drew them.
+    """
+    keep = kernel > 0
+    weight = relative_weights(np.log(kernel[keep]) + log_prior[keep] - log_q[keep])
+    return weighted_match(match[keep], truncate_weights(weight))
+
+
+@dataclass
+class CacheDraws:
+    """Cached neighbours of one target.
+
+    Attributes:
+        match: (m,) whether they share the label. kernel: (m,) kernel values. log_prior: (m,) log prior.
+        log_density: (m,) log density of the distribution that the cache was drawn from.
+        log_q: (m,) log q under the generator, or None where there are too many to be worth it (the cell is dense).
+        size: number of cached prompts, neighbours or not.
+    """
+
+    match: np.ndarray
+    kernel: np.ndarray
+    log_prior: np.ndarray
+    log_density: np.ndarray
+    log_q: np.ndarray | None
+    size: int
+
+
+@dataclass
+class GeneratorDraws:
+    """Candidates of one target: match, kernel (0 = refused), log prior, log cache density (-inf outside), log q: each (n,)."""
+
+    match: np.ndarray
+    kernel: np.ndarray
+    log_prior: np.ndarray
+    log_density: np.ndarray
+    log_q: np.ndarray
+
+
+def combined(cache: CacheDraws, generator: GeneratorDraws) -> Estimate:
+    """Multiple importance sampling of cached neighbours and accepted candidates.
+
+    Sparse cells use the balance heuristic: a prompt's weight is kernel * prior / (n0 p0 + n1 q), with n0 cached prompts drawn from
+    p0 and n1 candidates from q, whichever of the two it came from. In dense cells (`log_q` is None) the cache alone speaks
+    for the prompts that it can hold and the candidates for the rest (the test prompts; held-out name pairs, if the cache has
+    none): also a partition of unity, so also unbiased, and no q of thousands of neighbours is needed. Weights are truncated as
+    in `reweighted`.
+    """
+    n1 = len(generator.kernel)
+    keep = generator.kernel > 0
+    inside = np.isfinite(generator.log_density[keep])
+    log_n0 = math.log(max(cache.size, 1))
+    log_n1 = math.log(max(n1, 1))
+    cached_base = log_n0 + cache.log_density
+    drawn_base = log_n1 + generator.log_q[keep]
+    if cache.log_q is None:
+        cached_log = np.log(cache.kernel) + cache.log_prior - cached_base
+        drawn_log = np.where(
+            inside, -np.inf, np.log(generator.kernel[keep]) + generator.log_prior[keep] - drawn_base
+        )
+    else:
+        cached_log = np.log(cache.kernel) + cache.log_prior - np.logaddexp(cached_base, log_n1 + cache.log_q)
+        mixture = np.logaddexp(log_n0 + generator.log_density[keep], drawn_base)
+        drawn_log = np.log(generator.kernel[keep]) + generator.log_prior[keep] - mixture
+    log_weight = np.concatenate([cached_log, drawn_log])
+    match = np.concatenate([cache.match, generator.match[keep]])
+    if not log_weight.size or not np.isfinite(log_weight).any():
+        return Estimate.missing()
+    weight = relative_weights(log_weight)
+    return weighted_match(match, truncate_weights(weight))
+
+
+# -------------------------------------------------------------------------------------------- refusal, diversity, intervals
+
+
+@dataclass
+class Refusal:
+    """Refusal and diversity of one target's candidates (nats where logarithms)."""
+
+    n: int
+    parse: float
+    distance: float
+    entropy: float
+    copies: float
+    log_mass: float
+
+    @property
+    def rate(self) -> float:
+        """Share of candidates that were refused, for whatever reason."""
+        return self.parse + self.distance
+
+
+def refusal(
+    parsed: np.ndarray,
+    accepted: np.ndarray,
+    log_q: np.ndarray,
+    is_copy: np.ndarray,
+    log_prior: np.ndarray,
+    marginal: np.ndarray | None = None,
+) -> Refusal:
+    """Refusal rates from raw candidates (n,), and the entropy of the accepted ones.
+
+    The accepted samples follow q restricted to the preimage, so their entropy is -E[log q] + log(acceptance rate);
+    log(mean(accepted * prior / q)) estimates the log probability of the preimage.
+
+    Args:
+        log_q: as each candidate was drawn, given its own activation.
+        log_prior: log P(x) of each candidate.
+        marginal: log q without it, where each candidate has an activation of its own: only this speaks of the entropy of all
+            candidates. NaN where it was not computed; None = log_q.
+    """
+    n = len(parsed)
+    rate = float(accepted.mean()) if n else 0.0
+    known = (log_q if marginal is None else marginal)[accepted]
+    known = known[np.isfinite(known)]
+    entropy = -float(known.mean()) + math.log(rate) if known.size else math.nan
+    size = math.nan
+    if rate > 0:
+        inverse = log_prior[accepted] - log_q[accepted]
+        size = float(inverse.max() + np.log(np.exp(inverse - inverse.max()).sum() / n))
+    copies = float(is_copy[accepted].mean()) if rate > 0 else math.nan
+    return Refusal(n, float((~parsed).mean()), float((parsed & ~accepted).mean()), entropy, copies, size)
+
+
+def bootstrap_means(
+    values: np.ndarray, resamples: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means over targets and percentile bootstrap intervals, resampling targets (scipy).
+
+    Args:
+        values: (K, n) a row a rate, a column a target; NaN = missing.
+
+    Returns:
+        mean, low, high: (K,) each; NaN for rows without any value.
+    """
+    from scipy import stats  # a second of imports, for those who resample alone
+
+    values = np.atleast_2d(values)
+    mean, low, high = (np.full(len(values), math.nan) for _ in range(3))
+    present = np.isfinite(values)
+    # Rows with the same missing targets are resampled together.
+    patterns, group = np.unique(present, axis=0, return_inverse=True)
+    for g, pattern in enumerate(patterns):
+        rows = np.flatnonzero(group.ravel() == g)
+        n = int(pattern.sum())
+        if n == 0:
+            continue
+        data = values[np.ix_(rows, np.flatnonzero(pattern))]
+        mean[rows] = data.mean(1)
+        if n == 1:
+            low[rows] = high[rows] = mean[rows]
+            continue
+        result = stats.bootstrap(
+            (data,),
+            np.mean,
+            axis=-1,
+            vectorized=True,
+            n_resamples=resamples,
+            batch=max(1, 4_000_000 // (n * len(rows))),
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng([seed, 7]),
+        )
+        low[rows], high[rows] = result.confidence_interval.low, result.confidence_interval.high
+    return mean, low, high

@@ -1,0 +1,170 @@
+"""Exact search of an activation cache: who lies within epsilon of these activations.
+
+One class serves training pairs, conditioning, cache mixing and the estimators. Rows of the cache are independent draws, so the
+first m neighbours in a random order of the rows are a uniform sample of all of them: a search that needs m neighbours a query
+stops scanning for that query as soon as it has them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from inversescope.kernel.kernel import distances, prepare
+
+
+@dataclass
+class Neighbours:
+    """Neighbour lists of Q queries in compressed form.
+
+    Attributes:
+        start: (Q + 1,) int64; query i owns entries start[i] : start[i + 1].
+        rows: (E,) int64 rows of the cache.
+        distance: (E,) float32.
+        scanned: (Q,) int64, cache rows that were looked at for each query.
+    """
+
+    start: np.ndarray
+    rows: np.ndarray
+    distance: np.ndarray
+    scanned: np.ndarray
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Neighbours found, a query."""
+        return np.diff(self.start)
+
+    def of(self, query: int) -> np.ndarray:
+        """Cache rows of one query's neighbours."""
+        return self.rows[self.start[query] : self.start[query + 1]]
+
+
+class Cache:
+    """Activations of one site, ready for exact search.
+
+    Args:
+        z: activations (N, d), or (N, P, d) at P positions, the nearest of which counts; a NumPy array or memory map.
+        distance: name of the distance.
+        block: rows compared at a time; bounds the memory at Q * block floats.
+    """
+
+    def __init__(self, z: np.ndarray, distance: str = "cosine", block: int = 4096) -> None:
+        self.distance = distance
+        self.block = block
+        self.keys = prepare(z, distance)
+        self.size = int(z.shape[0])
+
+    def prepare(self, queries: np.ndarray) -> np.ndarray:
+        """Bring raw queries (Q, d) into the form that `search` takes."""
+        return prepare(queries, self.distance)
+
+    def search(
+        self,
+        queries: np.ndarray,
+        radius: float | np.ndarray,
+        exclude: np.ndarray | None = None,
+        limit: int | None = None,
+        span: tuple[int, int] | None = None,
+    ) -> Neighbours:
+        """Find the cached rows with distance below `radius` (a number, or one a query).
+
+        Args:
+            queries: prepared activations (Q, d).
+            exclude: (Q,) a cache row to leave out for each query (its own prompt), -1 for none.
+            limit: stop scanning for a query once it has so many neighbours (the first ones in row order are returned).
+            span: (first row, number of rows); rows wrap around the end. The whole cache if absent.
+        """
+        first, length = span if span is not None else (0, self.size)
+        count = len(queries)
+        radius = np.broadcast_to(np.asarray(radius, np.float32), (count,))
+        active = np.arange(count)
+        found = np.zeros(count, np.int64)
+        scanned = np.zeros(count, np.int64)
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        done = 0
+        step = min(self.block, 2048) if limit is not None else self.block
+        while done < length and active.size:
+            low = (first + done) % self.size
+            high = min(low + step, self.size, low + length - done)
+            d = distances(queries[active], self.keys[low:high], self.distance)
+            hit = d < radius[active][:, None]
+            flat = np.flatnonzero(hit)
+            query, column = np.divmod(flat, high - low)
+            row = column + low
+            owner = active[query]
+            value = d.ravel()[flat]
+            if exclude is not None:
+                keep = row != exclude[owner]
+                owner, row, value = owner[keep], row[keep], value[keep]
+            parts.append((owner, row, value))
+            scanned[active] += high - low
+            done += high - low
+            if limit is not None:
+                found += np.bincount(owner, minlength=count)
+                active = active[found[active] < limit]
+                step = self.block
+        owner = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, np.int64)
+        order = np.argsort(owner, kind="stable")
+        rows = np.concatenate([p[1] for p in parts])[order] if parts else np.zeros(0, np.int64)
+        value = np.concatenate([p[2] for p in parts])[order] if parts else np.zeros(0, np.float32)
+        owner = owner[order]
+        start = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))])
+        if limit is not None:
+            rank = np.arange(len(owner)) - start[owner]
+            keep = rank < limit
+            # A query that was cut short has effectively been scanned only up to its last kept neighbour's block.
+            rows, value, owner = rows[keep], value[keep], owner[keep]
+            counts = np.bincount(owner, minlength=count)
+            full = np.diff(start)
+            scanned = np.where(
+                full > counts, (scanned * counts / np.maximum(full, 1)).astype(np.int64), scanned
+            )
+            start = np.concatenate([[0], np.cumsum(counts)])
+        return Neighbours(start, rows, value.astype(np.float32), scanned)
+
+    def search_apart(
+        self, queries: np.ndarray, radius: float, unit: int, limit: int | None = None
+    ) -> Neighbours:
+        """`search` for `unit` queries at a time: a distance's last bits depend on the queries looked up with it, here on no others.
+
+        The results for all queries are in one list.
+        """
+        starts = range(0, max(1, len(queries)), unit)
+        parts = [self.search(queries[low : low + unit], radius, limit=limit) for low in starts]
+        counts = np.concatenate([part.counts for part in parts])
+        rows, distance, scanned = (
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("rows", "distance", "scanned")
+        )
+        return Neighbours(np.concatenate([[0], np.cumsum(counts)]), rows, distance, scanned)
+
+    def counts(self, queries: np.ndarray, radii: np.ndarray) -> np.ndarray:
+        """Count cached rows nearer than each radius: (Q, len(radii)) int64, for prepared queries (Q, d)."""
+        radii = np.asarray(radii, np.float32)
+        result = np.zeros((len(queries), len(radii)), np.int64)
+        for low in range(0, self.size, self.block):
+            d = distances(queries, self.keys[low : low + self.block], self.distance)
+            for column, radius in enumerate(radii):
+                result[:, column] += (d < radius).sum(-1)
+        return result
+
+    def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row and distance of each prepared query's nearest cached activation: two (Q,) arrays."""
+        row = np.zeros(len(queries), np.int64)
+        best = np.full(len(queries), np.inf, np.float32)
+        for low in range(0, self.size, self.block):
+            d = distances(queries, self.keys[low : low + self.block], self.distance)
+            at = d.argmin(-1)
+            value = d[np.arange(len(queries)), at]
+            better = value < best
+            row[better], best[better] = at[better] + low, value[better]
+        return row, best
+
+
+def coverage(counts: np.ndarray) -> pd.Series:
+    """Share of targets with fewer than 1, 10 and 100 cached neighbours, and their median number."""
+    counts = np.asarray(counts)
+    shares = {f"share_lt{k}": float((counts < k).mean()) for k in (1, 10, 100)}
+    return pd.Series({**shares, "median_neighbours": float(np.median(counts))})

@@ -1,0 +1,51 @@
+"""Stage `make_prompts`: draw the prompts of a split from the prior."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inversescope.context import Context, echo, stream
+from inversescope.errors import InputError
+from inversescope.store import write_table
+
+SPLITS = ("train", "test", "reference", "val")
+
+
+def make_prompts(context: Context, split: str) -> None:
+    """Write data/{task}/prompts/{split}.parquet.
+
+    `test` prompts (whose activations are read) come from the task's test split: of IOI the held-out name pairs, of
+    in-context translation held-out combinations, which the target model was not trained on; of RAVEL entities that are in no
+    prompt of the prior. `val` (RAVEL) is what hyperparameters of baselines are chosen on.
+    `train` (the activation cache) are draws from the whole prior P(X) without the test prompts (combinations): the cache stands
+    for P(X) in P(x; z), and a cache without all of the held-out part would stand for another distribution (`cache_pairs: train`
+    shows how much that costs). `reference` is all of the prior, or independent draws from it, for the exact values.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r}", f"choose one of {', '.join(SPLITS)}")
+    task, experiment = context.task, context.experiment
+    rng = stream(context.config.seed, "make_prompts", split)
+    if split == "reference":
+        everything = experiment.n_reference == "all"
+        index = task.enumerate() if everything else task.draw(int(experiment.n_reference), None, rng)
+    elif split == "test":
+        index = np.asarray(task.sample(experiment.n_test, "test", rng))
+    elif split == "val":
+        if split not in task.splits or not experiment.n_val:
+            raise InputError(
+                f"task {task.name} has no validation prompts",
+                f"set n_val, or choose one of {', '.join(SPLITS[:3])}",
+            )
+        index = np.asarray(task.sample(experiment.n_val, split, rng))
+    else:
+        test = task.sample(experiment.n_test, "test", stream(context.config.seed, "make_prompts", "test"))
+        drawn = task.sample(min(experiment.n_train + experiment.n_test, task.size), None, rng)
+        kept = ~np.isin(task.combination(drawn), task.combination(test))
+        index = drawn[kept][: experiment.n_train]
+        if len(index) < experiment.n_train:
+            raise InputError(
+                f"the prior has {task.size} prompts, too few for n_train = {experiment.n_train} beside the test split",
+                "lower n_train",
+            )
+    write_table(task.frame(index), context.prompts_path(split))
+    echo(f"make_prompts: {len(index)} prompts of split {split}, prior of {task.size}")

@@ -1,0 +1,273 @@
+"""Stages of RAVEL: its data set, and sparse autoencoders."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from inversescope import __version__
+from inversescope.context import Context, echo, need, stream
+from inversescope.errors import InputError
+from inversescope.store import (
+    file_hash,
+    read_activations,
+    save_checkpoint,
+    write_activations,
+    write_table,
+)
+from inversescope.studies.ravel.scores import decisions, score
+
+SHARD = 4096  # prompts whose activations at all positions are shuffled together
+GENERAL = "general"
+
+
+def fetch_ravel(context: Context) -> None:
+    """Bring upstream's files to data/ravel/source, from a local mirror or the pinned archive (see `facts.fetch`).
+
+    Raises:
+        InputError: the study reads the embedded tables, there is nothing to fetch, or something is not sound.
+    """
+    from inversescope.tasks.facts import fetch
+    from inversescope.tasks.ravel import SOURCE
+
+    config = context.config.ravel
+    if config.source != "upstream":
+        raise InputError(
+            "the embedded tables of RAVEL need no download", "set ravel.source: upstream to fetch the others"
+        )
+    mirror = None if config.mirror is None else Path(config.mirror)
+    manifest = fetch(context.root / SOURCE, mirror, config.archive_sha256, types=config.types)
+    for text, labels in manifest["ambiguous_templates"].items():
+        echo(f"fetch_ravel: template '{text}' stands for {' and '.join(labels)}: left out")
+    unpinned = [name for name, file in manifest["files"].items() if not file["pinned"]]
+    if unpinned:
+        echo(f"fetch_ravel: no pinned checksum for {', '.join(unpinned)}: taken as they are")
+    for kind, sizes in manifest["types"].items():
+        echo(f"fetch_ravel: {kind}, {sizes['entities']} entities, {sizes['templates']} templates")
+
+
+# -------------------------------------------------------------------------------------------------------------- autoencoders
+
+
+def corpora(context: Context) -> list[str]:
+    """Names of the corpora that autoencoders are trained on: the task's prompts and, of a target that was trained here, its general
+    text; of others the general text is not at hand, and a release may stand for it."""
+    trained = context.config.models[context.model_name].source == "trained"
+    return [context.task_name, GENERAL] if trained else [context.task_name]
+
+
+def positions_path(context: Context, corpus: str, label: str) -> Path:
+    """Shuffled activations of a corpus at all positions but the first."""
+    return context.data / "positions" / corpus / f"{label}.safetensors"
+
+
+def sae_dir(context: Context, corpus: str, label: str) -> Path:
+    """Checkpoint of an autoencoder."""
+    return context.data / "sae" / corpus / label
+
+
+def corpus_texts(context: Context, corpus: str) -> list[str]:
+    """Texts of a corpus: the cached prompts; or answered prompts, in equal numbers, of all tasks that the target was trained on.
+
+    The target learned the facts of all entities; what autoencoders read is about entities of the prior alone, so that those of
+    validation and test prompts are as new to them as to the other methods.
+    """
+    from inversescope.tasks import get_task
+
+    if corpus == context.task_name:
+        return context.prompts("train", columns=["text"])["text"].tolist()
+    n = context.experiment.n_train
+    training = context.config.models[context.model_name].training
+    names = [context.task_name, *training.corpus]
+    texts: list[str] = []
+    for name in names:
+        task = context.task if name == context.task_name else get_task(name, context.config, context.root)
+        rng = stream(context.config.seed, "collect_positions", corpus, name)
+        share = -(-n // len(names))
+        own = name == context.task_name
+        index = task.draw(share, None, rng) if own else task.target_sample(share, "train", rng)
+        answered = zip(task.completed(index), task.answers(index), strict=True)
+        texts += [text for text, answer in answered if answer]
+    order = stream(context.config.seed, "collect_positions", corpus).permutation(len(texts))
+    return [texts[i] for i in order]
+
+
+def collect_positions(context: Context, sites: Sequence[str]) -> None:
+    """Extract activations at all positions but the first, of every corpus that autoencoders are trained on (paper, D.2.1).
+
+    Prompts are in random order, and the positions of a shard's prompts are shuffled, so that blocks of rows are fair samples
+    wherever one starts to read. Writes data/{task}/{model}/positions/{corpus}/{site}.safetensors.
+    """
+    from inversescope.activations.capture import capture
+    from inversescope.targets.models import encode, load_target
+
+    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    places = [context.site(label) for label in sites]
+    meta = {
+        "model": target.name,
+        "revision": target.revision,
+        "weight_processing": "raw_hf",
+        "tokenizer_hash": target.tokenizer_hash,
+        "prompt_hash": file_hash(context.prompts_path("train")),
+    }
+    for corpus in corpora(context):
+        texts = corpus_texts(context, corpus)
+        folder = context.data / "positions" / corpus / f"shards_{sites[0]}"
+        parts: list[Path] = []
+        rows = 0
+        for low in range(0, len(texts), SHARD):
+            ids = encode(target.tokenizer, texts[low : low + SHARD])
+            lengths = np.array([len(i) for i in ids])
+            pieces: dict[str, list[np.ndarray]] = {label: [] for label in sites}
+            for length in np.unique(lengths[lengths > 1]):
+                same = [ids[i] for i in np.flatnonzero(lengths == length)]
+                asked = {
+                    (place.label, p): replace(place, position=str(p))
+                    for place in places
+                    for p in range(1, length)
+                }
+                captured = capture(target, same, list(asked.values()))
+                for (label, _), place in asked.items():
+                    pieces[label].append(captured[place.label])
+            count = sum(len(piece) for piece in pieces[sites[0]])
+            order = stream(context.config.seed, "collect_positions", corpus, low).permutation(count)
+            for label in sites:
+                part = folder / f"{low:09d}" / f"{label}.safetensors"
+                write_activations(part, np.concatenate(pieces[label])[order], meta)
+            parts.append(folder / f"{low:09d}")
+            rows += count
+        for label in sites:
+            blocks = [read_activations(part / f"{label}.safetensors")[0] for part in parts]
+            write_activations(positions_path(context, corpus, label), blocks, {**meta, "site": label})
+        shutil.rmtree(folder)
+        echo(f"collect_positions {corpus}: {len(texts)} texts, {rows} activations at {len(sites)} sites")
+
+
+class Stream:
+    """Batches of a file of activations, block by block, each epoch in another order; a function of seed and step.
+
+    Args:
+        z: (N, d) memory map.
+        block: rows that are read, and shuffled, together.
+    """
+
+    def __init__(self, z: np.ndarray, batch: int, seed: int, block: int = 1 << 17) -> None:
+        self.z, self.batch, self.seed = z, min(batch, len(z)), seed
+        self.starts = np.arange(0, len(z), max(block, self.batch))
+        self.sizes = np.minimum(self.starts + max(block, self.batch), len(z)) - self.starts
+        # Batches of a block; what is left over is in other batches of the next epoch.
+        self.counts = np.maximum(self.sizes // self.batch, 1)
+        self._held: tuple[int, int] | None = None
+        self._rows = np.zeros((0, z.shape[1]), np.float32)
+
+    def __call__(self, step: int) -> np.ndarray:
+        """Rows (batch, d) of a step (fewer where a last block is smaller)."""
+        epoch, number = divmod(step, int(self.counts.sum()))
+        order = np.random.default_rng([self.seed, 21, epoch]).permutation(len(self.starts))
+        ends = np.cumsum(self.counts[order])
+        which = int(np.searchsorted(ends, number, side="right"))
+        block = int(order[which])
+        if self._held != (epoch, block):
+            low, size = int(self.starts[block]), int(self.sizes[block])
+            rows = np.random.default_rng([self.seed, 22, epoch, block]).permutation(size)
+            self._rows, self._held = np.asarray(self.z[low : low + size])[rows], (epoch, block)
+        first = (number - int(ends[which] - self.counts[block])) * self.batch
+        return self._rows[first : first + self.batch]
+
+
+def train_sae(context: Context, sites: Sequence[str]) -> None:
+    """Train an autoencoder for every corpus and site at each configured sparsity, and keep the best on validation prompts.
+
+    Best is the macro-F1 of "the representative feature is active" (paper, D.2.3) on validation entities. Writes
+    data/{task}/{model}/sae/{corpus}/{site}/ and results/{task}/{model}/sae/{site}.csv: every run with its L0, mean squared error
+    relative to the activations' variance, and validation macro-F1.
+    """
+    from inversescope.studies.ravel.sae import representatives
+    from inversescope.studies.ravel.sae import train_sae as fit
+
+    config, seed = context.config.sae, context.config.seed
+    labels = {split: labels_of(context, split) for split in ("train", "val")}
+    n = len(context.task.feature_values["attribute"])
+    for label in sites:
+        rows = []
+        z = {split: np.asarray(context.activations(split, label)) for split in ("train", "val")}
+        for corpus in corpora(context):
+            path = need(positions_path(context, corpus, label), "collect_positions")
+            x, meta = read_activations(path)
+            sample = np.asarray(x[: 1 << 14], np.float64)
+            scale = float(np.sqrt((sample**2).sum(1).mean()))
+            variance = float(((sample - sample.mean(0)) ** 2).sum(1).mean())
+            best = None
+            for sparsity in config.sparsity:
+                start = time.monotonic()
+                batches = Stream(x, config.batch_size, seed)
+                state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}.safetensors"
+                name = f"train_sae {corpus} {label} λ={sparsity:g}"
+                model, log = fit(
+                    batches,
+                    x.shape[1],
+                    scale,
+                    config,
+                    sparsity,
+                    seed,
+                    name,
+                    echo,
+                    state,
+                    # A state is large beside a step.
+                    save_every=10 * context.config.save_every,
+                    made_from=meta,
+                )
+                state.unlink(missing_ok=True)
+                feature, f1 = representatives(model, z["train"], labels["train"], n)
+                said = (model.only(feature).features(z["val"]) > 0).astype(float)
+                everyone = np.full(len(said), "val")
+                value = score(decisions("sae", everyone, labels["val"], said), resamples=2)["macro_f1"].iloc[
+                    0
+                ]
+                features = model.features(sample)
+                error = float(((model.reconstruct(features) - sample) ** 2).sum(1).mean())
+                row = {
+                    "corpus": corpus,
+                    "site": label,
+                    "sparsity": sparsity,
+                    "width": config.width,
+                    "steps": config.steps,
+                    "batch_size": config.batch_size,
+                    "l0": float((features > 0).sum(1).mean()),
+                    "alive": float((features > 0).any(0).mean()),
+                    "unexplained": error / variance,
+                    "train_f1": float(f1.mean()),
+                    "val_macro_f1": float(value),
+                }
+                rows.append(row)
+                echo(
+                    f"{name}: L0 {row['l0']:.1f}, unexplained {row['unexplained']:.3f}, validation macro-F1 {value:.3f}, "
+                    f"{config.steps * config.batch_size / max(time.monotonic() - start, 1e-9):.0f} activations/s"
+                )
+                if best is None or value > best[0]:
+                    best = value, sparsity, model
+            assert best is not None
+            about = {
+                "corpus": corpus,
+                "site": label,
+                "sparsity": best[1],
+                "prompt_hash": meta["prompt_hash"],
+                "package_version": __version__,
+            }
+            save_checkpoint(sae_dir(context, corpus, label), best[2].arrays(), about)
+            for row in rows:
+                if row["corpus"] == corpus:
+                    row["chosen"] = row["sparsity"] == best[1]
+        write_table(pd.DataFrame(rows), context.results / "sae" / f"{label}.csv")
+
+
+def labels_of(context: Context, split: str) -> np.ndarray:
+    """Attribute codes of a split's prompts."""
+    index = context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
+    return context.task.features_of(index)["attribute"]

@@ -1,0 +1,55 @@
+"""The stages of the pipeline: each is a rule, a command and a function of this name, in the order of the data."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Stage(NamedTuple):
+    """Where a stage is defined, and what its command takes beside --task and --model."""
+
+    module: str
+    takes: tuple[str, ...] = ()
+
+
+#: Name of the rule, the command and the function -> its stage.
+STAGES = {
+    "make_prompts": Stage("prompts.stages", ("split",)),
+    "train_target": Stage("targets.stages", ("candidate",)),
+    "score_target": Stage("targets.stages", ("candidate",)),
+    "select_target": Stage("targets.stages"),
+    "fetch_target": Stage("targets.stages"),
+    "fetch_word_lists": Stage("studies.icl.stages"),
+    "import_checkpoint": Stage("targets.published"),
+    "extract_activations": Stage("activations.stages", ("split",)),
+    "patch_task_vectors": Stage("studies.icl.stages"),
+    "label_tasks": Stage("studies.icl.stages"),
+    "plot_icl": Stage("studies.icl.plot"),
+    "train_backbone": Stage("generator.stages"),
+    "train_generator": Stage("generator.stages", ("generator", "variant")),
+    "sample_prompts": Stage("sampling.stages", ("generator", "variants", "sites")),
+    "run_mcmc": Stage("sampling.stages", ("sites",)),
+    "fetch_ravel": Stage("studies.ravel.stages"),
+    "collect_positions": Stage("studies.ravel.stages", ("sites",)),
+    "train_sae": Stage("studies.ravel.stages", ("sites",)),
+    "classify_attributes": Stage("studies.ravel.attributes", ("site",)),
+    "plot_ravel": Stage("studies.ravel.plot"),
+    "compute_exact": Stage("fcr.stages", ("site",)),
+    "estimate_fcr": Stage("fcr.stages", ("variants", "site", "out")),
+    "collect_tables": Stage("fcr.stages"),
+    "check_causes": Stage("studies.cases.causes"),
+    "trace_answers": Stage("studies.cases.causes"),
+    "compare_distances": Stage("studies.cases.preimages"),
+    "check_completeness": Stage("studies.cases.preimages"),
+    "collect_study": Stage("studies.variants.stages"),
+    "collect_frontier": Stage("studies.variants.stages"),
+    "plot_cases": Stage("studies.cases.plot"),
+    "plot_causes": Stage("studies.cases.plot"),
+    "plot_answers": Stage("studies.cases.plot"),
+    "draw_exact": Stage("studies.ioi.plot"),
+    "plot_figures": Stage("studies.ioi.plot"),
+    "plot_study": Stage("studies.ioi.plot"),
+    "plot_frontier": Stage("studies.ioi.plot"),
+    "make_report": Stage("studies.ioi.plot"),
+    "make_studies": Stage("report.stages"),
+}
