@@ -111,7 +111,7 @@ test-slurm: setup ## The small study through a SLURM of its own (installs Debian
 	command -v slurmctld slurmd squeue munged >/dev/null || { apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends $(SLURM_PACKAGES); } >/dev/null
 	$(call say,SLURM: a cluster of one node on the loopback interface)
-	OMP_NUM_THREADS=1 pytest -q -m slurm --durations=5 tests/test_slurm.py
+	OMP_NUM_THREADS=1 pytest -q -m slurm --durations=5 tests/workflow/test_slurm.py
 
 test-faults: setup ## Killed, damaged and starved runs, minutes: rewrites the table of docs/faults.md
 	$(call say,Faults)

@@ -659,7 +659,7 @@ def test_parameters_are_about_equal_in_both_configurations() -> None:
         blocks = view.site_map_blocks * (8 * w * w + 7 * w)
         return blocks + layers * (w * d + 3 * d) + sites * e
 
-    root = Path(__file__).resolve().parents[1] / "config"
+    root = Path(__file__).resolve().parents[2] / "config"
     embedded = load_config([root / "config.yaml"])
     paper = load_config([root / "config.yaml", root / "paper.yaml"])
     for config, width, sites, backbone in (

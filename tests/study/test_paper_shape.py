@@ -30,7 +30,7 @@ from inversescope.store import read_activations, read_json, read_table
 from inversescope.targets.models import build_model, save_trained
 from inversescope.tasks import Task, get_task
 
-CONFIG = Path(__file__).parents[1] / "config"
+CONFIG = Path(__file__).parents[2] / "config"
 GPT2_SMALL = ArchitectureConfig(n_layers=12, n_heads=12, d_model=768, n_positions=1024)
 VOCABULARY = 50257
 SITES = {"L1H3": 64, "L8H10": 64, "L4.resid_post": 768}

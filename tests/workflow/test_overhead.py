@@ -9,7 +9,7 @@ import pytest
 
 from inversescope.lineage.records import Record
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from bench.overhead import between_jobs, linked, profile
 
 
@@ -42,7 +42,7 @@ def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
     ):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
-    (root / "config/config.yaml").write_text((Path(__file__).parents[1] / "config/config.yaml").read_text())
+    (root / "config/config.yaml").write_text((Path(__file__).parents[2] / "config/config.yaml").read_text())
     (root / "data/out.csv").touch()
     folder.mkdir(parents=True)
     page = job("results/deep/out.csv", 0, 1, "data/in.csv", "data/t/target.json")

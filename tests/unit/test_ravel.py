@@ -22,7 +22,7 @@ from inversescope.tasks import facts
 from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch, limited, read_tables
 from inversescope.tasks.ravel import SOURCE, RavelTask
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MIRROR = Path(os.environ.get("RAVEL_MIRROR", ROOT.parent / "shared" / "data" / "ravel"))
 upstream = pytest.mark.skipif(
     not MIRROR.is_dir(), reason=f"no copy of upstream's files at {MIRROR} (set RAVEL_MIRROR)"

@@ -20,7 +20,7 @@ from inversescope.config import Config, ExperimentConfig, load_config
 from inversescope.lineage.records import CONFIG_FILE, RECORDS, Record, configured, read_records
 from inversescope.sites import expand_sites
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["Snakefile", "rules", "profiles", "envs", "report", "config", "src"]
 STUDY_TARGETS = ("all", "study")
 

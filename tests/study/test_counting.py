@@ -50,7 +50,7 @@ from inversescope.targets.models import (
 from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
 from inversescope.tasks.base import Automaton
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / str(default_config().mirror) / "inversionview" / "counting"
 TINY = CountingConfig(letters="abcd", n_distinct=2, max_count=2, held_out_letters=0.3)
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz123456789|:BEP"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from inversescope.report.readme import TABLE, with_headline
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_headline_table_is_the_one_that_the_workflow_wrote() -> None:

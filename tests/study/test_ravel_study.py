@@ -275,7 +275,7 @@ def test_show_prints_goals(
 
 
 def test_configuration_of_real_data_is_valid() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     whole = load_config([root / "config/config.yaml", root / "config/ravel_real.yaml"])
     (experiment,) = whole.experiments.values()
     config = whole.of(experiment.task, experiment.model)
@@ -289,7 +289,7 @@ def test_configuration_of_real_data_is_valid() -> None:
 
 
 def test_cost_is_the_sum_over_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     from bench.jobs import measure
 
     assert [line.verdict for line in cost_lines(tmp_path, "ravel", "RAVEL", 8.0)] == ["not measured"]

@@ -13,7 +13,7 @@ from inversescope.report.pages import ABOUT, studies, write_studies
 from inversescope.store import read_table
 from inversescope.studies.cases.figures import CASE_FIGURES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The tables that headline numbers are read from, and the pictures.
 PATTERNS = ("results/*/*.csv", "results/*/*/*.csv", "results/figures/*.png")
 

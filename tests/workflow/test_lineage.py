@@ -21,7 +21,7 @@ from inversescope.lineage.audit import audit, compare, render
 from inversescope.lineage.records import Versions, adopt, restore, stale
 from inversescope.store import read_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = "results/ioi/gpt2-embedded"
 FIGURE = "results/figures/ioi_gpt2-embedded_fig4.png"
 TRACKED = (".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml")

@@ -21,7 +21,7 @@ from inversescope.targets.models import task_tokenizer, word_tokenizer
 from inversescope.tasks.base import Automaton
 from inversescope.tasks.text import NONE, TextTask
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COUNTRIES = ("France", "Italy", "Spain", "Peru", "Chile", "Mali", "Chad", "Oman")
 FORMS = ("The capital of", "People in", "The flag of")
 FUNCTIONS = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs", "pyproject.toml")
 TABLES = ("fcr.csv", "refusal.csv", "coverage.csv")
 RESULTS = Path("results/ioi/gpt2-embedded")

@@ -22,7 +22,7 @@ from inversescope.config import (
 )
 from inversescope.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
 
 
