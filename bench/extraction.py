@@ -31,7 +31,8 @@ from inversescope.activations.capture import capture, result_basis
 from inversescope.config import ArchitectureConfig, IOIConfig
 from inversescope.sites import expand_sites
 from inversescope.store import write_table
-from inversescope.targets.models import Target, build_model, encode, load_target, save_trained, word_tokenizer
+from inversescope.targets.models import Target, build_model, load_target, save_trained
+from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks.ioi import IOITask
 
 BATCHES = (16, 64, 256, 1024)

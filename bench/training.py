@@ -35,7 +35,8 @@ from inversescope.generator.backbone import Backbone, BackboneShape
 from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs
 from inversescope.ops import linear
 from inversescope.store import save_checkpoint
-from inversescope.targets.models import build_model, save_trained, tokenizer_hash, word_tokenizer
+from inversescope.targets.models import build_model, save_trained
+from inversescope.targets.tokenizers import tokenizer_hash, word_tokenizer
 
 VARIANTS = ("paper", "default")
 #: Steps left out of the timing, and steps timed: whole chunks of steps that share a neighbour search.

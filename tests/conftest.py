@@ -95,7 +95,8 @@ def write_config(root: Path, delta: dict[str, Any] | None = None) -> None:
 def make_target(root: Path, seed: int = 0) -> None:
     """A target with random weights, large enough to tell prompts apart, where `select_target` would put its winner."""
     from inversescope.config import load_config
-    from inversescope.targets.models import build_model, save_trained, word_tokenizer
+    from inversescope.targets.models import build_model, save_trained
+    from inversescope.targets.tokenizers import word_tokenizer
 
     task = get_task("ioi", load_config([root / "config/config.yaml"]))
     tokenizer = word_tokenizer(task.words())

@@ -38,15 +38,8 @@ from inversescope.store import read_json, read_table, write_table
 from inversescope.studies.cases.causes import check_causes, rank_agreement, same_effects, trace_answers
 from inversescope.studies.cases.headline import _agreement
 from inversescope.studies.cases.preimages import nearest
-from inversescope.targets.models import (
-    Target,
-    build_model,
-    character_tokenizer,
-    encode,
-    load_target,
-    save_trained,
-    task_tokenizer,
-)
+from inversescope.targets.models import Target, build_model, load_target, save_trained
+from inversescope.targets.tokenizers import character_tokenizer, encode, task_tokenizer
 from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
 from inversescope.tasks.base import Automaton
 

@@ -29,7 +29,8 @@ from inversescope.studies.icl.figures import (
 )
 from inversescope.studies.icl.headline import _separation, headline_icl
 from inversescope.studies.icl.stages import draw_pairs
-from inversescope.targets.models import build_model, encode, load_target, word_tokenizer
+from inversescope.targets.models import build_model, load_target
+from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks.concepts import CONCEPTS
 
 TASK = "icl_translation"

@@ -17,7 +17,7 @@ from inversescope.config import TranslationConfig, default_config
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.prompts.stages import make_prompts
-from inversescope.targets.models import encode, word_tokenizer
+from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import TranslationTask, icl_translation, word_lists
 from inversescope.tasks.base import UniformNextTokens
 from inversescope.tasks.concepts import CONCEPTS, LANGUAGES

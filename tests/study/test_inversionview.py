@@ -37,7 +37,7 @@ from inversescope.kernel.kernel import gaussian_noise
 from inversescope.sampling.decode import decode, log_prob_rows, log_q, log_q_marginal, stream_uniforms
 from inversescope.sampling.stages import schedule
 from inversescope.store import read_json, read_table
-from inversescope.targets.models import encode, word_tokenizer
+from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import IOITask
 from inversescope.training import Schedule, conditional_loss, train
 

@@ -216,7 +216,8 @@ def test_rates_are_over_seen_templates_and_agree_with_the_scores(study: Path) ->
 def test_autoencoders_read_all_positions_but_the_first(study: Path) -> None:
     folder = study / f"data/ravel/{MODEL}"
     prompts = read_table(study / "data/ravel/prompts/train.parquet")
-    from inversescope.targets.models import encode, load_target
+    from inversescope.targets.models import load_target
+    from inversescope.targets.tokenizers import encode
 
     target = load_target(folder / "target")
     ids = encode(target.tokenizer, prompts["text"].tolist())
@@ -248,7 +249,8 @@ def test_no_autoencoder_reads_about_held_out_entities(study: Path) -> None:
 def test_target_knows_its_further_corpus(study: Path) -> None:
     about = read_json(study / f"data/ravel/{MODEL}/target/target.json")
     assert 0 <= about["accuracy_held_out"] <= 1 and about["passed"]
-    from inversescope.targets.models import encode, load_target
+    from inversescope.targets.models import load_target
+    from inversescope.targets.tokenizers import encode
 
     target = load_target(study / f"data/ravel/{MODEL}/target")
     encode(target.tokenizer, ["When John and Mary went to the store, Mary gave a drink to"])

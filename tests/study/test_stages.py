@@ -24,7 +24,8 @@ from inversescope.kernel.kernel import paired_distances
 from inversescope.kernel.neighbours import Cache
 from inversescope.sites import Site
 from inversescope.store import read_table
-from inversescope.targets.models import encode, load_target
+from inversescope.targets.models import load_target
+from inversescope.targets.tokenizers import encode
 
 Copied = Callable[..., Path]
 TARGETS = 6

@@ -17,7 +17,7 @@ from inversescope.cli import main
 from inversescope.config import Config, TextConfig, default_config, load_config, merge, parse_config
 from inversescope.errors import InputError
 from inversescope.store import read_table
-from inversescope.targets.models import task_tokenizer, word_tokenizer
+from inversescope.targets.tokenizers import task_tokenizer, word_tokenizer
 from inversescope.tasks.base import Automaton
 from inversescope.tasks.text import NONE, TextTask
 

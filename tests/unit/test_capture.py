@@ -14,7 +14,8 @@ from inversescope.activations.capture import capture, iter_capture, result_basis
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import LAYER_KINDS, Site, expand_sites
-from inversescope.targets.models import ARCHITECTURES, Target, build_model
+from inversescope.targets.architectures import ARCHITECTURES
+from inversescope.targets.models import Target, build_model
 
 VOCABULARY = 31
 LENGTH = 12

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.studies.icl.labeller import Labeller
-from inversescope.targets.models import build_model, word_tokenizer
+from inversescope.targets.models import build_model
+from inversescope.targets.tokenizers import word_tokenizer
 
 LABELS = ["red", "red green", "green", "blue blue red", "null"]
 WORDS = "red green blue null name the colour of sky grass blood user model".split()

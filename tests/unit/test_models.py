@@ -16,18 +16,10 @@ from inversescope import store
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site
-from inversescope.targets.models import (
-    ARCHITECTURES,
-    Target,
-    build_model,
-    check_single_tokens,
-    encode,
-    fast_linear_layers,
-    load_target,
-    save_trained,
-    tokenizer_hash,
-    word_tokenizer,
-)
+from inversescope.targets.architectures import ARCHITECTURES
+from inversescope.targets.models import Target, build_model, load_target, save_trained
+from inversescope.targets.speed import fast_linear_layers
+from inversescope.targets.tokenizers import check_single_tokens, encode, tokenizer_hash, word_tokenizer
 
 WORDS = [
     "Then",

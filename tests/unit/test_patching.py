@@ -11,7 +11,8 @@ from inversescope.activations.capture import capture
 from inversescope.activations.patching import Cut, Inputs, Intervention, Patch, patch, record
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
-from inversescope.targets.models import ARCHITECTURES, Target
+from inversescope.targets.architectures import ARCHITECTURES
+from inversescope.targets.models import Target
 
 LENGTH = 9
 PLAIN = Intervention()

@@ -17,7 +17,7 @@ import pytest
 
 from inversescope.config import RavelConfig
 from inversescope.errors import InputError
-from inversescope.targets.models import encode, word_tokenizer
+from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import facts
 from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch, limited, read_tables
 from inversescope.tasks.ravel import SOURCE, RavelTask

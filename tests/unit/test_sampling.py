@@ -33,7 +33,7 @@ from inversescope.sampling.decode import (
     make_mixer,
     stream_uniforms,
 )
-from inversescope.targets.models import encode, word_tokenizer
+from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import Grammar, IOITask
 
 END, VOCABULARY, LENGTH = 0, 6, 4

@@ -366,7 +366,7 @@ def test_grammar_is_the_prior_byte_pairs(tiny: IOITask) -> None:
 
 
 def test_grammar_of_the_embedded_prior(embedded: IOITask) -> None:
-    from inversescope.targets.models import encode, word_tokenizer
+    from inversescope.targets.tokenizers import encode, word_tokenizer
 
     tokenizer = word_tokenizer(embedded.words())
     grammar = embedded.grammar(tokenizer)

@@ -3,7 +3,7 @@
 What is computed is what is asked for, once: the pass stops at the last site that is read, only the
 positions asked for are kept, equal prompts run once, and prompts that begin with the same tokens share the
 keys and values of that beginning (in a causal model these depend on nothing later). The blocks themselves
-are run by transformers, hooked from outside, so every architecture in `models.ARCHITECTURES` comes for free.
+are run by transformers, hooked from outside, so every architecture of `ARCHITECTURES` comes for free.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from inversescope.errors import InputError
 from inversescope.ops import even_rows
 from inversescope.sites import HEAD_KINDS, Site
-from inversescope.targets.models import Target, fast_linear_layers, short_attention
+from inversescope.targets.models import Target
+from inversescope.targets.speed import fast_linear_layers, short_attention
 
 Progress = Callable[[int, int], None]
 

@@ -19,11 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
-from inversescope.targets.models import Component, Target
+from inversescope.targets.architectures import Component
+from inversescope.targets.hooks import hooked, without_attention
+from inversescope.targets.models import Target
 
 Progress = Callable[[int, int], None]
 
@@ -378,7 +380,7 @@ def _recorded(
                 picked = tensor[torch.arange(len(tensor)), where.to(tensor.device)]
                 out[site] = picked[:, _slice(target, site)].clone()
 
-            stack.enter_context(_hook(target, site.layer, _component(target, site), see))
+            stack.enter_context(hooked(target, site.layer, _component(target, site), see))
         handle = target.layers[max(site.layer for site in sites)].register_forward_hook(stop)
         stack.callback(handle.remove)
         try:
@@ -409,37 +411,8 @@ def _written(target: Target, site: Site, where: np.ndarray, value: Tensor) -> It
         tensor[(*at, _slice(target, site))] = value.to(tensor)
         return tensor
 
-    with _hook(target, site.layer, _component(target, site), write):
+    with hooked(target, site.layer, _component(target, site), write):
         yield
-
-
-@contextmanager
-def _hook(
-    target: Target, layer: int, component: Component, see: Callable[[Tensor], Tensor | None]
-) -> Iterator[None]:
-    """Call `see` with a component's tensor for the length of a block; what it returns takes the tensor's place."""
-    module = target.layers[layer].get_submodule(component.module)
-
-    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        new = see(args[0] if args else kwargs["hidden_states"])
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
-
-    def after(_: nn.Module, args: Any, output: Any) -> Any:
-        new = see(output[0] if isinstance(output, tuple) else output)
-        if new is None:
-            return None
-        return (new, *output[1:]) if isinstance(output, tuple) else new
-
-    if component.side == "input":
-        handle = module.register_forward_pre_hook(before, with_kwargs=True)
-    else:
-        handle = module.register_forward_hook(after)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -456,43 +429,3 @@ def _ablated(
             removed[layer][np.arange(len(ids)), 0, query, key] = True
     with without_attention(target, removed):
         yield
-
-
-@contextmanager
-def without_attention(target: Target, removed: Mapping[int, Tensor]) -> Iterator[None]:
-    """Take attention edges out of blocks for the length of a `with` block, by the attention modules' masks.
-
-    Args:
-        target: the model, in evaluation or training.
-        removed: block -> (B or 1, 1, T, T) bool, true where a position (second last axis) may not attend to another (last axis).
-    """
-    handles = []
-    for layer, edges in removed.items():
-        length = edges.shape[-1]
-
-        def before(
-            _: nn.Module,
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            edges: Tensor = edges,
-            length: int = length,
-        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-            mask, states = kwargs.get("attention_mask"), args[0] if args else kwargs["hidden_states"]
-            lowest = torch.finfo(states.dtype).min
-            if mask is None:  # plain causal attention
-                above = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
-                mask = torch.zeros(1, 1, length, length, dtype=states.dtype, device=states.device)
-                mask = mask.masked_fill(above, lowest)
-            elif mask.dtype == torch.bool:
-                mask = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(
-                    ~mask, lowest
-                )
-            return args, {**kwargs, "attention_mask": mask.masked_fill(edges.to(states.device), lowest)}
-
-        module = target.layers[layer].get_submodule(target.arch.attention)
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

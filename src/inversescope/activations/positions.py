@@ -8,7 +8,8 @@ import numpy as np
 
 from inversescope.activations.capture import capture
 from inversescope.sites import Site
-from inversescope.targets.models import Target, encode
+from inversescope.targets.models import Target
+from inversescope.targets.tokenizers import encode
 from inversescope.tasks import Task
 
 

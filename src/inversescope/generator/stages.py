@@ -22,7 +22,7 @@ from inversescope.generator.inversionview import InversionView, InversionViewSha
 from inversescope.generator.pairs import KernelPairs, NoisePairs, PairSource, Prompts, encode_prompts
 from inversescope.sampling.decode import inverse_cdf, stream_uniforms
 from inversescope.store import load_checkpoint, read_json, save_checkpoint, write_table
-from inversescope.targets.models import check_single_tokens, encode, load_tokenizer, tokenizer_hash
+from inversescope.targets.tokenizers import check_single_tokens, encode, load_tokenizer, tokenizer_hash
 from inversescope.training import Schedule, conditional_loss, next_token_loss, this_process, train
 
 if TYPE_CHECKING:

@@ -37,7 +37,8 @@ from inversescope.sampling.decode import (
 )
 from inversescope.sites import Site
 from inversescope.store import write_json, write_table
-from inversescope.targets.models import Target, load_target, tokenizer_hash
+from inversescope.targets.models import Target, load_target
+from inversescope.targets.tokenizers import tokenizer_hash
 from inversescope.tasks.base import Automaton
 
 # Where each draw has an activation of its own, q is a mixture over them. It is computed for so many accepted candidates of each

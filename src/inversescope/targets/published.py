@@ -32,7 +32,8 @@ def import_checkpoint(context: Context) -> None:
     """
     import pandas as pd
 
-    from inversescope.targets.models import character_tokenizer, save_trained
+    from inversescope.targets.models import save_trained
+    from inversescope.targets.tokenizers import character_tokenizer
 
     settings, name, task = context.config.models[context.model_name], context.model_name, context.task
     if settings.checkpoint is None:
@@ -181,7 +182,7 @@ def build_checkpoint(about: Path, weights: Path, vocabulary: int, name: str) -> 
 
 def fresh_accuracy(context: Context, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> float:
     """Share of fresh prompts of the prior whose answer is right in all its tokens."""
-    from inversescope.targets.stages import answer_tokens, answered_right
+    from inversescope.targets.train import answer_tokens, answered_right
 
     rng = stream(context.config.seed, "import_checkpoint")
     index = context.task.sample(FRESH_PROMPTS, None, rng, replace=True)

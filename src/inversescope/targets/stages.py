@@ -1,4 +1,4 @@
-"""Stages `train_target`, `score_target`, `select_target`, `fetch_target`: where the target model comes from."""
+"""Stages `train_target`, `select_target`, `fetch_target`: where the target model comes from."""
 
 from __future__ import annotations
 
@@ -14,22 +14,10 @@ from inversescope.tasks import get_task
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from inversescope.tasks import Task
 
     Asked = tuple[torch.Tensor, torch.Tensor, np.ndarray]
     """Answered prompts (B, T), which tokens behind the first are answers (B, T - 1), group of each prompt (B,)."""
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-    from inversescope.tasks import Task
-
-SCAN_POOL = 16_384  # prior draws that a candidate is scored against
-SINGLE_POOL = 2048  # the same where there is one candidate only
-SCAN_TARGETS = 64  # prompts whose activations are scored
 GATE_PROMPTS = 1024
 # Names of the random streams of the prompts that a target is tested on.
 GATE_STREAMS = {"gate": "gate", "held_out": "held out"}
@@ -50,17 +38,11 @@ def train_target(context: Context, candidate: str) -> None:
 
     import torch.nn.functional as F
 
-    from inversescope.activations.patching import without_attention
-    from inversescope.targets.models import (
-        Target,
-        build_model,
-        check_single_tokens,
-        encode,
-        fast_linear_layers,
-        save_trained,
-        short_attention,
-        task_tokenizer,
-    )
+    from inversescope.targets.hooks import without_attention
+    from inversescope.targets.models import Target, build_model, save_trained
+    from inversescope.targets.speed import fast_linear_layers, short_attention
+    from inversescope.targets.tokenizers import check_single_tokens, encode, task_tokenizer
+    from inversescope.targets.train import answer_mask, answered_right, hidden_edges, padded
     from inversescope.training import Schedule, next_token_loss, train
 
     task, model_config = context.task, context.config.models[context.model_name]
@@ -134,7 +116,7 @@ def train_target(context: Context, candidate: str) -> None:
         )
         early = hide and not reached
         with (
-            without_attention(target, _hidden(hidden, tokens, settings.delay_layers))
+            without_attention(target, hidden_edges(hidden, tokens, settings.delay_layers))
             if early
             else nullcontext()
         ):
@@ -158,7 +140,7 @@ def train_target(context: Context, candidate: str) -> None:
         if step % 25 == 0 and level + 1 >= len(settings.curriculum) and not reached:
             # With the query hidden from early blocks, as in training; the last accuracy, below, is without.
             with (
-                without_attention(target, _hidden(hidden, gate[0], settings.delay_layers))
+                without_attention(target, hidden_edges(hidden, gate[0], settings.delay_layers))
                 if hide
                 else nullcontext()
             ):
@@ -216,102 +198,6 @@ def train_target(context: Context, candidate: str) -> None:
     save_trained(context.candidate_dir(candidate), model, tokenizer, context.model_name, meta)
     verdict = "passed" if passed else f"MISSED the gate of {settings.gate_accuracy}"
     echo(f"train_target {candidate}: held-out accuracy {final:.3f}, {verdict}")
-
-
-def answer_tokens(
-    task: Task, tokenizer: PreTrainedTokenizerFast, index: np.ndarray
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Questions with their answers as tokens (N, T), and which of the tokens behind the first are answers, bool (N, T - 1)."""
-    tokens, starts, lengths = padded(tokenizer, task.questions(index), task.completed(index))
-    return tokens, answer_mask(tokens, starts, lengths)
-
-
-def padded(
-    tokenizer: PreTrainedTokenizerFast, questions: list[str], texts: list[str]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Answered questions as tokens (B, T), padded with the end token, and the lengths of questions and of both (B,) each."""
-    import torch
-
-    from inversescope.targets.models import encode
-
-    ids = encode(tokenizer, texts)
-    starts = torch.tensor([len(i) for i in encode(tokenizer, questions)])
-    lengths = torch.tensor([len(i) for i in ids])
-    table = np.full((len(ids), int(lengths.max())), int(tokenizer.eos_token_id))
-    for row, i in enumerate(ids):
-        table[row, : len(i)] = i
-    return torch.from_numpy(table), starts, lengths
-
-
-def answer_mask(tokens: torch.Tensor, starts: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Which of the tokens (B, T) behind the first are answers, bool (B, T - 1); lengths as from `padded`."""
-    import torch
-
-    place = torch.arange(1, tokens.shape[1])
-    return (place >= starts[:, None]) & (place < lengths[:, None])
-
-
-def answered_right(model: PreTrainedModel, tokens: torch.Tensor, answered: torch.Tensor) -> np.ndarray:
-    """Whether the model gives each answer in all its tokens, each after the true ones, bool (N,); arguments as from
-    `answer_tokens`. Leaves the model in evaluation mode."""
-    import torch
-
-    model.eval()
-    with torch.inference_mode():
-        right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
-    return np.asarray((right | ~answered).all(1))
-
-
-def _hidden(edges: np.ndarray | None, tokens: torch.Tensor, layers: int) -> dict[int, torch.Tensor]:
-    """Attention to be cut in the first blocks: those of the (query, key) pairs that lie within tokens (B, T)."""
-    import torch
-
-    length = tokens.shape[1]
-    removed = torch.zeros(1, 1, length, length, dtype=torch.bool)
-    for query, key in edges if edges is not None else ():
-        if query < length:
-            removed[0, 0, query, key] = True
-    return dict.fromkeys(range(layers), removed)
-
-
-def score_target(context: Context, candidate: str) -> None:
-    """Score a candidate's sites (IOI: heads) against prior draws: FCR of the headline features, without any generator.
-
-    Writes score.csv beside the candidate: site, share of the prior within epsilon, FCR a feature.
-    """
-    from inversescope.activations.capture import capture
-    from inversescope.kernel.neighbours import Cache
-    from inversescope.sites import expand_sites
-    from inversescope.targets.models import encode, load_target
-
-    kernel = context.config.kernel
-    directory = context.candidate_dir(candidate)
-    target = load_target(need(directory / "target.json", "train_target").parent)
-    task = context.task
-    # Where there is nothing to choose from, a rough score will do.
-    size = SCAN_POOL if len(context.config.models[context.model_name].candidates) > 1 else SINGLE_POOL
-    index = task.sample(
-        min(size, task.split_size("train")), "train", stream(context.config.seed, "score_target")
-    )
-    sites = expand_sites(list(task.scan_sites), target.n_layers, target.n_heads)
-    activations = capture(target, encode(target.tokenizer, task.texts(index)), sites)
-    labels = {name: task.features_of(index)[name] for name in context.config.fcr.features}
-    rows = []
-    for site in sites:
-        cache = Cache(activations[site.label], kernel.distance)
-        near = cache.search(cache.keys[:SCAN_TARGETS], kernel.epsilon)
-        owner = np.repeat(np.arange(len(near.counts)), near.counts)
-        row: dict[str, object] = {
-            "candidate": candidate,
-            "site": site.label,
-            "share": near.counts.mean() / cache.size,
-        }
-        for name, label in labels.items():
-            same = label[near.rows] == label[owner]
-            row[f"fcr_{name}"] = float((np.bincount(owner, weights=same) / near.counts).mean())
-        rows.append(row)
-    write_table(pd.DataFrame(rows), directory / "score.csv")
-    echo(f"score_target {candidate}: {len(sites)} sites scored")
 
 
 def select_target(context: Context) -> None:
@@ -384,7 +270,8 @@ def fetch_target(context: Context) -> None:
     Raises:
         InputError: it cannot be loaded, or its tokenizer does not encode the task's words as single tokens.
     """
-    from inversescope.targets.models import check_single_tokens, encode, load_target
+    from inversescope.targets.models import load_target
+    from inversescope.targets.tokenizers import check_single_tokens, encode
 
     config = context.config.models[context.model_name]
     path = config.path

@@ -16,7 +16,7 @@ class Stage(NamedTuple):
 STAGES = {
     "make_prompts": Stage("prompts.stages", ("split",)),
     "train_target": Stage("targets.stages", ("candidate",)),
-    "score_target": Stage("targets.stages", ("candidate",)),
+    "score_target": Stage("fcr.scan", ("candidate",)),
     "select_target": Stage("targets.stages"),
     "fetch_target": Stage("targets.stages"),
     "fetch_word_lists": Stage("studies.icl.stages"),

@@ -20,7 +20,8 @@ from inversescope.kernel.kernel import distances, kernel_values, paired_distance
 from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.decode import log_prob_rows, make_condition, make_mixer
 from inversescope.store import read_table, write_table
-from inversescope.targets.models import encode, load_target
+from inversescope.targets.models import load_target
+from inversescope.targets.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.cache_utils import DynamicCache
 
 from inversescope.errors import InputError
-from inversescope.targets.models import encode
+from inversescope.targets.tokenizers import encode
 
 Progress = Callable[[int, int], None]
 

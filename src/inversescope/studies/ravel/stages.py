@@ -105,7 +105,8 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
     wherever one starts to read. Writes data/{task}/{model}/positions/{corpus}/{site}.safetensors.
     """
     from inversescope.activations.capture import capture
-    from inversescope.targets.models import encode, load_target
+    from inversescope.targets.models import load_target
+    from inversescope.targets.tokenizers import encode
 
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
     places = [context.site(label) for label in sites]

@@ -1,0 +1,107 @@
+"""Families of target models: one table that says where each has its activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Component:
+    """Where an activation is found in a block.
+
+    Args:
+        module: path from the block; "" is the block itself.
+        side: whether it is the module's input or its output.
+        per_head: whether its last axis is heads times head_dim.
+    """
+
+    module: str
+    side: Literal["input", "output"]
+    per_head: bool = False
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What capture needs to know about a family of models.
+
+    Args:
+        body: path from the causal language model to the stack of blocks without its unembedding.
+        layers: path from the body to the list of blocks.
+        final_norm: path from the body to the norm after the last block.
+        attention: path from a block to its attention module.
+        out_proj: path from a block to the projection that holds W_O.
+        out_proj_rows: whether W_O[h] is rows of that weight (GPT-2's Conv1D) or columns (Linear).
+        post_norm: whether a norm stands between W_O and the residual stream.
+        components: kind of site -> component.
+    """
+
+    body: str
+    layers: str
+    final_norm: str
+    attention: str
+    out_proj: str
+    out_proj_rows: bool
+    post_norm: bool
+    components: Mapping[str, Component]
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": Architecture(
+        body="transformer",
+        layers="h",
+        final_norm="ln_f",
+        attention="attn",
+        out_proj="attn.c_proj",
+        out_proj_rows=True,
+        post_norm=False,
+        components={
+            "resid_pre": Component("", "input"),
+            "z": Component("attn.c_proj", "input", per_head=True),
+            "attn_out": Component("attn", "output"),
+            "resid_mid": Component("ln_2", "input"),
+            "mlp_post": Component("mlp.c_proj", "input"),
+            "mlp_out": Component("mlp", "output"),
+            "resid_post": Component("", "output"),
+        },
+    ),
+    # Gemma 2 norms what attention and MLP return before adding it; as in TransformerLens, attn_out and
+    # mlp_out are what is added.
+    "gemma2": Architecture(
+        body="model",
+        layers="layers",
+        final_norm="norm",
+        attention="self_attn",
+        out_proj="self_attn.o_proj",
+        out_proj_rows=False,
+        post_norm=True,
+        components={
+            "resid_pre": Component("", "input"),
+            "z": Component("self_attn.o_proj", "input", per_head=True),
+            "attn_out": Component("post_attention_layernorm", "output"),
+            "resid_mid": Component("pre_feedforward_layernorm", "input"),
+            "mlp_post": Component("mlp.down_proj", "input"),
+            "mlp_out": Component("post_feedforward_layernorm", "output"),
+            "resid_post": Component("", "output"),
+        },
+    ),
+    "llama": Architecture(
+        body="model",
+        layers="layers",
+        final_norm="norm",
+        attention="self_attn",
+        out_proj="self_attn.o_proj",
+        out_proj_rows=False,
+        post_norm=False,
+        components={
+            "resid_pre": Component("", "input"),
+            "z": Component("self_attn.o_proj", "input", per_head=True),
+            "attn_out": Component("self_attn", "output"),
+            "resid_mid": Component("post_attention_layernorm", "input"),
+            "mlp_post": Component("mlp.down_proj", "input"),
+            "mlp_out": Component("mlp", "output"),
+            "resid_post": Component("", "output"),
+        },
+    ),
+}

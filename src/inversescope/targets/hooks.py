@@ -1,0 +1,82 @@
+"""Hooks on the plain Hugging Face model: read or replace a component's tensor, take attention edges out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inversescope.targets.architectures import Component
+from inversescope.targets.models import Target
+
+
+@contextmanager
+def hooked(
+    target: Target, layer: int, component: Component, see: Callable[[Tensor], Tensor | None]
+) -> Iterator[None]:
+    """Call `see` with a component's tensor for the length of a block; what it returns takes the tensor's place."""
+    module = target.layers[layer].get_submodule(component.module)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        new = see(args[0] if args else kwargs["hidden_states"])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        new = see(output[0] if isinstance(output, tuple) else output)
+        if new is None:
+            return None
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    if component.side == "input":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(after)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def without_attention(target: Target, removed: Mapping[int, Tensor]) -> Iterator[None]:
+    """Take attention edges out of blocks for the length of a `with` block, by the attention modules' masks.
+
+    Args:
+        target: the model, in evaluation or training.
+        removed: block -> (B or 1, 1, T, T) bool, true where a position (second last axis) may not attend to another (last axis).
+    """
+    handles = []
+    for layer, edges in removed.items():
+        length = edges.shape[-1]
+
+        def before(
+            _: nn.Module,
+            args: tuple[Any, ...],
+            kwargs: dict[str, Any],
+            edges: Tensor = edges,
+            length: int = length,
+        ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+            mask, states = kwargs.get("attention_mask"), args[0] if args else kwargs["hidden_states"]
+            lowest = torch.finfo(states.dtype).min
+            if mask is None:  # plain causal attention
+                above = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
+                mask = torch.zeros(1, 1, length, length, dtype=states.dtype, device=states.device)
+                mask = mask.masked_fill(above, lowest)
+            elif mask.dtype == torch.bool:
+                mask = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(
+                    ~mask, lowest
+                )
+            return args, {**kwargs, "attention_mask": mask.masked_fill(edges.to(states.device), lowest)}
+
+        module = target.layers[layer].get_submodule(target.arch.attention)
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
