@@ -1,4 +1,4 @@
-"""The page of the other studies, from the tables and figures in git."""
+"""The page of the other studies, from the tables in tests/data and the pictures in docs/results."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from inversescope.store import read_table
 from inversescope.studies.cases.figures import CASE_FIGURES
 
 ROOT = Path(__file__).parents[2]
-# The tables that headline numbers are read from, and the pictures.
-PATTERNS = ("results/*/*.csv", "results/*/*/*.csv", "results/figures/*.png")
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     root = tmp_path_factory.mktemp("page")
-    for pattern in PATTERNS:
-        for file in ROOT.glob(pattern):
-            (root / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, root / file.relative_to(ROOT))
+    shutil.copytree(ROOT / "tests/data/results", root / "results")
+    shutil.copytree(ROOT / "docs/results/figures", root / "results/figures")
     config = default_config()
     write_studies(root, config)
     return root, config

@@ -1,4 +1,4 @@
-"""Keep the README's headline table equal to the one that the workflow wrote: `python -m inversescope.report.readme`."""
+"""Keep the README's headline table equal to the one of the adopted run: `python -m inversescope.report.readme`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 START, END = "<!-- headline: start -->", "<!-- headline: end -->"
-TABLE = Path("results/tables/ioi_gpt2-embedded_headline.md")
+TABLE = Path("docs/results/tables/ioi_gpt2-embedded_headline.md")
 
 
 def with_headline(readme: str, table: str) -> str:
