@@ -28,8 +28,11 @@ from torch import Tensor, nn
 
 from inversescope.config import load_config
 from inversescope.generator.backbone import BackboneShape, to_hf
-from inversescope.generator.inversescope import Condition, Folded, GeneratorShape, InverseScope
-from inversescope.sampling.decode import Mixer, decode, stream_uniforms
+from inversescope.generator.base import Condition
+from inversescope.generator.inversescope import Folded, GeneratorShape, InverseScope
+from inversescope.sampling.decode import decode
+from inversescope.sampling.mixing import Mixer
+from inversescope.streams import stream_uniforms
 
 VARIANT = "paper"
 TARGETS_A_HEAD = 1
@@ -92,7 +95,7 @@ def main() -> int:
 def trained_case(root: Path, files: list[Path]) -> Case | None:
     """The study's generator at its own targets, three of each head; None if it has not been trained."""
     from inversescope.context import Context
-    from inversescope.generator.stages import backbone_tokenizer, load_generator
+    from inversescope.generator.build import backbone_tokenizer, load_generator
     from inversescope.store import read_activations
 
     config = load_config(files)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from inversescope.config import Config, ExperimentConfig, VariantConfig
 from inversescope.errors import InputError, neutral
 from inversescope.sites import Site, expand_sites
+from inversescope.streams import stream as stream
 from inversescope.tasks import Task, get_task
 
 if TYPE_CHECKING:
@@ -30,15 +30,6 @@ def need(path: Path, rule: str) -> Path:
     if not path.exists():
         raise InputError(f"{path} does not exist", f"run the rule {rule} first")
     return path
-
-
-def stream(*parts: int | str) -> np.random.Generator:
-    """A random stream of its own for (seed, stage, site, ...): numbers and names."""
-    keys = [
-        p if isinstance(p, int) else int.from_bytes(hashlib.sha256(p.encode()).digest()[:4], "little")
-        for p in parts
-    ]
-    return np.random.default_rng(keys)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from inversescope.config import (
 from inversescope.config.case_studies import PUBLISHED as PUBLISHED_STUDY
 from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.kernel.kernel import distances, paired_distances, prepare
+from inversescope.kernel.distances import distances, paired_distances, prepare
 from inversescope.report.lines import NOT_MEASURED
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table

@@ -30,16 +30,20 @@ from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.base import Condition
+from inversescope.generator.build import load_backbone, load_generator
+from inversescope.generator.condition import encode_prompts
 from inversescope.generator.inversionview import InversionView, InversionViewShape
-from inversescope.generator.pairs import Batch, NoisePairs, encode_prompts
-from inversescope.generator.stages import load_backbone, load_generator
-from inversescope.kernel.kernel import gaussian_noise
-from inversescope.sampling.decode import decode, log_prob_rows, log_q, log_q_marginal, stream_uniforms
-from inversescope.sampling.stages import schedule
+from inversescope.generator.loss import conditional_loss
+from inversescope.generator.pairs import Batch, NoisePairs
+from inversescope.kernel.noise import gaussian_noise
+from inversescope.sampling.candidates import schedule
+from inversescope.sampling.decode import decode
+from inversescope.sampling.log_q import log_prob_rows, log_q, log_q_marginal
 from inversescope.store import read_json, read_table
+from inversescope.streams import stream_uniforms
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import IOITask
-from inversescope.training import Schedule, conditional_loss, train
+from inversescope.training import Schedule, train
 
 Copied = Callable[..., Path]
 DECODER = BackboneShape(vocab_size=11, n_positions=9, n_layers=3, n_heads=2, d_model=16, d_mlp=40)

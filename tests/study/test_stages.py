@@ -16,11 +16,11 @@ from conftest import MODEL, SITES, VARIANTS, each, make_target, run, write_confi
 from inversescope.activations.capture import capture
 from inversescope.config import load_config
 from inversescope.context import Context
-from inversescope.fcr.estimators import effective_sample_size
-from inversescope.generator.inversescope import Condition
-from inversescope.generator.pairs import encode_prompts
-from inversescope.generator.stages import load_backbone, load_generator
-from inversescope.kernel.kernel import paired_distances
+from inversescope.generator.base import Condition
+from inversescope.generator.build import load_backbone, load_generator
+from inversescope.generator.condition import encode_prompts
+from inversescope.kernel.distances import paired_distances
+from inversescope.kernel.kernel import effective_sample_size
 from inversescope.kernel.neighbours import Cache
 from inversescope.sites import Site
 from inversescope.store import read_table

@@ -457,7 +457,7 @@ def test_exact_rates_are_weighted_as_the_file_is(finished: Path) -> None:
     """By hand, from activations and weights alone."""
     root = finished.parents[2]
     task = TextTask(load_config([root / "config/config.yaml"]).text, root)
-    from inversescope.kernel.kernel import paired_distances
+    from inversescope.kernel.distances import paired_distances
     from inversescope.store import read_activations
 
     label = SITES[1]

@@ -15,15 +15,16 @@ from inversescope.fcr.estimators import (
     CacheDraws,
     Estimate,
     GeneratorDraws,
-    bootstrap_means,
     combined,
-    exact_reference,
     refusal,
     relative_weights,
     reweighted,
     weighted_match,
 )
-from inversescope.kernel.kernel import DISTANCES, kernel_values, paired_distances, prepare, support_radius
+from inversescope.fcr.exact import exact_reference
+from inversescope.fcr.intervals import bootstrap_means
+from inversescope.kernel.distances import DISTANCES, paired_distances, prepare
+from inversescope.kernel.kernel import kernel_values, support_radius
 
 # The exact reference
 

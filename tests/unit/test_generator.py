@@ -13,16 +13,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf, to_hf
-from inversescope.generator.inversescope import (
-    ByOwner,
-    Condition,
-    ControlLayer,
-    GeneratorShape,
-    InverseScope,
-    NeighbourWords,
-)
+from inversescope.generator.base import Condition
+from inversescope.generator.inversescope import ControlLayer, GeneratorShape, InverseScope, NeighbourWords
+from inversescope.generator.loss import conditional_loss
 from inversescope.generator.pairs import Batch
-from inversescope.training import Schedule, conditional_loss, train
+from inversescope.ops import ByOwner
+from inversescope.training import Schedule, train
 
 BACKBONE = BackboneShape(vocab_size=29, n_positions=12, n_layers=3, n_heads=2, d_model=16, d_mlp=40)
 SITES = {"L0H1": 4, "L2.resid_post": 6}

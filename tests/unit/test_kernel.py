@@ -12,20 +12,15 @@ from numpy.polynomial.legendre import leggauss
 from scipy import integrate, stats
 
 from inversescope.errors import InputError
+from inversescope.kernel.distances import DISTANCES, distances, paired_distances, prepare
 from inversescope.kernel.kernel import (
-    DISTANCES,
     check_bandwidth,
-    distances,
     effective_sample_size,
     kernel_values,
-    paired_distances,
-    perturb,
-    prepare,
-    sample_angles,
-    sample_radii,
     support_radius,
     truncate_weights,
 )
+from inversescope.kernel.noise import perturb, sample_angles, sample_radii
 
 DIMENSIONS = [2, 3, 16, 64, 768, 4608]
 P_VALUE = 1e-3  # seeds are fixed: a pass or a failure repeats

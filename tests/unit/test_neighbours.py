@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inversescope.kernel.kernel import DISTANCES, paired_distances
+from inversescope.kernel.distances import DISTANCES, paired_distances
 from inversescope.kernel.neighbours import Cache, Neighbours, coverage
 
 SIZE, DIMENSION, QUERIES = 157, 4, 11

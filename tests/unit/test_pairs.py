@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from inversescope.errors import InputError
 from inversescope.generator import pairs
 from inversescope.generator.backbone import BackboneShape
-from inversescope.generator.inversescope import Condition, GeneratorShape, InverseScope
-from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs, Prompts, encode_prompts
-from inversescope.kernel.kernel import distances, kernel_values, paired_distances, prepare
+from inversescope.generator.base import Condition
+from inversescope.generator.condition import Prompts, encode_prompts
+from inversescope.generator.inversescope import GeneratorShape, InverseScope
+from inversescope.generator.loss import conditional_loss
+from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs
+from inversescope.kernel.distances import distances, paired_distances, prepare
+from inversescope.kernel.kernel import kernel_values
 from inversescope.kernel.neighbours import Neighbours
-from inversescope.training import conditional_loss
 
 END = 0
 VOCABULARY = 7

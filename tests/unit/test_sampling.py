@@ -14,25 +14,19 @@ from torch import nn
 
 from inversescope.config import IOIConfig
 from inversescope.generator.backbone import BackboneShape
-from inversescope.generator.base import ConditionalGenerator
-from inversescope.generator.inversescope import Condition, GeneratorShape, InverseScope
+from inversescope.generator.base import Condition, ConditionalGenerator
+from inversescope.generator.condition import Prompts, encode_prompts, make_condition
+from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.inversionview import InversionView, InversionViewShape
-from inversescope.generator.pairs import KernelPairs, Prompts, encode_prompts
-from inversescope.kernel.kernel import paired_distances
+from inversescope.generator.pairs import KernelPairs
+from inversescope.kernel.distances import paired_distances
 from inversescope.kernel.neighbours import Cache
 from inversescope.ops import ENOUGH
-from inversescope.sampling.decode import (
-    Draws,
-    Mixer,
-    _WordScores,
-    decode,
-    log_prob_rows,
-    log_q,
-    log_q_marginal,
-    make_condition,
-    make_mixer,
-    stream_uniforms,
-)
+from inversescope.sampling.decode import Draws, decode
+from inversescope.sampling.log_q import log_prob_rows, log_q, log_q_marginal
+from inversescope.sampling.mixing import Mixer, make_mixer
+from inversescope.sampling.tree import WordScores
+from inversescope.streams import stream_uniforms
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import Grammar, IOITask
 
@@ -485,7 +479,7 @@ def test_words_of_neighbours_are_the_same_bits_beside_longer_lists() -> None:
         few, said = rng.integers(0, 81, (count, 8)), 2 * torch.rand(200, count)
         found = []
         for lists in ([few], [few, many]):
-            words = _WordScores.of(model, Mixer(lists, 81, 1.0), device)
+            words = WordScores.of(model, Mixer(lists, 81, 1.0), device)
             assert words is not None
             scores = nn.functional.pad(said, (0, words.scores.shape[1] - count))
             with torch.inference_mode():

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from inversescope.errors import InputError
+from inversescope.generator.loss import prefix_counts
 from inversescope.generator.pairs import Batch
 from inversescope.progress import Progress
-from inversescope.training import Schedule, next_token_loss, prefix_counts, train
+from inversescope.training import Schedule, next_token_loss, train
 
 
 def make_model() -> nn.Module:

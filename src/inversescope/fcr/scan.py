@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from inversescope.activations.capture import capture
-from inversescope.context import Context, echo, need, stream
+from inversescope.context import Context, echo, need
 from inversescope.kernel.neighbours import Cache
 from inversescope.sites import expand_sites
 from inversescope.store import write_table
+from inversescope.streams import stream
 from inversescope.targets.models import load_target
 from inversescope.targets.tokenizers import encode
 

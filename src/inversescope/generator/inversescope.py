@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
 from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.ops import ENOUGH, elementwise, linear, tanh
+from inversescope.ops import ENOUGH, ByOwner, elementwise, linear, tanh
 
 # Neighbours whose votes are summed at a time outside training. Libraries sum many in parts whose size depends on their number;
 # in parts of our own, and of whole vectors (4 of 16 numbers), empty places at the end change no bit.
@@ -235,35 +235,6 @@ class NeighbourWords(nn.Module):
         """What is added to the logits: h (..., D), evidence (..., W) -> (..., V)."""
         gate = elementwise(F.softplus, _gate(self.from_hidden, h) + self.from_word)
         return h.new_zeros(*h.shape[:-1], self.vocabulary).index_copy(-1, self.words, gate * evidence)
-
-
-class ByOwner:
-    """Rows laid side by side by the activation that they belong to, so that each activation multiplies one matrix.
-
-    Args:
-        owner: (n,) which of `count` activations each row belongs to.
-        least: width, at least, which then is a multiple of 4 (what processors multiply at a time). With `ENOUGH`, a row's product
-            does not depend on how many rows there are of any activation.
-    """
-
-    def __init__(self, owner: Tensor, count: int, least: int = 1) -> None:
-        order = torch.argsort(owner, stable=True)
-        sizes = torch.bincount(owner, minlength=count)
-        first = sizes.cumsum(0) - sizes
-        width = int(sizes.max()) if len(owner) else 0
-        self.count, self.width = count, width if least == 1 or not width else -(-max(width, least) // 4) * 4
-        place = torch.empty_like(owner)
-        place[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
-        self.place = place + owner * self.width
-
-    def spread(self, x: Tensor) -> Tensor:
-        """Rows (n, ...) to (count, width, ...); the gaps hold zeros."""
-        table = x.new_zeros(self.count * self.width, *x.shape[1:]).index_copy_(0, self.place, x)
-        return table.view(self.count, self.width, *x.shape[1:])
-
-    def gather(self, x: Tensor) -> Tensor:
-        """The inverse: (count, width, ...) to (n, ...)."""
-        return x.flatten(0, 1)[self.place]
 
 
 class InverseScope(ConditionalGenerator):

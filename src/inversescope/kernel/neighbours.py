@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from inversescope.kernel.kernel import distances, prepare
+from inversescope.kernel.distances import distances, prepare
 
 
 @dataclass

@@ -17,12 +17,14 @@ from scipy import stats
 from inversescope.activations.capture import capture
 from inversescope.activations.patching import Inputs, Intervention, Patch, patch
 from inversescope.activations.positions import capture_prompts, named_positions
-from inversescope.context import Context, echo, need, stream
+from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
-from inversescope.fcr.estimators import bootstrap_means, exact_reference
-from inversescope.kernel.kernel import prepare
+from inversescope.fcr.exact import exact_reference
+from inversescope.fcr.intervals import bootstrap_means
+from inversescope.kernel.distances import prepare
 from inversescope.sites import Site
 from inversescope.store import write_table
+from inversescope.streams import stream
 from inversescope.targets.models import Target, load_target
 from inversescope.tasks import Task
 

@@ -12,14 +12,17 @@ import numpy as np
 import pandas as pd
 
 from inversescope.activations.positions import capture_prompts
-from inversescope.context import Context, echo, need, stream
-from inversescope.fcr.estimators import bootstrap_means
-from inversescope.generator.pairs import Prompts, encode_prompts
-from inversescope.generator.stages import backbone_tokenizer, cached_prompts, load_generator
-from inversescope.kernel.kernel import distances, kernel_values, paired_distances, prepare, support_radius
+from inversescope.context import Context, echo, need
+from inversescope.fcr.intervals import bootstrap_means
+from inversescope.generator.build import backbone_tokenizer, cached_prompts, load_generator
+from inversescope.generator.condition import Prompts, encode_prompts, make_condition
+from inversescope.kernel.distances import distances, paired_distances, prepare
+from inversescope.kernel.kernel import kernel_values, support_radius
 from inversescope.kernel.neighbours import Cache
-from inversescope.sampling.decode import log_prob_rows, make_condition, make_mixer
+from inversescope.sampling.log_q import log_prob_rows
+from inversescope.sampling.mixing import make_mixer
 from inversescope.store import read_table, write_table
+from inversescope.streams import stream
 from inversescope.targets.models import load_target
 from inversescope.targets.tokenizers import encode
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
-from inversescope.fcr.estimators import bootstrap_means
+from inversescope.fcr.intervals import bootstrap_means
 from inversescope.report.page import write_headline
 from inversescope.store import read_table, write_table
 from inversescope.studies.icl.figures import (

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from inversescope.context import Context, echo, need, stream
+from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
-from inversescope.fcr.estimators import bootstrap_means
+from inversescope.fcr.intervals import bootstrap_means
 from inversescope.progress import Progress
 from inversescope.store import atomic_path, read_table, write_table
+from inversescope.streams import stream
 from inversescope.tasks import TranslationTask, word_lists
 from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from inversescope.config import Config
-from inversescope.context import Context, echo, need, stream
+from inversescope.context import Context, echo, need
 from inversescope.figures.tables import (
     PLAIN,
     example_heads,
@@ -18,8 +18,10 @@ from inversescope.figures.tables import (
     select,
     tidy,
 )
-from inversescope.kernel.kernel import distances, kernel_values, prepare
+from inversescope.kernel.distances import distances, prepare
+from inversescope.kernel.kernel import kernel_values
 from inversescope.store import read_table, write_table
+from inversescope.streams import stream
 from inversescope.studies.ioi import figures
 from inversescope.studies.ioi import samples as tables
 

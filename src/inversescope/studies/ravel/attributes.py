@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
-from inversescope.kernel.kernel import distances, kernel_values, prepare
+from inversescope.kernel.distances import distances, prepare
+from inversescope.kernel.kernel import kernel_values
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
 from inversescope.studies.ravel.stages import GENERAL, corpora, labels_of, sae_dir
