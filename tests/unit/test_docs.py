@@ -1,0 +1,110 @@
+"""README and docs: short plain sentences, links that lead somewhere, numbers that stand in a table, names that exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+NUMBER = re.compile(r"\d*\.\d+")
+
+
+def name(page: Path) -> str:
+    """What a failing page is called."""
+    return str(page.relative_to(ROOT))
+
+
+def sentences(markdown: str) -> list[str]:
+    """The sentences of a page, without code, tables, headings, pictures and comments."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "\n\n", markdown, flags=re.S)
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"`[^`]*`", "Code", text)
+    text = re.sub(r"^ *(\||#).*$", "", text, flags=re.M)
+    text = re.sub(r"^ *(?:[-*]|\d+\.) ", "\n\n", text, flags=re.M)
+    found = []
+    for paragraph in re.split(r"\n\s*\n", text):
+        flat = " ".join(paragraph.replace("**", "").split())
+        found += [s for s in re.split(r"(?<=[.!?])\s+|(?<=[.!?][\"”)])\s+", flat) if re.search(r"\w", s)]
+    return found
+
+
+def words(sentence: str) -> int:
+    """How many words a sentence has."""
+    return sum(bool(re.search(r"\w", word)) for word in sentence.split())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_sentences_are_short(page: Path) -> None:
+    """At most 20 words on average, and none over 30."""
+    lengths = {sentence: words(sentence) for sentence in sentences(page.read_text())}
+    longest = max(lengths, key=lengths.__getitem__)
+    assert lengths[longest] <= 30, longest
+    assert sum(lengths.values()) <= 20 * len(lengths)
+
+
+def test_the_readme_is_short() -> None:
+    """At most 130 lines and 1,500 words."""
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    assert len(text.split()) <= 1500
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Files of the repository are there; a heading that is named is on its page."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, heading = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), flags=re.M)
+            assert heading in {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}, link
+
+
+def test_findings_quote_numbers_that_a_rule_wrote() -> None:
+    """Each number of a finding stands in one of the tables that its row links, rounded to as many places."""
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| \d ", line)]
+    assert len(rows) == 5
+    for row in rows:
+        tables = re.findall(r"\]\((docs/results/[^)]*)\)", row)
+        written = [float(n) for t in tables for n in NUMBER.findall((ROOT / t).read_text())]
+        quoted = NUMBER.findall(re.sub(r"\]\([^)]*\)", "", row))
+        assert quoted and tables, row
+        for number in quoted:
+            digits = len(number.partition(".")[2])
+            assert any(round(abs(w), digits) == float(number) for w in written), (number, tables)
+
+
+def names_of(source: Path) -> set[str]:
+    """Functions, classes, their methods and constants that a module defines."""
+    found: set[str] = set()
+    for node in ast.parse(source.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+            found |= {f"{node.name}.{m.name}" for m in ast.walk(node) if isinstance(m, ast.FunctionDef)}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {t.id for t in targets if isinstance(t, ast.Name)}
+    return found
+
+
+def test_the_map_of_the_paper_names_what_exists() -> None:
+    """Each row's file exists, and what is named beside a module is defined there."""
+    rows = re.findall(r"^\|.*\|$", (ROOT / "docs/paper-map.md").read_text(), flags=re.M)
+    checked = 0
+    for row in rows:
+        for path, names in re.findall(r"`([\w./-]+\.(?:py|smk|yaml|md))`((?:,? `[\w.]+`(?! *\())*)", row):
+            file = next((f for f in (ROOT / path, ROOT / "src/inversescope" / path) if f.exists()), None)
+            assert file is not None, path
+            if file.suffix == ".py":
+                wanted = set(re.findall(r"`([\w.]+)`", names))
+                assert wanted <= names_of(file), (path, wanted - names_of(file))
+                checked += len(wanted)
+    assert checked > 60
