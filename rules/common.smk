@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from snakemake.exceptions import WorkflowError
 
-from inversescope.config import Config, load_config, parse_config
+from inversescope.config import Config, parse_config, read_layers
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN, expand_sites
 from inversescope.workflow.sources import literal, source_file, source_files
@@ -32,19 +32,22 @@ def configuration_files() -> list[str]:
 def read_configuration() -> Config:
     """Validate the configuration and make sure that the jobs, which read the files, see what Snakemake sees."""
     try:
-        loaded = load_config(CONFIG_FILES)
-        if parse_config(dict(config), "the configuration with --config") != loaded:
+        written = read_layers(CONFIG_FILES)
+        if config != written:
             raise InputError(
                 "--config overrides do not reach the jobs",
                 "write them to a YAML file and pass it by --configfile",
             )
-        return loaded
+        return parse_config(written)
     except InputError as error:
         raise WorkflowError(str(error)) from None
 
 
 CONFIG_FILES = configuration_files()
 CONFIG = read_configuration()
+# Captions of the report quote values, most of which are defaults that stand in no file.
+config.clear()
+config.update(CONFIG.model_dump(mode="json"))
 
 
 def settings_of(where) -> Config:
@@ -71,7 +74,7 @@ HEADLINE = ["kernel/epsilon", "kernel/distance", "kernel/kind"]
 def made_as(where) -> dict[str, object]:
     """How a job's variant is made, without what only tells readers about it."""
     settings = settings_of(where).variants[where.variant].model_dump(mode="json")
-    told = {"base", "change", "study", "settings"}
+    told = {"base", "change", "study", "settings", "label", "colour"}
     return {"variant": {key: value for key, value in settings.items() if key not in told}}
 
 

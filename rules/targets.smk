@@ -27,7 +27,7 @@ rule train_target:
             "seed",
             w.task,
             f"models/{w.model}/training",
-            f"models/{w.model}/candidates/{w.candidate}",
+            f"models/{w.model}/shape",
             *CONFIG.models[w.model].training.corpus,
         ),
         options=options,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inversescope.config import ArchitectureConfig, default_config, merge
+from inversescope.config import ArchitectureConfig, merge
 from inversescope.tasks import get_task
 
 MODEL = "tiny"
@@ -19,12 +19,14 @@ SITES = ["L0H0", "L1H1", "L1.resid_post"]
 VARIANTS = ["paper", "default", "told", "few"]
 SHAPE = {"n_layers": 2, "n_heads": 2, "d_model": 16}
 BASE: dict[str, Any] = {
-    "experiments": {"ioi": {"model": MODEL, "sites": SITES, "n_train": 200, "n_test": 6}},
-    "models": {MODEL: {"candidates": {"s": {"shape": SHAPE, "seed": 0}}}},
+    "experiments": {
+        "ioi": {"model": MODEL, "sites": SITES, "n_train": 200, "n_test": 6, "variants": VARIANTS}
+    },
+    "models": {MODEL: {"shape": SHAPE, "seeds": [0]}},
     "ioi": {"n_names": 6, "n_templates": 3, "n_places": 2, "n_items": 2, "held_out_pairs": 0.2},
     "kernel": {"epsilon": 0.1, "epsilons": [0.02, 0.1]},
     "backbone": {
-        "shape": {**SHAPE, "tied_embeddings": False},
+        "shape": SHAPE,
         "targets": "grammar",
         "steps": 250,
         "learning_rate": 0.01,
@@ -35,9 +37,8 @@ BASE: dict[str, Any] = {
     },
     "variants": {
         # As published; with all inputs; told epsilon alone; a cache so small and strict that most targets are lonely.
-        "paper": {"base": "paper", "steps": 20, "n_heads": 4, "d_head": 4},
+        "paper": {"steps": 20, "n_heads": 4, "d_head": 4},
         "default": {
-            "base": "default",
             "pairs": "kernel",
             "eps_input": True,
             "mean_embedding": True,
@@ -50,7 +51,6 @@ BASE: dict[str, Any] = {
             "d_head": 4,
         },
         "told": {
-            "base": "default",
             "pairs": "kernel",
             "eps_input": True,
             "steps": 10,
@@ -58,7 +58,6 @@ BASE: dict[str, Any] = {
             "n_heads": 2,
         },
         "few": {
-            "base": "default",
             "pairs": "kernel",
             "mean_embedding": True,
             "steps": 10,
@@ -70,8 +69,6 @@ BASE: dict[str, Any] = {
             "epsilon": 0.02,
         },
     },
-    "studied_variants": VARIANTS,
-    "study_variants": [],
     "sampling": {
         "candidates": 30,
         "candidates_elsewhere": 20,
@@ -84,12 +81,15 @@ BASE: dict[str, Any] = {
 
 
 def write_config(root: Path, delta: dict[str, Any] | None = None) -> None:
-    """Write root/config/config.yaml: the package's defaults with the tiny study, and a delta, laid over them."""
-    values = default_config().model_dump(mode="json")
-    for name in ("experiments", "models", "variants"):
-        values[name] = {}
+    """Write root/config/config.yaml: the tiny study, and a delta laid over it."""
     (root / "config").mkdir(parents=True, exist_ok=True)
-    (root / "config/config.yaml").write_text(yaml.safe_dump(merge(merge(values, BASE), delta or {})))
+    (root / "config/config.yaml").write_text(yaml.safe_dump(merge(BASE, delta or {})))
+
+
+def default_values(delta: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The values of config/config.yaml as they are written, and a delta laid over them."""
+    file = Path(__file__).resolve().parents[1] / "config/config.yaml"
+    return merge(yaml.safe_load(file.read_text()), delta or {})  # type: ignore[no-any-return]
 
 
 def make_target(root: Path, seed: int = 0) -> None:

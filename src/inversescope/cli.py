@@ -64,12 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="headline numbers of a task beside their goals")
     show.add_argument("task", help="a task, or inversionview for its case studies")
     _common(show)
-    config = commands.add_parser(
-        "config", help="validate the configuration, or write the default and its schema"
-    )
-    config.add_argument(
-        "--write", action="store_true", help="write config.yaml, published.yaml and schema.json to config/"
-    )
+    config = commands.add_parser("config", help="validate the configuration, or write its schema")
+    config.add_argument("--write", action="store_true", help="write config/schema.json from the models")
     _common(config)
     audit = commands.add_parser(
         "audit", help="lineage of a figure, a table or one number, and what became of it"
@@ -193,15 +189,13 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from inversescope.config import default_config, load_config, published_yaml, to_schema, to_yaml
+    from inversescope.config import load_config, to_schema
 
     if arguments.write:
-        folder = arguments.root / "config"
-        folder.mkdir(exist_ok=True)
-        (folder / "config.yaml").write_text(to_yaml(default_config()))
-        (folder / "published.yaml").write_text(published_yaml())
-        (folder / "schema.json").write_text(to_schema())
-        print(f"wrote config.yaml, published.yaml and schema.json in {folder}")
+        file = arguments.root / "config/schema.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(to_schema())
+        print(f"wrote {file}")
         return
     load_config(arguments.config or [arguments.root / "config/config.yaml"])
     print("the configuration is valid")

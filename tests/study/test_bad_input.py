@@ -94,7 +94,7 @@ def empty(tmp_path: Path) -> Path:
             "schema.json",
         ),
         (
-            {"studied_variants": ["paper", "papper"]},
+            {"experiments": {"ioi": {"variants": ["paper", "papper"]}}},
             "variant 'papper' is studied but not in 'variants'",
             "schema.json",
         ),
@@ -127,7 +127,7 @@ def test_configuration_that_is_no_yaml(empty: Path, capsys: Capture) -> None:
         "make_prompts",
         "--split",
         "test",
-        culprit="config/config.yaml is not valid YAML",
+        culprit="config/config.yaml:2 is not valid YAML",
         remedy="mend the file",
     )
     (empty / "config/config.yaml").unlink()
@@ -313,7 +313,7 @@ def test_too_many_names(empty: Path, capsys: Capture) -> None:
             "sample_prompts",
         ),
         (Path("results/ioi") / MODEL / "fcr/L1H1.csv", ["collect_tables"], "estimate_fcr"),
-        (DATA / "target/candidates/s/target.json", ["score_target", "--candidate", "s"], "train_target"),
+        (DATA / "target/candidates/s0/target.json", ["score_target", "--candidate", "s0"], "train_target"),
     ],
 )
 def test_missing_file_names_the_rule_that_makes_it(
@@ -513,15 +513,15 @@ def test_backbone_too_short_for_the_prompts(copied: Copied, capsys: Capture) -> 
 
 
 def test_target_too_short_for_the_prompts(empty: Path, capsys: Capture) -> None:
-    write_config(empty, {"models": {MODEL: {"candidates": {"s": {"shape": {"n_positions": 6}}}}}})
+    write_config(empty, {"models": {MODEL: {"shape": {"n_positions": 6}}}})
     refused(
         capsys,
         empty,
         "train_target",
         "--candidate",
-        "s",
-        culprit="candidate s has 6 positions, but prompts take up to",
-        remedy="raise models.tiny.candidates.s.shape.n_positions",
+        "s0",
+        culprit="candidate s0 has 6 positions, but prompts take up to",
+        remedy="raise models.tiny.shape.n_positions",
     )
 
 
@@ -542,13 +542,13 @@ def test_no_candidate_target_passes_the_gate(tmp_path: Path, capsys: Capture) ->
     shape = {"n_layers": 1, "n_heads": 2, "d_model": 16}
     training = {"max_steps": 2, "gate_accuracy": 1.0, "batch_size": 8}
     delta = {
-        "models": {MODEL: {"candidates": {"s": {"shape": shape}}, "training": training}},
+        "models": {MODEL: {"shape": shape, "training": training}},
         "experiments": {"ioi": {"sites": ["L0H*"]}},
         "variants": {name: {"sites": None} for name in ("paper", "default", "told", "few")},
     }
     write_config(tmp_path, delta)
-    assert run(tmp_path, "train_target", "--candidate", "s") == 0
-    assert run(tmp_path, "score_target", "--candidate", "s") == 0
+    assert run(tmp_path, "train_target", "--candidate", "s0") == 0
+    assert run(tmp_path, "score_target", "--candidate", "s0") == 0
     refused(
         capsys,
         tmp_path,
@@ -559,15 +559,13 @@ def test_no_candidate_target_passes_the_gate(tmp_path: Path, capsys: Capture) ->
 
 
 def test_local_model_that_is_not_there(empty: Path, capsys: Capture) -> None:
-    write_config(
-        empty, {"models": {MODEL: {"source": "local", "path": str(empty / "nowhere"), "candidates": {}}}}
-    )
+    write_config(empty, {"models": {MODEL: {"source": "local", "path": str(empty / "nowhere")}}})
     refused(capsys, empty, "fetch_target", culprit="nowhere holds no model", remedy="Check 'path'")
 
 
 def test_local_model_whose_tokenizer_splits_names(study: Path, empty: Path, capsys: Capture) -> None:
     """A model that is there, but knows fewer names than the task has."""
-    model = {"source": "local", "path": str(study / DATA / "target"), "candidates": {}}
+    model = {"source": "local", "path": str(study / DATA / "target")}
     write_config(empty, {"models": {MODEL: model}, "ioi": {"n_names": 12}})
     refused(capsys, empty, "fetch_target", culprit="cannot encode '", remedy="Remove that word from the task")
     write_config(empty, {"models": {MODEL: model}})
@@ -580,7 +578,7 @@ def test_hub_model_that_cannot_be_downloaded(empty: Path, study: Path, what: str
     """Without a network and with an empty cache; in a process of its own, since the hub's client reads its settings once."""
     hub = {"path": "nobody/no-such-model", "revision": "0" * 40}
     if what == "target":
-        size = {"n_layers": 2, "n_heads": 2, "candidates": {}}
+        size = {"n_layers": 2, "n_heads": 2}
         write_config(empty, {"models": {MODEL: {"source": "hub", **hub, **size}}})
         stage = "fetch_target"
     else:

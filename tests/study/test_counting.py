@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from conftest import default_values
 from safetensors.torch import save_file
 
 from inversescope.activations.capture import capture
@@ -25,10 +27,10 @@ from inversescope.config import (
     ArchitectureConfig,
     Config,
     CountingConfig,
-    default_config,
+    IOIConfig,
     merge,
+    parse_config,
 )
-from inversescope.config.case_studies import PUBLISHED as PUBLISHED_STUDY
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.kernel.distances import distances, paired_distances, prepare
@@ -44,7 +46,7 @@ from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
 from inversescope.tasks.base import Automaton
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = ROOT / str(default_config().mirror) / "inversionview" / "counting"
+PUBLISHED = ROOT / str(Config().mirror) / "inversionview" / "counting"
 TINY = CountingConfig(letters="abcd", n_distinct=2, max_count=2, held_out_letters=0.3)
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz123456789|:BEP"
 
@@ -213,7 +215,7 @@ def test_counterfactuals_change_one_feature(name: str) -> None:
     tasks: dict[str, Task] = {
         "counting": counting(CountingConfig()),
         "addition": AdditionTask(AdditionConfig()),
-        "ioi": IOITask(default_config().ioi),
+        "ioi": IOITask(IOIConfig()),
     }
     kept = {
         "count": ("target", "last", "first", "length", "order"),
@@ -318,7 +320,7 @@ def test_any_position_is_the_nearest_one() -> None:
 
 
 def test_word_tasks_have_named_positions_too() -> None:
-    task = IOITask(default_config().ioi)
+    task = IOITask(IOIConfig())
     tokenizer = task_tokenizer(task)
     target = Target(build_model(ArchitectureConfig(n_layers=1), len(tokenizer), 0), tokenizer, "toy")
     index = task.sample(50, None, np.random.default_rng(0))
@@ -365,44 +367,41 @@ def checkpoint(folder: Path, vocabulary: int = 14, kind: str = "pytorch_model.bi
     return folder
 
 
-def study(root: Path, characters: str = "ab12cd|:BEPxyz", delta: dict[str, Any] | None = None) -> Config:
-    """Configuration of a tiny counting study of a checkpoint in root/checkpoint."""
-    values = default_config().model_dump(mode="json")
-    cases = PUBLISHED_STUDY["experiments"]["counting_published"]
-    settings = merge(
-        cases["settings"],
-        {
+def study(
+    root: Path, characters: str = "ab12cd|:BEPxyz", delta: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Values of a tiny counting study of a checkpoint in root/checkpoint: counting_embedded, made small."""
+    tiny = {
+        "base": "counting_embedded",
+        "model": "tiny",
+        "sites": ["L1H0@target", "L0.resid_post@any"],
+        "n_train": 60,
+        "n_test": 4,
+        "n_reference": 150,
+        "variants": ["paper", "default", "inversionview"],
+        "settings": {
             "variants": {name: {"steps": 6} for name in ("paper", "default", "inversionview")},
             "backbone": {"steps": 60, "gate_in_prior": 0.0, "shape": {"n_positions": 14}},
             "sampling": {"candidates": 8, "candidates_elsewhere": 4, "max_candidates": 8},
             "fcr": {"bootstrap": 100, "mcmc_evaluations": 3},
             "kernel": {"epsilon": 0.1, "epsilons": [0.1]},
         },
-    )
-    values["experiments"] = {
-        "tiny": {
-            **cases,
-            "model": "tiny",
-            "sites": ["L1H0@target", "L0.resid_post@any"],
-            "settings": settings,
-        }
-        | {"n_train": 60, "n_test": 4, "n_reference": 150}
     }
     vocabulary = {"characters": characters, "end": "E", "unknown": "P"}
     about = {"folder": str(root / "checkpoint"), "vocabulary": vocabulary}
-    values["models"] = {"tiny": {"source": "checkpoint", "n_layers": 2, "n_heads": 2, "checkpoint": about}}
-    values |= {
+    values = {
+        "only": ["tiny"],
+        "experiments": {"tiny": tiny},
+        "models": {"tiny": {"source": "checkpoint", "n_layers": 2, "n_heads": 2, "checkpoint": about}},
         "counting": TINY.model_dump(),
         "mirror": None,
-        "studied_variants": ["paper"],
-        "study_variants": [],
     }
-    return Config.model_validate(merge(values, delta or {}))
+    return default_values(merge(values, delta or {}))
 
 
-def write(root: Path, config: Config) -> None:
-    (root / "config").mkdir(parents=True, exist_ok=True)
-    (root / "config/config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+def write(root: Path, values: dict[str, Any]) -> None:
+    (root / "config").mkdir(exist_ok=True)
+    (root / "config/config.yaml").write_text(yaml.safe_dump(values))
 
 
 def run(root: Path, stage: str, *options: str) -> int:
@@ -523,26 +522,21 @@ def test_rank_agreement_by_hand() -> None:
 
 def test_each_pair_tells_of_the_first_token_that_differs(tmp_path: Path) -> None:
     """Addition, spelled digit by digit: what patching must do where each digit is predicted."""
-    values = default_config().model_dump(mode="json")
-    config = Config.model_validate(
-        merge(
-            {**values, "experiments": {}, "models": {}},
-            {
-                "experiments": {
-                    "tiny": {
-                        "task": "addition",
-                        "model": "tiny",
-                        "sites": ["L1H0@equals"],
-                        "patched": ["L*H*@equals", "L1.resid_post@equals", "L0.resid_pre@plus"],
-                    }
-                },
-                "models": {"tiny": {"source": "local", "path": "x", "n_layers": 2, "n_heads": 2}},
-                "addition": {"n_digits": 2},
-                "kernel": {"epsilon": 0.2},
-                "studied_variants": [],
-                "study_variants": [],
+    config = parse_config(
+        {
+            "experiments": {
+                "tiny": {
+                    "task": "addition",
+                    "model": "tiny",
+                    "sites": ["L1H0@equals"],
+                    "patched": ["L*H*@equals", "L1.resid_post@equals", "L0.resid_pre@plus"],
+                    "variants": [],
+                }
             },
-        )
+            "models": {"tiny": {"source": "local", "path": "x", "n_layers": 2, "n_heads": 2}},
+            "addition": {"n_digits": 2},
+            "kernel": {"epsilon": 0.2},
+        }
     ).of("addition", "tiny")
     context = Context(tmp_path, config, "addition", "tiny")
     task = context.task
@@ -569,24 +563,20 @@ def test_each_pair_tells_of_the_first_token_that_differs(tmp_path: Path) -> None
 
 def test_features_that_leave_the_answer_are_asked_by_their_own_labels(tmp_path: Path) -> None:
     """IOI: another object is another answer; another subject leaves it, and the two subjects' names are compared."""
-    values = default_config().model_dump(mode="json")
     study = {
         "task": "ioi",
+        "variants": [],
         "model": "tiny",
         "sites": ["L1H0"],
         "patched": ["L*H*", "L1.resid_post", "L1.mlp_out@S2"],
     }
-    delta = {
+    values = {
         "experiments": {"tiny": study},
         "models": {"tiny": {"source": "local", "path": "x", "n_layers": 2, "n_heads": 2}},
         "ioi": {"n_names": 8, "n_templates": 2, "n_places": 2, "n_items": 2, "held_out_pairs": 0.3},
         "kernel": {"epsilon": 0.3},
-        "studied_variants": [],
-        "study_variants": [],
     }
-    config = Config.model_validate(merge({**values, "experiments": {}, "models": {}}, delta)).of(
-        "ioi", "tiny"
-    )
+    config = parse_config(values).of("ioi", "tiny")
     context = Context(tmp_path, config, "ioi", "tiny")
     task = context.task
     shape = ArchitectureConfig(n_layers=2, n_heads=2, d_model=16, n_positions=24)
@@ -652,7 +642,7 @@ def test_a_generator_without_any_accepted_candidate_is_told_of() -> None:
     fcr = pd.DataFrame(
         {"estimator": ["generated"] * 2, "variant": "default", "site": "L0H0", "feature": ["a", "b"]}
     )
-    (line,) = _agreement(fcr.assign(error=np.nan), default_config(), 0.1, goal=True)
+    (line,) = _agreement(fcr.assign(error=np.nan), Config(), 0.1, goal=True)
     assert line.value.startswith("none") and line.verdict == NOT_MEASURED
 
 
@@ -692,7 +682,7 @@ def test_case_figures_are_drawn(checked: Path) -> None:
 
 def test_exact_values_of_a_prior_that_is_not_uniform(finished: Path) -> None:
     """Reference prompts are draws: mass, entropy and rates are means over them."""
-    config = study(finished).of("counting", "tiny")
+    config = parse_config(study(finished)).of("counting", "tiny")
     context = Context(finished, config, "counting", "tiny")
     task = context.task
     table = read_table(context.results / "exact/L1H0@target.parquet").set_index("target_id")
@@ -788,12 +778,12 @@ def test_checkpoints_that_are_none(
 def test_published_model_answers_fresh_prompts(tmp_path: Path) -> None:
     if not PUBLISHED.is_dir():
         pytest.skip(
-            f"the published counting model is not in {default_config().mirror} (nor anywhere without a network)"
+            f"the published counting model is not in {Config().mirror} (nor anywhere without a network)"
         )
-    values = merge(default_config().model_dump(mode="json"), PUBLISHED_STUDY)
-    config = Config.model_validate({**values, "mirror": str(PUBLISHED.parents[1])})
-    write(tmp_path, config)
+    (tmp_path / "mirror.yaml").write_text(f"mirror: {PUBLISHED.parents[1]}\n")
+    files = [ROOT / "config/config.yaml", ROOT / "config/published.yaml", tmp_path / "mirror.yaml"]
     options = ["--task", "counting", "--model", "counting-published", "--root", str(tmp_path)]
+    options += [part for file in files for part in ("--config", str(file))]
     assert main(["import-checkpoint", *options]) == 0
     assert read_json(tmp_path / "data/counting/counting-published/target/target.json")["accuracy"] >= 0.99
 

@@ -11,12 +11,13 @@ import pytest
 import tokenizers
 import torch
 import yaml
+from conftest import default_values
 from test_icl_translation import MIRROR, byte_level
 from transformers import PreTrainedTokenizerFast
 
 from inversescope.activations.patching import Intervention, patch
 from inversescope.cli import main
-from inversescope.config import ArchitectureConfig, default_config, load_config, merge
+from inversescope.config import ArchitectureConfig, load_config, merge
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.store import read_json, read_table
@@ -56,7 +57,7 @@ def values(**delta: Any) -> dict[str, Any]:
         "batch_size": 16,
     }
     experiment = {"task": TASK, "sites": ["L*.attn_out"], "n_train": 300, "n_test": 5, "n_reference": 400}
-    generator = {"steps": 8, "n_heads": 2, "d_head": 4, "sites": None}
+    generator = {"steps": 8, "n_heads": 2, "d_head": 4}
     settings = {
         "backbone": {
             "steps": 40,
@@ -64,28 +65,26 @@ def values(**delta: Any) -> dict[str, Any]:
             "shape": {"n_layers": 1, "n_heads": 2, "d_model": 16},
         },
         "variants": {"paper": generator, "default": {**generator, "d_condition": 16, "site_map_blocks": 1}},
-        "studied_variants": ["paper", "default"],
-        "study_variants": [],
         "kernel": {"epsilons": [0.1]},
         "sampling": {"candidates": 12, "decodings": ["mixed"]},
         "fcr": {"features": ["task", "query"], "mcmc_evaluations": 0, "bootstrap": 100},
         "patching": {"n_pairs": 40, "n_queries": 6, "n_shots": 2},
     }
-    config = default_config().model_dump(mode="json")
-    config["experiments"] = {
+    experiments = {
         "one": {**experiment, "model": "delayed", "settings": settings},
-        "two": {**experiment, "model": "plain", "settings": {**settings, "studied_variants": []}},
+        "two": {"base": "one", "model": "plain", "variants": []},
     }
-    config["models"] = {
+    models = {
         "delayed": {
-            "candidates": {"s": {"shape": SHAPE}},
+            "shape": SHAPE,
+            "seeds": [0],
             "training": {**training, "delay_layers": 1},
             "control": "plain",
         },
-        "plain": {"candidates": {"s": {"shape": SHAPE}}, "training": training},
+        "plain": {"base": "delayed", "control": None, "training": {"delay_layers": 0}},
     }
-    config["icl_translation"] = {"n_concepts": 10}
-    return merge(config, delta)
+    study = {"only": ["one", "two"], "experiments": experiments, "models": models}
+    return default_values(merge({**study, "icl_translation": {"n_concepts": 10}}, delta))
 
 
 def run(root: Path, stage: str, model: str, *options: str) -> int:
@@ -102,7 +101,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert run(root, "make_prompts", "delayed", "--split", split) == 0
     for model in MODELS:
         for stage in ("train_target", "score_target"):
-            assert run(root, stage, model, "--candidate", "s") == 0
+            assert run(root, stage, model, "--candidate", "s0") == 0
         assert run(root, "select_target", model) == 0
         for split in ("train", "test", "reference"):
             assert run(root, "extract_activations", model, "--split", split) == 0
@@ -379,10 +378,9 @@ def elsewhere(tmp_path: Path) -> Path:
     model = {"source": "local", "path": str(folder), "n_layers": 2, "n_heads": 2, "bos": True}
     delta = {
         "icl_translation": {"words": "lists", "n_concepts": None, "mirror": str(MIRROR)},
-        "models": {"delayed": model | {"candidates": {}, "control": None}},
+        "models": {"delayed": model | {"control": None}},
     }
-    config = values(**delta)
-    config["experiments"].pop("two")
+    config = values(**delta, only=["one"])
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tokenizers
+from conftest import default_values
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from inversescope.config import TranslationConfig, default_config
+from inversescope.config import TranslationConfig, parse_config
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.prompts.stages import make_prompts
@@ -132,11 +133,9 @@ def test_combination_forgets_the_task_and_the_order_of_shots(tiny: TranslationTa
 
 
 def test_cache_and_test_prompts_share_no_combination(tmp_path: Path) -> None:
-    config = default_config().model_copy(deep=True)
-    experiment = config.experiments["icl_gemma2"]
-    config.icl_translation = TranslationConfig(n_concepts=20)
-    experiment.n_train, experiment.n_test, experiment.n_reference = 8000, 42, 100
-    context = Context(tmp_path, config, "icl_translation", experiment.model)
+    sizes = {"n_train": 8000, "n_test": 42, "n_reference": 100}
+    delta = {"experiments": {"icl_gemma2": sizes}, "icl_translation": {"n_concepts": 20}}
+    context = Context(tmp_path, parse_config(default_values(delta)), "icl_translation", "gemma2-icl")
     for split in ("train", "test"):
         make_prompts(context, split)
     train, test = (context.prompts(split)["prompt_id"].to_numpy() for split in ("train", "test"))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import MODEL, each, run
+from conftest import MODEL, default_values, each, run
 from scipy import stats
 from torch import Tensor, nn
 
@@ -22,7 +22,6 @@ from inversescope.config import (
     DecodingConfig,
     IOIConfig,
     VariantConfig,
-    default_config,
     load_config,
     parse_config,
 )
@@ -373,7 +372,7 @@ def test_clean_pairs_are_activations_with_their_own_prompts() -> None:
     [
         ({"variants": {"inversionview_s0": {"freeze_backbone": True}}}, "freeze_backbone: false"),
         ({"variants": {"inversionview_s0": {"mean_embedding": True, "pairs": "kernel"}}}, "its site alone"),
-        ({"variants": {"inversionview_s0": {"base": "paper"}}}, "base paper is no variant"),
+        ({"variants": {"inversionview_s0": {"base": "paper"}}}, "a run of study frontier on inversionview"),
         ({"variants": {"paper": {"decoder_init": "backbone"}}}, "settings of generator: inversionview"),
         ({"variants": {"paper_heads_s0": {"settings": ["lukewarm"]}}}, "lukewarm"),
         ({"variants": {"default_heads_s0": {"settings": ["noise1"]}}}, "attends to neighbours"),
@@ -384,55 +383,58 @@ def test_clean_pairs_are_activations_with_their_own_prompts() -> None:
     ],
 )
 def test_bad_settings_are_named(delta: dict, culprit: str) -> None:
-    from inversescope.config import merge
-
     with pytest.raises(InputError, match=culprit):
-        parse_config(merge(default_config().model_dump(mode="json"), delta))
+        parse_config(default_values(delta))
 
 
 # The stages
 
 
 VIEW = {
-    "generator": "inversionview",
     "base": "inversionview",
-    "pairs": "clean",
-    "study": "frontier",
     "site_map_blocks": 2,
     "d_condition": 8,
-    "freeze_backbone": False,
-    "decoder_init": "backbone",
     "sites": ["L0H0", "L1H1"],
     "steps": 20,
     "settings": ["noise1", "plain", "schedule"],
 }
 OURS = {
     "base": "default",
-    "study": "frontier",
-    "pairs": "kernel",
     "sites": ["L0H0", "L1H1"],
     "steps": 20,
-    "n_heads": 4,
-    "d_head": 4,
-    "freeze_backbone": False,
+    # `default` of the tiny study, without its inputs.
+    "eps_input": False,
+    "mean_embedding": False,
+    "neighbour_logits": False,
+    "soft_targets": False,
+    "site_map_blocks": 0,
     "settings": ["plain", "mixed"],
+}
+RUNS = {
+    "view_s0": VIEW,
+    "view_s1": VIEW | {"seed": 1},
+    "view_short": VIEW | {"steps": 10, "settings": ["noise1"]},
+    "view_scratch": VIEW
+    | {"base": "inversionview_scratch", "decoder": {"n_layers": 1, "n_heads": 2, "d_model": 24}},
+    "ours_s0": OURS,
+    "ours_s1": OURS | {"seed": 1},
 }
 DELTA = {
     "variants": {
-        "view_s0": VIEW,
-        "view_s1": VIEW | {"seed": 1},
-        "view_short": VIEW | {"steps": 10, "settings": ["noise1"]},
-        "view_scratch": VIEW
-        | {
-            "base": "inversionview_scratch",
-            "decoder_init": "scratch",
-            "decoder": {"n_layers": 1, "n_heads": 2, "d_model": 24},
+        "inversionview": {
+            "generator": "inversionview",
+            "pairs": "clean",
+            "decoder_init": "backbone",
+            "freeze_backbone": False,
         },
-        "ours_s0": OURS,
-        "ours_s1": OURS | {"seed": 1},
+        "inversionview_scratch": {"base": "inversionview", "decoder_init": "scratch"},
     },
-    "study_variants": ["view_s0", "view_s1", "view_short", "view_scratch", "ours_s0", "ours_s1"],
-    "sampling": {"candidates_study": 20},
+    "studies": {"frontier": {"runs": RUNS}},
+    "experiments": {"ioi": {"studies": ["frontier"]}},
+    "sampling": {
+        "candidates_study": 20,
+        "settings": {"noise1": {"noise": [1.0]}, "schedule": {"noise": [0.0, 1.0, 2.0, 4.0], "masked": True}},
+    },
 }
 CHECKPOINTS = Path("data/ioi") / MODEL / "checkpoints"
 
@@ -459,12 +461,12 @@ def frontier(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("frontier") / "root"
     shutil.copytree(study, root)
     write_config(root, DELTA)
-    for name in DELTA["study_variants"]:
+    for name in RUNS:
         assert run(root, "train_generator", "--generator", generator_of(name), "--variant", name) == 0
         sites = each("--site", ["L0H0", "L1H1"])
         assert run(root, "sample_prompts", "--generator", generator_of(name), "--variant", name, *sites) == 0
     for site in ("L0H0", "L1H1"):
-        names = each("--variant", DELTA["study_variants"])
+        names = each("--variant", RUNS)
         assert run(root, "estimate_fcr", *names, "--site", site, "--out", "frontier") == 0
     assert run(root, "collect_frontier") == 0
     assert run(root, "plot_frontier") == 0

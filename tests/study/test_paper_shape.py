@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import default_values
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from inversescope.cli import run_stage
-from inversescope.config import ArchitectureConfig, Config, load_config, merge, parse_config
+from inversescope.config import ArchitectureConfig, Config, merge, parse_config
 from inversescope.context import Context
 from inversescope.generator import stages as generators
 from inversescope.store import read_activations, read_json, read_table
@@ -40,17 +41,24 @@ N_TRAIN, N_TEST, N_REFERENCE, DRAWS, STEPS = 64, 4, 256, 2, 2
 #: What is made small, laid over the paper's configuration.
 SMALL: dict[str, Any] = {
     "experiments": {
-        "ioi": {"sites": list(SITES), "n_train": N_TRAIN, "n_test": N_TEST, "n_reference": N_REFERENCE}
+        "ioi": {
+            "sites": list(SITES),
+            "n_train": N_TRAIN,
+            "n_test": N_TEST,
+            "n_reference": N_REFERENCE,
+            "variants": list(VARIANTS),
+            "studies": [],
+            "settings": {"variants": {name: {"sites": sites} for name, sites in VARIANTS.items()}},
+        }
     },
     "kernel": {"epsilons": [0.1]},
     # Random weights know no prior: the gates are open.
     "backbone": {"steps": STEPS, "batch_size": 2, "gate_in_prior": 0.0, "gate_repeated_name": 1.0},
     # `paper` is whole; `default` would be as large again, so it has fewer control heads.
     "variants": {
-        "paper": {"steps": STEPS, "per_site": 2, "sites": VARIANTS["paper"]},
-        "default": {"steps": STEPS, "per_site": 2, "sites": VARIANTS["default"], "n_heads": 4},
+        "paper": {"steps": STEPS, "per_site": 2},
+        "default": {"steps": STEPS, "per_site": 2, "n_heads": 4},
     },
-    "studied_variants": list(VARIANTS),
     # Mixing follows the cache alone, so that some candidates are in the prior and have their activations re-computed.
     "sampling": {
         "candidates": DRAWS,
@@ -106,7 +114,7 @@ def byte_level_tokenizer(task: Task) -> PreTrainedTokenizerFast:
 def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The paper's configuration with few prompts, and its model from a local directory."""
     paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
-    values = merge(merge(load_config([CONFIG / "config.yaml"]).model_dump(mode="json"), paper), SMALL)
+    values = merge(default_values(paper), SMALL)
     local = str(tmp_path_factory.mktemp("gpt2"))
     values["models"]["gpt2"] |= {"source": "local", "path": local, "revision": None}
     values["backbone"] |= {"init": "local", "path": local, "revision": None}

@@ -12,7 +12,7 @@ import yaml
 from test_ravel import MIRROR, upstream
 
 from inversescope.cli import main
-from inversescope.config import default_config, load_config, merge
+from inversescope.config import load_config, merge
 from inversescope.context import Context
 from inversescope.report.lines import cost_lines
 from inversescope.store import read_activations, read_json, read_table, write_table
@@ -43,15 +43,12 @@ STUDY: dict[str, Any] = {
             "settings": {
                 "kernel": {"epsilon": 0.5, "epsilons": [0.4, 0.5]},
                 "fcr": {"features": ["attribute"], "mcmc_evaluations": 3, "bootstrap": 100},
-                "studied_variants": ["paper", "default"],
-                "study_variants": [],
                 "backbone": {
                     "shape": {
                         "n_layers": 1,
                         "n_heads": 2,
                         "d_model": 32,
                         "n_positions": 96,
-                        "tied_embeddings": False,
                     },
                     "targets": "grammar",
                     "steps": 150,
@@ -61,9 +58,8 @@ STUDY: dict[str, Any] = {
                     "gate_in_prior": 0.1,
                 },
                 "variants": {
-                    "paper": {"base": "paper", "steps": 10, "n_heads": 2},
+                    "paper": {"steps": 10, "n_heads": 2},
                     "default": {
-                        "base": "default",
                         "pairs": "kernel",
                         "eps_input": True,
                         "eps_range": [0.2, 0.8],
@@ -86,7 +82,8 @@ STUDY: dict[str, Any] = {
     },
     "models": {
         MODEL: {
-            "candidates": {"s": {"shape": SHAPE}},
+            "shape": SHAPE,
+            "seeds": [0],
             "training": {
                 "max_steps": 30,
                 "extra_steps": 5,
@@ -97,9 +94,7 @@ STUDY: dict[str, Any] = {
             },
         }
     },
-    "variants": {"paper": {"base": "paper"}, "default": {"base": "default", "pairs": "kernel"}},
-    "studied_variants": ["paper", "default"],
-    "study_variants": [],
+    "variants": {"paper": {}, "default": {}},
     "ioi": {"n_names": 6, "n_templates": 2, "n_places": 2, "n_items": 2},
     "ravel": {"types": ["country", "person"], "n_entities": 8, "n_templates": 4},
 }
@@ -113,12 +108,8 @@ UPSTREAM: dict[str, Any] = {
 
 
 def write_config(root: Path, ravel: dict[str, Any]) -> None:
-    values = default_config().model_dump(mode="json")
-    for name in ("experiments", "models", "variants"):
-        values[name] = {}
     (root / "config").mkdir(parents=True)
-    study = merge(STUDY, {"ravel": ravel})
-    (root / "config/config.yaml").write_text(yaml.safe_dump(merge(values, study)))
+    (root / "config/config.yaml").write_text(yaml.safe_dump(merge(STUDY, {"ravel": ravel})))
 
 
 def run(root: Path, stage: str, *options: str) -> int:

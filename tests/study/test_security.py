@@ -146,12 +146,12 @@ OUTSIDE = (
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_name_that_leaves_the_tree_or_steers_a_shell_is_refused(name: str, tmp_path: Path) -> None:
-    candidate = {"shape": {"n_layers": 2, "n_heads": 2, "d_model": 16}}
     for delta in (
         {"experiments": {name: {"model": MODEL, "sites": ["L0H0"]}}},
         {"models": {name: {"source": "local", "path": "x"}}},
-        {"models": {MODEL: {"candidates": {name: candidate}}}},
+        {"studies": {"sweep": {"runs": {name: {"base": "paper"}}}}},
         {"variants": {name: {"base": "paper"}}},
+        {"models": {MODEL: {"seeds": [name]}}},
         {"experiments": {"ioi": {"task": name}}},
         {"variants": {"paper": {"generator": name}}},
     ):

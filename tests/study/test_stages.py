@@ -436,7 +436,11 @@ def test_other_kernels_run_through(copied: Copied, kernel: dict, monkeypatch: py
 
     monkeypatch.setattr(Cache, "search", spy)
     root = copied(
-        {"kernel": kernel, "studied_variants": ["paper", "default"], "sampling": {"decodings": ["mixed"]}}
+        {
+            "kernel": kernel,
+            "experiments": {"ioi": {"variants": ["paper", "default"]}},
+            "sampling": {"decodings": ["mixed"]},
+        }
     )
     for variant in ("paper", "default"):
         assert run(root, "train_generator", "--variant", variant) == 0
@@ -478,10 +482,8 @@ def test_target_trained_by_the_workflow_is_selected_among_those_that_pass(tmp_pa
     delta = {
         "models": {
             MODEL: {
-                "candidates": {
-                    "s": {"shape": {"n_layers": 1, "n_heads": 2, "d_model": 16}, "seed": 0},
-                    "t": {"shape": {"n_layers": 1, "n_heads": 2, "d_model": 16}, "seed": 1},
-                },
+                "shape": {"n_layers": 1, "n_heads": 2, "d_model": 16},
+                "seeds": [0, 1],
                 "training": {"max_steps": 30, "extra_steps": 5, "gate_accuracy": 0.0, "batch_size": 16},
             }
         },
@@ -489,12 +491,12 @@ def test_target_trained_by_the_workflow_is_selected_among_those_that_pass(tmp_pa
         "variants": {name: {"sites": None} for name in VARIANTS},
     }
     write_config(tmp_path, delta)
-    for candidate in ("s", "t"):
+    for candidate in ("s0", "s1"):
         assert run(tmp_path, "train_target", "--candidate", candidate) == 0
         assert run(tmp_path, "score_target", "--candidate", candidate) == 0
     assert run(tmp_path, "select_target") == 0
     table = read_table(results(tmp_path) / "target_selection.csv")
-    assert sorted(table["candidate"]) == ["s", "t"] and table["selected"].sum() == 1
+    assert sorted(table["candidate"]) == ["s0", "s1"] and table["selected"].sum() == 1
     best = table.loc[table["selected"].astype(bool)].iloc[0]
     passed = table[table["passed"].astype(bool)]
     assert best["criterion"] == passed["criterion"].max()

@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import each
+from conftest import default_values, each
 
 from inversescope.cli import main
-from inversescope.config import Config, TextConfig, default_config, load_config, merge, parse_config
+from inversescope.config import Config, TextConfig, load_config, parse_config
 from inversescope.errors import InputError
 from inversescope.store import read_table
 from inversescope.targets.tokenizers import task_tokenizer, word_tokenizer
@@ -344,7 +344,7 @@ def test_bad_input_is_named(bad: Path, what: str) -> None:
 )
 def test_bad_features_are_refused_with_the_configuration(feature: dict[str, str], culprit: str) -> None:
     with pytest.raises(InputError, match=culprit):
-        parse_config(merge(default_config().model_dump(mode="json"), {"text": {"features": {"x": feature}}}))
+        parse_config({"text": {"features": {"x": feature}}})
 
 
 def test_bad_corpus_is_one_sentence_of_the_command(
@@ -365,9 +365,9 @@ def test_bad_corpus_is_one_sentence_of_the_command(
 def config(root: Path) -> Config:
     """A tiny study of the corpus on a model trained here."""
     write(root, rows())
-    values = default_config().model_dump(mode="json")
     shape = {"n_layers": 2, "n_heads": 2, "d_model": 16}
     delta = {
+        "only": ["tiny"],
         "experiments": {
             "tiny": {
                 "task": "text",
@@ -380,32 +380,30 @@ def config(root: Path) -> Config:
         },
         "models": {
             "tiny": {
-                "candidates": {"s": {"shape": shape}},
+                "shape": shape,
+                "seeds": [0],
                 "training": {"max_steps": 60, "schedule": "cosine", "gate_accuracy": 0.0},
             }
         },
         "text": settings().model_dump(mode="json"),
         "kernel": {"epsilon": 0.3, "epsilons": [0.3]},
         "backbone": {
-            "shape": {**shape, "tied_embeddings": False},
+            "shape": shape,
             "targets": "grammar",
             "steps": 150,
             "learning_rate": 0.01,
             "gate_in_prior": 0.2,
         },
         "variants": {
-            "paper": {**values["variants"]["paper"], "steps": 10, "n_heads": 2, "d_head": 4, "sites": None},
-            "default": {**values["variants"]["default"], "steps": 10, "n_heads": 2, "d_head": 4, "sites": None},
+            "paper": {"steps": 10, "n_heads": 2, "d_head": 4},
+            "default": {"steps": 10, "n_heads": 2, "d_head": 4},
         },
-        "studied_variants": ["paper", "default"],
-        "study_variants": [],
         "sampling": {"candidates": 20, "candidates_elsewhere": 5, "max_candidates": 20, "decodings": ["mixed", "masked"]},
         "fcr": {"features": ["country", "asks"], "bootstrap": 100, "mcmc_evaluations": 10},
     }  # fmt: skip
-    whole = parse_config(merge({**values, "experiments": {}, "models": {}, "variants": {}}, delta))
     (root / "config").mkdir(exist_ok=True)
-    (root / "config/config.yaml").write_text(yaml.safe_dump(whole.model_dump(mode="json")))
-    return whole
+    (root / "config/config.yaml").write_text(yaml.safe_dump(default_values(delta)))
+    return load_config([root / "config/config.yaml"])
 
 
 def run(root: Path, stage: str, *options: str) -> int:

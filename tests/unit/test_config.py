@@ -1,69 +1,71 @@
-"""The configuration: generated files have not drifted from the models, and bad values end in one clear error."""
+"""The configuration: what the hand-written form stands for, and that each fault ends in one error that names file and line."""
 
 from __future__ import annotations
 
 import difflib
-import re
+import json
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
-from inversescope.config import (
-    Config,
-    default_config,
-    load_config,
-    merge,
-    parse_config,
-    published_yaml,
-    to_schema,
-    to_yaml,
-)
+from inversescope.config import Config, load_config, merge, parse_config, to_schema
 from inversescope.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
+FILES = sorted(path.relative_to(CONFIG).as_posix() for path in CONFIG.rglob("*.yaml"))
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("config.yaml", to_yaml(default_config())),
-        ("published.yaml", published_yaml()),
-        ("schema.json", to_schema()),
-    ],
-    ids=["yaml", "published", "schema"],
-)
-def test_generated_files_have_not_drifted(name: str, text: str) -> None:
-    found = (CONFIG / name).read_text()
+@pytest.fixture(scope="module")
+def whole() -> Config:
+    """The default configuration."""
+    return load_config([CONFIG / "config.yaml"])
+
+
+def with_delta(folder: Path, text: str) -> Config:
+    """The default configuration with a file laid over it."""
+    (folder / "delta.yaml").write_text(text)
+    return load_config([CONFIG / "config.yaml", folder / "delta.yaml"])
+
+
+# ------------------------------------------------------------------------------------------------------------------- files
+def test_the_schema_has_not_drifted() -> None:
+    found, text = (CONFIG / "schema.json").read_text(), to_schema()
     difference = "\n".join(
-        difflib.unified_diff(found.splitlines(), text.splitlines(), f"config/{name}", "models", lineterm="")
+        difflib.unified_diff(
+            found.splitlines(), text.splitlines(), "config/schema.json", "models", lineterm=""
+        )
     )
     assert found == text, f"run `inversescope config --write`:\n{difference}"
 
 
-def test_yaml_points_editors_at_the_schema() -> None:
-    assert (CONFIG / "config.yaml").read_text().splitlines()[
-        0
-    ] == "# yaml-language-server: $schema=schema.json"
+def test_the_schema_forbids_unknown_keys() -> None:
+    schema = json.loads(to_schema())
+    assert schema["additionalProperties"] is False
+    assert all(part.get("additionalProperties") in (False, None) for part in schema["$defs"].values())
 
 
-def test_default_survives_yaml() -> None:
-    assert load_config([CONFIG / "config.yaml"]) == default_config()
-
-
-@pytest.mark.parametrize("file", sorted(p.relative_to(CONFIG).as_posix() for p in CONFIG.rglob("*.yaml")))
-def test_every_delta_is_valid(file: str) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_is_valid_and_short_and_points_editors_at_the_schema(file: str) -> None:
     load_config([CONFIG / "config.yaml", CONFIG / file])
+    text = (CONFIG / file).read_text()
+    up = "../" * file.count("/")
+    assert text.splitlines()[0] == f"# yaml-language-server: $schema={up}schema.json"
+    assert len(text.splitlines()) <= 250
+    # As JSON, where keys are words.
+    jsonschema.validate(json.loads(json.dumps(yaml.safe_load(text))), json.loads(to_schema()))
 
 
-def test_deltas_are_layered_key_by_key(tmp_path: Path) -> None:
+# ------------------------------------------------------------------------------------------------------------------ layers
+def test_deltas_are_layered_key_by_key(tmp_path: Path, whole: Config) -> None:
     (tmp_path / "a.yaml").write_text("kernel: {epsilon: 0.2}\n")
     (tmp_path / "b.yaml").write_text("kernel: {distance: euclidean}\nseed: 3\n")
     config = load_config([CONFIG / "config.yaml", tmp_path / "a.yaml", tmp_path / "b.yaml"])
     assert (config.kernel.epsilon, config.kernel.distance, config.seed) == (0.2, "euclidean", 3)
-    assert config.kernel.epsilons == default_config().kernel.epsilons
+    assert config.kernel.epsilons == whole.kernel.epsilons
 
 
 def test_merge_replaces_lists_and_leaves_its_arguments_alone() -> None:
@@ -72,153 +74,258 @@ def test_merge_replaces_lists_and_leaves_its_arguments_alone() -> None:
     assert base == {"a": {"b": [1, 2], "c": 3}}
 
 
-def with_delta(delta: dict) -> Config:
-    return parse_config(merge(default_config().model_dump(mode="json"), delta), "delta.yaml")
-
-
-BAD = {
-    "unknown key at the top": ({"sede": 1}, ["'sede'", "schema.json"]),
-    "unknown nested key": ({"kernel": {"bandwith": 0.1}}, ["kernel.bandwith", "schema.json"]),
-    "bandwidth of zero": ({"kernel": {"epsilon": 0}}, ["kernel.epsilon", "positive"]),
-    "negative bandwidth": ({"kernel": {"epsilon": -0.1}}, ["kernel.epsilon", "positive"]),
-    "bandwidth that is not finite": ({"kernel": {"epsilon": float("nan")}}, ["kernel.epsilon", "finite"]),
-    "one of the bandwidths": ({"kernel": {"epsilons": [0.1, 0.0]}}, ["kernel.epsilons", "positive"]),
-    "hub model without revision": (
-        {"models": {"far": {"source": "hub", "path": "org/name"}}},
-        ["models.far", "revision"],
-    ),
-    "hub model without path": (
-        {"models": {"far": {"source": "hub", "revision": "0" * 40}}},
-        ["models.far", "path"],
-    ),
-    "model without candidates": ({"models": {"near": {"source": "trained"}}}, ["models.near", "candidates"]),
-    "experiment on an unknown model": ({"experiments": {"ioi": {"model": "nobody"}}}, ["nobody"]),
-    "studied variant that is not there": ({"studied_variants": ["paper", "papre"]}, ["papre"]),
-    "name that is a path": ({"variants": {"../up": {"base": "paper"}}}, ["../up"]),
-    "wrong type": ({"sampling": {"candidates": "many"}}, ["sampling.candidates"]),
-    "share out of range": ({"ioi": {"held_out_pairs": 1.0}}, ["ioi.held_out_pairs"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_values_are_one_clear_error(case: str) -> None:
-    delta, words = BAD[case]
-    with pytest.raises(InputError) as error:
-        with_delta(delta)
-    assert error.value.culprit and error.value.remedy
-    assert "\n" not in str(error.value)
-    for word in ["delta.yaml", *words]:
-        assert word in str(error.value)
-
-
-def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent\.yaml does not exist.*--config"):
-        load_config([tmp_path / "absent.yaml"])
-
-
-def test_broken_yaml_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.yaml").write_text("a: [1\n")
-    with pytest.raises(InputError, match=r"broken\.yaml is not valid YAML"):
-        load_config([tmp_path / "broken.yaml"])
-
-
-def test_unknown_names_list_what_there_is() -> None:
-    config = default_config()
-    with pytest.raises(InputError, match="unknown variant 'nope'.*paper"):
-        config.variant("nope")
-    with pytest.raises(InputError, match="no experiment reads model 'nope'"):
-        config.experiment("ioi", "nope")
-
-
-def test_the_budget_scales_counts() -> None:
-    config = with_delta({"budget": 0.001})
-    assert config.scaled(5000) == 5 and config.scaled(10) == 1
-
-
-def test_schema_forbids_unknown_keys_too() -> None:
-    schema = yaml.safe_load(to_schema())
-    assert schema["additionalProperties"] is False
-    assert all(part.get("additionalProperties") in (False, None) for part in schema["$defs"].values())
-
-
-def two_studies(settings: dict[str, Any]) -> dict[str, Any]:
-    """The default configuration with a second experiment that sets something for itself."""
-    values = default_config().model_dump(mode="json")
-    values["models"]["other"] = values["models"]["gpt2-embedded"]
-    values["experiments"]["second"] = {"model": "other", "sites": ["L0H0"], "settings": settings}
-    return values
-
-
-def test_an_experiment_sets_what_is_its_own() -> None:
-    config = parse_config(
-        two_studies(
-            {
-                "kernel": {"epsilon": 0.3},
-                "variants": {"default": {"steps": 7}},
-                "studied_variants": ["default"],
-            }
-        )
+def test_a_delta_on_a_base_reaches_its_descendants(tmp_path: Path, whole: Config) -> None:
+    config = with_delta(
+        tmp_path, "variants: {default: {per_site: 5}, mine: {base: default_small, steps: 10}}\n"
     )
-    own, rest = config.of("ioi", "other"), config.of("ioi", "gpt2-embedded")
-    assert (own.kernel.epsilon, own.variants["default"].steps, own.studied_variants) == (0.3, 7, ["default"])
-    assert own.kernel.epsilons == config.kernel.epsilons and own.variants["paper"] == config.variants["paper"]
-    assert rest == config
-    assert own.of("ioi", "other") == own
-
-
-@pytest.mark.parametrize(
-    ("settings", "fault"),
-    [
-        ({"ioi": {"n_names": 9}}, "experiment second sets 'ioi'"),
-        ({"kernel": {"epsilon": -1}}, "settings of experiment ioi on other: kernel.epsilon"),
-        ({"fcr": {"feature": []}}, "unknown key 'fcr.feature'"),
-        ({"studied_variants": ["none"]}, "variant 'none' is studied"),
-    ],
-)
-def test_settings_of_an_experiment_are_checked_at_load(
-    tmp_path: Path, settings: dict[str, Any], fault: str
-) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump(two_studies(settings)))
-    with pytest.raises(InputError, match=re.escape(fault)):
-        load_config([file])
-
-
-def test_a_delta_leaves_an_experiment_out(tmp_path: Path) -> None:
-    base, delta = tmp_path / "config.yaml", tmp_path / "delta.yaml"
-    base.write_text(yaml.safe_dump(two_studies({})))
-    delta.write_text("experiments: {ioi: null}\n")
-    kept = load_config([base, delta]).experiments
-    assert kept.keys() == load_config([base]).experiments.keys() - {"ioi"} and "second" in kept
+    changed = {name for name, variant in config.variants.items() if variant.per_site == 5}
+    assert changed == {n for n, v in config.variants.items() if v.base == "default" or n == "mine"}
+    assert {"default", "default_sparse", "default_s0_x1", "default_heads_s0_short"} <= changed
+    mine, small = config.variants["mine"], config.variants["default_small"]
+    told = {"base", "change", "study", "steps"}
+    assert mine.model_dump(exclude=told) == small.model_dump(exclude=told)
+    assert (mine.base, mine.change, mine.study, mine.steps) == ("default_small", "", "", 10)
+    for name in whole.variants.keys() - changed:
+        assert config.variants[name] == whole.variants[name]
 
 
 def test_a_delta_runs_some_experiments_alone(tmp_path: Path) -> None:
-    base, delta = tmp_path / "config.yaml", tmp_path / "delta.yaml"
-    base.write_text(yaml.safe_dump(two_studies({})))
-    delta.write_text("only: [second]\n")
-    kept = load_config([base, delta])
-    assert list(kept.experiments) == ["second"] == list(kept.of("ioi", "other").experiments)
-    delta.write_text("only: [third]\n")
-    with pytest.raises(InputError, match="'only' names experiment 'third'"):
-        load_config([base, delta])
+    config = with_delta(tmp_path, "only: [ravel_64]\n")
+    assert list(config.experiments) == ["ravel_64"]
+    assert list(config.of("ravel", "gemma2-embedded-64").experiments) == ["ravel_64"]
 
 
-def test_decoders_of_other_sizes_are_default_but_for_their_size() -> None:
+# ----------------------------------------------------------------------------------------------------------- base, studies
+def test_a_base_may_have_a_base_and_values_are_the_nearest(whole: Config) -> None:
+    wide, noised = (whole.variants[f"inversionview_noised{suffix}"] for suffix in ("_wide", ""))
+    assert (wide.generator, wide.pairs, wide.learning_rate, wide.d_condition) == (
+        "inversionview",
+        "noise",
+        2e-3,
+        120,
+    )
+    assert noised.d_condition is None
+    # What tells of an entry alone is not taken over.
+    assert wide.label != noised.label and wide.colour != noised.colour
+    assert whole.models["llama-icl-plain"].shape.architecture == "llama"
+    assert whole.models["llama-icl-plain"].training.curriculum == [12, 40, 156]
+    addition = whole.of("addition", "addition-embedded")
+    assert (addition.fcr.features, addition.fcr.bootstrap) == (["A1", "T1"], 1000)
+
+
+def test_a_study_is_its_runs_by_seed_and_times(whole: Config) -> None:
+    runs = {name: v for name, v in whole.variants.items() if v.study == "dimension"}
+    assert list(runs) == [
+        f"{base}_s{seed}_x{times}" for base in ("paper", "default") for seed in (0, 1, 2) for times in (1, 3)
+    ]
+    third = runs["default_s2_x3"]
+    told = {"study", "seed", "steps", "sites"}
+    assert (third.base, third.seed, third.steps) == ("default", 2, 720)
+    assert third.model_dump(exclude=told) == whole.variants["default"].model_dump(
+        exclude=told | {"label"}
+    ) | {
+        "label": "",
+        "colour": None,
+    }
+    short = whole.variants["inversionview_s0_short"]
+    assert (short.steps, short.settings, short.study) == (340, ["noise1"], "frontier")
+    assert "inversionview_wide_s0" in whole.variants and "inversionview_wide_s1" not in whole.variants
+
+
+def test_an_experiment_names_studies_or_single_runs(tmp_path: Path, whole: Config) -> None:
+    ioi = whole.of("ioi", "gpt2-embedded")
+    assert {whole.variants[name].study for name in ioi.study_variants} == {
+        "dimension",
+        "ablation",
+        "sparse",
+        "frontier",
+    }
+    chosen = with_delta(tmp_path, "experiments: {ioi: {studies: [sparse, paper_s1_x3]}}\n")
+    assert chosen.of("ioi", "gpt2-embedded").study_variants == [
+        "default_sparse_own",
+        "default_sparse_skip",
+        "default_sparse_widen",
+        "paper_s1_x3",
+    ]
+
+
+def test_an_entry_with_the_name_of_a_run_changes_the_run(tmp_path: Path) -> None:
+    config = with_delta(tmp_path, "variants: {paper_s0_x1: {steps: 7}}\n")
+    assert [config.variants[name].steps for name in ("paper_s0_x1", "paper_s1_x1")] == [7, 320]
+    assert config.variants["paper_s0_x1"].study == "dimension"
+
+
+def test_decoders_of_other_sizes_are_default_but_for_their_size(whole: Config) -> None:
     """They are read by the case studies alone, and grow in order."""
-    config = default_config()
-    sized = [name for name, variant in config.variants.items() if variant.study == "capacity"]
+    sized = [name for name, variant in whole.variants.items() if variant.study == "capacity"]
     assert sized == ["default_small", "default_large"]
-    assert not set(sized) & {*config.studied_variants, *config.study_variants}
+    ioi = whole.of("ioi", "gpt2-embedded")
+    assert not set(sized) & {*ioi.studied_variants, *ioi.study_variants}
     for task in ("counting", "addition"):
-        (model,) = [e.model for e in config.experiments.values() if e.task == task]
-        own = config.of(task, model)
+        (model,) = [e.model for e in whole.experiments.values() if e.task == task]
+        own = whole.of(task, model)
         small, default, large = (own.variant(f"default{suffix}") for suffix in ("_small", "", "_large"))
         grown = ["n_heads", "d_head", "d_condition", "site_map_blocks"]
         for field in grown:
             assert getattr(small, field) <= getattr(default, field) <= getattr(large, field)
-        told = {*grown, "change", "study"}
+        told = {*grown, "change", "study", "label", "colour"}
         assert (
             small.model_dump(exclude=told)
             == default.model_dump(exclude=told)
             == large.model_dump(exclude=told)
         )
+
+
+# ------------------------------------------------------------------------------------------------------ what is an experiment's
+def two_experiments(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Two experiments, the second of which sets something for itself."""
+    second = {"model": "other", "sites": ["L0H0"], "settings": settings, **more}
+    return {
+        "variants": {"paper": {}, "default": {"pairs": "kernel"}, "mine": {"base": "default", "seed": 1}},
+        "models": {"one": {}, "other": {}},
+        "experiments": {"first": {"model": "one", "sites": ["L0H0"]}, "second": second},
+    }
+
+
+def test_an_experiment_sets_what_is_its_own() -> None:
+    changes = {"kernel": {"epsilon": 0.3}, "variants": {"default": {"steps": 7}}}
+    config = parse_config(two_experiments(changes, variants=["mine"]))
+    own, rest = config.of("ioi", "other"), config.of("ioi", "one")
+    assert (own.kernel.epsilon, own.studied_variants) == (0.3, ["mine"])
+    assert own.kernel.epsilons == config.kernel.epsilons
+    # The change to `default` reaches what is made of it, in this experiment alone.
+    assert own.variants["mine"] == config.variants["mine"].model_copy(update={"steps": 7})
+    assert rest.variants == config.variants and rest.kernel == config.kernel
+    assert rest.studied_variants == ["paper", "default"]
+    assert own.of("ioi", "other") == own
+
+
+def test_unknown_names_list_what_there_is(whole: Config) -> None:
+    with pytest.raises(InputError, match="unknown variant 'nope'.*paper"):
+        whole.variant("nope")
+    with pytest.raises(InputError, match="no experiment reads model 'nope'"):
+        whole.experiment("ioi", "nope")
+
+
+def test_the_budget_scales_counts() -> None:
+    config = Config(budget=0.001)
+    assert config.scaled(5000) == 5 and config.scaled(10) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------------ faults
+#: A delta, the line at fault, and what is said.
+BAD: dict[str, tuple[str, int, list[str]]] = {
+    "unknown key at the top": ("seed: 1\nsede: 1\n", 2, ["'sede'", "schema.json"]),
+    "unknown nested key": ("kernel:\n  bandwith: 0.1\n", 2, ["kernel.bandwith", "schema.json"]),
+    "bandwidth of zero": ("kernel: {epsilon: 0}\n", 1, ["kernel.epsilon", "positive"]),
+    "negative bandwidth": ("kernel: {epsilon: -0.1}\n", 1, ["kernel.epsilon", "positive"]),
+    "bandwidth that is not finite": ("kernel:\n  epsilon: .nan\n", 2, ["kernel.epsilon", "finite"]),
+    "one of the bandwidths": ("kernel: {epsilons: [0.1, 0.0]}\n", 1, ["kernel.epsilons", "positive"]),
+    "hub model without revision": (
+        "models:\n  far: {source: hub, path: org/name}\n",
+        2,
+        ["models.far", "revision"],
+    ),
+    "hub model without path": (
+        "models:\n  far:\n    source: hub\n    revision: abc\n",
+        2,
+        ["models.far", "path"],
+    ),
+    "model without seeds": ("models: {near: {seeds: []}}\n", 1, ["models.near.seeds"]),
+    "experiment on an unknown model": (
+        "experiments:\n  ioi:\n    model: nobody\n",
+        3,
+        ["nobody", "'models'"],
+    ),
+    "experiment without a model": ("experiments: {mine: {sites: [L0H0]}}\n", 1, ["experiments.mine.model"]),
+    "variant that is not there": (
+        "experiments: {ioi: {variants: [paper, papre]}}\n",
+        1,
+        ["papre", "'variants'"],
+    ),
+    "study that is not there": ("experiments: {ioi: {studies: [sprase]}}\n", 1, ["sprase"]),
+    "experiment of only that is not there": ("only: [ioi, third]\n", 1, ["'only'"[1:-1], "third"]),
+    "name that is a path": ("variants: {../up: {base: paper}}\n", 1, ["../up"]),
+    "wrong type": ("sampling:\n  candidates: many\n", 2, ["sampling.candidates"]),
+    "share out of range": ("ioi: {held_out_pairs: 1.0}\n", 1, ["ioi.held_out_pairs"]),
+    "unknown base": ("variants:\n  mine: {base: defualt}\n", 2, ["defualt", "default"]),
+    "circle": (
+        "variants:\n  a: {base: b}\n  b: {base: c}\n  c: {base: a}\n",
+        4,
+        ["circle", "a -> b -> c -> a"],
+    ),
+    "base of itself": ("models:\n  a: {base: a}\n", 2, ["circle", "a -> a"]),
+    "wrong value in a base": ("variants:\n  default:\n    steps: 0\n", 3, ["variants.default.steps"]),
+    "list for a mapping": ("variants: [paper]\n", 1, ["variants", "a list"]),
+    "list for an entry": ("variants:\n  mine: [paper]\n", 2, ["variants.mine", "a list"]),
+    "nothing for an entry": ("experiments:\n  ioi:\n", 2, ["experiments.ioi", "nothing"]),
+    "two values for a key": ("kernel:\n  epsilon: 0.1\n  epsilon: 0.2\n", 3, ["'epsilon'", "line 2"]),
+    "not YAML": ("a: [1\nb: 2\n", 2, ["not valid YAML"]),
+    "a list as the file": ("- a\n", 1, ["a list"]),
+    "settings that are shared": ("experiments: {ioi: {settings: {ioi: {}}}}\n", 1, ["settings.ioi"]),
+    "settings out of range": (
+        "experiments:\n  ioi:\n    settings: {kernel: {epsilon: -1}}\n",
+        3,
+        ["experiments.ioi.settings.kernel.epsilon", "positive"],
+    ),
+    "settings of no variant": ("experiments: {ioi: {settings: {variants: {papre: {}}}}}\n", 1, ["papre"]),
+    "settings with another base": (
+        "experiments: {ioi: {settings: {variants: {default_sparse: {base: paper}}}}}\n",
+        1,
+        ["base"],
+    ),
+    "list of variants outside of experiments": ("studied_variants: [paper]\n", 1, ["studied_variants"]),
+    "study without base": ("studies:\n  mine:\n    runs:\n      a: {steps: 3}\n", 4, ["'base'"]),
+    "study of an unknown base": ("studies: {mine: {runs: {a: {base: x}}}}\n", 1, ["'x'"]),
+    "runs of one name": (
+        "studies: {mine: {sweeps: [{seeds: [0, 1]}], runs: {a: {base: paper}}}}\n",
+        1,
+        ["'a'", "sweeps"],
+    ),
+    "run with the name of a variant": (
+        "studies: {mine: {runs: {paper_eps0.05: {base: default}}}}\n",
+        1,
+        ["paper_eps0.05"],
+    ),
+    "pattern of names": (
+        "studies: {mine: {sweeps: [{name: '{base}'}], runs: {a: {base: paper}}}}\n",
+        1,
+        ["{run}"],
+    ),
+    "multiple of no steps": (
+        "studies: {mine: {sweeps: [{name: '{run}{times}', times: [2]}], runs: {a: {base: paper}}}}\n",
+        1,
+        ["steps"],
+    ),
+    "study written at a variant": ("variants: {mine: {study: sparse}}\n", 1, ["'studies'"]),
+    "two experiments on one model": ("experiments: {mine: {base: ioi}}\n", 1, ["experiment ioi", "merge"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_fault_is_one_clear_error_with_its_line(case: str, tmp_path: Path) -> None:
+    text, line, words = BAD[case]
+    with pytest.raises(InputError) as error:
+        with_delta(tmp_path, text)
+    assert error.value.culprit and error.value.remedy
+    assert "\n" not in str(error.value)
+    for word in [f"delta.yaml:{line}", *words]:
+        assert word in str(error.value)
+
+
+def test_a_fault_that_a_delta_causes_elsewhere_names_the_place_that_is_wrong(tmp_path: Path) -> None:
+    """`pairs: noise` cannot do what the default file asks of `default`; a descendant's fault names the base it is from."""
+    with pytest.raises(InputError, match=r"variants\.default.*need pairs: kernel"):
+        with_delta(tmp_path, "variants: {default: {pairs: noise}}\n")
+    with pytest.raises(InputError, match=r"delta\.yaml:2 \(base mine\)|delta\.yaml:2: variants\.mine"):
+        with_delta(tmp_path, "variants:\n  mine: {steps: 0}\n  other: {base: mine}\n")
+
+
+def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent\.yaml does not exist.*--config"):
+        load_config([tmp_path / "absent.yaml"])
+    with pytest.raises(InputError, match="cannot be read"):
+        load_config([tmp_path])
+    (tmp_path / "latin.yaml").write_bytes(b"seed: 1\n# caf\xe9\n")
+    with pytest.raises(InputError, match=r"latin\.yaml:2 is not UTF-8"):
+        load_config([tmp_path / "latin.yaml"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inversescope.config import Config, default_config
+from inversescope.config import Config, load_config
 from inversescope.errors import InputError
 from inversescope.report.pages import ABOUT, studies, write_studies
 from inversescope.store import read_table
@@ -21,7 +21,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
     root = tmp_path_factory.mktemp("page")
     shutil.copytree(ROOT / "tests/data/results", root / "results")
     shutil.copytree(ROOT / "docs/results/figures", root / "results/figures")
-    config = default_config()
+    config = load_config([ROOT / "config/config.yaml"])
     write_studies(root, config)
     return root, config
 

@@ -98,9 +98,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the workflow in which all of IOI has run, as far as Snakemake's records say; the files are empty."""
     root = copy(tmp_path_factory.mktemp("finished"))
     settings = root / "config" / "config.yaml"
-    text = settings.read_text()
-    assert text.count("only: null\n") == 1
-    settings.write_text(text.replace("only: null\n", "only: [ioi]\n"))
+    settings.write_text(settings.read_text() + "\nonly: [ioi]\n")
     return as_if_run(root)
 
 
@@ -204,7 +202,8 @@ def test_embedded_study_has_the_right_jobs(workflow: Path, config: Config) -> No
 
 def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
     found = jobs(snakemake(workflow, "--dry-run", "--", "study"))
-    assert found["train_generator"] == len(set(config.study_variants))
+    ioi = config.of("ioi", "gpt2-embedded")
+    assert found["train_generator"] == len(set(ioi.study_variants)) > 50
     assert found["collect_study"] == found["plot_study"] == 1
     assert "plot_figures" not in found
 
@@ -359,7 +358,7 @@ def test_an_edit_reruns_what_depends_on_it(finished: Path, config: Config, edit:
     assert not untouched & set(found), f"rerun without need: {sorted(untouched & set(found))}"
     assert rerun <= set(found), f"missed: {sorted(rerun - set(found))}"
     if edit == "one variant":
-        assert found["train_generator"] == 1
+        assert found["train_generator"] == len({"default", "default_sparse"})
     if edit == "the number of targets":
         assert found["make_prompts"] == found["extract_activations"] == 1
 

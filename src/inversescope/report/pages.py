@@ -57,7 +57,7 @@ def studies(root: Path, config: Config) -> Iterator[Study]:
             stem = f"{task}_{model}"
             figures = {f"{stem}_{name}": (title, name) for name, title in TASK_VECTORS.items()}
             yield Study(stem, f"In-context learning: {model}", task, lines, figures)
-    for (task, model), whole in with_published(config).items():
+    for (task, model), whole in with_published(root, config).items():
         known = (task, model) in experiments
         if task in ("counting", "addition") and (known or (root / "results" / task / model).exists()):
             stem = f"{task}_{model}"

@@ -70,7 +70,7 @@ def train_target(context: Context, candidate: str) -> None:
         if int(lengths.max()) > spec.shape.n_positions:
             raise InputError(
                 f"candidate {candidate} has {spec.shape.n_positions} positions, but prompts take up to {int(lengths.max())}",
-                f"raise models.{context.model_name}.candidates.{candidate}.shape.n_positions",
+                f"raise models.{context.model_name}.shape.n_positions",
             )
         return tokens, starts, lengths
 

@@ -10,8 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from inversescope.config import Config, merge, parse_config
-from inversescope.config.case_studies import PUBLISHED
+from inversescope.config import Config, load_config
 from inversescope.figures.tables import tidy
 from inversescope.report.lines import MISSED, NO_GOAL, NOT_MEASURED, Line, judge
 from inversescope.store import read_json, read_table
@@ -27,7 +26,7 @@ def show_cases(root: Path, config: Config, console: Console | None = None) -> bo
     causal checks; true if no goal is missed."""
     console = console or Console()
     good = True
-    for (task, model), whole in with_published(config).items():
+    for (task, model), whole in with_published(root, config).items():
         experiment, own = whole.experiment(task, model), whole.of(task, model)
         if task in ("counting", "addition"):
             lines = case_lines(root, own, task, model)
@@ -43,10 +42,11 @@ def show_cases(root: Path, config: Config, console: Console | None = None) -> bo
     return good
 
 
-def with_published(config: Config) -> dict[tuple[str, str], Config]:
+def with_published(root: Path, config: Config) -> dict[tuple[str, str], Config]:
     """Task and model of each experiment, the published counting model's first, and the configuration that it belongs to."""
-    published = parse_config(merge(config.model_dump(mode="json"), PUBLISHED))
-    return {(e.task, e.model): whole for whole in (published, config) for e in whole.experiments.values()}
+    files = [root / "config" / name for name in ("config.yaml", "published.yaml")]
+    wholes = [load_config(files), config] if all(file.exists() for file in files) else [config]
+    return {(e.task, e.model): whole for whole in wholes for e in whole.experiments.values()}
 
 
 def case_lines(root: Path, config: Config, task: str, model: str) -> list[Line]:

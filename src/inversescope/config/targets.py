@@ -1,0 +1,227 @@
+"""The models that are read, and the one that labels texts."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from inversescope.config.entries import Misplaced
+from inversescope.config.strict import Strict
+
+
+class ArchitectureConfig(Strict):
+    """Shape of a transformer that the workflow builds itself."""
+
+    architecture: Literal["gpt2", "gemma2", "llama"] = "gpt2"
+    n_layers: int = Field(4, ge=1)
+    n_heads: int = Field(4, ge=1)
+    d_model: int = Field(64, ge=8)
+    d_mlp: int | None = Field(None, description="Hidden width of the MLP; 4 d_model if absent.")
+    n_positions: int = Field(32, ge=4)
+    n_kv_heads: int | None = Field(
+        None, description="Grouped-query attention (gemma2, llama); n_heads if absent."
+    )
+    head_dim: int | None = Field(
+        None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
+    )
+    sliding_window: int | None = Field(
+        None,
+        ge=1,
+        description="Positions that every other layer sees (gemma2); the family's default if absent.",
+    )
+    tied_embeddings: bool = True
+    initializer_range: float = Field(
+        0.08,
+        gt=0,
+        description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths.",
+    )
+
+
+class TargetTraining(Strict):
+    """How `train_target` makes a target model when no trained one is given."""
+
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = 0.1
+    warmup: int = 50
+    max_steps: int = Field(1500, description="Cap: a candidate that has not passed the gate by then fails.")
+    extra_steps: int = Field(
+        100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
+    )
+    schedule: Literal["gate", "cosine"] = Field(
+        "gate",
+        description="gate: constant rate until the gate is passed, then extra_steps. cosine: decay over all of max_steps.",
+    )
+    gate_accuracy: float = Field(
+        0.99,
+        description="Accuracy of the answer that a candidate must reach (icl_translation: on each task).",
+    )
+    answer_weight: float = Field(
+        1.0, gt=0, description="Weight of the answer's tokens in the loss, relative to the prompt's."
+    )
+    curriculum: list[int] = Field(
+        default_factory=list,
+        description="Sizes of the dictionary, one after the other, for tasks with a curriculum; empty: all of it from the start.",
+    )
+    curriculum_loss: float = Field(
+        0.35,
+        description="Loss of the last two answers, nats, mean of 20 steps, at which the next size begins.",
+    )
+    delay_layers: int = Field(
+        0,
+        ge=0,
+        description="Blocks in which, until the gate is passed, the position that predicts does not attend to the query "
+        "(icl_translation). The extra steps are without.",
+    )
+    corpus: dict[str, float] = Field(
+        default_factory=dict,
+        description="Further tasks whose answered prompts it is trained on too, each with its share of the batch.",
+    )
+
+    @field_validator("corpus")
+    @classmethod
+    def _shares(cls, corpus: dict[str, float]) -> dict[str, float]:
+        if any(share <= 0 for share in corpus.values()) or sum(corpus.values()) >= 1:
+            raise ValueError(f"shares of further tasks must be positive, their sum below 1, got {corpus}")
+        return corpus
+
+
+class GemmaScopeConfig(Strict):
+    """Released sparse autoencoders of a model's residual stream: files layer_L/width_W/average_l0_N/params.npz."""
+
+    source: Literal["hub", "local"] = "hub"
+    path: str = Field(..., description="Hub repository, or local folder.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    width: str = Field("16k", pattern=r"^\w+$", description="Width in the files' names.")
+    l0: dict[int, int] = Field(..., description="Layer -> average L0 in the file's name.")
+
+    @model_validator(mode="after")
+    def _pinned(self) -> GemmaScopeConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+
+class VocabularyConfig(Strict):
+    """A character vocabulary."""
+
+    characters: str = Field(..., min_length=2, description="All tokens in order of their ids, from 0.")
+    end: str = Field(
+        ...,
+        min_length=1,
+        max_length=1,
+        description="The character that ends a sequence; the generator's start too.",
+    )
+    unknown: str | None = Field(
+        None, max_length=1, description="Stands for other characters, which are refused either way."
+    )
+
+
+class CheckpointConfig(Strict):
+    """A published GPT-2 checkpoint: config.json, model.safetensors or pytorch_model.bin, and what its token ids stand for."""
+
+    folder: str = Field(..., description="Where it lies; also below `mirror`.")
+    url: str | None = Field(
+        None, description="https address of its folder at a pinned commit; fetched from if it lies nowhere."
+    )
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="File name -> SHA-256, checked wherever the file comes from."
+    )
+    vocabulary: VocabularyConfig
+
+    @model_validator(mode="after")
+    def _pinned(self) -> CheckpointConfig:
+        if self.url and len(self.sha256) < 2:
+            raise ValueError("a checkpoint with a url needs the sha256 of config.json and of its weights")
+        return self
+
+
+class ModelConfig(Strict):
+    """A target model: trained by the workflow, a local directory, a hub repository at a pinned revision, or a checkpoint."""
+
+    base: str | None = Field(
+        None, exclude=True, description="The model that this one takes over; what follows is the change."
+    )
+    source: Literal["trained", "local", "hub", "checkpoint"] = "trained"
+    checkpoint: CheckpointConfig | None = Field(None, description="For source: checkpoint.")
+    path: str | None = Field(None, description="Hub repository or local directory.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
+    n_layers: int | None = Field(
+        None, description="Layers of a hub or local model, so that its sites are known before download."
+    )
+    n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
+    bos: bool = Field(
+        False,
+        description="Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it).",
+    )
+    control: str | None = Field(
+        None, description="Model that figures show beside this one (icl_translation: trained without delay)."
+    )
+    shape: ArchitectureConfig = Field(ArchitectureConfig(), description="Of a model that is trained here.")
+    seeds: list[int] = Field(
+        [1],
+        min_length=1,
+        description="`train_target` trains one candidate a seed; `select_target` picks one.",
+    )
+    training: TargetTraining = TargetTraining()
+    gemma_scope: GemmaScopeConfig | None = Field(
+        None,
+        description="Released autoencoders as SAE (General); a model without them has its own trained on its general text.",
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> ModelConfig:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise Misplaced(("seeds",), f"a seed stands twice: {self.seeds}")
+        if (self.source == "checkpoint") != (self.checkpoint is not None):
+            raise ValueError("source: checkpoint and the key 'checkpoint' go together")
+        if self.source == "checkpoint" and (self.n_layers is None or self.n_heads is None):
+            raise ValueError("source: checkpoint needs n_layers and n_heads, so that its sites are known")
+        if self.source in ("local", "hub") and not self.path:
+            raise ValueError(f"source: {self.source} needs 'path'")
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+    @property
+    def candidates(self) -> dict[str, TargetCandidate]:
+        """Candidates of the target scan by name: s1, s2, ... after their seeds; none of a model that is not trained here."""
+        seeds = self.seeds if self.source == "trained" else []
+        return {f"s{seed}": TargetCandidate(self.shape, seed) for seed in seeds}
+
+
+class TargetCandidate(NamedTuple):
+    """One candidate of the target scan."""
+
+    shape: ArchitectureConfig
+    seed: int
+
+
+class LabellerConfig(Strict):
+    """A chat model that labels texts (paper, D.3.3: gemma-2-2b-it)."""
+
+    source: Literal["hub", "local"] = "local"
+    path: str = Field(..., description="Hub repository or local directory.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device_map: str | None = None
+    batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
+    max_texts: int = Field(
+        20_000,
+        ge=1,
+        description="Distinct candidates that are labelled, at most: as many of each variant and site.",
+    )
+    instruction: str = Field(
+        "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
+        "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none.",
+        description="What the model is asked; {labels} stands for the labels.",
+    )
+
+    @model_validator(mode="after")
+    def _pinned(self) -> LabellerConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self

@@ -1,0 +1,181 @@
+"""Priors P(x), one model a task."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from inversescope.config.strict import Strict
+
+
+class IOIConfig(Strict):
+    """The prior of the indirect object identification task (paper, D.1.1)."""
+
+    n_names: int = Field(32, ge=4)
+    n_templates: int = Field(8, ge=1)
+    n_places: int = Field(8, ge=1)
+    n_items: int = Field(8, ge=1)
+    held_out_pairs: float = Field(
+        0.05, gt=0, lt=1, description="Share of unordered name pairs kept for the test split."
+    )
+    split_seed: int = 0
+
+
+class RavelConfig(Strict):
+    """The RAVEL task (paper, 4.2 and D.2): where its fact tables come from, and how much of them is used."""
+
+    source: Literal["embedded", "upstream"] = Field(
+        "embedded", description="The table of the package, or what `fetch_ravel` brings: upstream's files."
+    )
+    mirror: str | None = Field(
+        None, description="Folder that holds upstream's files; upstream's archive is downloaded if absent."
+    )
+    archive_sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="SHA-256 of the archive; if absent, only files of it with a pinned sum are used.",
+    )
+    types: list[str] | None = Field(None, min_length=1, description="Entity types; all if absent.")
+    n_entities: int | None = Field(None, ge=3, description="Entities a type, at most.")
+    n_templates: int | None = Field(None, ge=3, description="Templates an attribute, at most.")
+
+    @property
+    def files(self) -> list[str]:
+        """Fetched files that the prior is made of, below data/ravel; none where the tables come with the package."""
+        return ["source/manifest.json"] if self.source == "upstream" else []
+
+
+class TranslationConfig(Strict):
+    """The in-context translation prior (paper, D.3.2): words, and the split."""
+
+    words: Literal["own", "lists"] = Field(
+        "own",
+        description="'own': the package's table of concepts in four languages. 'lists': the downloaded word pairs of Hendel et al.",
+    )
+    n_concepts: int | None = Field(
+        156, ge=8, description="Dictionary entries that are used, from the first; null: all."
+    )
+    held_out: float = Field(
+        0.05, gt=0, lt=1, description="Share of the (query, shots) combinations kept for the test split."
+    )
+    mirror: str | None = Field(
+        None,
+        description="Directory to read the lists from instead of downloading them; checksums hold there too.",
+    )
+
+    @property
+    def files(self) -> list[str]:
+        """Downloaded files that the prior is made of, below data/icl_translation."""
+        others = ("fr", "it", "es")
+        names = [*(f"en_{one}.json" for one in others), *(f"{one}_en.json" for one in others)]
+        return [f"lists/{name}" for name in names] if self.words == "lists" else []
+
+
+class CountingConfig(Strict):
+    """The prior of character counting (InversionView's first case study)."""
+
+    letters: str = Field("abcdefghijklmnopqrstuvwxyz", min_length=2, description="The alphabet.")
+    n_distinct: int = Field(3, ge=2, description="Distinct letters in a prompt.")
+    max_count: int = Field(9, ge=1, le=9, description="How often a letter occurs at most.")
+    begin: str = Field("B", description="Characters before the letters; may be empty.")
+    bar: str = Field(
+        "|", min_length=1, max_length=1, description="Between the letters and the target letter."
+    )
+    colon: str = Field(
+        ":", min_length=1, max_length=1, description="Behind the target letter; the count follows."
+    )
+    held_out_letters: float = Field(
+        0.05, gt=0, lt=1, description="Share of sets of letters kept for the test split."
+    )
+    split_seed: int = 0
+
+
+class AdditionConfig(Strict):
+    """The prior of addition (InversionView's third case study): both operands with as many digits, none beginning with 0."""
+
+    n_digits: int = Field(3, ge=1, le=3, description="Digits of each operand: 3 make 810,000 prompts.")
+    begin: str = Field("B", description="Characters before the first operand; may be empty.")
+    with_answer: bool = Field(
+        False,
+        description="Prompts go on to the sum, so that activations at its digits can be read (A1, A2, ...).",
+    )
+    held_out_pairs: float = Field(
+        0.05, gt=0, lt=1, description="Share of unordered pairs of operands kept for the test split."
+    )
+    split_seed: int = 0
+
+
+class TextFeatureConfig(Strict):
+    """A feature of a corpus's prompts: a column of the file, what a regular expression finds, or what a function says."""
+
+    column: str | None = Field(None, min_length=1, description="Column that holds the label.")
+    pattern: str | None = Field(
+        None,
+        min_length=1,
+        description="Regular expression, searched in the prompt; its group `label`, or else its first group, is the label.",
+    )
+    function: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="package.module:function, from a prompt to its label (str): of this package or of text.functions.",
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextFeatureConfig:
+        if sum(value is not None for value in (self.column, self.pattern, self.function)) != 1:
+            raise ValueError("a feature has exactly one of column, pattern and function")
+        if self.pattern is not None:
+            try:
+                compiled = re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
+            if not compiled.groups:
+                raise ValueError(
+                    f"pattern {self.pattern!r} has no group: put what is the label in parentheses"
+                )
+        return self
+
+
+class TextConfig(Strict):
+    """The prior of a corpus: the prompts of a file, as often as they stand there (InversionView's factual recall, for one)."""
+
+    file: str = Field(
+        "data/text/corpus.jsonl",
+        description="Parquet, JSON lines, or plain text (one prompt a line), inside the project.",
+    )
+    format: Literal["parquet", "jsonl", "text"] | None = Field(
+        None, description="Of the file; if absent, its suffix says: .parquet, .jsonl, .txt."
+    )
+    prompt: str = Field(
+        "{text}",
+        description="The prompt: columns in braces (named slots), and what stands between them. Plain text has the column text.",
+    )
+    answer: str | None = Field(
+        None, description="Column that should follow the prompt, without the space before it; may be absent."
+    )
+    weight: str | None = Field(
+        None, description="Column that says how often a row counts, a whole number; 1 if absent."
+    )
+    split_by: str | None = Field(
+        None, description="Column whose values are held out as a whole; the prompt itself if absent."
+    )
+    held_out: float = Field(0.1, gt=0, lt=1, description="Share of these values kept for the test split.")
+    split_seed: int = 0
+    token_unit: Literal["word", "character"] = Field(
+        "word", description="What the tokenizer of a target trained here takes for a token."
+    )
+    features: dict[str, TextFeatureConfig] = Field(default_factory=dict)
+    functions: str | None = Field(
+        None, description="Folder inside the project whose modules may be named in features."
+    )
+
+    @property
+    def sources(self) -> list[str]:
+        """Files of the project that the prior is made of: the corpus, and modules of its functions."""
+        named = [f.function.split(":")[0] for f in self.features.values() if f.function is not None]
+        own = [name for name in named if name.split(".")[0] != "inversescope"] if self.functions else []
+        modules = [Path(self.functions or "", *name.split(".")).with_suffix(".py").as_posix() for name in own]
+        return [self.file, *dict.fromkeys(modules)]
