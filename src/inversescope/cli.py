@@ -64,8 +64,15 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="headline numbers of a task beside their goals")
     show.add_argument("task", help="a task, or inversionview for its case studies")
     _common(show)
-    config = commands.add_parser("config", help="validate the configuration, or write its schema")
-    config.add_argument("--write", action="store_true", help="write config/schema.json from the models")
+    config = commands.add_parser("config", help="validate the configuration, show it, or write its schema")
+    config.add_argument(
+        "action",
+        nargs="?",
+        choices=("check", "show", "schema"),
+        default="check",
+        help="show: print every value and where it comes from; schema: write config/schema.json",
+    )
+    config.add_argument("key", nargs="?", default="", help="of show: a dotted key (variants.default.steps)")
     _common(config)
     audit = commands.add_parser(
         "audit", help="lineage of a figure, a table or one number, and what became of it"
@@ -189,16 +196,18 @@ def _show(arguments: argparse.Namespace) -> None:
 
 
 def _config(arguments: argparse.Namespace) -> None:
-    from inversescope.config import load_config, to_schema
+    from inversescope.config import load_config, show, to_schema
 
-    if arguments.write:
+    files = arguments.config or [arguments.root / "config/config.yaml"]
+    if arguments.action == "show":
+        print(show(files, arguments.key))
+    elif arguments.action == "schema":
         file = arguments.root / "config/schema.json"
-        file.parent.mkdir(exist_ok=True)
         file.write_text(to_schema())
         print(f"wrote {file}")
-        return
-    load_config(arguments.config or [arguments.root / "config/config.yaml"])
-    print("the configuration is valid")
+    else:
+        load_config(files)
+        print("the configuration is valid")
 
 
 def _audit(arguments: argparse.Namespace) -> int:

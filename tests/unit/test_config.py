@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import jsonschema
 import pytest
 import yaml
 
-from inversescope.config import Config, load_config, merge, parse_config, to_schema
+from inversescope.config import Config, load_config, merge, parse_config, read_layers, show, to_schema
+from inversescope.context import Context
 from inversescope.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
+WRITTEN = read_layers([CONFIG / "config.yaml"])
 FILES = sorted(path.relative_to(CONFIG).as_posix() for path in CONFIG.rglob("*.yaml"))
 
 
@@ -28,7 +31,7 @@ def whole() -> Config:
 def with_delta(folder: Path, text: str) -> Config:
     """The default configuration with a file laid over it."""
     (folder / "delta.yaml").write_text(text)
-    return load_config([CONFIG / "config.yaml", folder / "delta.yaml"])
+    return parse_config(merge(WRITTEN, read_layers([folder / "delta.yaml"])))
 
 
 # ------------------------------------------------------------------------------------------------------------------- files
@@ -39,7 +42,7 @@ def test_the_schema_has_not_drifted() -> None:
             found.splitlines(), text.splitlines(), "config/schema.json", "models", lineterm=""
         )
     )
-    assert found == text, f"run `inversescope config --write`:\n{difference}"
+    assert found == text, f"run `inversescope config schema`:\n{difference}"
 
 
 def test_the_schema_forbids_unknown_keys() -> None:
@@ -210,6 +213,95 @@ def test_unknown_names_list_what_there_is(whole: Config) -> None:
 def test_the_budget_scales_counts() -> None:
     config = Config(budget=0.001)
     assert config.scaled(5000) == 5 and config.scaled(10) == 1
+
+
+# -------------------------------------------------------------------------------------------------------------------- show
+def shown(folder: Path, key: str, text: str = "") -> str:
+    (folder / "delta.yaml").write_text(text)
+    return show([CONFIG / "config.yaml", folder / "delta.yaml"], key)
+
+
+def test_show_says_where_a_value_is_written(tmp_path: Path) -> None:
+    delta = "variants:\n  default:\n    steps: 9\n  mine: {base: default}\n"
+    assert shown(tmp_path, "variants.default.steps", delta).endswith(
+        "steps: 9  # " + f"{tmp_path}/delta.yaml:3"
+    )
+    assert shown(tmp_path, "variants.mine.steps", delta).endswith("delta.yaml:3 (base default)")
+    assert shown(tmp_path, "variants.default.norm_band") == "variants.default.norm_band: 0.1  # default"
+    assert "# " + str(CONFIG / "config.yaml") + ":" in shown(tmp_path, "variants.default_s0_x1.n_condition")
+    # Names may have dots.
+    assert shown(tmp_path, "variants.paper_eps0.05.epsilon").startswith(
+        "variants.paper_eps0.05.epsilon: 0.05 "
+    )
+
+
+def test_show_prints_what_an_experiment_sees(tmp_path: Path, whole: Config) -> None:
+    for key in (
+        "experiments.ravel_96.variants.default.steps",
+        "experiments.ravel_96.settings.variants.default.steps",
+    ):
+        assert ": 1500  # " in shown(tmp_path, key) and shown(tmp_path, key).endswith("(base ravel_48)")
+    assert ": 2  # " in shown(tmp_path, "experiments.ravel_96.backbone.shape.n_layers")
+    # What it does not set is the shared value, written where that is written.
+    assert (
+        shown(tmp_path, "experiments.ravel_96.backbone.learning_rate").partition("# ")[2]
+        == shown(tmp_path, "backbone.learning_rate").partition("# ")[2]
+    )
+    part = yaml.safe_load(shown(tmp_path, "experiments.icl_llama"))
+    view = whole.of("icl_translation", "llama-icl")
+    assert part["settings"]["fcr"] == view.fcr.model_dump()
+    assert set(part["settings"]["variants"]) == {"paper", "default"} == set(part["variants"])
+
+
+def test_all_that_is_shown_is_yaml_with_a_place_for_each_value(tmp_path: Path, whole: Config) -> None:
+    text = shown(tmp_path, "")
+    values = yaml.safe_load(text)
+    assert values["variants"] == {name: v.model_dump(mode="json") for name, v in whole.variants.items()}
+    assert values["models"].keys() == whole.models.keys() and values["seed"] == 0
+    for line in text.splitlines():
+        assert line.rstrip().endswith(":") or re.search(
+            r"  # (default|\S+\.yaml:\d+( \(base \S+\))?)$", line
+        ), line
+
+
+def test_a_key_that_is_not_there_lists_what_is(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no 'kernel\.bandwidth'.*epsilons"):
+        shown(tmp_path, "kernel.bandwidth")
+
+
+# ---------------------------------------------------------------------------------------------------------- documentation
+EXAMPLES = [
+    pytest.param(block, id=f"{file.name}:{i}")
+    for file in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+    for i, block in enumerate(re.findall(r"^```yaml\n(.*?)^```$", file.read_text(), flags=re.M | re.S))
+]
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_examples_of_the_documentation_can_be_run(text: str, tmp_path: Path) -> None:
+    """Each is a delta: it is valid, and every variant of its experiments has sites that are read."""
+    config = with_delta(tmp_path, text)
+    for experiment in config.experiments.values():
+        own = config.of(experiment.task, experiment.model)
+        context = Context(tmp_path, own, experiment.task, experiment.model)
+        assert context.sites()
+        for variant in [*own.studied_variants, *own.study_variants]:
+            assert context.variant_sites(variant)
+
+
+def test_the_documented_variant_is_default_with_one_change(tmp_path: Path, whole: Config) -> None:
+    (text,) = [value for param in EXAMPLES for value in param.values if "default_wide:" in str(value)]
+    config = with_delta(tmp_path, str(text))
+    told = {"base", "change", "n_heads", "label", "colour"}
+    for own, default in (
+        (config, whole),
+        (config.of("ioi", "gpt2-embedded"), whole.of("ioi", "gpt2-embedded")),
+    ):
+        wide = own.variants["default_wide"]
+        assert wide.model_dump(exclude=told) == default.variants["default"].model_dump(exclude=told)
+        assert (wide.base, wide.n_heads) == ("default", 64)
+        assert {name: v for name, v in own.variants.items() if name != "default_wide"} == default.variants
+    assert "default_wide" in config.of("ioi", "gpt2-embedded").studied_variants
 
 
 # ------------------------------------------------------------------------------------------------------------------ faults

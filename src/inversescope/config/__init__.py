@@ -16,6 +16,7 @@ from inversescope.config.methods import (
     VariantConfig,
 )
 from inversescope.config.schema import Config, ExperimentConfig, StudyConfig, to_schema
+from inversescope.config.show import show
 from inversescope.config.targets import (
     ArchitectureConfig,
     CheckpointConfig,
@@ -70,5 +71,6 @@ __all__ = [
     "merge",
     "parse_config",
     "read_layers",
+    "show",
     "to_schema",
 ]

@@ -46,7 +46,7 @@ class Entries(dict[Any, Any]):
             if key not in leave_out:
                 origin = self.origins.get(key)
                 if origin is not None and not origin.base:
-                    origin = origin._replace(base=base)
+                    origin = Origin(origin.file, origin.line, base)
                 result.put(key, value.inherited(base) if isinstance(value, Entries) else value, origin)
         return result
 

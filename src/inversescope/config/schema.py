@@ -1,7 +1,7 @@
 """The whole configuration as pydantic models: each setting is described here or in the modules beside, with its default, once.
 
 `config/config.yaml` is written by hand and says what differs. `config/schema.json` is made from these models by
-`inversescope config --write`; a test fails with a diff when it has drifted.
+`inversescope config schema`; a test fails with a diff when it has drifted.
 """
 
 from __future__ import annotations
