@@ -14,13 +14,13 @@ include: "rules/common.smk"
 
 
 wildcard_constraints:
-    task=one_of(TASKS),
-    model=one_of(MODELS),
+    task=one_of(PLAN.tasks),
+    model=one_of(PLAN.models),
     site=SITE_PATTERN,
-    split=one_of(SPLITS + FURTHER_SPLITS),
-    generator=one_of(GENERATORS),
-    variant=one_of(VARIANTS),
-    candidate=one_of(CANDIDATES),
+    split=one_of(paths.ALL_SPLITS),
+    generator=one_of(PLAN.generators),
+    variant=one_of(PLAN.variants),
+    candidate=one_of(PLAN.candidates),
 
 
 include: "rules/prompts.smk"
@@ -29,68 +29,28 @@ include: "rules/activations.smk"
 include: "rules/generator.smk"
 include: "rules/sampling.smk"
 include: "rules/fcr.smk"
-include: "rules/figures.smk"
-include: "rules/study.smk"
+include: "rules/ioi.smk"
+include: "rules/variants.smk"
 include: "rules/ravel.smk"
 include: "rules/icl.smk"
 include: "rules/cases.smk"
-include: "rules/pages.smk"
-
-
-PARTS = {name: named_parts(Experiment(e.task, e.model)) for name, e in CONFIG.experiments.items()}
+include: "rules/report.smk"
 
 
 # Each task has a target of its own name: its figures and tables.
-rule ioi_figures:
-    input:
-        of_experiments(*rules.plot_figures.output, tasks=["ioi"]),
-        of_experiments(*rules.plot_causes.output, tasks=["ioi"], having=patched),
+for task in PLAN.tasks:
 
-
-rule ioi:
-    input:
-        rules.ioi_figures.input,
-        rules.make_report.output if SHOWN else [],
-
-
-rule ravel:
-    input:
-        rules.plot_ravel.output if RAVEL else [],
-
-
-rule icl_translation:
-    input:
-        of_experiments(*rules.plot_icl.output, tasks=["icl_translation"], having=studied),
-
-
-rule counting:
-    input:
-        of_experiments(*rules.plot_cases.output, tasks=["counting"]),
-        of_experiments(*rules.plot_causes.output, tasks=["counting"], having=patched),
-
-
-rule addition:
-    input:
-        of_experiments(*rules.plot_cases.output, tasks=["addition"]),
-        of_experiments(
-            *rules.plot_causes.output, *rules.plot_answers.output, tasks=["addition"], having=patched
-        ),
-
-
-rule text:
-    input:
-        of_experiments(*rules.plot_cases.output, tasks=["text"]),
-        of_experiments(*rules.plot_causes.output, tasks=["text"], having=patched),
+    rule:
+        name:
+            task
+        input:
+            figures_of(task),
+            rules.make_report.output if task == "ioi" and SHOWN else [],
 
 
 rule figures:
     input:
-        rules.ioi_figures.input,
-        rules.ravel.input,
-        rules.icl_translation.input,
-        rules.counting.input,
-        rules.addition.input,
-        rules.text.input,
+        figures_of(*PLAN.tasks),
 
 
 rule all:
@@ -108,61 +68,64 @@ rule pages:
 
 rule frontier:
     input:
-        of_experiments(*rules.plot_frontier.output, having=of_frontier),
+        parts_of("frontier"),
 
 
 rule study:
     input:
-        of_experiments(*rules.plot_study.output, having=of_ablations),
-        rules.frontier.input,
+        parts_of("study", "frontier"),
 
 
 # Parts of all experiments, in pipeline order: snakemake --cores 2 -- activations
 rule prompts:
     input:
-        [file for task in TASKS for file in prompts_of(task)],
+        [file for task in PLAN.tasks for file in PLAN.prompts_of(task)],
 
 
 rule targets:
     input:
-        all_of("targets"),
+        parts_of("targets"),
 
 
 rule activations:
     input:
-        all_of("activations"),
+        parts_of("activations"),
 
 
 rule generators:
     input:
-        of_variants(studied, "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors"),
+        [
+            file
+            for e in PLAN.experiments
+            for file in e.of_variants(paths.CHECKPOINT, e.studied, file="model.safetensors")
+        ],
 
 
 rule samples:
     input:
-        at_sites("results/{task}/{model}/cells/{site}.parquet"),
+        parts_of("estimates"),
 
 
 rule tables:
     input:
-        of_experiments("results/{task}/{model}/fcr.csv"),
+        parts_of("tables"),
 
 
 # The same parts of single tasks and experiments, and more, of which the stages of dvc.yaml consist: activations_ravel_48
-for task in TASKS:
+for task in PLAN.tasks:
 
     rule:
         name:
             f"prompts_{task}"
         input:
-            prompts_of(task),
+            PLAN.prompts_of(task),
 
 
-for name, parts in PARTS.items():
-    for part, files in parts.items():
+for experiment in PLAN.experiments:
+    for part, files in experiment.parts(lambda rule: getattr(rules, rule).output).items():
 
         rule:
             name:
-                f"{part}_{name}"
+                f"{part}_{experiment.name}"
             input:
                 files,

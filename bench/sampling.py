@@ -105,7 +105,7 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
         return None
     model, _ = load_generator(context, "inversescope", VARIANT)
     tokenizer = backbone_tokenizer(context)
-    heads = [site.label for site in context.variant_sites(VARIANT) if site.head is not None]
+    heads = [site.label for site in context.plan.sites_of(VARIANT) if site.head is not None]
     z = {}
     for label in heads:
         some = read_activations(context.activations_path("test", label))[0][:TARGETS_A_HEAD]

@@ -131,7 +131,7 @@ def measure(context: Context, variant: str, peaks: dict[str, float]) -> dict[str
     peak = max(peaks.values())
     return {
         "variant": variant,
-        "sites": len(context.variant_sites(variant)),
+        "sites": len(context.plan.sites_of(variant)),
         "sequences_a_step": timeline.sequences[WARM_UP],
         "seconds_a_step": seconds / TIMED,
         "tokens_per_s": sum(timeline.tokens[steps]) / seconds,

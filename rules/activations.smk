@@ -2,39 +2,37 @@
 # experiments: a rule each.
 
 
-for task, model in EXPERIMENTS:
+for experiment in PLAN.experiments:
+
+    block = experiment.whole
 
     rule:
         name:
-            rule_name("extract_activations", task, model)
+            f"extract_activations_{block.name}"
         input:
-            source=source("extract_activations", task),
-            prompts=f"data/{task}/prompts/{{split}}.parquet",
-            target=target_files(task, model),
+            source=source("extract_activations"),
+            prompts=paths.PROMPTS,
+            target=target_files,
         output:
-            expand(
-                "data/{task}/{model}/activations/{{split}}/{site}.safetensors",
-                task=task,
-                model=model,
-                site=sites_of(task, model),
-            ),
+            fill(paths.ACTIVATIONS, site=block.sites),
         log:
-            f"logs/extract_activations/{task}/{model}/{{split}}.log",
+            "logs/extract_activations/{task}/{model}/{split}.log",
         benchmark:
-            f"benchmarks/extract_activations/{task}/{model}/{{split}}.tsv"
+            "benchmarks/extract_activations/{task}/{model}/{split}.tsv"
+        wildcard_constraints:
+            **block.constraints,
         priority: 70
         conda:
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(3000, 16000, model),
-            runtime=minutes(20, 240, model),
+            mem_mb=memory(3000, 16000),
+            runtime=minutes(20, 240),
         params:
-            used=used(Experiment(task, model), f"models/{model}/dtype", f"models/{model}/device_map"),
+            used=lambda w: used(w, f"models/{w.model}/dtype", f"models/{w.model}/device_map"),
             options=options,
-            where=f"--task {task} --model {model}",
         message:
-            f"Extracting the {{wildcards.split}} activations of {model} at {len(sites_of(task, model))} sites"
+            f"Extracting the {{wildcards.split}} activations of {{wildcards.model}} at {block.label}"
         shell:
-            "inversescope extract_activations {params.where} --split {wildcards.split}"
-            " {params.options} --threads {threads} --log {log}"
+            "inversescope extract_activations --task {wildcards.task} --model {wildcards.model}"
+            " --split {wildcards.split} {params.options} --threads {threads} --log {log}"

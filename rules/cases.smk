@@ -1,8 +1,6 @@
 # Causal checks, of every experiment that names sites to patch; distances, completeness and figures of case studies.
 
-CASES = ["counting", "addition", "text"]
-# Tasks whose answers are several tokens.
-SPELLED = ["addition"]
+CAUSE_FIGURES = literal("studies/cases/figures", "CAUSE_FIGURES")
 CASE_FIGURES = literal("studies/cases/figures", "CASE_FIGURES")
 CASE_TABLES = literal("studies/cases/figures", "CASE_TABLES")
 ANSWER_FIGURES = literal("studies/cases/figures", "ANSWER_FIGURES")
@@ -12,8 +10,8 @@ ANSWER_TABLES = literal("studies/cases/figures", "ANSWER_TABLES")
 rule check_causes:
     input:
         source=source("check_causes"),
-        target=lambda w: target_files(w.task, w.model),
-        reference="data/{task}/prompts/reference.parquet",
+        target=target_files,
+        reference=fill(paths.PROMPTS, split="reference"),
     output:
         causes="results/{task}/{model}/causes.csv",
         ranks="results/{task}/{model}/causes_rank.csv",
@@ -29,7 +27,7 @@ rule check_causes:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence") | {"patched": patched(w)},
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched"),
         options=options,
     message:
         "Patching the sites of {wildcards.model} on {wildcards.task} with counterfactual partners"
@@ -41,8 +39,8 @@ rule check_causes:
 rule trace_answers:
     input:
         source=source("trace_answers"),
-        target=lambda w: target_files(w.task, w.model),
-        reference="data/{task}/prompts/reference.parquet",
+        target=target_files,
+        reference=fill(paths.PROMPTS, split="reference"),
     output:
         answers="results/{task}/{model}/answers.csv",
         ranks="results/{task}/{model}/answers_rank.csv",
@@ -58,7 +56,7 @@ rule trace_answers:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence") | {"patched": patched(w)},
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched"),
         options=options,
     message:
         "Tracing which sites of {wildcards.model} carry which token of the answers of {wildcards.task}"
@@ -73,9 +71,7 @@ rule plot_causes:
         causes="results/{task}/{model}/causes.csv",
         ranks="results/{task}/{model}/causes_rank.csv",
     output:
-        figures=drawn(CAUSE_FIGURES, "figures", "Causal checks", "png"),
-        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=CAUSE_FIGURES),
-        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=CAUSE_FIGURES),
+        figures=shown("figures", CAUSE_FIGURES, "Causal checks"),
     log:
         "logs/plot_causes/{task}/{model}.log",
     benchmark:
@@ -87,7 +83,7 @@ rule plot_causes:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: {"patched": patched(w)},
+        used=lambda w: used(w, "patched"),
         options=options,
     message:
         "Plotting FCR against effect at the sites of {wildcards.model} on {wildcards.task}"
@@ -102,11 +98,8 @@ rule plot_answers:
         answers="results/{task}/{model}/answers.csv",
         ranks="results/{task}/{model}/answers_rank.csv",
     output:
-        figures=drawn(ANSWER_FIGURES, "figures", "Causal checks", "png"),
-        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=ANSWER_FIGURES),
-        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=ANSWER_FIGURES),
-        tables=drawn(ANSWER_TABLES, "tables", "Causal checks", "csv"),
-        markdown=expand("results/tables/{{task}}_{{model}}_{name}.md", name=ANSWER_TABLES),
+        figures=shown("figures", ANSWER_FIGURES, "Causal checks"),
+        tables=shown("tables", ANSWER_TABLES, "Causal checks"),
     log:
         "logs/plot_answers/{task}/{model}.log",
     benchmark:
@@ -120,7 +113,7 @@ rule plot_answers:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: {"patched": patched(w)},
+        used=lambda w: used(w, "patched"),
         options=options,
     message:
         "Plotting which sites of {wildcards.model} carry which token of the answers of {wildcards.task}"
@@ -132,13 +125,10 @@ rule plot_answers:
 rule compare_distances:
     input:
         source=source("compare_distances"),
-        target=lambda w: target_files(w.task, w.model),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=SPLITS),
-        activations=at_all_sites(
-            "data/{task}/{model}/activations/{split}/{site}.safetensors",
-            split=["train", "test", "reference"],
-        ),
-        samples=samples_of(studied),
+        target=target_files,
+        prompts=fill(paths.PROMPTS, split=paths.SPLITS),
+        activations=lambda w: of(w).at_sites(paths.ACTIVATIONS, split=paths.SPLITS),
+        samples=lambda w: of(w).samples(of(w).studied),
     output:
         "results/{task}/{model}/distances.csv",
     log:
@@ -165,13 +155,10 @@ rule compare_distances:
 rule check_completeness:
     input:
         source=source("check_completeness"),
-        target=lambda w: target_files(w.task, w.model),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=SPLITS),
-        activations=at_all_sites(
-            "data/{task}/{model}/activations/{split}/{site}.safetensors",
-            split=["train", "test", "reference"],
-        ),
-        generators=descriptions_of(studied),
+        target=target_files,
+        prompts=fill(paths.PROMPTS, split=paths.SPLITS),
+        activations=lambda w: of(w).at_sites(paths.ACTIVATIONS, split=paths.SPLITS),
+        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).studied, file="meta.json"),
     output:
         points="results/{task}/{model}/completeness.parquet",
         recall="results/{task}/{model}/completeness_recall.csv",
@@ -207,17 +194,14 @@ rule plot_cases:
         recall="results/{task}/{model}/completeness_recall.csv",
         sizes="results/{task}/{model}/completeness_sizes.csv",
     output:
-        figures=drawn(CASE_FIGURES, "figures", "Case studies", "png"),
-        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=CASE_FIGURES),
-        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=CASE_FIGURES),
-        tables=drawn(CASE_TABLES, "tables", "Case studies", "csv"),
-        markdown=expand("results/tables/{{task}}_{{model}}_{name}.md", name=CASE_TABLES),
+        figures=shown("figures", CASE_FIGURES, "Case studies"),
+        tables=shown("tables", CASE_TABLES, "Case studies"),
     log:
         "logs/plot_cases/{task}/{model}.log",
     benchmark:
         "benchmarks/plot_cases/{task}/{model}.tsv"
     wildcard_constraints:
-        task=one_of(CASES),
+        task=one_of(PLAN.case_studies),
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -225,8 +209,7 @@ rule plot_cases:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used(w, "kernel/epsilon", "fcr/features")
-        | {"sites": EXPERIMENTS[w.task, w.model].sites},
+        used=lambda w: used(w, "kernel/epsilon", "fcr/features", "sites"),
         options=options,
     message:
         "Plotting the case study of {wildcards.task} on {wildcards.model}"

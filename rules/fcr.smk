@@ -4,12 +4,10 @@
 rule compute_exact:
     input:
         source=source("compute_exact"),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["test", "reference"]),
-        activations=expand(
-            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["test", "reference"]
-        ),
+        prompts=fill(paths.PROMPTS, split=["test", "reference"]),
+        activations=fill(paths.ACTIVATIONS, split=["test", "reference"]),
     output:
-        "results/{task}/{model}/exact/{site}.parquet",
+        paths.EXACT,
     log:
         "logs/compute_exact/{task}/{model}/{site}.log",
     benchmark:
@@ -22,7 +20,7 @@ rule compute_exact:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 120),
     params:
-        used=lambda w: used(w, w.task, "kernel/distance", "kernel/kind") | {"epsilons": bandwidths(w)},
+        used=lambda w: used(w, w.task, "kernel/distance", "kernel/kind", "bandwidths"),
         options=options,
     message:
         "Computing exact rates at {wildcards.site} from prior draws"
@@ -34,17 +32,15 @@ rule compute_exact:
 rule estimate_fcr:
     input:
         source=source("estimate_fcr"),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "test"]),
-        activations=expand(
-            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
-        ),
-        exact="results/{task}/{model}/exact/{site}.parquet",
-        mcmc="results/{task}/{model}/mcmc/{site}.parquet",
-        prior="results/{task}/{model}/samples/backbone.parquet",
-        generators=descriptions_of(studied),
-        samples=samples_of(studied),
+        prompts=fill(paths.PROMPTS, split=["train", "test"]),
+        activations=fill(paths.ACTIVATIONS, split=["train", "test"]),
+        exact=paths.EXACT,
+        mcmc=lambda w: of(w).files(paths.MCMC, site=w.site) if of(w).has_chains else [],
+        prior=paths.PRIOR_SAMPLES,
+        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).studied, file="meta.json"),
+        samples=lambda w: of(w).samples(of(w).studied, w.site),
     output:
-        cells="results/{task}/{model}/cells/{site}.parquet",
+        cells=paths.CELLS,
         fcr="results/{task}/{model}/fcr/{site}.csv",
         refusal="results/{task}/{model}/refusal/{site}.csv",
         coverage="results/{task}/{model}/coverage/{site}.csv",
@@ -60,22 +56,22 @@ rule estimate_fcr:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 60),
     params:
-        used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
+        used=lambda w: used(w, "seed", w.task, "kernel", "fcr", "bandwidths"),
+        variants=lambda w: variant_options(of(w).studied),
         options=options,
-        where=variant_options(studied),
     message:
         "Estimating rates at {wildcards.site} with intervals and controls"
     shell:
         "inversescope estimate_fcr --task {wildcards.task} --model {wildcards.model} --site {wildcards.site}"
-        " {params.where} {params.options} --threads {threads} --log {log}"
+        " {params.variants} {params.options} --threads {threads} --log {log}"
 
 
 rule collect_tables:
     input:
         source=source("collect_tables"),
-        parts=at_all_sites("results/{task}/{model}/{table}/{site}.csv", table=["fcr", "refusal", "coverage"]),
-        generators=descriptions_of(studied),
-        samples=samples_of(studied),
+        parts=lambda w: of(w).at_sites(paths.SITE_TABLE, table=["fcr", "refusal", "coverage"]),
+        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).studied, file="meta.json"),
+        samples=lambda w: of(w).samples(of(w).studied),
     output:
         fcr="results/{task}/{model}/fcr.csv",
         refusal="results/{task}/{model}/refusal.csv",

@@ -4,12 +4,11 @@
 rule train_backbone:
     input:
         source=source("train_backbone"),
-        target=lambda w: target_files(w.task, w.model),
+        target=target_files,
     output:
-        "data/{task}/{model}/checkpoints/backbone/model.safetensors",
-        "data/{task}/{model}/checkpoints/backbone/meta.json",
+        fill(paths.BACKBONE, file=paths.CHECKPOINT_FILES),
         log="results/{task}/{model}/training/backbone.csv",
-        samples="results/{task}/{model}/samples/backbone.parquet",
+        samples=paths.PRIOR_SAMPLES,
     log:
         "logs/train_backbone/{task}/{model}.log",
     benchmark:
@@ -34,15 +33,13 @@ rule train_backbone:
 rule train_generator:
     input:
         source=source("train_generator"),
-        prompts="data/{task}/prompts/train.parquet",
-        target=lambda w: target_files(w.task, w.model),
-        activations=activations_of_variant,
-        backbone="data/{task}/{model}/checkpoints/backbone/model.safetensors",
-        meta="data/{task}/{model}/checkpoints/backbone/meta.json",
+        prompts=fill(paths.PROMPTS, split="train"),
+        target=target_files,
+        activations=lambda w: of(w).at_sites_of([w.variant], paths.ACTIVATIONS, split="train"),
+        backbone=fill(paths.BACKBONE, file=paths.CHECKPOINT_FILES),
     output:
-        "data/{task}/{model}/checkpoints/{generator}/{variant}/model.safetensors",
-        "data/{task}/{model}/checkpoints/{generator}/{variant}/meta.json",
-        log="results/{task}/{model}/training/{generator}/{variant}.csv",
+        fill(paths.CHECKPOINT, file=paths.CHECKPOINT_FILES),
+        log=paths.TRAINING_LOG,
     log:
         "logs/train_generator/{task}/{model}/{generator}/{variant}.log",
     benchmark:
@@ -55,9 +52,9 @@ rule train_generator:
         mem_mb=memory(3000, 64000),
         runtime=minutes(30, 2880),
     params:
-        used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "backbone/init") | made_as(w),
-        options=options,
+        used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "backbone/init", f"training/{w.variant}"),
         launch=launch,
+        options=options,
     message:
         "Training generator {wildcards.generator}, variant {wildcards.variant}"
     shell:

@@ -1,45 +1,54 @@
 # In-context translation (paper, sections 4.3, D.3, E.4): word lists, activation patching, LLM labels, Figures 7 and 11. Targets,
 # activations, generators and rates come from the rules above.
 
+ICL_FIGURES = literal("report/pages", "TASK_VECTORS")
 
-rule fetch_word_lists:
-    input:
-        source=source("fetch_word_lists", "icl_translation"),
-    output:
-        expand("data/icl_translation/lists/{pair}.json", pair=WORD_LISTS),
-    log:
-        "logs/fetch_word_lists/icl_translation.log",
-    benchmark:
-        "benchmarks/fetch_word_lists/icl_translation.tsv"
-    priority: 90
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory(1000, 1000),
-        runtime=minutes(10, 10),
-    params:
-        used=lambda w: used(experiment_on("icl_translation"), "icl_translation"),
-        options=options,
-        where=lambda w: experiment_on("icl_translation").options(w),
-    message:
-        "Fetching the word lists, pinned and checksummed"
-    shell:
-        "inversescope fetch_word_lists {params.where} {params.options} --threads {threads} --log {log}"
+ICL = PLAN.on("icl_translation")
+
+
+if ICL and CONFIG.icl_translation.words == "lists":
+
+    rule fetch_word_lists:
+        input:
+            source=source_files("fetch_word_lists", "icl_translation"),
+        output:
+            PLAN.data_of("icl_translation"),
+        log:
+            "logs/fetch_word_lists/icl_translation.log",
+        benchmark:
+            "benchmarks/fetch_word_lists/icl_translation.tsv"
+        priority: 90
+        localrule: True
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(1000, 1000),
+            runtime=minutes(10, 10),
+        params:
+            used=used(ICL[0], "icl_translation"),
+            options=options,
+        message:
+            "Fetching the word lists, pinned and checksummed"
+        shell:
+            f"inversescope fetch_word_lists {ICL[0].options}"
+            " {params.options} --threads {threads} --log {log}"
 
 
 rule patch_task_vectors:
     input:
-        source=source("patch_task_vectors", "icl_translation"),
-        target=lambda w: target_files("icl_translation", w.model),
+        source=source("patch_task_vectors"),
+        target=target_files,
     output:
-        rates="results/icl_translation/{model}/patching.csv",
-        pairs="results/icl_translation/{model}/patching_pairs.parquet",
-        masking="results/icl_translation/{model}/masking.csv",
+        rates="results/{task}/{model}/patching.csv",
+        pairs="results/{task}/{model}/patching_pairs.parquet",
+        masking="results/{task}/{model}/masking.csv",
     log:
-        "logs/patch_task_vectors/icl_translation/{model}.log",
+        "logs/patch_task_vectors/{task}/{model}.log",
     benchmark:
-        "benchmarks/patch_task_vectors/icl_translation/{model}.tsv"
+        "benchmarks/patch_task_vectors/{task}/{model}.tsv"
+    wildcard_constraints:
+        task="icl_translation",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -48,9 +57,9 @@ rule patch_task_vectors:
         runtime=minutes(10, 120),
     params:
         used=lambda w: used(
-            Experiment("icl_translation", w.model),
+            w,
             "seed",
-            "icl_translation",
+            w.task,
             "patching",
             "probe/max_iter",
             "fcr/bootstrap",
@@ -60,22 +69,24 @@ rule patch_task_vectors:
     message:
         "Patching task vectors in {wildcards.model}"
     shell:
-        "inversescope patch_task_vectors --task icl_translation --model {wildcards.model}"
+        "inversescope patch_task_vectors --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
 
 
 rule label_tasks:
     input:
-        source=source("label_tasks", "icl_translation"),
-        prompts="data/icl_translation/prompts/test.parquet",
-        samples=lambda w: samples_of(studied)(Experiment("icl_translation", w.model)),
+        source=source("label_tasks"),
+        prompts=fill(paths.PROMPTS, split="test"),
+        samples=lambda w: of(w).samples(of(w).studied),
     output:
-        labels="results/icl_translation/{model}/labels.parquet",
-        agreement="results/icl_translation/{model}/label_agreement.csv",
+        labels="results/{task}/{model}/labels.parquet",
+        agreement="results/{task}/{model}/label_agreement.csv",
     log:
-        "logs/label_tasks/icl_translation/{model}.log",
+        "logs/label_tasks/{task}/{model}.log",
     benchmark:
-        "benchmarks/label_tasks/icl_translation/{model}.tsv"
+        "benchmarks/label_tasks/{task}/{model}.tsv"
+    wildcard_constraints:
+        task="icl_translation",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -83,66 +94,55 @@ rule label_tasks:
         mem_mb=memory(4000, 16000),
         runtime=minutes(30, 600),
     params:
-        used=lambda w: used(
-            Experiment("icl_translation", w.model), "icl_translation", "labeller", "fcr/confidence"
-        ),
+        used=lambda w: used(w, w.task, "labeller", "fcr/confidence"),
         options=options,
     message:
         "Labelling the tasks of test prompts and candidates by a chat model"
     shell:
-        "inversescope label_tasks --task icl_translation --model {wildcards.model}"
+        "inversescope label_tasks --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
 
 
 rule plot_icl:
     input:
-        source=source("plot_icl", "icl_translation"),
-        exact=lambda w: [
-            f"results/icl_translation/{model}/exact/{site}.parquet"
-            for model in shown_beside(w.model)
-            for site in sites_of("icl_translation", model)
-        ],
+        source=source("plot_icl"),
+        exact=lambda w: [file for e in PLAN.with_control(of(w)) for file in e.at_sites(paths.EXACT)],
         patching=lambda w: [
-            f"results/icl_translation/{model}/{table}.csv"
-            for model in shown_beside(w.model)
-            for table in ("patching", "masking")
+            file
+            for e in PLAN.with_control(of(w))
+            for file in e.files(paths.RESULT, file=["patching.csv", "masking.csv"])
         ],
         targets=lambda w: [
-            f"results/icl_translation/{model}/target_selection.csv"
-            for model in shown_beside(w.model)
-            if model in TRAINED
+            file
+            for e in PLAN.with_control(of(w))
+            if e.model in TRAINED
+            for file in e.files(paths.RESULT, file="target_selection.csv")
         ],
-        fcr="results/icl_translation/{model}/fcr.csv",
-        refusal="results/icl_translation/{model}/refusal.csv",
-        samples=lambda w: samples_of(studied)(Experiment("icl_translation", w.model)),
+        fcr="results/{task}/{model}/fcr.csv",
+        refusal="results/{task}/{model}/refusal.csv",
+        samples=lambda w: of(w).samples(of(w).studied),
         labels=lambda w: (
-            f"results/icl_translation/{w.model}/label_agreement.csv" if CONFIG.labeller is not None else []
+            of(w).files(paths.RESULT, file="label_agreement.csv") if CONFIG.labeller is not None else []
         ),
     output:
-        report(
-            "results/figures/icl_translation_{model}_task_vectors.png",
-            caption="../report/task_vectors.rst",
-            category="Figures",
-            subcategory="icl_translation on {model}",
-            labels={"shows": "Figures 7 and 11: task and query by layer, and patching"},
-        ),
-        vector="results/figures/icl_translation_{model}_task_vectors.pdf",
-        data="results/figures/icl_translation_{model}_task_vectors.csv",
+        shown("figures", ICL_FIGURES, "Figures"),
         headline=report(
-            "results/tables/icl_translation_{model}_headline.csv",
+            "results/tables/{task}_{model}_headline.csv",
             caption="../report/task_vectors.rst",
             category="Tables",
-            subcategory="icl_translation on {model}",
+            subcategory="{task} on {model}",
             labels={"shows": "Headline numbers"},
         ),
-        markdown="results/tables/icl_translation_{model}_headline.md",
-        layers="results/icl_translation/{model}/layers.csv",
-        bands="results/icl_translation/{model}/bands.csv",
-        refused="results/icl_translation/{model}/refused.csv",
+        markdown="results/tables/{task}_{model}_headline.md",
+        layers="results/{task}/{model}/layers.csv",
+        bands="results/{task}/{model}/bands.csv",
+        refused="results/{task}/{model}/refused.csv",
     log:
-        "logs/plot_icl/icl_translation/{model}.log",
+        "logs/plot_icl/{task}/{model}.log",
     benchmark:
-        "benchmarks/plot_icl/icl_translation/{model}.tsv"
+        "benchmarks/plot_icl/{task}/{model}.tsv"
+    wildcard_constraints:
+        task="icl_translation",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -150,11 +150,15 @@ rule plot_icl:
         mem_mb=memory(1000, 4000),
         runtime=minutes(5, 20),
     params:
-        used=lambda w: used(Experiment("icl_translation", w.model), "kernel/epsilon", "fcr"),
+        used=lambda w: used(
+            w,
+            "kernel/epsilon",
+            "fcr",
+            *(f"models/{e.model}/training/delay_layers" for e in PLAN.with_control(of(w))),
+        ),
         options=options,
-        shown=lambda w: {model: CONFIG.models[model].training.delay_layers for model in shown_beside(w.model)},
     message:
         "Plotting task and query by layer of {wildcards.model} beside its control"
     shell:
-        "inversescope plot_icl --task icl_translation --model {wildcards.model}"
+        "inversescope plot_icl --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"

@@ -4,9 +4,9 @@
 rule make_prompts:
     input:
         source=source("make_prompts"),
-        data=lambda w: data_of(w.task),
+        data=lambda w: PLAN.data_of(w.task),
     output:
-        "data/{task}/prompts/{split}.parquet",
+        paths.PROMPTS,
     log:
         "logs/make_prompts/{task}/{split}.log",
     benchmark:
@@ -19,10 +19,10 @@ rule make_prompts:
         mem_mb=memory(2000, 6000),
         runtime=minutes(5, 20),
     params:
-        used=lambda w: used(experiment_on(w.task), "seed", w.task) | size_of_split(w.task, w.split),
-        options=options,
+        used=lambda w: used(w, "seed", w.task, f"n_{w.split}"),
         # Asks for the threads, so that it is not recorded: any model of the task would do.
-        model=lambda w, threads: experiment_on(w.task).model,
+        model=lambda w, threads: of(w).model,
+        options=options,
     message:
         "Drawing the {wildcards.split} prompts of {wildcards.task}"
     shell:

@@ -1,22 +1,29 @@
 # RAVEL beside what every task has: its data set, sparse autoencoders, all methods scored as classifiers of attributes, figures.
 
+RAVEL = PLAN.on("ravel")
+RAVEL_FIGURES = literal("studies/ravel/figures", "FIGURES")
+RAVEL_TABLES = literal("studies/ravel/figures", "TABLES")
+POSITIONS = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
+AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
+
 
 if CONFIG.ravel.source == "upstream" and RAVEL:
 
     rule fetch_ravel:
         input:
-            source=source("fetch_ravel", "ravel"),
+            source=source_files("fetch_ravel", "ravel"),
             mirror=(
                 sorted(Path(CONFIG.ravel.mirror).glob("ravel_*.json"))
                 if CONFIG.ravel.mirror is not None
                 else []
             ),
         output:
-            "data/ravel/source/manifest.json",
+            PLAN.data_of("ravel"),
         log:
             "logs/fetch_ravel.log",
         benchmark:
             "benchmarks/fetch_ravel.tsv"
+        localrule: True
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -26,96 +33,90 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
         params:
             used=used(RAVEL[0], "ravel/source", "ravel/mirror", "ravel/archive_sha256"),
             options=options,
-            where=RAVEL[0].options,
         message:
             "Fetching RAVEL and checking its checksums"
         shell:
-            "inversescope fetch_ravel {params.where} {params.options} --threads {threads} --log {log}"
+            f"inversescope fetch_ravel {RAVEL[0].options}" " {params.options} --threads {threads} --log {log}"
 
 
-for study, sites, label in ravel_blocks():
+for block in blocks(RAVEL):
 
     rule:
         name:
-            rule_name("collect_positions", label)
+            f"collect_positions_{block.name}"
         input:
-            source=source("collect_positions", "ravel"),
-            corpus=[str(source_file(f"tasks/{name}")) for name in CONFIG.models[study.model].training.corpus],
-            prompts="data/ravel/prompts/train.parquet",
-            target=target_files(*study),
+            source=source("collect_positions"),
+            corpus=lambda w: [source_file(f"tasks/{name}") for name in of(w).target.training.corpus],
+            prompts=fill(paths.PROMPTS, split="train"),
+            target=target_files,
         output:
-            positions_of(study, sites),
+            fill(POSITIONS, corpus=block.experiment.corpora, site=block.sites),
         log:
-            f"logs/collect_positions/{study.task}/{study.model}/{sites[0]}.log",
+            f"logs/collect_positions/{{task}}/{{model}}/{block.sites[0]}.log",
         benchmark:
-            f"benchmarks/collect_positions/{study.task}/{study.model}/{sites[0]}.tsv"
+            f"benchmarks/collect_positions/{{task}}/{{model}}/{block.sites[0]}.tsv"
+        wildcard_constraints:
+            **block.constraints,
         priority: 60
         conda:
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 32000, study.model),
-            runtime=minutes(10, 240, study.model),
+            mem_mb=memory(2000, 32000),
+            runtime=minutes(10, 240),
         params:
-            used=used(study, "seed", "ravel", *CONFIG.models[study.model].training.corpus),
+            used=lambda w: used(w, "seed", w.task, *of(w).target.training.corpus),
             options=options,
-            where=f"{study.options(None)} " + " ".join(f"--site {site}" for site in sites),
         message:
-            f"Extracting activations at all positions of {study.model}, {len(sites)} sites from {sites[0]}"
+            f"Extracting activations at all positions of {{wildcards.model}} at {block.label}"
         shell:
-            "inversescope collect_positions {params.where} {params.options} --threads {threads} --log {log}"
+            "inversescope collect_positions --task {wildcards.task} --model {wildcards.model}"
+            f" {block.options}"
+            " {params.options} --threads {threads} --log {log}"
 
     rule:
         name:
-            rule_name("train_sae", label)
+            f"train_sae_{block.name}"
         input:
-            source=source("train_sae", "ravel"),
-            prompts=expand("data/ravel/prompts/{split}.parquet", split=["train", "val"]),
-            positions=positions_of(study, sites),
-            activations=expand(
-                "data/{task}/{model}/activations/{split}/{site}.safetensors",
-                task=study.task,
-                model=study.model,
-                split=["train", "val"],
-                site=sites,
-            ),
+            source=source("train_sae"),
+            prompts=fill(paths.PROMPTS, split=["train", "val"]),
+            positions=fill(POSITIONS, corpus=block.experiment.corpora, site=block.sites),
+            activations=fill(paths.ACTIVATIONS, split=["train", "val"], site=block.sites),
         output:
-            autoencoders_of(study, sites),
-            tables=expand(
-                "results/{task}/{model}/sae/{site}.csv", task=study.task, model=study.model, site=sites
-            ),
+            fill(AUTOENCODER, corpus=block.experiment.corpora, site=block.sites, file=paths.CHECKPOINT_FILES),
+            tables=fill(paths.SITE_TABLE, table="sae", site=block.sites),
         log:
-            f"logs/train_sae/{study.task}/{study.model}/{sites[0]}.log",
+            f"logs/train_sae/{{task}}/{{model}}/{block.sites[0]}.log",
         benchmark:
-            f"benchmarks/train_sae/{study.task}/{study.model}/{sites[0]}.tsv"
+            f"benchmarks/train_sae/{{task}}/{{model}}/{block.sites[0]}.tsv"
+        wildcard_constraints:
+            **block.constraints,
         priority: 60
         conda:
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 64000, study.model),
-            runtime=minutes(20, 1440, study.model),
+            mem_mb=memory(2000, 64000),
+            runtime=minutes(20, 1440),
         params:
-            used=used(study, "seed", "ravel", "sae"),
+            used=lambda w: used(w, "seed", w.task, "sae"),
             options=options,
-            where=f"{study.options(None)} " + " ".join(f"--site {site}" for site in sites),
         message:
-            f"Training sparse autoencoders on {study.model}, {len(sites)} sites from {sites[0]}"
+            f"Training sparse autoencoders on {{wildcards.model}} at {block.label}"
         shell:
-            "inversescope train_sae {params.where} {params.options} --threads {threads} --log {log}"
+            "inversescope train_sae --task {wildcards.task} --model {wildcards.model}"
+            f" {block.options}"
+            " {params.options} --threads {threads} --log {log}"
 
 
 rule classify_attributes:
     input:
         source=source("classify_attributes"),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "val", "test", "reference"]),
-        activations=expand(
-            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors",
-            split=["train", "val", "test", "reference"],
-        ),
-        target="data/{task}/{model}/target/target.json",
-        saes=lambda w: autoencoders_of(w, [w.site]),
-        samples=samples_of(studied),
+        prompts=fill(paths.PROMPTS, split=paths.ALL_SPLITS),
+        activations=fill(paths.ACTIVATIONS, split=paths.ALL_SPLITS),
+        target=fill(paths.TARGET, file="target.json"),
+        saes=lambda w: fill(AUTOENCODER, **w, corpus=of(w).corpora, file=paths.CHECKPOINT_FILES),
+        samples=lambda w: of(w).samples(of(w).studied, w.site),
     output:
         decisions="results/{task}/{model}/attributes/{site}.parquet",
         scores="results/{task}/{model}/attributes/{site}.csv",
@@ -157,26 +158,28 @@ if RAVEL:
 
     rule plot_ravel:
         input:
-            source=source("plot_ravel", "ravel"),
-            parts=scores_of(RAVEL),
-            rates=expand(
-                "results/ravel/{model}/{table}.csv",
-                model=[study.model for study in RAVEL],
-                table=["refusal", "fcr"],
-            ),
-            prompts="data/ravel/prompts/test.parquet",
-            targets=[f"data/ravel/{study.model}/target/target.json" for study in RAVEL],
-            samples=[file for study in RAVEL for file in samples_of(studied)(study)],
+            source=source_files("plot_ravel", "ravel"),
+            decisions=[
+                file
+                for e in RAVEL
+                for file in e.at_sites("results/{task}/{model}/attributes/{site}.parquet")
+            ],
+            scores=[
+                file
+                for e in RAVEL
+                for file in e.at_sites(paths.SITE_TABLE, table=["attributes", "bandwidth", "sae"])
+            ],
+            rates=[file for e in RAVEL for file in e.files(paths.RESULT, file=["refusal.csv", "fcr.csv"])],
+            prompts=fill(paths.PROMPTS, task="ravel", split="test"),
+            targets=[file for e in RAVEL for file in e.files(paths.TARGET, file="target.json")],
+            samples=[file for e in RAVEL for file in e.samples(e.studied)],
         output:
-            tables=expand(
+            tables=fill(
                 "results/ravel/{name}.csv",
                 name=["scores", "bandwidth", "saes", "refusal", "rates", "targets"],
             ),
-            figures=about_ravel(RAVEL_FIGURES, "figures", "Figures", "png"),
-            vector=expand("results/figures/ravel_{name}.pdf", name=RAVEL_FIGURES),
-            data=expand("results/figures/ravel_{name}.csv", name=RAVEL_FIGURES),
-            shown=about_ravel(RAVEL_TABLES, "tables", "Tables", "csv"),
-            markdown=expand("results/tables/ravel_{name}.md", name=RAVEL_TABLES),
+            figures=shown("figures", RAVEL_FIGURES, "Figures", "ravel"),
+            shown=shown("tables", RAVEL_TABLES, "Tables", "ravel"),
         log:
             "logs/plot_ravel.log",
         benchmark:
@@ -188,11 +191,9 @@ if RAVEL:
             mem_mb=memory(2000, 16000),
             runtime=minutes(10, 60),
         params:
-            used=used(RAVEL[0], "ravel", *HEADLINE)
-            | {"representative": {study.model: EXPERIMENTS[tuple(study)].representative for study in RAVEL}},
+            used=used(RAVEL[0], "ravel", *HEADLINE, *(f"experiments/{e.name}/representative" for e in RAVEL)),
             options=options,
-            where=RAVEL[0].options,
         message:
             "Plotting the figures of RAVEL over all models"
         shell:
-            "inversescope plot_ravel {params.where} {params.options} --threads {threads} --log {log}"
+            f"inversescope plot_ravel {RAVEL[0].options}" " {params.options} --threads {threads} --log {log}"

@@ -1,83 +1,76 @@
 # Candidate prompts from the generators, their activations and distances; and chains of swap moves without a generator.
 
 
-for block in blocks(all_variants):
+for block in blocks(PLAN.experiments, by_variant=True):
 
     rule:
         name:
-            rule_name("sample_prompts", block.name)
+            f"sample_prompts_{block.name}"
         input:
-            source=source("sample_prompts", block.task),
-            prompts=expand("data/{task}/prompts/{split}.parquet", task=block.task, split=["train", "test"]),
-            target=block.target_files,
-            cache=block.files("data/{task}/{model}/activations/train/{site}.safetensors"),
-            targets=block.files("data/{task}/{model}/activations/test/{site}.safetensors"),
-            generator=f"data/{block.folder}/checkpoints/{{generator}}/{{variant}}/model.safetensors",
-            meta=f"data/{block.folder}/checkpoints/{{generator}}/{{variant}}/meta.json",
+            source=source("sample_prompts"),
+            prompts=fill(paths.PROMPTS, split=["train", "test"]),
+            target=target_files,
+            cache=fill(paths.ACTIVATIONS, split="train", site=block.sites),
+            targets=fill(paths.ACTIVATIONS, split="test", site=block.sites),
+            generator=fill(paths.CHECKPOINT, file=paths.CHECKPOINT_FILES),
         output:
-            block.files(
-                "results/{task}/{model}/samples/{{generator}}/{{variant}}/{site}{suffix}",
-                suffix=SAMPLE_SUFFIXES,
-            ),
+            fill(paths.SAMPLES, site=block.sites, suffix=paths.SAMPLE_SUFFIXES),
         log:
-            f"logs/sample_prompts/{block.folder}/{{generator}}/{{variant}}/{block.first}.log",
+            f"logs/sample_prompts/{{task}}/{{model}}/{{generator}}/{{variant}}/{block.sites[0]}.log",
         benchmark:
-            f"benchmarks/sample_prompts/{block.folder}/{{generator}}/{{variant}}/{block.first}.tsv"
+            f"benchmarks/sample_prompts/{{task}}/{{model}}/{{generator}}/{{variant}}/{block.sites[0]}.tsv"
         wildcard_constraints:
-            **block.constraints(),
+            **block.constraints,
         priority: 60
         conda:
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(3000, 16000, block.model),
-            runtime=minutes(20, 360, block.model),
+            mem_mb=memory(3000, 16000),
+            runtime=minutes(20, 360),
         params:
-            used=lambda w, block=block: used(
-                block.experiment(w), "seed", "budget", block.task_of(w), *HEADLINE, "figures"
-            )
-            | drawn_as(block.experiment(w), w.variant),
+            used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "figures", f"drawing/{w.variant}"),
             options=options,
-            where=block.options,
         message:
             f"Sampling prompts from {{wildcards.generator}} {{wildcards.variant}} at {block.label}"
         shell:
-            "inversescope sample_prompts {params.where} --generator {wildcards.generator} --variant {wildcards.variant}"
+            "inversescope sample_prompts --task {wildcards.task} --model {wildcards.model}"
+            f" {block.options}"
+            " --generator {wildcards.generator} --variant {wildcards.variant}"
             " {params.options} --threads {threads} --log {log}"
 
 
-for block in blocks():
+for block in blocks(e for e in PLAN.experiments if e.has_chains):
 
     rule:
         name:
-            rule_name("run_mcmc", block.name)
+            f"run_mcmc_{block.name}"
         input:
-            source=source("run_mcmc", block.task),
-            prompts=f"data/{block.task}/prompts/test.parquet",
-            target=block.target_files,
-            targets=block.files("data/{task}/{model}/activations/test/{site}.safetensors"),
+            source=source("run_mcmc"),
+            prompts=fill(paths.PROMPTS, split="test"),
+            target=target_files,
+            targets=fill(paths.ACTIVATIONS, split="test", site=block.sites),
         output:
-            block.files("results/{task}/{model}/mcmc/{site}.parquet"),
+            fill(paths.MCMC, site=block.sites),
         log:
-            f"logs/run_mcmc/{block.folder}/{block.first}.log",
+            f"logs/run_mcmc/{{task}}/{{model}}/{block.sites[0]}.log",
         benchmark:
-            f"benchmarks/run_mcmc/{block.folder}/{block.first}.tsv"
+            f"benchmarks/run_mcmc/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
-            **block.constraints(),
+            **block.constraints,
         priority: 20
         conda:
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 16000, block.model),
-            runtime=minutes(20, 240, block.model),
+            mem_mb=memory(2000, 16000),
+            runtime=minutes(20, 240),
         params:
-            used=lambda w, block=block: used(
-                block.experiment(w), "seed", "budget", block.task_of(w), *HEADLINE, "fcr/mcmc_evaluations"
-            ),
+            used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "fcr/mcmc_evaluations"),
             options=options,
-            where=block.options,
         message:
             f"Running chains of swap moves at {block.label}"
         shell:
-            "inversescope run_mcmc {params.where} {params.options} --threads {threads} --log {log}"
+            "inversescope run_mcmc --task {wildcards.task} --model {wildcards.model}"
+            f" {block.options}"
+            " {params.options} --threads {threads} --log {log}"

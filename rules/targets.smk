@@ -4,12 +4,10 @@
 rule train_target:
     input:
         source=source("train_target"),
-        corpus=lambda w: [
-            str(source_file(f"tasks/{name}")) for name in CONFIG.models[w.model].training.corpus
-        ],
-        data=lambda w: data_of(w.task),
+        corpus=lambda w: [source_file(f"tasks/{name}") for name in of(w).target.training.corpus],
+        data=lambda w: PLAN.data_of(w.task),
     output:
-        expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
+        fill(paths.CANDIDATE, file=paths.TARGET_FILES),
     log:
         "logs/train_target/{task}/{model}/{candidate}.log",
     benchmark:
@@ -28,7 +26,7 @@ rule train_target:
             w.task,
             f"models/{w.model}/training",
             f"models/{w.model}/shape",
-            *CONFIG.models[w.model].training.corpus,
+            *of(w).target.training.corpus,
         ),
         options=options,
     message:
@@ -41,9 +39,9 @@ rule train_target:
 rule score_target:
     input:
         source=source("score_target"),
-        target=expand("data/{{task}}/{{model}}/target/candidates/{{candidate}}/{file}", file=TARGET_FILES),
+        target=fill(paths.CANDIDATE, file=paths.TARGET_FILES),
     output:
-        "data/{task}/{model}/target/candidates/{candidate}/score.csv",
+        fill(paths.CANDIDATE, file="score.csv"),
     log:
         "logs/score_target/{task}/{model}/{candidate}.log",
     benchmark:
@@ -68,10 +66,11 @@ rule score_target:
 rule select_target:
     input:
         source=source("select_target"),
-        scores=candidate_files(["score.csv"]),
-        targets=candidate_files(TARGET_FILES),
+        candidates=lambda w: of(w).files(
+            paths.CANDIDATE, candidate=list(of(w).target.candidates), file=["score.csv", *paths.TARGET_FILES]
+        ),
     output:
-        expand("data/{{task}}/{{model}}/target/{file}", file=TARGET_FILES),
+        fill(paths.TARGET, file=paths.TARGET_FILES),
         table="results/{task}/{model}/target_selection.csv",
     log:
         "logs/select_target/{task}/{model}.log",
@@ -99,9 +98,9 @@ rule select_target:
 rule fetch_target:
     input:
         source=source("fetch_target"),
-        data=lambda w: data_of(w.task),
+        data=lambda w: PLAN.data_of(w.task),
     output:
-        "data/{task}/{model}/target/target.json",
+        fill(paths.TARGET, file="target.json"),
     log:
         "logs/fetch_target/{task}/{model}.log",
     benchmark:
@@ -109,6 +108,7 @@ rule fetch_target:
     wildcard_constraints:
         model=one_of(FETCHED),
     priority: 80
+    localrule: True
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -128,9 +128,9 @@ rule fetch_target:
 rule import_checkpoint:
     input:
         source=source("import_checkpoint"),
-        data=lambda w: data_of(w.task),
+        data=lambda w: PLAN.data_of(w.task),
     output:
-        expand("data/{{task}}/{{model}}/target/{file}", file=TARGET_FILES),
+        fill(paths.TARGET, file=paths.TARGET_FILES),
         table="results/{task}/{model}/target_import.csv",
     log:
         "logs/import_checkpoint/{task}/{model}.log",
@@ -139,6 +139,7 @@ rule import_checkpoint:
     wildcard_constraints:
         model=one_of(IMPORTED),
     priority: 80
+    localrule: True
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -13,92 +13,94 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from inversescope import __version__
 from inversescope.errors import InputError, neutral
+from inversescope.workflow.paths import ALL_SPLITS
 from inversescope.workflow.stages import STAGES
 
 if TYPE_CHECKING:
+    from inversescope.config import Config
     from inversescope.context import Context
 
 
+class Command(NamedTuple):
+    """A command that is no stage: what it does, what it takes of `OPTIONS`, and its function, which may return a status."""
+
+    help: str
+    takes: tuple[str, ...]
+    run: Callable[[argparse.Namespace], int | None]
+
+
+#: Everything that a command can take, by the name under which its function gets it; without `flag` that name is the option.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "task": {"default": "ioi", "help": "task, as in 'experiments' of the configuration"},
+    "model": {"required": True, "help": "target model, as in 'models'"},
+    "split": {"required": True, "choices": ALL_SPLITS},
+    "candidate": {"required": True},
+    "generator": {"default": "inversescope"},
+    "variant": {"required": True},
+    "variants": {"flag": "--variant", "action": "append", "required": True, "help": "may be repeated"},
+    "site": {"required": True, "help": "label (L9H6) or TransformerLens name"},
+    "sites": {"flag": "--site", "action": "append", "required": True, "help": "may be repeated"},
+    "out": {"default": "", "choices": ("", "study", "frontier"), "help": "sub-folder for further variants"},
+    "log": {"type": Path, "help": "also write the progress to this file"},
+    "threads": {"type": int, "default": 1, "help": "threads of this process"},
+    "config": {"action": "append", "help": "YAML file, may be repeated; later ones win"},
+    "root": {"type": Path, "default": Path("."), "help": "where data/ and results/ lie"},
+    "study": {"flag": "study", "help": "a task, or inversionview for its case studies"},
+    "action": {
+        "flag": "action",
+        "nargs": "?",
+        "choices": ("check", "show", "schema"),
+        "default": "check",
+        "help": "show: print every value and where it comes from; schema: write config/schema.json",
+    },
+    "key": {
+        "flag": "key",
+        "nargs": "?",
+        "default": "",
+        "help": "of show: a dotted key (variants.default.steps)",
+    },
+    "path": {
+        "flag": "path",
+        "help": "a file, or the file and line of a row: results/ioi/gpt2-embedded/fcr.csv:12",
+    },
+    "verify": {"action": "store_true", "help": "hash every byte; ask Snakemake what it would run"},
+    "rerun": {"metavar": "NODE", "help": "recompute a stage or an output elsewhere and compare"},
+    "json": {"action": "store_true", "help": "print everything as JSON"},
+    "targets": {"flag": "targets", "nargs": "*", "help": "what must be up to date (default: all study)"},
+    "remote": {"help": "a remote's name, a directory or a URL; the default remote if absent"},
+}
+#: What every stage takes beside its own options.
+OF_STAGES = ("task", "model", "log", "threads", "config", "root")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="inversescope", description=__doc__.splitlines()[0] if __doc__ else ""
-    )
+    about = __doc__.splitlines()[0] if __doc__ else ""
+    parser = argparse.ArgumentParser(prog="inversescope", description=about)
     parser.add_argument("--version", action="version", version=f"inversescope {__version__}")
-    commands = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
-    for stage in STAGES:
-        dashed = [stage.replace("_", "-")] if "_" in stage else []
-        command = commands.add_parser(stage, aliases=dashed, help=f"rule {stage} of the workflow")
-        command.set_defaults(stage_name=stage)
-        command.add_argument("--task", default="ioi", help="task, as in 'experiments' of the configuration")
-        command.add_argument("--model", required=True, help="target model, as in 'models'")
-        takes = STAGES[stage].takes
-        if "split" in takes:
-            command.add_argument("--split", required=True, choices=("train", "test", "reference", "val"))
-        if "candidate" in takes:
-            command.add_argument("--candidate", required=True)
-        if "generator" in takes:
-            command.add_argument("--generator", default="inversescope")
-        if "variant" in takes:
-            command.add_argument("--variant", required=True)
-        if "variants" in takes:
-            command.add_argument(
-                "--variant", action="append", dest="variants", required=True, help="may be repeated"
-            )
-        if "site" in takes:
-            command.add_argument("--site", required=True, help="label (L9H6) or TransformerLens name")
-        if "sites" in takes:
-            command.add_argument(
-                "--site", action="append", dest="sites", required=True, help="may be repeated"
-            )
-        if "out" in takes:
-            command.add_argument(
-                "--out", default="", choices=("", "study", "frontier"), help="sub-folder for further variants"
-            )
-        command.add_argument("--log", type=Path, help="also write the progress to this file")
-        command.add_argument("--threads", type=int, default=1, help="threads of this process")
-        _common(command)
-    show = commands.add_parser("show", help="headline numbers of a task beside their goals")
-    show.add_argument("task", help="a task, or inversionview for its case studies")
-    _common(show)
-    config = commands.add_parser("config", help="validate the configuration, show it, or write its schema")
-    config.add_argument(
-        "action",
-        nargs="?",
-        choices=("check", "show", "schema"),
-        default="check",
-        help="show: print every value and where it comes from; schema: write config/schema.json",
-    )
-    config.add_argument("key", nargs="?", default="", help="of show: a dotted key (variants.default.steps)")
-    _common(config)
-    audit = commands.add_parser(
-        "audit", help="lineage of a figure, a table or one number, and what became of it"
-    )
-    audit.add_argument(
-        "path", help="a file, or the file and line of a row: results/ioi/gpt2-embedded/fcr.csv:12"
-    )
-    audit.add_argument(
-        "--verify", action="store_true", help="hash every byte; ask Snakemake what it would run"
-    )
-    audit.add_argument("--rerun", metavar="NODE", help="recompute a stage or an output elsewhere and compare")
-    audit.add_argument("--json", action="store_true", help="print everything as JSON")
-    adopt = commands.add_parser("adopt", help="record a finished run in dvc.lock, if nothing is stale")
-    adopt.add_argument("targets", nargs="*", help="targets that must be up to date (default: all study)")
-    restore = commands.add_parser("restore", help="fetch, check and date what dvc.lock names")
-    restore.add_argument(
-        "--remote", help="a remote's name, a directory or a URL; the default remote if absent"
-    )
-    for command in (audit, adopt, restore):
-        command.add_argument("--root", type=Path, default=Path("."), help="where data/ and results/ lie")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, stage in STAGES.items():
+        dashed = [name.replace("_", "-")] if "_" in name else []
+        command = commands.add_parser(name, aliases=dashed, help=f"rule {name} of the workflow")
+        command.set_defaults(run=_run_stage, stage=name)
+        _add_options(command, (*OF_STAGES, *stage.takes))
+    for name, (what, takes, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=what)
+        command.set_defaults(run=run)
+        _add_options(command, takes)
     return parser
 
 
-def _common(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", action="append", help="YAML file, may be repeated; later ones win")
-    command.add_argument("--root", type=Path, default=Path("."), help="where data/ and results/ lie")
+def _add_options(command: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    for name in names:
+        about = dict(OPTIONS[name])
+        flag = about.pop("flag", f"--{name}")
+        if flag.startswith("-"):
+            about["dest"] = name
+        command.add_argument(flag, **about)
 
 
 class _Tee:
@@ -132,33 +134,32 @@ def _limit_threads(threads: int) -> None:
 
 
 def _run_stage(arguments: argparse.Namespace) -> None:
-    from inversescope.config import load_config
-
-    whole = load_config(arguments.config or [arguments.root / "config/config.yaml"])
-    config = whole.of(arguments.task, arguments.model)
     from inversescope.context import Context
 
-    module, takes = STAGES[arguments.stage_name]
-    context = Context(arguments.root, config, arguments.task, arguments.model)
-    if hasattr(arguments, "site"):
-        arguments.site = context.site(arguments.site).label
-    if hasattr(arguments, "sites"):
-        arguments.sites = [context.site(site).label for site in arguments.sites]
-    for variant in getattr(arguments, "variants", None) or (
-        [arguments.variant] if hasattr(arguments, "variant") else []
-    ):
+    whole = _load(arguments)
+    config = whole.of(arguments.task, arguments.model)
+    context = Context(arguments.root, config, arguments.task, arguments.model, whole)
+    options = {name: getattr(arguments, name) for name in STAGES[arguments.stage].takes}
+    if "site" in options:
+        options["site"] = context.site(options["site"]).label
+    if "sites" in options:
+        options["sites"] = [context.site(site).label for site in options["sites"]]
+    for variant in options.get("variants") or filter(None, [options.get("variant")]):
         config.variant(variant)
-    stage: Callable[..., None] = getattr(
-        importlib.import_module(f"inversescope.{module}"), arguments.stage_name
-    )
+    run_stage(context, arguments.stage, **options)
+
+
+def run_stage(context: Context, stage: str, **options: object) -> None:
+    """Run a stage in this process, by the name of its rule."""
+    module = importlib.import_module(f"inversescope.{STAGES[stage].module}")
     _quiet()
-    if module == "report.stages":
-        stage(context.root, whole)
-        return
-    if module in ("studies.ioi.plot", "studies.cases.plot"):
-        stage(context.root, context.config, context.task_name, context.model_name)
-        return
-    stage(context, **{name: getattr(arguments, name) for name in takes})
+    getattr(module, stage)(context, **options)
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    from inversescope.config import load_config
+
+    return load_config(arguments.config or [arguments.root / "config/config.yaml"])
 
 
 def _quiet() -> None:
@@ -170,29 +171,25 @@ def _quiet() -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    from inversescope.config import load_config
-    from inversescope.studies.ioi.headline import show_task
-
-    config = load_config(arguments.config or [arguments.root / "config/config.yaml"])
-    if arguments.task == "inversionview":
+    config = _load(arguments)
+    tasks = {e.task for e in config.experiments.values()}
+    # A beginning that only one has will do: icl.
+    found = [task for task in tasks if task.startswith(arguments.study)]
+    task = found[0] if len(found) == 1 and arguments.study not in tasks else arguments.study
+    if task == "inversionview":
         from inversescope.studies.cases.headline import show_cases
 
         show_cases(arguments.root, config)
-        return
-    tasks = {e.task for e in config.experiments.values()}
-    if arguments.task not in tasks:  # a beginning that only one has will do: icl
-        found = [task for task in tasks if task.startswith(arguments.task)]
-        arguments.task = found[0] if len(found) == 1 else arguments.task
-    if arguments.task not in tasks:
-        raise InputError(
-            f"no experiment reads task {arguments.task!r}", "see 'experiments' in the configuration"
-        )
-    if arguments.task == "ravel":
+    elif task not in tasks:
+        raise InputError(f"no experiment reads task {task!r}", "see 'experiments' in the configuration")
+    elif task == "ravel":
         from inversescope.studies.ravel.headline import show_ravel
 
         show_ravel(arguments.root, config)
-        return
-    show_task(arguments.root, config, arguments.task)
+    else:
+        from inversescope.studies.ioi.headline import show_task
+
+        show_task(arguments.root, config, task)
 
 
 def _config(arguments: argparse.Namespace) -> None:
@@ -233,6 +230,23 @@ def _restore(arguments: argparse.Namespace) -> None:
     print(f"{count} files are what dvc.lock says; nothing to be done for {', '.join(targets)}")
 
 
+COMMANDS = {
+    "show": Command("headline numbers of a task beside their goals", ("study", "config", "root"), _show),
+    "config": Command(
+        "validate the configuration, show it, or write its schema",
+        ("action", "key", "config", "root"),
+        _config,
+    ),
+    "audit": Command(
+        "lineage of a figure, a table or one number, and what became of it",
+        ("path", "verify", "rerun", "json", "root"),
+        _audit,
+    ),
+    "adopt": Command("record a finished run in dvc.lock, if nothing is stale", ("targets", "root"), _adopt),
+    "restore": Command("fetch, check and date what dvc.lock names", ("remote", "root"), _restore),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours, or an audit that finds one."""
     arguments = _parser().parse_args(argv)
@@ -245,19 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.parent.mkdir(parents=True, exist_ok=True)
             handle = log.open("w")
             sys.stderr = _Tee(stderr, handle)
-        if arguments.stage == "show":
-            _show(arguments)
-        elif arguments.stage == "config":
-            _config(arguments)
-        elif arguments.stage == "audit":
-            return _audit(arguments)
-        elif arguments.stage == "adopt":
-            _adopt(arguments)
-        elif arguments.stage == "restore":
-            _restore(arguments)
-        else:
-            _run_stage(arguments)
-        return 0
+        return arguments.run(arguments) or 0
     except BrokenPipeError:
         # Who reads the output has seen enough; what is still in the buffer must not raise again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -272,12 +274,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr = stderr
         if handle is not None:
             handle.close()
-
-
-def run_stage(context: Context, stage: str, **options: object) -> None:
-    """Run a stage in this process, by the name of its rule (tests, notebooks)."""
-    module = importlib.import_module(f"inversescope.{STAGES[stage].module}")
-    getattr(module, stage)(context, **options)
 
 
 if __name__ == "__main__":

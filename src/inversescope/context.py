@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inversescope.config import Config, ExperimentConfig, VariantConfig
+from inversescope.config import Config, VariantConfig
 from inversescope.errors import InputError, neutral
-from inversescope.sites import Site, expand_sites
+from inversescope.sites import Site
 from inversescope.streams import stream as stream
 from inversescope.tasks import Task, get_task
+from inversescope.workflow import paths
+from inversescope.workflow.plan import ExperimentPlan
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,45 +36,71 @@ def need(path: Path, rule: str) -> Path:
 
 @dataclass(frozen=True)
 class Context:
-    """One (task, model) of the configuration, and the paths of its files below `root`."""
+    """One experiment as its stages see it: what is planned, and where files lie.
+
+    Args:
+        root: the project's root; all paths are below it.
+        config: the configuration as the experiment sees it (`Config.of`).
+        task_name: name of the task.
+        model_name: name of the target model.
+        whole: the configuration of all experiments, for stages over several of them; `config` if absent.
+    """
 
     root: Path
     config: Config
     task_name: str
     model_name: str
+    whole: Config | None = None
+
+    @cached_property
+    def plan(self) -> ExperimentPlan:
+        """Sites, variants and bandwidths."""
+        return ExperimentPlan(self.config, self.task_name, self.model_name)
 
     @cached_property
     def task(self) -> Task:
         """The task's prior, parser and features."""
         return get_task(self.task_name, self.config, self.root)
 
-    @property
-    def experiment(self) -> ExperimentConfig:
-        """Which sites and how many prompts."""
-        return self.config.experiment(self.task_name, self.model_name)
+    def beside(self, model: str) -> Context:
+        """The experiment on another model and the same task."""
+        whole = self.whole or self.config
+        return Context(self.root, whole.of(self.task_name, model), self.task_name, model, whole)
+
+    def site(self, label: str) -> Site:
+        """One site by label. Raises `InputError` if it is not part of the experiment's model."""
+        sites = self.plan.expand([label])
+        if len(sites) > 1:
+            raise InputError(f"{label} names {len(sites)} sites", "name a single one, such as L0H0")
+        return sites[0]
+
+    # ----------------------------------------------------------------------------------------------------------- files
+    def path(self, pattern: str, **values: str) -> Path:
+        """A file of this experiment, by its pattern in `workflow.paths`."""
+        return self.root / pattern.format(task=self.task_name, model=self.model_name, **values)
 
     @property
     def data(self) -> Path:
         """data/{task}/{model}."""
-        return self.root / "data" / self.task_name / self.model_name
+        return self.path(paths.DATA, file="")
 
     @property
     def results(self) -> Path:
         """results/{task}/{model}."""
-        return self.root / "results" / self.task_name / self.model_name
+        return self.path(paths.RESULT, file="")
 
     @property
     def target_dir(self) -> Path:
         """Directory of the selected target model."""
-        return self.data / "target"
+        return self.path(paths.TARGET, file="")
 
     def candidate_dir(self, candidate: str) -> Path:
         """Directory of one candidate of the target scan."""
-        return self.target_dir / "candidates" / candidate
+        return self.path(paths.CANDIDATE, candidate=candidate, file="")
 
     def prompts_path(self, split: str) -> Path:
         """Prompts of a split."""
-        return self.root / "data" / self.task_name / "prompts" / f"{split}.parquet"
+        return self.path(paths.PROMPTS, split=split)
 
     def prompts(self, split: str, columns: list[str] | None = None) -> pd.DataFrame:
         """Read the prompts of a split."""
@@ -82,7 +110,7 @@ class Context:
 
     def activations_path(self, split: str, label: str) -> Path:
         """Activations of a split at a site."""
-        return self.data / "activations" / split / f"{label}.safetensors"
+        return self.path(paths.ACTIVATIONS, split=split, site=label)
 
     def activations(self, split: str, label: str) -> np.ndarray:
         """Read activations (N, d), after checking that they belong to the prompts that are there now."""
@@ -96,62 +124,19 @@ class Context:
     @property
     def backbone_dir(self) -> Path:
         """Checkpoint of the fine-tuned backbone."""
-        return self.data / "checkpoints" / "backbone"
+        return self.path(paths.BACKBONE, file="")
 
     def generator_dir(self, generator: str, variant: str) -> Path:
         """Checkpoint of a generator."""
-        return self.data / "checkpoints" / generator / variant
+        return self.path(paths.CHECKPOINT, generator=generator, variant=variant, file="")
 
     def training_log(self, generator: str, variant: str) -> Path:
         """Training log of a generator."""
-        return self.results / "training" / generator / f"{variant}.csv"
+        return self.path(paths.TRAINING_LOG, generator=generator, variant=variant)
 
-    def samples_path(self, generator: str, variant: str, label: str) -> Path:
-        """Raw candidates of a generator at a site."""
-        return self.results / "samples" / generator / variant / f"{label}.parquet"
-
-    def cache_logq_path(self, generator: str, variant: str, label: str) -> Path:
-        """log q of cached neighbours under a generator at a site."""
-        return self.results / "samples" / generator / variant / f"{label}.cache.parquet"
-
-    def shape_of_target(self) -> tuple[int, int]:
-        """Layers and heads of the target model, known from the configuration or from its files."""
-        from inversescope.store import read_json
-
-        model = self.config.models[self.model_name]
-        if model.source == "trained":
-            shapes = [c.shape for c in model.candidates.values()]
-            if len({(s.n_layers, s.n_heads) for s in shapes}) > 1:
-                raise InputError(
-                    f"candidates of {self.model_name} differ in layers or heads", "give them one shape"
-                )
-            return shapes[0].n_layers, shapes[0].n_heads
-        if model.n_layers is not None and model.n_heads is not None:
-            return model.n_layers, model.n_heads
-        meta = read_json(need(self.target_dir / "target.json", "fetch_target"))
-        return int(meta["n_layers"]), int(meta["n_heads"])
-
-    def sites(self, patterns: list[str] | None = None) -> list[Site]:
-        """Sites of the experiment, or those that match other patterns."""
-        return expand_sites(patterns or self.experiment.sites, *self.shape_of_target())
-
-    def variant_sites(self, variant: str) -> list[Site]:
-        """Sites that a variant is trained on and read at. Raises `InputError` for one that the experiment does not read."""
-        sites, read = self.sites(self.config.variant(variant).sites), set(self.sites())
-        for site in sites:
-            if site not in read:
-                raise InputError(
-                    f"variant {variant} is trained on site {site.label}, which the experiment does not read",
-                    "add it to the experiment's sites, or change the variant's",
-                )
-        return sites
-
-    def site(self, label: str) -> Site:
-        """One site by label. Raises `InputError` if it is not part of the experiment's model."""
-        sites = expand_sites([label], *self.shape_of_target())
-        if len(sites) > 1:
-            raise InputError(f"{label} names {len(sites)} sites", "name a single one, such as L0H0")
-        return sites[0]
+    def samples_path(self, generator: str, variant: str, label: str, suffix: str = ".parquet") -> Path:
+        """Raw candidates of a generator at a site; by another suffix, what goes with them (`workflow.paths`)."""
+        return self.path(paths.SAMPLES, generator=generator, variant=variant, site=label, suffix=suffix)
 
     def cache_rows(self, variant: VariantConfig) -> np.ndarray:
         """Rows of the train split that a variant may use, in order."""

@@ -61,16 +61,15 @@ FURTHER = {
     "compare_distances": 1,
     "check_completeness": 3,
     "plot_cases": 10,
-    "estimate_study": 3,
+    "estimate_variants": 3,
     "collect_study": 3,
     "plot_study": 4,
-    "estimate_frontier": 3,
     "collect_frontier": 4,
     "plot_frontier": 4,
     "make_studies": 3,
 }
 # The command that a rule runs, where it has another name.
-COMMANDS = {"estimate_study": "estimate_fcr", "estimate_frontier": "estimate_fcr"}
+COMMANDS = {"estimate_variants": "estimate_fcr"}
 INJECT = str(Path(__file__).parent / "inject")
 OUTCOME = "went on: tables byte-identical, no finished job ran twice, no partial file under a final name"
 HOW = {"write": "SIGKILL in the middle of writing a file", "time": "SIGKILL at a random moment"}

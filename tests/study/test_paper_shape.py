@@ -163,7 +163,7 @@ def test_time_and_memory(study: Study) -> None:
 
 def test_prior_is_the_papers(study: Study) -> None:
     assert study.context.task.size == 3_035_136
-    assert study.context.shape_of_target() == (12, 12)
+    assert study.context.plan.shape == (12, 12)
 
 
 @pytest.mark.parametrize("split,rows", [("train", N_TRAIN), ("test", N_TEST), ("reference", N_REFERENCE)])

@@ -140,7 +140,7 @@ def test_masked_candidates_are_all_of_the_prior(study: Path) -> None:
 def test_log_q_of_cached_neighbours_covers_sparse_targets(study: Path) -> None:
     c = context(study)
     for variant in ("paper", "few"):
-        table = read_table(c.cache_logq_path("inversescope", variant, "L1H1"))
+        table = read_table(c.samples_path("inversescope", variant, "L1H1", ".cache.parquet"))
         rows = c.cache_rows(c.config.variant(variant))
         if variant == "few":
             assert (

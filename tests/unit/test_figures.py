@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig
+from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.figures import style, tables
 from inversescope.report import page as report
@@ -337,10 +338,10 @@ def make_study_tables(results: Path, rng: np.random.Generator) -> None:
 
 
 def draw_all(root: Path, config: Config) -> None:
-    plots.draw_exact(root, config, TASK, MODEL)
-    plots.plot_figures(root, config, TASK, MODEL)
-    plots.plot_study(root, config, TASK, MODEL)
-    plots.make_report(root, config, TASK, MODEL)
+    plots.draw_exact(Context(root, config, TASK, MODEL))
+    plots.plot_figures(Context(root, config, TASK, MODEL))
+    plots.plot_study(Context(root, config, TASK, MODEL))
+    plots.make_report(Context(root, config, TASK, MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -648,20 +649,20 @@ def test_a_missing_table_names_its_rule(study_root, tmp_path):
     _, config = study_root
     config = make_study(tmp_path, Sizes())
     with pytest.raises(InputError, match="draw_exact"):
-        plots.plot_figures(tmp_path, config, TASK, MODEL)
-    plots.draw_exact(tmp_path, config, TASK, MODEL)
+        plots.plot_figures(Context(tmp_path, config, TASK, MODEL))
+    plots.draw_exact(Context(tmp_path, config, TASK, MODEL))
     results = tmp_path / "results" / TASK / MODEL
     fcr = read_table(results / "fcr.csv")
     write_table(fcr[fcr["variant"] != "paper"], results / "fcr.csv")
     with pytest.raises(InputError, match="variant = paper"):
-        plots.plot_figures(tmp_path, config, TASK, MODEL)
+        plots.plot_figures(Context(tmp_path, config, TASK, MODEL))
     write_table(fcr, results / "fcr.csv")
     (results / "training" / "inversescope" / "paper.csv").unlink()
     with pytest.raises(InputError, match="train_generator"):
-        plots.plot_figures(tmp_path, config, TASK, MODEL)
+        plots.plot_figures(Context(tmp_path, config, TASK, MODEL))
     (results / "study.csv").unlink()
     with pytest.raises(InputError, match="study.csv"):
-        plots.plot_study(tmp_path, config, TASK, MODEL)
+        plots.plot_study(Context(tmp_path, config, TASK, MODEL))
     with pytest.raises(InputError, match="plot_figures"):
         report.write_report(tmp_path, config, TASK, MODEL)
 

@@ -220,8 +220,7 @@ def test_after_restoring_nothing_is_to_be_done(restored: Path) -> None:
 # After restoring: the edited key, rules that rerun, and no others; a loop's rules by their stage.
 AFTER_ESTIMATES = {
     "estimate_fcr",
-    "estimate_study",
-    "estimate_frontier",
+    "estimate_variants",
     "collect_tables",
     "collect_study",
     "collect_frontier",

@@ -28,7 +28,7 @@ def extract_activations(context: Context, split: str) -> None:
 
     index = context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
     target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
-    sites = context.sites()
+    sites = context.plan.sites
     size = len(index)
     numbers = sum(target.site_dim(site) for site in sites)
     prompt_hash = file_hash(context.prompts_path(split))

@@ -23,14 +23,7 @@ from inversescope.kernel.kernel import kernel_values, support_radius
 from inversescope.kernel.neighbours import Cache, Neighbours
 from inversescope.sites import Site
 from inversescope.store import read_table
-
-
-def bandwidths(context: Context) -> list[float]:
-    config = context.config
-    used = {
-        e for name in [*config.studied_variants, *config.study_variants] for e in config.epsilons_of(name)
-    }
-    return sorted({*config.kernel.epsilons, config.kernel.epsilon, *used})
+from inversescope.workflow import paths
 
 
 @dataclass
@@ -96,8 +89,8 @@ def load_cells(context: Context, label: str) -> SiteCells:
     train = context.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()
     cache = Cache(np.array(context.activations("train", label)), kernel.distance)
     queries = cache.prepare(np.array(context.activations("test", label)))
-    radius = support_radius(max(bandwidths(context)), kernel.kind)
-    exact = read_table(need(context.results / "exact" / f"{label}.parquet", "compute_exact"))
+    radius = support_radius(max(context.plan.bandwidths), kernel.kind)
+    exact = read_table(need(context.path(paths.EXACT, site=label), "compute_exact"))
     return SiteCells(
         context=context,
         site=context.site(label),
@@ -117,9 +110,9 @@ def add_untrained(site: SiteCells, epsilons: list[float]) -> None:
     context = site.context
     kernel, task = context.config.kernel, context.task
     size = len(site.train)
-    backbone = read_table(need(context.results / "samples" / "backbone.parquet", "train_backbone"))
-    mcmc_path = context.results / "mcmc" / f"{site.site.label}.parquet"
-    chain = read_table(mcmc_path) if mcmc_path.exists() else None
+    backbone = read_table(need(context.path(paths.PRIOR_SAMPLES), "train_backbone"))
+    states = context.path(paths.MCMC, site=site.site.label)
+    chain = read_table(need(states, "run_mcmc")) if context.plan.has_chains else None
     chain_ids = chain["prompt_id"].to_numpy().astype(np.int64) if chain is not None and len(chain) else None
     for feature in site.features:
         target_label, cached_label = site.labels[feature], site.train_labels[feature]
@@ -173,7 +166,7 @@ def add_variant(site: SiteCells, generator: str, variant: str) -> list[dict[str,
     path = need(context.samples_path(generator, variant, site.site.label), "sample_prompts")
     samples = read_table(path)
     log_q_rows = read_table(
-        need(context.cache_logq_path(generator, variant, site.site.label), "sample_prompts")
+        need(context.samples_path(generator, variant, site.site.label, ".cache.parquet"), "sample_prompts")
     )
     cached_log_q = {
         (float(e), int(t)): (g["row"].to_numpy(), g["logq"].to_numpy())

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
-from inversescope.fcr.cells import add_untrained, add_variant, bandwidths, load_cells
+from inversescope.fcr.cells import add_untrained, add_variant, load_cells
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.rates import coverage_rows, fcr_rates, refusal_rates
 from inversescope.kernel.distances import prepare
 from inversescope.store import read_json, read_table, write_table
+from inversescope.workflow import paths
 
 
 def compute_exact(context: Context, site: str) -> None:
@@ -25,7 +26,7 @@ def compute_exact(context: Context, site: str) -> None:
     the prior), entropy (nats), fcr_{feature}.
     """
     kernel, task = context.config.kernel, context.task
-    epsilons = bandwidths(context)
+    epsilons = context.plan.bandwidths
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
     queries = prepare(np.array(context.activations("test", site)), kernel.distance)
@@ -53,7 +54,7 @@ def compute_exact(context: Context, site: str) -> None:
         for name, match in values.match.items():
             frame[f"fcr_{name}"] = match[:, e]
         rows.append(frame)
-    write_table(pd.concat(rows, ignore_index=True), context.results / "exact" / f"{site}.parquet")
+    write_table(pd.concat(rows, ignore_index=True), context.path(paths.EXACT, site=site))
     echo(
         f"compute_exact {site}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths"
     )
@@ -67,7 +68,7 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
     """
     base = context.results / out if out else context.results
     here = load_cells(context, site)
-    epsilons = bandwidths(context)
+    epsilons = context.plan.bandwidths
     if not out:
         add_untrained(here, epsilons)
     refusals: list[dict[str, Any]] = []
@@ -100,7 +101,7 @@ def collect_tables(context: Context) -> None:
 
     Seconds are measured, so they stand apart: the other tables are byte-identical from run to run.
     """
-    labels = [site.label for site in context.sites()]
+    labels = [site.label for site in context.plan.sites]
     for name in ("fcr", "refusal", "coverage"):
         parts = [
             read_table(need(context.results / name / f"{label}.csv", "estimate_fcr")) for label in labels

@@ -34,6 +34,7 @@ from inversescope.store import save_checkpoint, write_table
 from inversescope.streams import stream, stream_uniforms
 from inversescope.targets.tokenizers import check_single_tokens, encode, tokenizer_hash
 from inversescope.training import Schedule, next_token_loss, this_process, train
+from inversescope.workflow import paths
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -132,7 +133,7 @@ def train_backbone(context: Context) -> None:
     frame = pd.DataFrame({"draw": np.arange(len(texts)), "text": texts, "parsed": index >= 0})
     for feature, values in repeated.items():
         frame[f"feature_{feature}"] = [task.feature_values[feature][v] if v >= 0 else "" for v in values]
-    write_table(frame, context.results / "samples" / "backbone.parquet")
+    write_table(frame, context.path(paths.PRIOR_SAMPLES))
     echo(f"train_backbone: in-prior rate {in_prior:.3f}, repeated-name rate {repeats:.4f}")
     if in_prior < settings.gate_in_prior or repeats > settings.gate_repeated_name:
         raise InputError(
@@ -201,7 +202,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     tokenizer = backbone_tokenizer(context)
     if tokenizer_hash(tokenizer) != backbone_meta["tokenizer_hash"]:
         raise InputError(f"{context.backbone_dir} was trained with another tokenizer", "rerun train_backbone")
-    sites = context.variant_sites(variant)
+    sites = context.plan.sites_of(variant)
     rows = context.cache_rows(settings)
     activations = {s.label: np.ascontiguousarray(context.activations("train", s.label)[rows]) for s in sites}
     prompts = cached_prompts(context, tokenizer, rows)

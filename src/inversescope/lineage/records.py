@@ -23,8 +23,10 @@ from typing import Any
 
 import yaml
 
-from inversescope.config import BUILT_IN, Config, load_config
+from inversescope.config import Config, load_config
 from inversescope.errors import InputError
+from inversescope.workflow.plan import ExperimentPlan
+from inversescope.workflow.used import value
 
 # The parser in C where PyYAML has it.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -111,69 +113,21 @@ def _used(params: list[Any]) -> dict[str, Any]:
 
 
 def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
-    """Configuration that a job used: key -> (recorded, present) value; keys as in the configuration file, joined by dots.
+    """Configuration that a job used: key -> (recorded, present) value; keys as rules name them (`workflow.used`), joined by dots.
 
-    What the rules derive from the configuration (bandwidths, sizes) is derived anew for the comparison. A key that is gone has the
-    present value None.
+    A key that is gone has the present value None.
     """
     options = record.options
-    if options.get("model"):
-        config = config.of(options["task"], options["model"])
-    everything = config.model_dump(mode="json")
-    here = (options.get("task"), options.get("model"))
-    experiment = next((e for e in config.experiments.values() if (e.task, e.model) == here), None)
-    variant = options.get("variant", "")
-    one = "{variant}" in record.command or record.command.split().count("--variant") == 1
+    task, model = options.get("task", ""), options.get("model", "")
+    plan = ExperimentPlan(config.of(task, model), task, model)
     result: dict[str, tuple[Any, Any]] = {}
-    for key, value in record.used.items():
-        name: str = key.replace("/", ".")
-        present: Any
-        if key == "variant":
-            name, present = f"variants.{variant}", everything["variants"].get(variant)
-        elif key == "studied":
-            name, present = f"{variant} is studied", variant in config.studied_variants
-        elif key == "epsilons":
-            names = [*config.studied_variants, *config.study_variants]
-            if one and variant in config.variants:
-                name, present = f"bandwidths of {variant}", config.epsilons_of(variant)
-            else:
-                name = "bandwidths"
-                present = sorted(
-                    {*config.kernel.epsilons, config.kernel.epsilon}
-                    | {e for v in names for e in config.epsilons_of(v)}
-                )
-        elif key == "settings":
-            name = "sampling.settings"
-            known = [one for one in value if one in (*config.sampling.settings, *BUILT_IN)]
-            present = {one: config.sampling.rule(one).model_dump(mode="json") for one in known}
-        elif key in ("n_train", "n_test", "n_val", "n_reference"):
-            name = f"experiments.{key}"
-            present = next(
-                (getattr(e, key) for e in config.experiments.values() if e.task == options.get("task")), None
-            )
-        elif key in ("sites", "patched"):
-            name, present = f"experiments.{key}", getattr(experiment, key, None)
-        elif key == "representative":
-            name = "experiments.representative"
-            present = {e.model: e.representative for e in config.experiments.values() if e.model in value}
-        elif key in config.models:
-            # By model: how long its training kept the query from the position that predicts.
-            name, present = f"models.{key}.training.delay_layers", config.models[key].training.delay_layers
-        else:
-            present = _lookup(everything, key.split("/"))
-        if isinstance(value, dict) and isinstance(present, dict):
-            # A job records the part of a section that it uses.
-            present = {k: v for k, v in present.items() if k in value}
-        result[name] = (value, present)
+    for key, recorded in record.used.items():
+        try:
+            present = value(plan, key)
+        except (KeyError, InputError):
+            present = None
+        result[key.replace("/", ".")] = (recorded, present)
     return result
-
-
-def _lookup(values: Any, keys: list[str]) -> Any:
-    for key in keys:
-        if not isinstance(values, dict) or key not in values:
-            return None
-        values = values[key]
-    return values
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def make_prompts(context: Context, split: str) -> None:
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}", f"choose one of {', '.join(SPLITS)}")
-    task, experiment = context.task, context.experiment
+    task, experiment = context.task, context.plan.settings
     rng = stream(context.config.seed, "make_prompts", split)
     if split == "reference":
         everything = experiment.n_reference == "all"

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from inversescope.config import Config
+from inversescope.context import Context
 
 
-def make_studies(root: Path, config: Config) -> None:
-    """Write results/studies.html and results/tables/studies_headline.{csv,md}.
-
-    Args:
-        root: repository root.
-        config: the whole configuration, not as one experiment sees it.
+def make_studies(context: Context) -> None:
+    """Write results/studies.html and results/tables/studies_headline.{csv,md}, of all experiments.
 
     Raises:
         InputError: a table of a study is missing.
     """
     from inversescope.report.pages import write_studies
 
-    write_studies(root, config)
+    write_studies(context.root, context.whole or context.config)

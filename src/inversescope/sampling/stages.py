@@ -20,6 +20,7 @@ from inversescope.store import write_json, write_table
 from inversescope.streams import stream
 from inversescope.targets.models import load_target
 from inversescope.targets.tokenizers import tokenizer_hash
+from inversescope.workflow import paths
 
 
 def sample_prompts(context: Context, generator: str, variants: Sequence[str], sites: Sequence[str]) -> None:
@@ -66,7 +67,10 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
                 log_qs.append(run.cached_log_q(epsilon, some))
             frame = pd.concat(frames, ignore_index=True)
             write_table(frame, context.samples_path(generator, name, label))
-            write_table(pd.concat(log_qs, ignore_index=True), context.cache_logq_path(generator, name, label))
+            write_table(
+                pd.concat(log_qs, ignore_index=True),
+                context.samples_path(generator, name, label, ".cache.parquet"),
+            )
             seconds = time.monotonic() - start
             write_json(
                 {"sample_seconds": round(seconds, 2)},
@@ -123,5 +127,5 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     empty = pd.DataFrame({"target_id": [], "step": [], "prompt_id": [], "accepted": []}).astype(int)
     for site in places:
         frame = pd.concat(rows[site], ignore_index=True) if steps else empty
-        write_table(frame.assign(epsilon=kernel.epsilon), context.results / "mcmc" / f"{site.label}.parquet")
+        write_table(frame.assign(epsilon=kernel.epsilon), context.path(paths.MCMC, site=site.label))
         echo(f"run_mcmc {site.label}: {len(seeds)} chains of {steps} evaluations")

@@ -60,7 +60,7 @@ def check_causes(context: Context) -> None:
             f"task {task.name} has no counterfactual prompts here", "leave the experiment's 'patched' empty"
         )
     target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
-    sites = context.sites(context.experiment.patched)
+    sites = context.plan.expand(context.plan.settings.patched)
     rng = stream(config.seed, "check_causes")
     # Prompts of the prior that the target was not trained on, so that what it does is no memory.
     drawn = task.sample(min(PAIRS, task.split_size("test")), "test", rng)
@@ -344,7 +344,7 @@ def trace_answers(context: Context) -> None:
     target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
     sites = [
         Site(site.layer, site.kind, site.head, "last")
-        for site in context.sites(context.experiment.patched)
+        for site in context.plan.expand(context.plan.settings.patched)
         if site.position in (task.question_end, "last")
     ]
     if not sites:

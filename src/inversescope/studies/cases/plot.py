@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from inversescope.config import Config
 from inversescope.context import Context, echo, need
 from inversescope.figures.tables import tidy
 from inversescope.sites import Site, expand_sites
@@ -23,7 +20,7 @@ from inversescope.studies.cases.figures import (
 )
 
 
-def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
+def plot_cases(context: Context) -> None:
     """Draw what the sites of one experiment tell.
 
     Reads fcr.csv, refusal.csv, distances.csv and completeness* under results/{task}/{model};
@@ -33,7 +30,8 @@ def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
     Raises:
         InputError: a table is missing; the message names the rule that makes it.
     """
-    context = Context(root, config, task, model)
+    root, config = context.root, context.config
+    task, model = context.task_name, context.model_name
     fcr, refusal = (
         tidy(read_table(need(context.results / f"{n}.csv", "collect_tables"))) for n in ("fcr", "refusal")
     )
@@ -59,13 +57,14 @@ def plot_cases(root: Path, config: Config, task: str, model: str) -> None:
     echo("plot_cases: " + ", ".join([*CASE_FIGURES, *CASE_TABLES]))
 
 
-def plot_causes(root: Path, config: Config, task: str, model: str) -> None:
+def plot_causes(context: Context) -> None:
     """Draw FCR against causal effect: results/figures/{task}_{model}_causes.*, from causes.csv and causes_rank.csv.
 
     Raises:
         InputError: a table is missing; the message names the rule that makes it.
     """
-    results = Context(root, config, task, model).results
+    root, results = context.root, context.results
+    task, model = context.task_name, context.model_name
     causes, ranks = (
         read_table(need(results / f"{n}.csv", "check_causes")) for n in ("causes", "causes_rank")
     )
@@ -73,13 +72,14 @@ def plot_causes(root: Path, config: Config, task: str, model: str) -> None:
     echo(f"plot_causes: {len(set(causes['site']))} sites")
 
 
-def plot_answers(root: Path, config: Config, task: str, model: str) -> None:
+def plot_answers(context: Context) -> None:
     """Draw which sites carry which token of the answer, and write the table: results/{figures,tables}/{task}_{model}_answers.*.
 
     Raises:
         InputError: a table is missing; the message names the rule that makes it.
     """
-    results = Context(root, config, task, model).results
+    root, results = context.root, context.results
+    task, model = context.task_name, context.model_name
     answers, ranks = (
         read_table(need(results / f"{n}.csv", "trace_answers")) for n in ("answers", "answers_rank")
     )
@@ -91,8 +91,8 @@ def plot_answers(root: Path, config: Config, task: str, model: str) -> None:
 def computed_order(context: Context) -> list[Site]:
     """Sites of an experiment position by position as it names them, each in the order of computation."""
     places: dict[str, None] = {}
-    for pattern in context.experiment.sites:
-        for site in expand_sites([pattern], *context.shape_of_target()):
+    for pattern in context.plan.settings.sites:
+        for site in expand_sites([pattern], *context.plan.shape):
             places.setdefault(site.position)
     rank = {
         "resid_pre": 0,
@@ -106,5 +106,5 @@ def computed_order(context: Context) -> list[Site]:
     }
     positions = list(places)
     return sorted(
-        context.sites(), key=lambda s: (positions.index(s.position), s.layer, rank[s.kind], s.head or 0)
+        context.plan.sites, key=lambda s: (positions.index(s.position), s.layer, rank[s.kind], s.head or 0)
     )

@@ -51,7 +51,7 @@ def compare_distances(context: Context) -> None:
     """
     task, config = context.task, context.config
     target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
-    sites = [site for site in context.sites() if site.position != "any"]
+    sites = [site for site in context.plan.sites if site.position != "any"]
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
     own, labels = task.features_of(test), task.features_of(reference)

@@ -18,6 +18,7 @@ from inversescope.studies.icl.figures import (
     plot_task_vectors,
 )
 from inversescope.studies.icl.headline import headline_icl
+from inversescope.workflow import paths
 
 #: Estimators whose rates the table has beside the exact ones.
 ESTIMATORS = ("generated", "reweighted", "combined", "cache", "prior", "shuffled", "nearest", "majority")
@@ -32,12 +33,11 @@ def plot_icl(context: Context) -> None:
     results/{task}/{model}/layers.csv (rates by layer, feature and estimator at the headline bandwidth, of the control too),
     bands.csv (bands by layer, from FCR and from patching) and refused.csv (`refused_candidates`).
     """
-    models = [context.model_name]
-    control = context.config.models[context.model_name].control
-    models += [control] if control else []
+    control = context.plan.target.control
+    models = [context.model_name, control] if control else [context.model_name]
     rows, tables, bands = [], [], []
     for model in models:
-        here = Context(context.root, context.config.of(context.task_name, model), context.task_name, model)
+        here = context.beside(model)
         rates = rates_by_layer(here)
         patching, masking = (
             read_table(need(here.results / f"{name}.csv", "patch_task_vectors"))
@@ -84,7 +84,7 @@ def refused_candidates(context: Context) -> pd.DataFrame:
     rows = []
     for variant in config.studied_variants:
         generator = config.variant(variant).generator
-        for site in context.variant_sites(variant):
+        for site in context.plan.sites_of(variant):
             path = need(context.samples_path(generator, variant, site.label), "sample_prompts")
             columns = ["target_id", "epsilon", "decoding", "prompt_id", "parsed", "accepted"]
             drawn = read_table(path, columns)
@@ -95,7 +95,7 @@ def refused_candidates(context: Context) -> pd.DataFrame:
             ]
             target, accepted = drawn["target_id"].to_numpy(), drawn["accepted"].to_numpy(bool)
             labels = task.features_of(drawn["prompt_id"].to_numpy(np.int64))
-            exact = read_table(context.results / "exact" / f"{site.label}.parquet")
+            exact = read_table(context.path(paths.EXACT, site=site.label))
             exact = exact[exact["epsilon"] == config.kernel.epsilon]
             for feature in FEATURES:
                 same = labels[feature] == own[feature][target]
@@ -125,8 +125,8 @@ def rates_by_layer(context: Context) -> pd.DataFrame:
     """
     kernel, fcr = context.config.kernel, context.config.fcr
     rows = []
-    for site in context.sites():
-        exact = read_table(need(context.results / "exact" / f"{site.label}.parquet", "compute_exact"))
+    for site in context.plan.sites:
+        exact = read_table(need(context.path(paths.EXACT, site=site.label), "compute_exact"))
         exact = exact[exact["epsilon"] == kernel.epsilon].sort_values("target_id")
         for feature in [name for name in FEATURES + PARTS if name in context.task.features]:
             values = exact[f"fcr_{feature}"].to_numpy(float)

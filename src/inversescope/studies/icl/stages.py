@@ -328,7 +328,7 @@ def label_tasks(context: Context) -> None:
     read = [
         (variant, site)
         for variant in context.config.studied_variants
-        for site in context.variant_sites(variant)
+        for site in context.plan.sites_of(variant)
     ]
     for variant, site in read:
         generator = context.config.variant(variant).generator

@@ -48,7 +48,7 @@ def table_path(root: Path, task: str, model: str, name: str) -> Path:
     return root / "results" / "tables" / f"{task}_{model}_{name}"
 
 
-def draw_exact(root: Path, config: Config, task: str, model: str) -> None:
+def draw_exact(context: Context) -> None:
     """Draw from the exact P(x; z) at the heads that figures show, from the reference split: no generator.
 
     Writes results/{task}/{model}/exact_draws.parquet (site, target_id, draw, text, distance, feature_*:
@@ -59,7 +59,7 @@ def draw_exact(root: Path, config: Config, task: str, model: str) -> None:
     Raises:
         InputError: fcr.csv, prompts or activations are missing.
     """
-    context = Context(root, config, task, model)
+    config = context.config
     feature, epsilon, kernel = config.fcr.features[0], config.kernel.epsilon, config.kernel
     fcr = _fcr(context)
     curves = _fig8_heads(fcr, config)
@@ -115,7 +115,7 @@ def draw_exact(root: Path, config: Config, task: str, model: str) -> None:
     write_table(pd.concat(agreement, ignore_index=True), context.results / "exact_agreement.csv")
 
 
-def plot_figures(root: Path, config: Config, task: str, model: str) -> None:
+def plot_figures(context: Context) -> None:
     """Draw every figure and sample table of one study but those of `plot_study`.
 
     Reads fcr.csv, refusal.csv, coverage.csv, exact_draws.parquet, exact_agreement.csv,
@@ -127,7 +127,8 @@ def plot_figures(root: Path, config: Config, task: str, model: str) -> None:
         InputError: a table, or rows that a figure needs, are missing; the message names the rule that makes
         them.
     """
-    context = Context(root, config, task, model)
+    root, config = context.root, context.config
+    task, model = context.task_name, context.model_name
     epsilon, features = config.kernel.epsilon, config.fcr.features
     feature = features[0]
     fcr, refusal = _fcr(context), _read(context, "refusal.csv", "collect_tables")
@@ -183,7 +184,7 @@ def plot_figures(root: Path, config: Config, task: str, model: str) -> None:
     )
 
 
-def plot_study(root: Path, config: Config, task: str, model: str) -> None:
+def plot_study(context: Context) -> None:
     """Draw the figures of the study over dimension, training time and seeds, and of the ablations.
 
     Reads study.csv and ablations.csv under results/{task}/{model}; writes
@@ -195,7 +196,8 @@ def plot_study(root: Path, config: Config, task: str, model: str) -> None:
     """
     from inversescope.studies.variants.figures import misleading_claim
 
-    context = Context(root, config, task, model)
+    root, config = context.root, context.config
+    task, model = context.task_name, context.model_name
     study, ablations = (_read(context, name, "collect_study") for name in ("study.csv", "ablations.csv"))
     epsilon = config.kernel.epsilon
     figures.plot_misleads(study, figure_path(root, task, model, "misleads"), epsilon)
@@ -205,7 +207,7 @@ def plot_study(root: Path, config: Config, task: str, model: str) -> None:
     write_table(claim, table_path(root, task, model, "misleads").with_suffix(".csv"))
 
 
-def plot_frontier(root: Path, config: Config, task: str, model: str) -> None:
+def plot_frontier(context: Context) -> None:
     """Draw Figure 5 and what it hides: InverseScope beside InversionView, by refusal, seconds, FCR error and entropy.
 
     Reads frontier.csv, frontier_time.csv, frontier_heads.csv and frontier_pairs.csv under results/{task}/{model}; writes
@@ -215,7 +217,8 @@ def plot_frontier(root: Path, config: Config, task: str, model: str) -> None:
     Raises:
         InputError: a table is missing.
     """
-    context = Context(root, config, task, model)
+    root, config = context.root, context.config
+    task, model = context.task_name, context.model_name
     frontier, time, heads, pairs = (
         _read(context, f"{name}.csv", "collect_frontier")
         for name in ("frontier", "frontier_time", "frontier_heads", "frontier_pairs")
@@ -231,7 +234,7 @@ def plot_frontier(root: Path, config: Config, task: str, model: str) -> None:
     echo("plot_frontier: " + ", ".join([*figures.FRONTIER_FIGURES, *figures.FRONTIER_TABLES]))
 
 
-def make_report(root: Path, config: Config, task: str, model: str) -> None:
+def make_report(context: Context) -> None:
     """Write results/report.html and results/tables/{task}_{model}_headline.{csv,md}, the numbers and goals.
 
     Raises:
@@ -240,7 +243,7 @@ def make_report(root: Path, config: Config, task: str, model: str) -> None:
     """
     from inversescope.report.page import write_report
 
-    write_report(root, config, task, model)
+    write_report(context.root, context.config, context.task_name, context.model_name)
 
 
 def _read(context: Context, name: str, rule: str) -> pd.DataFrame:

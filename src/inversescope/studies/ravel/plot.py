@@ -33,15 +33,15 @@ def plot_ravel(context: Context) -> None:
     Raises:
         InputError: a table is missing; the message names the rule that makes it.
     """
-    root, config = context.root, context.config
-    experiments = [e for e in config.experiments.values() if e.task == context.task_name]
-    contexts = [Context(root, config.of(e.task, e.model), e.task, e.model) for e in experiments]
+    root = context.root
+    experiments = context.config.experiments.values()
+    contexts = [context.beside(e.model) for e in experiments if e.task == context.task_name]
     gathered: dict[str, pd.DataFrame] = {}
     for name, folder in TABLES.items():
         parts = []
         for one in contexts:
             rule = "train_sae" if name == "saes" else "classify_attributes"
-            for site in one.sites():
+            for site in one.plan.sites:
                 rows = read_table(need(one.results / folder / f"{site.label}.csv", rule))
                 parts.append(rows if "model" in rows else rows.assign(model=one.model_name, layer=site.layer))
         gathered[name] = pd.concat(parts, ignore_index=True)
@@ -51,7 +51,8 @@ def plot_ravel(context: Context) -> None:
     rates = gathered["rates"]
     gathered["rates"] = rates[rates["feature"] == "attribute"]
     representative = {
-        c.model_name: c.experiment.representative or [site.layer for site in c.sites()] for c in contexts
+        c.model_name: c.plan.settings.representative or [site.layer for site in c.plan.sites]
+        for c in contexts
     }
     targets = []
     for one in contexts:
@@ -97,7 +98,7 @@ def _confusions(context: Context, layers: list[int], names: list[str]) -> pd.Dat
     """Confusion of `default` and of the exact posterior at some layers, prompts in seen templates."""
     parts = []
     for layer in layers:
-        site = next(s for s in context.sites() if s.layer == layer)
+        site = next(s for s in context.plan.sites if s.layer == layer)
         path = need(context.results / "attributes" / f"{site.label}.parquet", "classify_attributes")
         table = read_table(path)
         for method in ("default", "exact"):
@@ -122,7 +123,7 @@ def _samples(context: Context, layers: list[int]) -> pd.DataFrame:
     prompts = context.prompts("test")
     rows = []
     for layer in layers:
-        site = next(s for s in context.sites() if s.layer == layer)
+        site = next(s for s in context.plan.sites if s.layer == layer)
         for variant in VARIANTS:
             path = need(
                 context.samples_path(GENERATOR, variant, site.label), f"sample_prompts (variant {variant})"

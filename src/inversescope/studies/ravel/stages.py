@@ -82,7 +82,7 @@ def corpus_texts(context: Context, corpus: str) -> list[str]:
 
     if corpus == context.task_name:
         return context.prompts("train", columns=["text"])["text"].tolist()
-    n = context.experiment.n_train
+    n = context.plan.settings.n_train
     training = context.config.models[context.model_name].training
     names = [context.task_name, *training.corpus]
     texts: list[str] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -26,10 +25,11 @@ def collect_study(context: Context) -> None:
     config = context.config
     features = config.fcr.features
     folder = context.results / "study"
-    compared = [v for v in config.study_variants if config.variant(v).study != "frontier"]
-    labels = [s.label for s in context.sites() if _reads(context, compared, s.label)]
+    compared = context.plan.ablations
+    labels = context.plan.labels_of(compared)
     fcr = pd.concat(
-        [read_table(need(folder / "fcr" / f"{x}.csv", "estimate_study")) for x in labels], ignore_index=True
+        [read_table(need(folder / "fcr" / f"{x}.csv", "estimate_variants")) for x in labels],
+        ignore_index=True,
     )
     refusal = pd.concat([read_table(folder / "refusal" / f"{x}.csv") for x in labels], ignore_index=True)
     cells = pd.concat(
@@ -88,11 +88,6 @@ def collect_study(context: Context) -> None:
     echo(
         f"collect_study: {len(rows)} rows of the dimension study, {len(ablations)} of ablations; FCR rows {len(fcr)}"
     )
-
-
-def _reads(context: Context, variants: Sequence[str], label: str) -> bool:
-    """Whether any of some variants reads a site."""
-    return any(label in {s.label for s in context.variant_sites(v)} for v in variants)
 
 
 def _dimension(context: Context, label: str, fallback: int) -> int:
@@ -208,20 +203,20 @@ def collect_frontier(context: Context) -> None:
         InputError: the study has no variant of the frontier, or a stage before this one has not run.
     """
     config = context.config
-    names = [v for v in config.study_variants if config.variant(v).study == "frontier"]
+    names = context.plan.frontier
     if not names:
         raise InputError(
             "study_variants has no variant of the frontier", "add variants with study: frontier to it"
         )
     folder = context.results / "frontier"
-    labels = [s.label for s in context.sites() if _reads(context, names, s.label)]
+    labels = context.plan.labels_of(names)
     refusal = pd.concat(
-        [read_table(need(folder / "refusal" / f"{x}.csv", "estimate_frontier")) for x in labels],
+        [read_table(need(folder / "refusal" / f"{x}.csv", "estimate_variants")) for x in labels],
         ignore_index=True,
     )
     cells = pd.concat(
         [
-            read_table(need(folder / "cells" / f"{x}.parquet", "estimate_frontier")).assign(site=x)
+            read_table(need(folder / "cells" / f"{x}.parquet", "estimate_variants")).assign(site=x)
             for x in labels
         ],
         ignore_index=True,
@@ -289,7 +284,7 @@ def collect_frontier(context: Context) -> None:
     write_table(table[table["headline"]], context.results / "frontier_time.csv")
     of_base: dict[str, VariantConfig] = {config.variant(v).base: config.variant(v) for v in names}
     sites: dict[str, list[str]] = {
-        config.variant(v).base: [s.label for s in context.variant_sites(v)] for v in names
+        config.variant(v).base: [s.label for s in context.plan.sites_of(v)] for v in names
     }
     heads = [
         {
@@ -328,7 +323,7 @@ def _refusal_by_target(context: Context, name: str, setting: str) -> np.ndarray:
     """Refusal (sites, targets) of a variant under a decoding setting at the headline bandwidth, from raw candidates."""
     generator = context.config.variant(name).generator
     rows = []
-    for site in context.variant_sites(name):
+    for site in context.plan.sites_of(name):
         path = need(context.samples_path(generator, name, site.label), "sample_prompts")
         frame = read_table(path, ["target_id", "decoding", "epsilon", "accepted"])
         near = np.isclose(frame["epsilon"], context.config.kernel.epsilon)

@@ -1,44 +1,50 @@
 # The study over dimension, training steps and seeds with its ablations, and the frontier of generators: further variants,
 # trained and sampled by the rules above, compared here.
 
+STUDY_FIGURES = literal("studies/ioi/figures", "STUDY_FIGURES")
+FRONTIER_FIGURES = literal("studies/ioi/figures", "FRONTIER_FIGURES")
+FRONTIER_TABLES = literal("studies/ioi/figures", "FRONTIER_TABLES")
 
-use rule estimate_fcr as estimate_study with:
+
+use rule estimate_fcr as estimate_variants with:
     input:
         source=source("estimate_fcr"),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "test"]),
-        activations=expand(
-            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
-        ),
-        exact="results/{task}/{model}/exact/{site}.parquet",
-        generators=descriptions_of(of_ablations),
-        samples=samples_of(of_ablations),
+        prompts=fill(paths.PROMPTS, split=["train", "test"]),
+        activations=fill(paths.ACTIVATIONS, split=["train", "test"]),
+        exact=paths.EXACT,
+        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).group(w.group), file="meta.json"),
+        samples=lambda w: of(w).samples(of(w).group(w.group), w.site),
     output:
-        cells="results/{task}/{model}/study/cells/{site}.parquet",
-        fcr="results/{task}/{model}/study/fcr/{site}.csv",
-        refusal="results/{task}/{model}/study/refusal/{site}.csv",
+        cells="results/{task}/{model}/{group}/cells/{site}.parquet",
+        fcr="results/{task}/{model}/{group}/fcr/{site}.csv",
+        refusal="results/{task}/{model}/{group}/refusal/{site}.csv",
     log:
-        "logs/estimate_study/{task}/{model}/{site}.log",
+        "logs/estimate_variants/{task}/{model}/{group}/{site}.log",
     benchmark:
-        "benchmarks/estimate_study/{task}/{model}/{site}.tsv"
+        "benchmarks/estimate_variants/{task}/{model}/{group}/{site}.tsv"
+    wildcard_constraints:
+        group="study|frontier",
     params:
-        used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
+        used=lambda w: used(w, "seed", w.task, "kernel", "fcr", "bandwidths"),
+        variants=lambda w: f"{variant_options(of(w).group(w.group))} --out {w.group}",
         options=options,
-        where=lambda w: f"{variant_options(of_ablations)(w)} --out study",
     message:
-        "Estimating rates of the study's variants at {wildcards.site}"
+        "Estimating rates of the {wildcards.group}'s variants at {wildcards.site}"
 
 
 rule collect_study:
     input:
         source=source("collect_study"),
-        parts=at_sites_of(
-            of_ablations, "results/{task}/{model}/study/{table}/{site}.csv", table=["fcr", "refusal"]
+        parts=lambda w: of(w).at_sites_of(
+            of(w).ablations, paths.SITE_TABLE, table=["study/fcr", "study/refusal"]
         ),
-        cells=at_sites_of(of_ablations, "results/{task}/{model}/study/cells/{site}.parquet"),
-        prompts="data/{task}/prompts/test.parquet",
-        activations=at_sites_of(of_ablations, "data/{task}/{model}/activations/test/{site}.safetensors"),
-        generators=descriptions_of(of_ablations),
-        samples=samples_of(of_ablations),
+        cells=lambda w: of(w).at_sites_of(
+            of(w).ablations, "results/{task}/{model}/study/cells/{site}.parquet"
+        ),
+        prompts=fill(paths.PROMPTS, split="test"),
+        activations=lambda w: of(w).at_sites_of(of(w).ablations, paths.ACTIVATIONS, split="test"),
+        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).ablations, file="meta.json"),
+        samples=lambda w: of(w).samples(of(w).ablations),
     output:
         study="results/{task}/{model}/study.csv",
         ablations="results/{task}/{model}/ablations.csv",
@@ -55,7 +61,7 @@ rule collect_study:
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(
-            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of_ablations(w))
+            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of(w).ablations)
         ),
         options=options,
     message:
@@ -71,9 +77,7 @@ rule plot_study:
         study="results/{task}/{model}/study.csv",
         ablations="results/{task}/{model}/ablations.csv",
     output:
-        figures=drawn(STUDY_FIGURES, "figures", "Study", "png"),
-        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=STUDY_FIGURES),
-        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=STUDY_FIGURES),
+        figures=shown("figures", STUDY_FIGURES, "Study"),
         claim="results/tables/{task}_{model}_misleads.csv",
     log:
         "logs/plot_study/{task}/{model}.log",
@@ -95,40 +99,16 @@ rule plot_study:
         " {params.options} --threads {threads} --log {log}"
 
 
-use rule estimate_fcr as estimate_frontier with:
-    input:
-        source=source("estimate_fcr"),
-        prompts=expand("data/{{task}}/prompts/{split}.parquet", split=["train", "test"]),
-        activations=expand(
-            "data/{{task}}/{{model}}/activations/{split}/{{site}}.safetensors", split=["train", "test"]
-        ),
-        exact="results/{task}/{model}/exact/{site}.parquet",
-        generators=descriptions_of(of_frontier),
-        samples=samples_of(of_frontier),
-    output:
-        cells="results/{task}/{model}/frontier/cells/{site}.parquet",
-        fcr="results/{task}/{model}/frontier/fcr/{site}.csv",
-        refusal="results/{task}/{model}/frontier/refusal/{site}.csv",
-    log:
-        "logs/estimate_frontier/{task}/{model}/{site}.log",
-    benchmark:
-        "benchmarks/estimate_frontier/{task}/{model}/{site}.tsv"
-    params:
-        used=lambda w: used(w, "seed", w.task, "kernel", "fcr") | {"epsilons": bandwidths(w)},
-        options=options,
-        where=lambda w: f"{variant_options(of_frontier)(w)} --out frontier",
-    message:
-        "Estimating rates of the frontier's variants at {wildcards.site}"
-
-
 rule collect_frontier:
     input:
         source=source("collect_frontier"),
-        parts=at_sites_of(of_frontier, "results/{task}/{model}/frontier/refusal/{site}.csv"),
-        cells=at_sites_of(of_frontier, "results/{task}/{model}/frontier/cells/{site}.parquet"),
-        generators=descriptions_of(of_frontier),
-        samples=samples_of(of_frontier),
-        backbone="data/{task}/{model}/checkpoints/backbone/meta.json",
+        parts=lambda w: of(w).at_sites_of(of(w).frontier, paths.SITE_TABLE, table="frontier/refusal"),
+        cells=lambda w: of(w).at_sites_of(
+            of(w).frontier, "results/{task}/{model}/frontier/cells/{site}.parquet"
+        ),
+        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).frontier, file="meta.json"),
+        samples=lambda w: of(w).samples(of(w).frontier),
+        backbone=fill(paths.BACKBONE, file="meta.json"),
     output:
         frontier="results/{task}/{model}/frontier.csv",
         time="results/{task}/{model}/frontier_time.csv",
@@ -146,7 +126,7 @@ rule collect_frontier:
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(
-            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of_frontier(w))
+            w, "seed", "kernel", "fcr", "study_variants", *(f"variants/{v}" for v in of(w).frontier)
         ),
         options=options,
     message:
@@ -164,11 +144,8 @@ rule plot_frontier:
         heads="results/{task}/{model}/frontier_heads.csv",
         pairs="results/{task}/{model}/frontier_pairs.csv",
     output:
-        figures=drawn(FRONTIER_FIGURES, "figures", "Study", "png"),
-        vector=expand("results/figures/{{task}}_{{model}}_{name}.pdf", name=FRONTIER_FIGURES),
-        data=expand("results/figures/{{task}}_{{model}}_{name}.csv", name=FRONTIER_FIGURES),
-        tables=drawn(FRONTIER_TABLES, "tables", "Study", "csv"),
-        markdown=expand("results/tables/{{task}}_{{model}}_{name}.md", name=FRONTIER_TABLES),
+        figures=shown("figures", FRONTIER_FIGURES, "Study"),
+        tables=shown("tables", FRONTIER_TABLES, "Study"),
     log:
         "logs/plot_frontier/{task}/{model}.log",
     benchmark:

@@ -1,0 +1,68 @@
+# Indirect object identification (paper, sections 4.1 and D.1): figures and tables of the paper and more, each beside its data.
+# Nothing here imports PyTorch. Captions are in report/.
+
+FIGURES = literal("studies/ioi/figures", "FIGURES")
+TABLES = literal("studies/ioi/figures", "TABLES")
+
+
+rule draw_exact:
+    input:
+        source=source("draw_exact"),
+        prompts=fill(paths.PROMPTS, split=["test", "reference"]),
+        activations=lambda w: of(w).at_sites(paths.ACTIVATIONS, split=["test", "reference"]),
+        fcr="results/{task}/{model}/fcr.csv",
+    output:
+        draws="results/{task}/{model}/exact_draws.parquet",
+        agreement="results/{task}/{model}/exact_agreement.csv",
+    log:
+        "logs/draw_exact/{task}/{model}.log",
+    benchmark:
+        "benchmarks/draw_exact/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(10, 60),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/features"),
+        options=options,
+    message:
+        "Drawing from the exact distribution at the heads that figures show"
+    shell:
+        "inversescope draw_exact --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_figures:
+    input:
+        source=source("plot_figures"),
+        fcr="results/{task}/{model}/fcr.csv",
+        refusal="results/{task}/{model}/refusal.csv",
+        coverage="results/{task}/{model}/coverage.csv",
+        draws="results/{task}/{model}/exact_draws.parquet",
+        agreement="results/{task}/{model}/exact_agreement.csv",
+        prompts=fill(paths.PROMPTS, split="test"),
+        training=lambda w: of(w).of_variants(paths.TRAINING_LOG, of(w).studied),
+        samples=lambda w: of(w).samples(of(w).studied),
+    output:
+        figures=shown("figures", FIGURES, "Figures"),
+        tables=shown("tables", TABLES, "Tables"),
+    log:
+        "logs/plot_figures/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_figures/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 8000),
+        runtime=minutes(10, 30),
+    params:
+        used=lambda w: used(w, "kernel", "fcr", "figures", "studied_variants", "bandwidths"),
+        options=options,
+    message:
+        "Plotting the figures and writing the tables of {wildcards.task} on {wildcards.model}"
+    shell:
+        "inversescope plot_figures --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

@@ -1,0 +1,93 @@
+# Pages that need no other file: results/report.html of indirect object identification, results/studies.html of all other studies.
+import re
+
+# The experiment that the report shows: the first on IOI, whose figures it consists of.
+SHOWN = next((e for e in PLAN.on("ioi") if e.studied), None)
+OTHERS = [e for e in PLAN.experiments if e.task in ("ravel", "icl_translation", "counting", "addition")]
+CAPTIONS = fill(
+    "report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *FRONTIER_FIGURES, *TABLES, *FRONTIER_TABLES]
+)
+# Parts of the configuration that captions quote: values most of which are defaults and stand in no file.
+config.clear()
+config.update(CONFIG.model_dump(mode="json"))
+CAPTION_KEYS = sorted(
+    {key for file in CAPTIONS for key in re.findall(r'snakemake\.config\["(\w+)"\]', Path(file).read_text())}
+)
+
+
+if SHOWN:
+
+    rule make_report:
+        input:
+            source=source_files("make_report", None),
+            rates=SHOWN.files(paths.RESULT, file=["fcr.csv", "refusal.csv", "coverage.csv"]),
+            targets=SHOWN.files(paths.RESULT, file=["target_selection.csv"] if SHOWN.model in TRAINED else []),
+            figures=SHOWN.files(
+                paths.FIGURE,
+                name=[*FIGURES, *(CAUSE_FIGURES if SHOWN.settings.patched else [])],
+                suffix="png",
+            ),
+            tables=SHOWN.files(paths.TABLE, name=list(TABLES), suffix="csv"),
+            captions=[*CAPTIONS, *fill("report/{name}.rst", name=list(CAUSE_FIGURES))],
+        output:
+            report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),
+            headline=SHOWN.files(paths.TABLE, name="headline", suffix=["csv", "md"]),
+        log:
+            "logs/make_report.log",
+        benchmark:
+            "benchmarks/make_report.tsv"
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(1000, 2000),
+            runtime=minutes(5, 10),
+        params:
+            used=used(SHOWN, "seed", "kernel", "fcr", "studied_variants", *CAPTION_KEYS),
+            options=options,
+        message:
+            "Writing the self-contained report"
+        shell:
+            f"inversescope make_report {SHOWN.options}" " {params.options} --threads {threads} --log {log}"
+
+
+if OTHERS:
+
+    rule make_studies:
+        input:
+            source=source_files("make_studies", None),
+            figures=figures_of(*(e.task for e in OTHERS)),
+            captions=fill(
+                "report/{name}.rst",
+                name=[
+                    *fill("ravel_{name}", name=list(RAVEL_FIGURES)),
+                    *ICL_FIGURES,
+                    *CASE_FIGURES,
+                    *CAUSE_FIGURES,
+                    *ANSWER_FIGURES,
+                ],
+            ),
+        output:
+            report(
+                "results/studies.html", category="Report", labels={"shows": "All other studies on one page"}
+            ),
+            headline=fill("results/tables/studies_headline.{suffix}", suffix=["csv", "md"]),
+        log:
+            "logs/make_studies.log",
+        benchmark:
+            "benchmarks/make_studies.tsv"
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(1000, 2000),
+            runtime=minutes(5, 10),
+        params:
+            # What the other experiments use has changed their tables by the time it matters here.
+            used=used(OTHERS[0], "seed", "kernel", "fcr"),
+            options=options,
+        message:
+            "Writing the page of the other studies"
+        shell:
+            f"inversescope make_studies {OTHERS[0].options}"
+            " {params.options} --threads {threads} --log {log}"

@@ -1,0 +1,58 @@
+"""Where files lie, each pattern once: rules use them as they are, stages by `Context.path`.
+
+Names in braces are Snakemake's wildcards. All paths are relative to the project's root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+#: What is kept of an experiment beside its results; each kind of file has its own pattern below.
+DATA = "data/{task}/{model}/{file}"
+
+#: Prompts of a split, and the splits that every task has; `val` is there where an experiment asks for it.
+PROMPTS = "data/{task}/prompts/{split}.parquet"
+SPLITS = ("train", "test", "reference")
+ALL_SPLITS = (*SPLITS, "val")
+
+#: The target model, and the candidates that it is selected from.
+TARGET = "data/{task}/{model}/target/{file}"
+CANDIDATE = "data/{task}/{model}/target/candidates/{candidate}/{file}"
+#: Files of a model that is trained or imported here; others stay in the hub's cache or in their own directory.
+TARGET_FILES = ("target.json", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+
+ACTIVATIONS = "data/{task}/{model}/activations/{split}/{site}.safetensors"
+
+#: The backbone that knows the prior, and the generators; both consist of the same files.
+BACKBONE = "data/{task}/{model}/checkpoints/backbone/{file}"
+CHECKPOINT = "data/{task}/{model}/checkpoints/{generator}/{variant}/{file}"
+CHECKPOINT_FILES = ("model.safetensors", "meta.json")
+TRAINING_LOG = "results/{task}/{model}/training/{generator}/{variant}.csv"
+
+#: Raw candidates of a site, log q of its cached neighbours, seconds spent.
+SAMPLES = "results/{task}/{model}/samples/{generator}/{variant}/{site}{suffix}"
+SAMPLE_SUFFIXES = (".parquet", ".cache.parquet", ".json")
+PRIOR_SAMPLES = "results/{task}/{model}/samples/backbone.parquet"
+
+#: Exact values, states of chains, estimates and tables of a site.
+EXACT = "results/{task}/{model}/exact/{site}.parquet"
+MCMC = "results/{task}/{model}/mcmc/{site}.parquet"
+CELLS = "results/{task}/{model}/cells/{site}.parquet"
+SITE_TABLE = "results/{task}/{model}/{table}/{site}.csv"
+
+#: What is made of all sites of an experiment.
+RESULT = "results/{task}/{model}/{file}"
+FIGURE = "results/figures/{task}_{model}_{name}.{suffix}"
+TABLE = "results/tables/{task}_{model}_{name}.{suffix}"
+
+
+def fill(pattern: str, **values: str | Sequence[str]) -> list[str]:
+    """Fill in some names of a pattern and leave the others: a path for each combination of the values, the last one fastest.
+
+    Snakemake's `expand(..., allow_missing=True)`, for code that runs without Snakemake too.
+    """
+    paths = [pattern]
+    for name, value in values.items():
+        several = [value] if isinstance(value, str) else value
+        paths = [path.replace(f"{{{name}}}", one) for path in paths for one in several]
+    return paths

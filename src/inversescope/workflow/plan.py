@@ -1,0 +1,408 @@
+"""What is to be done under a configuration: experiments, their variants, sites and bandwidths, and the blocks of sites of a job.
+
+Rules and stages ask here, so that each list is derived once. Nothing heavy is imported: Snakemake reads this before any job runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from inversescope.config import Config, ExperimentConfig, ModelConfig
+from inversescope.errors import InputError
+from inversescope.sites import Site, expand_sites
+from inversescope.workflow import paths
+from inversescope.workflow.paths import fill
+
+#: Loading PyTorch and the target takes seconds. Where a site takes seconds too, a process reads several sites in turn.
+SITES_PER_JOB = 10
+#: Tasks whose answers are several tokens.
+SPELLED = ("addition",)
+#: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
+OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ioi": {"figures": ("plot_figures",)},
+    # Figures of RAVEL are of all its experiments: `plot_ravel`.
+    "ravel": {},
+    "icl_translation": {"figures": ("plot_icl",)},
+}
+#: The same of every other task.
+CASE_STUDY = {"checks": ("compare_distances", "check_completeness"), "figures": ("plot_cases",)}
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """One experiment, a task on a target model, with all that follows from its configuration.
+
+    Args:
+        config: the configuration as this experiment sees it.
+        task: name of the task.
+        model: name of the target model.
+    """
+
+    config: Config
+    task: str
+    model: str
+
+    @cached_property
+    def settings(self) -> ExperimentConfig:
+        """Its entry in `experiments`. Raises `InputError` if there is none."""
+        return self.config.experiment(self.task, self.model)
+
+    @cached_property
+    def name(self) -> str:
+        """Its name in `experiments`."""
+        entries = self.config.experiments.items()
+        return next(name for name, e in entries if (e.task, e.model) == (self.task, self.model))
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """The configuration as nested dicts."""
+        return self.config.model_dump(mode="json")
+
+    @property
+    def options(self) -> str:
+        """Options that tell a command the experiment."""
+        return f"--task {self.task} --model {self.model}"
+
+    @property
+    def target(self) -> ModelConfig:
+        """How the target model is configured."""
+        return self.config.models[self.model]
+
+    # ----------------------------------------------------------------------------------------------------------- sites
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads of the target model: the set of jobs is known before any model is there.
+
+        Raises:
+            InputError: the configuration does not say them.
+        """
+        if self.target.source == "trained":
+            return self.target.shape.n_layers, self.target.shape.n_heads
+        if self.target.n_layers is None or self.target.n_heads is None:
+            raise InputError(
+                f"models.{self.model} has no n_layers or n_heads",
+                "set both, so that its sites are known beforehand",
+            )
+        return self.target.n_layers, self.target.n_heads
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """All sites that are read."""
+        return self.expand(self.settings.sites)
+
+    def expand(self, patterns: list[str]) -> list[Site]:
+        """The sites that patterns name on this model. Raises `InputError` for one that it does not have."""
+        return expand_sites(patterns, *self.shape)
+
+    def sites_of(self, variant: str) -> list[Site]:
+        """Sites that a variant is trained on and read at. Raises `InputError` for one that the experiment does not read."""
+        patterns = self.config.variant(variant).sites
+        if patterns is None:
+            return self.sites
+        chosen = self.expand(patterns)
+        for site in chosen:
+            if site not in self.sites:
+                raise InputError(
+                    f"variant {variant} is trained on site {site.label}, which the experiment does not read",
+                    f"add it to the experiment's sites (experiments.{self.name}.sites), or change the variant's",
+                )
+        return chosen
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Labels of all sites in order."""
+        return [site.label for site in self.sites]
+
+    @cached_property
+    def _labels_of(self) -> dict[str, list[str]]:
+        return {name: [site.label for site in self.sites_of(name)] for name in self.variants}
+
+    def labels_of(self, variants: Iterable[str]) -> list[str]:
+        """Labels of the sites that any of some planned variants reads."""
+        read = {label for name in variants for label in self._labels_of[name]}
+        return [label for label in self.labels if label in read]
+
+    # -------------------------------------------------------------------------------------------------------- variants
+    @cached_property
+    def studied(self) -> list[str]:
+        """Variants of the main part."""
+        return list(dict.fromkeys(self.config.studied_variants))
+
+    @cached_property
+    def frontier(self) -> list[str]:
+        """Variants that the frontier compares; without any there is no frontier."""
+        names = dict.fromkeys(self.config.study_variants)
+        return [name for name in names if self.config.variant(name).study == "frontier"]
+
+    @cached_property
+    def ablations(self) -> list[str]:
+        """Variants of the study over dimension, steps and seeds, and the ablations: all of the study but the frontier's."""
+        return [name for name in dict.fromkeys(self.config.study_variants) if name not in self.frontier]
+
+    @cached_property
+    def variants(self) -> list[str]:
+        """All of these."""
+        return list(dict.fromkeys([*self.studied, *self.config.study_variants]))
+
+    def group(self, name: str) -> list[str]:
+        """Further variants whose estimates lie in a folder of their own: those of `study` or of `frontier`."""
+        return {"study": self.ablations, "frontier": self.frontier}[name]
+
+    def generator_of(self, variant: str) -> str:
+        """The generator that a variant trains."""
+        return self.config.variant(variant).generator
+
+    @cached_property
+    def bandwidths(self) -> list[float]:
+        """All bandwidths at which anything is read."""
+        kernel = self.config.kernel
+        of_variants = [epsilon for name in self.variants for epsilon in self.config.epsilons_of(name)]
+        return sorted({*kernel.epsilons, kernel.epsilon, *of_variants})
+
+    @property
+    def has_chains(self) -> bool:
+        """Whether chains of swap moves are run."""
+        return self.config.fcr.mcmc_evaluations > 0
+
+    @property
+    def corpora(self) -> list[str]:
+        """What the model's own sparse autoencoders are trained on."""
+        return ["ravel", "general"] if self.target.source == "trained" else ["ravel"]
+
+    # ----------------------------------------------------------------------------------------------------------- files
+    @property
+    def is_fetched(self) -> bool:
+        """Whether the target comes from the hub or a local directory: it may be large, and only its description is here."""
+        return self.target.source in ("hub", "local")
+
+    @property
+    def target_files(self) -> list[str]:
+        """Files of the target model that is read."""
+        return self.files(paths.TARGET, file=["target.json"] if self.is_fetched else paths.TARGET_FILES)
+
+    def files(self, pattern: str, **values: str | Sequence[str]) -> list[str]:
+        """Files of this experiment, one for each combination of some values."""
+        return fill(pattern, task=self.task, model=self.model, **values)
+
+    def at_sites(self, pattern: str, **values: str | Sequence[str]) -> list[str]:
+        """A file for each site that is read."""
+        return self.files(pattern, site=self.labels, **values)
+
+    def at_sites_of(self, variants: Iterable[str], pattern: str, **values: str | Sequence[str]) -> list[str]:
+        """A file for each site that any of some variants reads."""
+        return self.files(pattern, site=self.labels_of(variants), **values)
+
+    def of_variants(self, pattern: str, variants: Iterable[str], **values: str | Sequence[str]) -> list[str]:
+        """A file for each of some variants."""
+        return [
+            file
+            for name in variants
+            for file in self.files(pattern, generator=self.generator_of(name), variant=name, **values)
+        ]
+
+    def samples(self, variants: Iterable[str], site: str | None = None) -> list[str]:
+        """What `sample_prompts` writes for variants at one site, or at all that each reads."""
+        return [
+            file
+            for name in variants
+            for label in self._labels_of[name]
+            if site in (None, label)
+            for file in self.of_variants(paths.SAMPLES, [name], site=label, suffix=paths.SAMPLE_SUFFIXES)
+        ]
+
+    @property
+    def whole(self) -> Block:
+        """All sites as one block."""
+        return Block(self, tuple(self.labels))
+
+    def parts(self, outputs_of: Callable[[str], Iterable[str]]) -> dict[str, list[str]]:
+        """What can be asked for by name, in pipeline order: files that all of a part is made with.
+
+        Args:
+            outputs_of: patterns of what a rule writes, by its name.
+        """
+
+        def made_by(*rules: str) -> list[str]:
+            return [file for rule in rules for pattern in outputs_of(rule) for file in self.files(pattern)]
+
+        splits = ["train"] * bool(self.variants) + ["test", "reference"] + ["val"] * bool(self.settings.n_val)
+        parts = {
+            "targets": self.target_files,
+            "activations": self.at_sites(paths.ACTIVATIONS, split=splits),
+            "exact": self.at_sites(paths.EXACT),
+        }
+        if self.task == "ravel":
+            parts["autoencoders"] = self.at_sites(paths.SITE_TABLE, table="sae")
+        if self.task == "icl_translation":
+            parts["patching"] = made_by("patch_task_vectors")
+        # A control has no generators, hence only parts that need none.
+        if self.variants:
+            parts["generators"] = self.of_variants(paths.CHECKPOINT, self.variants, file="model.safetensors")
+        for generator in dict.fromkeys(map(self.generator_of, self.variants)):
+            own = [v for v in self.variants if self.generator_of(v) == generator]
+            parts[f"samples_{generator}"] = self.samples(own)
+        if self.studied:
+            parts["estimates"] = self.at_sites(paths.CELLS)
+            parts["tables"] = self.files(paths.RESULT, file="fcr.csv")
+            if self.task == "ravel":
+                parts["attributes"] = self.at_sites(paths.SITE_TABLE, table="attributes")
+            for part, rules in OWN_STUDIES.get(self.task, CASE_STUDY).items():
+                parts[part] = made_by(*rules)
+        if self.settings.patched:
+            parts["causes"] = made_by("plot_causes")
+            if self.task in SPELLED:
+                parts["answers"] = made_by("plot_answers")
+        if self.ablations:
+            parts["study"] = made_by("plot_study")
+        if self.frontier:
+            parts["frontier"] = made_by("plot_frontier")
+        return parts
+
+
+@dataclass(frozen=True)
+class Block:
+    """Sites that one job reads in turn.
+
+    Attributes:
+        experiment: whose sites.
+        sites: labels of the sites, or the wildcard.
+        variants: which read just these sites; empty where no variant is read.
+    """
+
+    experiment: ExperimentPlan
+    sites: tuple[str, ...]
+    variants: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the rule's name ends in."""
+        told = [self.experiment.task, self.experiment.model, self.sites[0].strip("{}"), *self.variants[:1]]
+        return re.sub(r"\W", "_", "_".join(told))
+
+    @property
+    def constraints(self) -> dict[str, str]:
+        """Values that the rule's wildcards may have: what keeps it apart from other blocks' rules."""
+        limits = {"task": one_of([self.experiment.task]), "model": one_of([self.experiment.model])}
+        return limits | ({"variant": one_of(self.variants)} if self.variants else {})
+
+    @property
+    def label(self) -> str:
+        """The sites in words, for messages."""
+        if self.sites == ("{site}",):
+            return "{wildcards.site}"
+        return self.sites[0] if len(self.sites) == 1 else f"{len(self.sites)} sites from {self.sites[0]}"
+
+    @property
+    def options(self) -> str:
+        """Options that tell a command its sites."""
+        return " ".join(f"--site {site.replace('{site}', '{wildcards.site}')}" for site in self.sites)
+
+
+def variant_options(variants: Iterable[str]) -> str:
+    """Options that name variants to a command; it leaves out those that were not trained on its site."""
+    return " ".join(f"--variant {name}" for name in variants)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """Regular expression that matches these names and nothing else."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+class Plan:
+    """All experiments of a configuration.
+
+    Args:
+        config: the whole configuration.
+
+    Raises:
+        InputError: experiments on a task differ in their prompts, or one names sites that its model does not have.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        pairs: list[tuple[str, str]] = [(e.task, e.model) for e in config.experiments.values()]
+        self._experiments = {pair: ExperimentPlan(config.of(*pair), *pair) for pair in pairs}
+        self.experiments = list(self._experiments.values())
+        self.tasks = sorted({task for task, _ in pairs})
+        self.models = sorted({model for _, model in pairs})
+        #: Tasks that are studied as InversionView's cases are.
+        self.case_studies = [task for task in self.tasks if task not in OWN_STUDIES]
+        for experiment in self.experiments:
+            experiment.labels_of(experiment.variants)
+        for task in self.tasks:
+            sizes = {(e.settings.n_train, e.settings.n_test, e.settings.n_reference) for e in self.on(task)}
+            if len(sizes) > 1:
+                raise InputError(
+                    f"experiments on task {task} differ in n_train, n_test or n_reference",
+                    "make them equal: prompts belong to the task",
+                )
+
+    def __getitem__(self, experiment: tuple[str, str]) -> ExperimentPlan:
+        """The experiment on a task and a model."""
+        return self._experiments[experiment]
+
+    def with_control(self, experiment: ExperimentPlan) -> list[ExperimentPlan]:
+        """An experiment, and the control that figures show beside it."""
+        control = experiment.target.control
+        return [experiment, self[experiment.task, control]] if control else [experiment]
+
+    def on(self, task: str) -> list[ExperimentPlan]:
+        """Experiments that read a task's prompts."""
+        return [e for e in self.experiments if e.task == task]
+
+    def from_source(self, *sources: str) -> list[str]:
+        """Models that are read and come from some sources."""
+        return [name for name in self.models if self.config.models[name].source in sources]
+
+    @cached_property
+    def variants(self) -> list[str]:
+        """Variants of all experiments."""
+        return list(dict.fromkeys(name for e in self.experiments for name in e.variants))
+
+    @cached_property
+    def generators(self) -> list[str]:
+        """Generators of all experiments."""
+        return sorted({e.generator_of(name) for e in self.experiments for name in e.variants})
+
+    @cached_property
+    def candidates(self) -> list[str]:
+        """Candidates of all models that are trained here."""
+        return sorted({c for m in self.from_source("trained") for c in self.config.models[m].candidates})
+
+    def data_of(self, task: str) -> list[str]:
+        """Files that a task's prior is made of: downloaded ones, and those that the project's owner puts there."""
+        about = getattr(self.config, task)
+        downloaded = [f"data/{task}/{file}" for file in getattr(about, "files", [])]
+        return downloaded + list(getattr(about, "sources", []))
+
+    def prompts_of(self, task: str) -> list[str]:
+        """Files of all splits of a task's prompts."""
+        validated = any(e.settings.n_val for e in self.on(task))
+        return fill(paths.PROMPTS, task=task, split=paths.ALL_SPLITS if validated else paths.SPLITS)
+
+
+def blocks(experiments: Iterable[ExperimentPlan], by_variant: bool = False) -> list[Block]:
+    """Sites by the job that reads them: some of a small model in turn, a single one of any other.
+
+    Args:
+        experiments: whose sites.
+        by_variant: apart for each set of variants that read the same sites.
+    """
+    found: list[Block] = []
+    for experiment in experiments:
+        readers: dict[tuple[str, ...], tuple[str, ...]] = {}
+        if not by_variant:
+            readers[tuple(experiment.labels)] = ()
+        for name in experiment.variants if by_variant else []:
+            labels = tuple(experiment.labels_of([name]))
+            readers[labels] = (*readers.get(labels, ()), name)
+        if experiment.is_fetched:
+            readers = {("{site}",): tuple(experiment.variants) if by_variant else ()}
+        for labels, variants in readers.items():
+            for start in range(0, len(labels), SITES_PER_JOB):
+                found.append(Block(experiment, labels[start : start + SITES_PER_JOB], variants))
+    return found

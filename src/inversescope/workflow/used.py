@@ -1,0 +1,65 @@
+"""What of the configuration a job depends on: the job is made again when one of these values changes, and only then.
+
+A key is a path into the configuration as the job's experiment sees it (`kernel/epsilon`), a field of the experiment's own entry
+(`n_test`, `patched`), or one of `DERIVED`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from inversescope.workflow.plan import ExperimentPlan
+
+#: The kernel at the one bandwidth where most of a study is done.
+HEADLINE = ("kernel/epsilon", "kernel/distance", "kernel/kind")
+#: Fields of a variant that only tell readers about it, or how it is read.
+TOLD = {"base", "change", "study", "settings", "label", "colour"}
+
+
+def training(plan: ExperimentPlan, variant: str) -> dict[str, Any]:
+    """How a variant is made."""
+    return plan.config.variant(variant).model_dump(mode="json", exclude=TOLD)
+
+
+def drawing(plan: ExperimentPlan, variant: str) -> dict[str, Any]:
+    """How candidates of a variant are drawn. How many at a time makes no difference to what is drawn."""
+    sampling = plan.config.sampling
+    return {
+        **sampling.model_dump(mode="json", exclude={"batch", "settings"}),
+        "settings": {
+            name: sampling.rule(name).model_dump(mode="json")
+            for name in plan.config.variant(variant).settings
+        },
+        "studied": variant in plan.studied,
+        "bandwidths": plan.config.epsilons_of(variant),
+    }
+
+
+#: First part of a key -> what it stands for, given the rest.
+DERIVED: dict[str, Callable[..., Any]] = {
+    "bandwidths": lambda plan: plan.bandwidths,
+    "training": training,
+    "drawing": drawing,
+}
+
+
+def value(plan: ExperimentPlan, key: str) -> Any:
+    """The present value of a key.
+
+    Raises:
+        KeyError: the configuration has no such key (any more).
+        InputError: it has no such variant.
+    """
+    first, *rest = key.split("/")
+    if first in DERIVED:
+        return DERIVED[first](plan, *rest)
+    if not rest and first in type(plan.settings).model_fields:
+        return plan.settings.model_dump(mode="json")[first]
+    return functools.reduce(lambda part, name: part[name], [first, *rest], plan.values)
+
+
+def used(plan: ExperimentPlan, *keys: str) -> dict[str, Any]:
+    """Values of keys, for a rule's `params`."""
+    return {key: value(plan, key) for key in keys}

@@ -1,0 +1,189 @@
+"""The plan, its paths and the keys that jobs depend on: what the rules make of a configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from conftest import BASE, MODEL, SITES
+
+from inversescope.config import Config, merge, parse_config
+from inversescope.errors import InputError
+from inversescope.workflow import paths
+from inversescope.workflow.paths import fill
+from inversescope.workflow.plan import SITES_PER_JOB, ExperimentPlan, Plan, blocks, one_of
+from inversescope.workflow.stages import STAGES
+from inversescope.workflow.used import used, value
+
+LARGE = {"source": "hub", "path": "org/name", "revision": "0" * 40, "n_layers": 3, "n_heads": 4}
+
+
+def configuration(delta: dict[str, Any] | None = None) -> Config:
+    return parse_config(merge(BASE, delta or {}))
+
+
+def planned(delta: dict[str, Any] | None = None) -> ExperimentPlan:
+    return Plan(configuration(delta))["ioi", MODEL]
+
+
+def test_planning_imports_no_library_of_numbers() -> None:
+    """Snakemake reads the plan in every one of its processes."""
+    modules = ("plan", "used", "sources", "stages", "paths")
+    code = "import sys, " + ", ".join(f"inversescope.workflow.{name}" for name in modules)
+    heavy = "sorted({'numpy', 'pandas', 'torch', 'matplotlib', 'pyarrow'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print({heavy})"], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_fill_leaves_other_names() -> None:
+    assert fill(paths.PROMPTS, split=["train", "test"]) == [
+        "data/{task}/prompts/train.parquet",
+        "data/{task}/prompts/test.parquet",
+    ]
+    assert fill("{a}/{b}/{c}", b="x", c=["1", "2"]) == ["{a}/x/1", "{a}/x/2"]
+    assert fill("{a}{b}", a=["1", "2"], b=["x", "y"]) == ["1x", "1y", "2x", "2y"]
+
+
+def test_one_of_matches_names_and_nothing_else() -> None:
+    import re
+
+    pattern = one_of(["paper_eps0.05", "gpt2-small"])
+    assert re.fullmatch(pattern, "paper_eps0.05") and re.fullmatch(pattern, "gpt2-small")
+    assert not re.fullmatch(pattern, "paper_eps0x05")
+    assert not re.fullmatch(one_of([]), "")
+
+
+def test_sites_and_variants_of_an_experiment() -> None:
+    plan = planned()
+    assert plan.labels == SITES
+    assert [site.label for site in plan.sites_of("told")] == ["L0H0", "L1H1"]
+    assert plan.labels_of(["few", "told"]) == ["L0H0", "L1H1"]
+    assert plan.studied == plan.variants == ["paper", "default", "told", "few"]
+    assert plan.ablations == plan.frontier == []
+
+
+def test_bandwidths_are_those_of_the_kernel_and_of_all_variants() -> None:
+    assert planned().bandwidths == [0.02, 0.1]
+    assert planned({"variants": {"few": {"epsilon": 0.07}}}).bandwidths == [0.02, 0.07, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("delta", "culprit"),
+    [
+        ({"variants": {"few": {"sites": ["L0H1"]}}}, "variant few is trained on site L0H1"),
+        ({"experiments": {"ioi": {"sites": ["L2H0"]}}}, "L2H0"),
+        ({"models": {MODEL: {"source": "local", "path": "x"}}}, f"models.{MODEL} has no n_layers or n_heads"),
+        (
+            {
+                "experiments": {"more": {"model": "far", "sites": ["L0H0"], "n_test": 7}},
+                "models": {"far": LARGE},
+            },
+            "differ in n_train, n_test or n_reference",
+        ),
+    ],
+)
+def test_a_plan_that_contradicts_itself_is_refused(delta: dict[str, Any], culprit: str) -> None:
+    with pytest.raises(InputError) as raised:
+        Plan(configuration(delta))
+    assert culprit in str(raised.value)
+
+
+def test_a_block_holds_sites_that_the_same_variants_read() -> None:
+    found = blocks([planned()], by_variant=True)
+    assert {(block.sites, block.variants) for block in found} == {
+        (tuple(SITES), ("paper", "default")),
+        (("L0H0", "L1H1"), ("told",)),
+        (("L1H1",), ("few",)),
+    }
+    assert len({block.name for block in found}) == 3
+    assert found[0].constraints == {"task": "ioi", "model": MODEL, "variant": "paper|default"}
+    assert found[0].options == "--site L0H0 --site L1H1 --site L1.resid_post"
+
+
+def test_a_job_reads_few_sites_of_a_small_model_and_one_of_a_large_one() -> None:
+    shape = {"n_layers": 4, "n_heads": 4, "d_model": 16}
+    many = {"experiments": {"ioi": {"sites": ["L*H*"], "variants": []}}}
+    small = planned(merge(many, {"models": {MODEL: {"shape": shape}}}))
+    found = blocks([small])
+    assert [len(block.sites) for block in found] == [SITES_PER_JOB, 16 - SITES_PER_JOB]
+    assert sum((block.sites for block in found), ()) == tuple(small.labels)
+    (block,) = blocks([planned(merge(many, {"models": {MODEL: LARGE}}))])
+    assert block.sites == ("{site}",)
+    assert block.options == "--site {wildcards.site}"
+
+
+def test_files_of_an_experiment() -> None:
+    plan = planned()
+    assert plan.samples(["few"], "L1H1") == plan.samples(["few"])
+    assert plan.samples(["few"], "L0H0") == []
+    assert plan.samples(["few"])[0] == f"results/ioi/{MODEL}/samples/inversescope/few/L1H1.parquet"
+    assert len(plan.target_files) == len(paths.TARGET_FILES)
+    assert planned({"models": {MODEL: LARGE}}).target_files == [f"data/ioi/{MODEL}/target/target.json"]
+
+
+def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
+    def outputs_of(rule: str) -> list[str]:
+        return [f"results/{{task}}/{{model}}/{rule}"]
+
+    assert list(planned().parts(outputs_of)) == [
+        "targets",
+        "activations",
+        "exact",
+        "generators",
+        "samples_inversescope",
+        "estimates",
+        "tables",
+        "figures",
+    ]
+    assert planned().parts(outputs_of)["figures"] == [f"results/ioi/{MODEL}/plot_figures"]
+    control = planned({"experiments": {"ioi": {"variants": []}}}).parts(outputs_of)
+    assert list(control) == ["targets", "activations", "exact"]
+    assert not [file for file in control["activations"] if "/train/" in file]
+
+
+def test_no_chain_is_planned_where_it_has_no_evaluations() -> None:
+    assert planned().has_chains
+    assert not planned({"fcr": {"mcmc_evaluations": 0}}).has_chains
+
+
+def test_used_values_are_those_that_the_experiment_sees() -> None:
+    own = {"experiments": {"ioi": {"settings": {"kernel": {"epsilon": 0.3}}}}}
+    assert used(planned(own), "kernel/epsilon", "n_test", "bandwidths") == {
+        "kernel/epsilon": 0.3,
+        "n_test": 6,
+        "bandwidths": [0.02, 0.1, 0.3],
+    }
+    with pytest.raises(KeyError):
+        value(planned(), "kernel/bandwith")
+
+
+@pytest.mark.parametrize(
+    ("delta", "training", "drawing"),
+    [
+        ({"variants": {"default": {"steps": 21}}}, True, False),
+        ({"variants": {"default": {"change": "nothing", "label": "ours"}}}, False, False),
+        ({"variants": {"paper": {"steps": 21}}}, False, False),
+        ({"variants": {"default": {"settings": ["masked"]}}}, False, True),
+        ({"sampling": {"temperature": 0.9}}, False, True),
+        ({"sampling": {"batch": 7}}, False, False),
+        ({"kernel": {"epsilons": [0.1]}}, False, True),
+    ],
+)
+def test_a_variant_is_made_and_drawn_by_its_own_settings(
+    delta: dict[str, Any], training: bool, drawing: bool
+) -> None:
+    changed = {
+        key: value(planned(), key) != value(planned(delta), key)
+        for key in ("training/default", "drawing/default")
+    }
+    assert changed == {"training/default": training, "drawing/default": drawing}
+
+
+def test_every_option_of_a_stage_is_one_of_the_command_line() -> None:
+    from inversescope.cli import COMMANDS, OPTIONS
+
+    taken = {name for stage in STAGES.values() for name in stage.takes}
+    taken |= {name for command in COMMANDS.values() for name in command.takes}
+    assert taken <= set(OPTIONS)
