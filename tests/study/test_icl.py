@@ -244,7 +244,7 @@ def test_targets_say_how_they_were_trained(study: Path) -> None:
     config = values(models={"delayed": {"training": {"delay_layers": 3}}})
     (study / "bad.yaml").write_text(yaml.safe_dump(config))
     where = ["--task", TASK, "--model", "delayed", "--root", str(study), "--config", str(study / "bad.yaml")]
-    assert main(["train_target", *where, "--candidate", "s"]) == 2
+    assert main(["train_target", *where, "--candidate", "s0"]) == 2
 
 
 def test_show_prints_goals_and_skips_controls(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

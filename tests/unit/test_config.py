@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
+from inversescope.cli import main
 from inversescope.config import Config, load_config, merge, parse_config, read_layers, show, to_schema
 from inversescope.context import Context
 from inversescope.errors import InputError
@@ -43,6 +44,13 @@ def test_the_schema_has_not_drifted() -> None:
         )
     )
     assert found == text, f"run `inversescope config schema`:\n{difference}"
+
+
+def test_every_setting_is_described() -> None:
+    parts = json.loads(to_schema())
+    for name, part in {"Config": parts, **parts["$defs"]}.items():
+        for key, about in part.get("properties", {}).items():
+            assert "description" in about or "$ref" in about, f"{name}.{key}"
 
 
 def test_the_schema_forbids_unknown_keys() -> None:
@@ -227,12 +235,11 @@ def test_show_says_where_a_value_is_written(tmp_path: Path) -> None:
         "steps: 9  # " + f"{tmp_path}/delta.yaml:3"
     )
     assert shown(tmp_path, "variants.mine.steps", delta).endswith("delta.yaml:3 (base default)")
-    assert shown(tmp_path, "variants.default.norm_band") == "variants.default.norm_band: 0.1  # default"
+    about, line = shown(tmp_path, "variants.default.norm_band").splitlines()
+    assert (about, line) == ("# delta of Appendix B.", "variants.default.norm_band: 0.1  # default")
     assert "# " + str(CONFIG / "config.yaml") + ":" in shown(tmp_path, "variants.default_s0_x1.n_condition")
     # Names may have dots.
-    assert shown(tmp_path, "variants.paper_eps0.05.epsilon").startswith(
-        "variants.paper_eps0.05.epsilon: 0.05 "
-    )
+    assert "\nvariants.paper_eps0.05.epsilon: 0.05 " in shown(tmp_path, "variants.paper_eps0.05.epsilon")
 
 
 def test_show_prints_what_an_experiment_sees(tmp_path: Path, whole: Config) -> None:
@@ -243,10 +250,11 @@ def test_show_prints_what_an_experiment_sees(tmp_path: Path, whole: Config) -> N
         assert ": 1500  # " in shown(tmp_path, key) and shown(tmp_path, key).endswith("(base ravel_48)")
     assert ": 2  # " in shown(tmp_path, "experiments.ravel_96.backbone.shape.n_layers")
     # What it does not set is the shared value, written where that is written.
-    assert (
-        shown(tmp_path, "experiments.ravel_96.backbone.learning_rate").partition("# ")[2]
-        == shown(tmp_path, "backbone.learning_rate").partition("# ")[2]
+    own, shared = (
+        shown(tmp_path, f"{where}backbone.learning_rate").rpartition("# ")[2]
+        for where in ("experiments.ravel_96.", "")
     )
+    assert own == shared != "default"
     part = yaml.safe_load(shown(tmp_path, "experiments.icl_llama"))
     view = whole.of("icl_translation", "llama-icl")
     assert part["settings"]["fcr"] == view.fcr.model_dump()
@@ -390,6 +398,41 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
         ["steps"],
     ),
     "study written at a variant": ("variants: {mine: {study: sparse}}\n", 1, ["'studies'"]),
+    "sizes that differ": (
+        "experiments:\n  ravel_64:\n    n_test: 7\n",
+        3,
+        ["ravel_64.n_test", "is 7, but 240 in experiment ravel_48"],
+    ),
+    "ravel without validation prompts": (
+        "only: [ravel_48]\nexperiments: {ravel_48: {n_val: 0}}\n",
+        2,
+        ["n_val"],
+    ),
+    "no site": ("experiments: {ioi: {sites: [L0.residual]}}\n", 1, ["L0.residual"]),
+    "no head": ("experiments:\n  ioi: {patched: [L0H99]}\n", 2, ["ioi.patched", "99"]),
+    "a site that cannot be replaced": (
+        "experiments: {ioi: {patched: [L0.resid_mid]}}\n",
+        1,
+        ["L0.resid_mid"],
+    ),
+    "a layer that is not read": ("experiments: {ioi: {representative: [7]}}\n", 1, ["layer 7"]),
+    "a variant's site that is not read": (
+        "variants:\n  default_sparse: {sites: [L0.mlp_out]}\n",
+        2,
+        ["default_sparse.sites", "L0.mlp_out", "experiments.ioi.sites"],
+    ),
+    "a variant's site that its experiment chose": (
+        "experiments:\n  ioi:\n    settings: {variants: {paper: {sites: [L0.mlp_out]}}}\n",
+        3,
+        ["ioi.settings.variants.paper.sites"],
+    ),
+    "more delayed layers than there are": (
+        "models: {llama-icl: {training: {delay_layers: 9}}}\n",
+        1,
+        ["llama-icl.training.delay_layers"],
+    ),
+    "a corpus of no task": ("models: {llama-icl: {training: {corpus: {oi: 0.1}}}}\n", 1, ["corpus.oi"]),
+    "heads of no whole width": ("models: {llama-icl: {shape: {d_model: 65}}}\n", 1, ["d_model 65"]),
     "two experiments on one model": ("experiments: {mine: {base: ioi}}\n", 1, ["experiment ioi", "merge"]),
 }
 
@@ -421,3 +464,18 @@ def test_missing_and_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "latin.yaml").write_bytes(b"seed: 1\n# caf\xe9\n")
     with pytest.raises(InputError, match=r"latin\.yaml:2 is not UTF-8"):
         load_config([tmp_path / "latin.yaml"])
+
+
+# ------------------------------------------------------------------------------------------------------------ command line
+def test_the_command_checks_shows_and_writes_the_schema(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--config", str(CONFIG / "config.yaml"), "--root", str(tmp_path)]
+    (tmp_path / "config").mkdir()
+    assert main(["config", *where]) == 0 and "valid" in capsys.readouterr().out
+    assert main(["config", "show", "kernel.epsilon", *where]) == 0
+    assert "kernel.epsilon: 0.1" in capsys.readouterr().out
+    assert main(["config", "show", "kernel.width", *where]) == 2
+    assert "kernel has distance" in capsys.readouterr().err
+    assert main(["config", "schema", *where]) == 0
+    assert (tmp_path / "config/schema.json").read_text() == to_schema()

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from inversescope.errors import InputError
 
 Model = TypeVar("Model", bound=BaseModel)
+REMEDY = "see config/schema.json for what it may hold"
 
 
 class Origin(NamedTuple):
@@ -76,9 +77,7 @@ def origin_of(tree: Any, path: Sequence[Any]) -> Origin | None:
     return found
 
 
-def fault(
-    tree: Any, path: Sequence[Any], message: str, remedy: str = "see config/schema.json for what it may hold"
-) -> InputError:
+def fault(tree: Any, path: Sequence[Any], message: str, remedy: str = REMEDY) -> InputError:
     """The error of a value of the configuration: names the file and line where it is written, and its key."""
     where = origin_of(tree, path) or "the configuration"
     key = ".".join(map(str, path)) or "(top level)"
@@ -105,9 +104,9 @@ def section(tree: Any, *path: str) -> Entries:
 class Misplaced(ValueError):
     """A fault that a validator finds further down: `path` leads there from the validated model."""
 
-    def __init__(self, path: tuple[Any, ...], message: str) -> None:
+    def __init__(self, path: tuple[Any, ...], message: str, remedy: str = REMEDY) -> None:
         super().__init__(message)
-        self.path = path
+        self.path, self.remedy = path, remedy
 
 
 def validated(model: type[Model], tree: Any, path: tuple[Any, ...] = ()) -> Model:
@@ -120,7 +119,9 @@ def validated(model: type[Model], tree: Any, path: tuple[Any, ...] = ()) -> Mode
     except ValidationError as error:
         first = error.errors()[0]
         cause = first.get("ctx", {}).get("error")
-        where = (*path, *first["loc"], *(cause.path if isinstance(cause, Misplaced) else ()))
+        where = (*path, *first["loc"])
+        if isinstance(cause, Misplaced):
+            raise fault(tree, (*where, *cause.path), str(cause), cause.remedy) from error
         if first["type"] == "extra_forbidden":
             key = ".".join(map(str, where))
             place = origin_of(tree, where) or "the configuration"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -11,43 +11,43 @@ from inversescope.config.strict import Strict
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class KernelConfig(Strict):
     """Kernel k, distance d and bandwidth epsilon of P(x; z) (paper, section 2)."""
 
-    distance: Literal["cosine", "euclidean", "normalised_euclidean"] = "cosine"
-    kind: Literal["hard", "gaussian"] = "hard"
+    distance: Literal["cosine", "euclidean", "normalised_euclidean"] = Field("cosine", description="d.")
+    kind: Literal["hard", "gaussian"] = Field(
+        "hard", description="k: 1 within epsilon, or a Gaussian of d / epsilon."
+    )
     epsilon: float = Field(0.1, description="Headline bandwidth.")
     epsilons: list[float] = Field([0.005, 0.02, 0.05, 0.1, 0.15], description="Bandwidths that are read.")
 
-    @field_validator("epsilon")
+    @field_validator("epsilon", "epsilons")
     @classmethod
-    def _positive(cls, value: float) -> float:
-        if not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {value}")
+    def _positive(cls, value: float | list[float]) -> float | list[float]:
+        for one in value if isinstance(value, list) else [value]:
+            if not (one > 0 and math.isfinite(one)):
+                raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {one}")
         return value
-
-    @field_validator("epsilons")
-    @classmethod
-    def _all_positive(cls, values: list[float]) -> list[float]:
-        for value in values:
-            cls._positive(value)
-        return values
 
 
 class BackboneArchitecture(ArchitectureConfig):
     """Shape of the backbone: an own matrix for the next token, and GPT-2's initial weights."""
 
-    tied_embeddings: bool = False
+    tied_embeddings: bool = Field(False, description="Embedding and unembedding are one matrix.")
     initializer_range: float = Field(0.02, gt=0, description="Standard deviation of the initial weights.")
 
 
 class BackboneConfig(Strict):
     """The decoder-only backbone and its fine-tuning on the prior (paper, 3.2 and C.1)."""
 
-    init: Literal["scratch", "hub", "local"] = "scratch"
-    path: str | None = None
-    revision: str | None = None
+    init: Literal["scratch", "hub", "local"] = Field(
+        "scratch", description="Random weights of `shape`, or a pre-trained model."
+    )
+    path: str | None = Field(None, description="Hub repository or local directory of the pre-trained model.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for init: hub.")
     shape: BackboneArchitecture = BackboneArchitecture()
     targets: Literal["grammar", "samples"] = Field(
         "samples", description="'samples': next tokens of drawn prompts (paper). 'grammar': their exact next-token distribution "
@@ -60,14 +60,18 @@ class BackboneConfig(Strict):
         6.0, description="Logit tilt of a prompt's own names on half of the batch (0 = plain fine-tuning). "
         "The optimum is still the exact prior; it makes the rule 'second name differs' learnable."
     )  # fmt: skip
-    batch_size: int = Field(64, ge=1)
-    steps: int = Field(3000, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = 0.1
-    warmup: int = 100
-    schedule: Literal["cosine", "constant"] = "cosine"
-    gate_in_prior: float = Field(0.9, description="Share of unconditional samples that must be in the prior.")
-    gate_repeated_name: float = Field(0.01, description="Largest share of samples whose two names are equal.")
+    batch_size: int = Field(64, ge=1, description="Prompts a step.")
+    steps: int = Field(3000, ge=1, description="Training steps.")
+    learning_rate: float = Field(2e-3, gt=0, description="Of AdamW, after the warm-up.")
+    weight_decay: float = Field(0.1, ge=0, description="Of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps over which the learning rate grows.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate after the warm-up.")
+    gate_in_prior: float = Field(
+        0.9, ge=0, le=1, description="Share of unconditional samples that must be in the prior."
+    )
+    gate_repeated_name: float = Field(
+        0.01, ge=0, le=1, description="Largest share of samples whose two names are equal."
+    )
 
 
 class VariantConfig(Strict):
@@ -94,7 +98,7 @@ class VariantConfig(Strict):
     sites: list[str] | None = Field(
         None, description="Patterns of the sites that it is trained on; all if absent."
     )
-    seed: int = 0
+    seed: int = Field(0, description="Of its initial weights and training batches.")
     # pairs
     pairs: Literal["noise", "kernel", "clean"] = Field(
         "noise",
@@ -112,7 +116,9 @@ class VariantConfig(Strict):
     eps_input: bool = Field(
         False, description="log eps is an input; eps drawn log-uniformly from eps_range an anchor."
     )
-    eps_range: tuple[float, float] = (0.004, 0.25)
+    eps_range: tuple[float, float] = Field(
+        (0.004, 0.25), description="Bandwidths of training, for eps_input."
+    )
     mean_embedding: bool = Field(
         False, description="Condition on the kernel mean embedding of cached neighbours."
     )
@@ -157,17 +163,17 @@ class VariantConfig(Strict):
         "scratch",
         description="InversionView's decoder starts from random weights, or from the backbone that knows the prior.",
     )
-    freeze_backbone: bool = True
+    freeze_backbone: bool = Field(True, description="Train the control layers alone (paper).")
     # optimisation
-    steps: int = Field(3000, ge=1)
+    steps: int = Field(3000, ge=1, description="Training steps.")
     per_site: int = Field(8, ge=1, description="Prompts a site in each batch.")
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.98)
-    warmup: int = 100
-    schedule: Literal["cosine", "constant"] = "cosine"
+    learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, after the warm-up.")
+    weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    betas: tuple[Share, Share] = Field((0.9, 0.98), description="Of AdamW.")
+    warmup: int = Field(100, ge=0, description="Steps over which the learning rate grows.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate after the warm-up.")
     clip: float | None = Field(
-        1.0, description="Gradient norm; None = no clipping (PyTorch's default, paper)."
+        1.0, gt=0, description="Gradient norm; None = no clipping (PyTorch's default, paper)."
     )
 
     @model_validator(mode="after")
@@ -236,11 +242,11 @@ class SamplingConfig(Strict):
     )
     candidates_elsewhere: int = Field(30, ge=1, description="Draws a target at the other bandwidths.")
     candidates_study: int = Field(40, ge=1, description="Draws a target for the variants of the study.")
-    max_candidates: int = Field(100, description="Budget: draws before a target is given up.")
+    max_candidates: int = Field(100, ge=1, description="Budget: draws before a target is given up.")
     min_accepted: int = Field(
-        0, description="A target stops when it has so many accepted samples (0 = draw all)."
+        0, ge=0, description="A target stops when it has so many accepted samples (0 = draw all)."
     )
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="Divides the logits.")
     mixing_alpha: float = Field(
         5.0, gt=0, description="Dirichlet back-off: weight of the generator in cached prompts."
     )
@@ -280,8 +286,8 @@ class FcrConfig(Strict):
     """Estimators, intervals and controls."""
 
     features: list[str] = Field(["object", "subject"], description="Headline features.")
-    bootstrap: int = Field(2000, ge=100)
-    confidence: float = Field(0.95, gt=0, lt=1)
+    bootstrap: int = Field(2000, ge=100, description="Resamples of the target prompts for an interval.")
+    confidence: float = Field(0.95, gt=0, lt=1, description="Of the intervals.")
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
@@ -297,8 +303,8 @@ class SaeConfig(Strict):
         description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
     )
     learning_rate: float = Field(3e-3, gt=0, description="Gemma Scope: 7e-5.")
-    betas: tuple[float, float] = (0.0, 0.999)
-    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[Share, Share] = Field((0.0, 0.999), description="Of AdamW.")
+    weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     warmup: int = Field(20, ge=0, description="Steps of the rate's warm-up (Gemma Scope: 1000).")
     sparsity_warmup: int = Field(
         60, ge=1, description="Steps over which the penalty grows to its weight (Gemma Scope: 10,000)."
@@ -315,7 +321,7 @@ class ProbeConfig(Strict):
     strengths: list[float] = Field(
         [0.01, 0.1, 1.0], min_length=1, description="Inverse regularisations C; validation prompts choose."
     )
-    max_iter: int = Field(500, ge=1)
+    max_iter: int = Field(500, ge=1, description="Iterations of the solver, at most.")
 
 
 class PatchingConfig(Strict):
@@ -334,4 +340,6 @@ class FigureConfig(Strict):
     """What the figures need beyond the tables."""
 
     noised_draws: int = Field(20, ge=1, description="Draws a target for Figure 8.")
-    extra_noise: float = Field(0.3, description="Cosine-distance radius of the noise injected for Figure 8.")
+    extra_noise: float = Field(
+        0.3, gt=0, description="Cosine-distance radius of the noise injected for Figure 8."
+    )

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from inversescope.config.check import check
 from inversescope.config.entries import Misplaced, merge
 from inversescope.config.methods import (
-    BUILT_IN,
     BackboneConfig,
     FcrConfig,
     FigureConfig,
@@ -31,6 +31,7 @@ from inversescope.config.tasks import (
     CountingConfig,
     IOIConfig,
     RavelConfig,
+    TaskName,
     TextConfig,
     TranslationConfig,
 )
@@ -43,7 +44,9 @@ class Settings(Strict):
     budget: float = Field(1.0, gt=0, description="The one knob: scales training steps and sampling budgets.")
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
-    variants: dict[str, VariantConfig] = Field(default_factory=dict)
+    variants: dict[str, VariantConfig] = Field(
+        default_factory=dict, description="Ways to make a generator; the runs of `studies` among them."
+    )
     sampling: SamplingConfig = SamplingConfig()
     fcr: FcrConfig = FcrConfig()
     figures: FigureConfig = FigureConfig()
@@ -58,7 +61,7 @@ class ExperimentConfig(Strict):
     base: str | None = Field(
         None, exclude=True, description="The experiment that this one takes over; what follows is the change."
     )
-    task: Literal["ioi", "ravel", "icl_translation", "counting", "addition", "text"] = "ioi"
+    task: TaskName = Field("ioi", description="The prior P(x).")
     model: str = Field(..., description="The target model: an entry of `models`.")
     sites: list[str] = Field(
         ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
@@ -101,7 +104,7 @@ class SweepConfig(Strict):
     name: str = Field(
         "{run}", description="Names of the variants: {run}, {seed} and {times} (of the steps) are filled in."
     )
-    seeds: list[int] = Field([0], min_length=1)
+    seeds: list[int] = Field([0], min_length=1, description="Seeds of the runs.")
     times: list[Annotated[float, Field(gt=0)]] = Field(
         [1.0], min_length=1, description="Multiples of a run's training steps."
     )
@@ -126,7 +129,11 @@ class StudyConfig(Strict):
     steps: dict[str, int] = Field(
         default_factory=dict, description="Base -> training steps of the runs that do not say their own."
     )
-    sweeps: list[SweepConfig] = Field([SweepConfig()], min_length=1)
+    sweeps: list[SweepConfig] = Field(
+        [SweepConfig()],
+        min_length=1,
+        description="Each trains all runs; if absent, once, under their own names.",
+    )
     once: list[str] = Field(default_factory=list, description="Runs of each sweep's first seed alone.")
     runs: dict[str, dict[str, Any]] = Field(
         ..., description="Entries as in `variants`; `base` is the variant that they change."
@@ -156,74 +163,30 @@ class Config(Settings):
     only: list[str] | None = Field(
         None, description="Names of the experiments that are run; all of them if absent."
     )
-    experiments: dict[str, ExperimentConfig] = Field(default_factory=dict)
-    models: dict[str, ModelConfig] = Field(default_factory=dict)
-    studies: dict[str, StudyConfig] = Field(default_factory=dict)
+    experiments: dict[str, ExperimentConfig] = Field(
+        default_factory=dict, description="What is run: a task on a model."
+    )
+    models: dict[str, ModelConfig] = Field(default_factory=dict, description="Target models.")
+    studies: dict[str, StudyConfig] = Field(
+        default_factory=dict, description="Variants by seed, steps and change."
+    )
     ioi: IOIConfig = IOIConfig()
     ravel: RavelConfig = RavelConfig()
     icl_translation: TranslationConfig = TranslationConfig()
     counting: CountingConfig = CountingConfig()
     addition: AdditionConfig = AdditionConfig()
     text: TextConfig = TextConfig()
-    labeller: LabellerConfig | None = None
+    labeller: LabellerConfig | None = Field(
+        None, description="Chat model that labels candidates of in-context translation; none if absent."
+    )
     # Of an experiment's view (`of`); in files an experiment names its variants and studies.
     studied_variants: list[str] = Field(["paper", "default"])
     study_variants: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        for part in ("experiments", "models", "variants"):
-            for name in getattr(self, part):
-                if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
-                    raise Misplaced(
-                        (part, name), f"name {name!r} may hold letters, digits, '-', '_' and '.' only"
-                    )
-        read: dict[tuple[str, str], str] = {}
-        for name, experiment in self.experiments.items():
-            if experiment.model not in self.models:
-                raise Misplaced(
-                    ("experiments", name, "model"),
-                    f"names model {experiment.model!r}, which is not in 'models'",
-                )
-            other = read.setdefault((experiment.task, experiment.model), name)
-            if other != name:
-                raise Misplaced(
-                    ("experiments", name),
-                    f"experiment {other} reads this model on this task too: merge their lists of sites",
-                )
-        for name, experiment in self.experiments.items():
-            control = self.models[experiment.model].control
-            if control and (experiment.task, control) not in read:
-                raise Misplaced(
-                    ("experiments", name, "model"),
-                    f"it is shown beside model {control!r}, which no experiment on {experiment.task} reads",
-                )
-            self._view(name)._check_runs(name)
+        check(self)
         return self
-
-    def _check_runs(self, experiment: str) -> None:
-        """Refuse variants of an experiment that do not exist or cannot be read; `self` is its view."""
-        where = ("experiments", experiment)
-        for name in self.studied_variants:
-            if name not in self.variants:
-                raise Misplaced((*where, "variants"), f"variant {name!r} is studied but not in 'variants'")
-        for name in self.experiments[experiment].studies:
-            if name not in self.studies and name not in self.variants:
-                raise Misplaced((*where, "studies"), f"{name!r} is no study and no variant of one")
-        for name in [*self.studied_variants, *self.study_variants]:
-            variant = self.variants[name]
-            for setting in variant.settings:
-                if setting not in self.sampling.settings and setting not in BUILT_IN[:3]:
-                    raise Misplaced(
-                        ("variants", name, "settings"),
-                        f"variant {name!r} is read under {setting!r}, which is no decoding setting",
-                    )
-                attends = variant.neighbour_logits or variant.neighbour_words
-                if attends and self.sampling.rule(setting).varies:
-                    raise Misplaced(
-                        ("variants", name, "settings"),
-                        f"variant {name!r} attends to neighbours: no noise or schedule ({setting!r})",
-                    )
 
     def scaled(self, count: int) -> int:
         """A number of steps or samples under the budget knob, at least 1."""
@@ -247,9 +210,10 @@ class Config(Settings):
             InputError: no experiment reads this model on this task.
         """
         chosen = self.experiment(task, model)
-        return self._view(next(name for name, e in self.experiments.items() if e is chosen))
+        return self.view(next(name for name, e in self.experiments.items() if e is chosen))
 
-    def _view(self, name: str) -> Config:
+    def view(self, name: str) -> Config:
+        """The same by the experiment's name."""
         experiment = self.experiments[name]
         own = experiment.settings.model_dump(exclude_unset=True)
         parts = Settings.model_validate(merge(self.model_dump(include=set(own)), own))

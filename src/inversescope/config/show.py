@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
 
 from inversescope.config.entries import Entries, Origin, validated
 from inversescope.config.expand import expand
@@ -16,7 +17,8 @@ from inversescope.errors import InputError
 
 
 def show(files: Sequence[Path | str], key: str = "") -> str:
-    """The resolved configuration as YAML, or the part at a dotted key; a comment behind each value says where it is written.
+    """The resolved configuration as YAML, or the part at a dotted key; a comment behind each value says where it is written,
+    and one above what it is.
 
     `experiments.NAME` has all that the experiment may set for itself, as it sees it; `settings` may be left out of a key.
 
@@ -28,7 +30,9 @@ def show(files: Sequence[Path | str], key: str = "") -> str:
     path, part = _find(_resolved(config), key)
     lines = list(_lines(part, tree, path, 0)) if isinstance(part, Mapping) else [_leaf(key, part, tree, path)]
     width = min(max(len(text) for text, _ in lines), 72)
-    return "\n".join(f"{text:<{width}}  # {place}" if place else text for text, place in lines)
+    shown = [f"{text:<{width}}  # {place}" if place else text for text, place in lines]
+    about = _about(path)
+    return "\n".join([f"# {about}"] * bool(about) + shown)
 
 
 def _resolved(config: Config) -> dict[str, Any]:
@@ -58,6 +62,24 @@ def _find(values: dict[str, Any], key: str) -> tuple[tuple[str, ...], Any]:
             raise InputError(f"the configuration has no {key!r}", f"{'.'.join(path) or 'it'} has {there}")
         path, part, rest = (*path, name), part[name], rest[len(name) + 1 :]
     return path, part
+
+
+def _about(path: tuple[str, ...]) -> str:
+    """What the models say of a setting, or of a group of settings."""
+    model: type[BaseModel] | None = Config
+    about, is_name = "", False
+    for key in path:
+        if is_name:  # of an entry: variants.default
+            is_name, about = False, (model and model.__doc__) or ""
+            continue
+        field = model.model_fields.get(key) if model else None
+        if field is None:
+            return ""
+        is_name = get_origin(field.annotation) is dict
+        kinds = [field.annotation, *get_args(field.annotation)]
+        model = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
+        about = field.description or (model and model.__doc__) or ""
+    return about
 
 
 def _lines(

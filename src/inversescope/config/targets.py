@@ -8,44 +8,55 @@ from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.entries import Misplaced
 from inversescope.config.strict import Strict
+from inversescope.config.tasks import TaskName
 
 
 class ArchitectureConfig(Strict):
     """Shape of a transformer that the workflow builds itself."""
 
-    architecture: Literal["gpt2", "gemma2", "llama"] = "gpt2"
-    n_layers: int = Field(4, ge=1)
-    n_heads: int = Field(4, ge=1)
-    d_model: int = Field(64, ge=8)
-    d_mlp: int | None = Field(None, description="Hidden width of the MLP; 4 d_model if absent.")
-    n_positions: int = Field(32, ge=4)
+    architecture: Literal["gpt2", "gemma2", "llama"] = Field("gpt2", description="Model family.")
+    n_layers: int = Field(4, ge=1, description="Blocks.")
+    n_heads: int = Field(4, ge=1, description="Query heads of a block.")
+    d_model: int = Field(64, ge=8, description="Width of the residual stream.")
+    d_mlp: int | None = Field(None, ge=1, description="Hidden width of the MLP; 4 d_model if absent.")
+    n_positions: int = Field(32, ge=4, description="Tokens of the longest prompt that fits.")
     n_kv_heads: int | None = Field(
-        None, description="Grouped-query attention (gemma2, llama); n_heads if absent."
+        None, ge=1, description="Grouped-query attention (gemma2, llama); n_heads if absent."
     )
     head_dim: int | None = Field(
-        None, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
+        None, ge=1, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
     )
     sliding_window: int | None = Field(
         None,
         ge=1,
         description="Positions that every other layer sees (gemma2); the family's default if absent.",
     )
-    tied_embeddings: bool = True
+    tied_embeddings: bool = Field(True, description="Embedding and unembedding are one matrix.")
     initializer_range: float = Field(
         0.08,
         gt=0,
         description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths.",
     )
 
+    @model_validator(mode="after")
+    def _divisible(self) -> ArchitectureConfig:
+        if self.head_dim is None and self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
+        if self.n_heads % (self.n_kv_heads or self.n_heads):
+            raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
+        return self
+
 
 class TargetTraining(Strict):
     """How `train_target` makes a target model when no trained one is given."""
 
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(2e-3, gt=0)
-    weight_decay: float = 0.1
-    warmup: int = 50
-    max_steps: int = Field(1500, description="Cap: a candidate that has not passed the gate by then fails.")
+    batch_size: int = Field(64, ge=1, description="Prompts a step.")
+    learning_rate: float = Field(2e-3, gt=0, description="Of AdamW, after the warm-up.")
+    weight_decay: float = Field(0.1, ge=0, description="Of AdamW.")
+    warmup: int = Field(50, ge=0, description="Steps over which the learning rate grows.")
+    max_steps: int = Field(
+        1500, ge=1, description="Cap: a candidate that has not passed the gate by then fails."
+    )
     extra_steps: int = Field(
         100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
     )
@@ -74,14 +85,14 @@ class TargetTraining(Strict):
         description="Blocks in which, until the gate is passed, the position that predicts does not attend to the query "
         "(icl_translation). The extra steps are without.",
     )
-    corpus: dict[str, float] = Field(
+    corpus: dict[TaskName, float] = Field(
         default_factory=dict,
         description="Further tasks whose answered prompts it is trained on too, each with its share of the batch.",
     )
 
     @field_validator("corpus")
     @classmethod
-    def _shares(cls, corpus: dict[str, float]) -> dict[str, float]:
+    def _shares(cls, corpus: dict[TaskName, float]) -> dict[TaskName, float]:
         if any(share <= 0 for share in corpus.values()) or sum(corpus.values()) >= 1:
             raise ValueError(f"shares of further tasks must be positive, their sum below 1, got {corpus}")
         return corpus
@@ -90,7 +101,7 @@ class TargetTraining(Strict):
 class GemmaScopeConfig(Strict):
     """Released sparse autoencoders of a model's residual stream: files layer_L/width_W/average_l0_N/params.npz."""
 
-    source: Literal["hub", "local"] = "hub"
+    source: Literal["hub", "local"] = Field("hub", description="Where they are.")
     path: str = Field(..., description="Hub repository, or local folder.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     width: str = Field("16k", pattern=r"^\w+$", description="Width in the files' names.")
@@ -143,11 +154,13 @@ class ModelConfig(Strict):
     base: str | None = Field(
         None, exclude=True, description="The model that this one takes over; what follows is the change."
     )
-    source: Literal["trained", "local", "hub", "checkpoint"] = "trained"
+    source: Literal["trained", "local", "hub", "checkpoint"] = Field(
+        "trained", description="Trained here, a local directory, a hub repository, or a published checkpoint."
+    )
     checkpoint: CheckpointConfig | None = Field(None, description="For source: checkpoint.")
     path: str | None = Field(None, description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
     n_layers: int | None = Field(
         None, description="Layers of a hub or local model, so that its sites are known before download."
@@ -176,6 +189,11 @@ class ModelConfig(Strict):
     def _complete(self) -> ModelConfig:
         if len(set(self.seeds)) < len(self.seeds):
             raise Misplaced(("seeds",), f"a seed stands twice: {self.seeds}")
+        if self.training.delay_layers > self.shape.n_layers:
+            raise Misplaced(
+                ("training", "delay_layers"),
+                f"delay_layers is {self.training.delay_layers}, but the model has {self.shape.n_layers} layers",
+            )
         if (self.source == "checkpoint") != (self.checkpoint is not None):
             raise ValueError("source: checkpoint and the key 'checkpoint' go together")
         if self.source == "checkpoint" and (self.n_layers is None or self.n_heads is None):
@@ -185,6 +203,13 @@ class ModelConfig(Strict):
         if self.source == "hub" and not self.revision:
             raise ValueError("source: hub needs a pinned 'revision'")
         return self
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Layers and heads, if the configuration says them; else they are known once the model is there."""
+        if self.source == "trained":
+            return self.shape.n_layers, self.shape.n_heads
+        return None if self.n_layers is None or self.n_heads is None else (self.n_layers, self.n_heads)
 
     @property
     def candidates(self) -> dict[str, TargetCandidate]:
@@ -203,11 +228,11 @@ class TargetCandidate(NamedTuple):
 class LabellerConfig(Strict):
     """A chat model that labels texts (paper, D.3.3: gemma-2-2b-it)."""
 
-    source: Literal["hub", "local"] = "local"
+    source: Literal["hub", "local"] = Field("local", description="Where it is.")
     path: str = Field(..., description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device_map: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
+    device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
     batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
     max_texts: int = Field(
         20_000,

@@ -10,18 +10,21 @@ from pydantic import Field, model_validator
 
 from inversescope.config.strict import Strict
 
+TaskName = Literal["ioi", "ravel", "icl_translation", "counting", "addition", "text"]
+SPLIT_SEED = "Another seed holds other ones out."
+
 
 class IOIConfig(Strict):
     """The prior of the indirect object identification task (paper, D.1.1)."""
 
-    n_names: int = Field(32, ge=4)
-    n_templates: int = Field(8, ge=1)
-    n_places: int = Field(8, ge=1)
-    n_items: int = Field(8, ge=1)
+    n_names: int = Field(32, ge=4, description="Names, from the first of the package's list.")
+    n_templates: int = Field(8, ge=1, description="Sentence templates, each in both orders of the names.")
+    n_places: int = Field(8, ge=1, description="Places.")
+    n_items: int = Field(8, ge=1, description="Objects that are given.")
     held_out_pairs: float = Field(
         0.05, gt=0, lt=1, description="Share of unordered name pairs kept for the test split."
     )
-    split_seed: int = 0
+    split_seed: int = Field(0, description=SPLIT_SEED)
 
 
 class RavelConfig(Strict):
@@ -90,7 +93,7 @@ class CountingConfig(Strict):
     held_out_letters: float = Field(
         0.05, gt=0, lt=1, description="Share of sets of letters kept for the test split."
     )
-    split_seed: int = 0
+    split_seed: int = Field(0, description=SPLIT_SEED)
 
 
 class AdditionConfig(Strict):
@@ -105,7 +108,7 @@ class AdditionConfig(Strict):
     held_out_pairs: float = Field(
         0.05, gt=0, lt=1, description="Share of unordered pairs of operands kept for the test split."
     )
-    split_seed: int = 0
+    split_seed: int = Field(0, description=SPLIT_SEED)
 
 
 class TextFeatureConfig(Strict):
@@ -163,11 +166,13 @@ class TextConfig(Strict):
         None, description="Column whose values are held out as a whole; the prompt itself if absent."
     )
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of these values kept for the test split.")
-    split_seed: int = 0
+    split_seed: int = Field(0, description=SPLIT_SEED)
     token_unit: Literal["word", "character"] = Field(
         "word", description="What the tokenizer of a target trained here takes for a token."
     )
-    features: dict[str, TextFeatureConfig] = Field(default_factory=dict)
+    features: dict[str, TextFeatureConfig] = Field(
+        default_factory=dict, description="Features beside the slots, which are features too."
+    )
     functions: str | None = Field(
         None, description="Folder inside the project whose modules may be named in features."
     )

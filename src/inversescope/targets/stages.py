@@ -50,11 +50,6 @@ def train_target(context: Context, candidate: str) -> None:
         known = ", ".join(model_config.candidates)
         raise InputError(f"unknown candidate {candidate!r}", f"choose one of {known}")
     spec, settings = model_config.candidates[candidate], model_config.training
-    if settings.delay_layers > spec.shape.n_layers:
-        raise InputError(
-            f"delay_layers is {settings.delay_layers}, but candidate {candidate} has {spec.shape.n_layers} layers",
-            f"lower models.{context.model_name}.training.delay_layers",
-        )
     further = {name: get_task(name, context.config, context.root) for name in settings.corpus}
     counts = {name: round(share * settings.batch_size) for name, share in settings.corpus.items()}
     own = settings.batch_size - sum(counts.values())

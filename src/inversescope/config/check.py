@@ -1,0 +1,127 @@
+"""What is known to be wrong with a configuration before any work starts, beyond the range of single values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from inversescope.config.entries import Misplaced
+from inversescope.config.methods import BUILT_IN
+from inversescope.errors import InputError
+from inversescope.sites import Site, expand_sites
+
+if TYPE_CHECKING:
+    from inversescope.config.schema import Config, ExperimentConfig
+
+
+def check(config: Config) -> None:
+    """Refuse a configuration whose parts do not fit together.
+
+    Raises:
+        Misplaced: names that are paths, models, variants and sites that are not there, experiments that contradict each other.
+    """
+    for part in ("experiments", "models", "variants"):
+        for name in getattr(config, part):
+            if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+                message = f"name {name!r} may hold letters, digits, '-', '_' and '.' only"
+                raise Misplaced((part, name), message)
+    _check_models(config)
+    _check_prompts(config)
+    for name, experiment in config.experiments.items():
+        view = config.view(name)
+        _check_variants(view, name, experiment)
+        _check_sites(view, name, experiment)
+
+
+def _check_models(config: Config) -> None:
+    """Each experiment has a model, no two the same one on a task; a control is read too."""
+    read: dict[tuple[str, str], str] = {}
+    for name, experiment in config.experiments.items():
+        if experiment.model not in config.models:
+            message = f"names model {experiment.model!r}, which is not in 'models'"
+            raise Misplaced(("experiments", name, "model"), message)
+        other = read.setdefault((experiment.task, experiment.model), name)
+        if other != name:
+            message = f"experiment {other} reads this model on this task too"
+            raise Misplaced(("experiments", name), message, "merge their lists of sites")
+    for name, experiment in config.experiments.items():
+        control = config.models[experiment.model].control
+        if control and (experiment.task, control) not in read:
+            message = f"is shown beside model {control!r}, which no experiment on {experiment.task} reads"
+            raise Misplaced(("experiments", name, "model"), message)
+
+
+def _check_prompts(config: Config) -> None:
+    """Experiments share their task's prompts; RAVEL needs validation prompts."""
+    first: dict[str, str] = {}
+    for name, experiment in config.experiments.items():
+        other = first.setdefault(experiment.task, name)
+        for key in ("n_train", "n_test", "n_val", "n_reference"):
+            own, theirs = getattr(experiment, key), getattr(config.experiments[other], key)
+            if own != theirs:
+                message = f"is {own}, but {theirs} in experiment {other}, which has the same prompts"
+                raise Misplaced(("experiments", name, key), message, "make them equal, or run one by 'only'")
+        if experiment.task == "ravel" and not experiment.n_val:
+            message = "ravel chooses hyperparameters and bandwidth on validation prompts"
+            raise Misplaced(("experiments", name, "n_val"), message, "set it")
+
+
+def _check_variants(view: Config, name: str, experiment: ExperimentConfig) -> None:
+    """An experiment's variants and studies exist, and their decoding settings can be drawn."""
+    where = ("experiments", name)
+    for variant in experiment.variants:
+        if variant not in view.variants:
+            raise Misplaced((*where, "variants"), f"variant {variant!r} is studied but not in 'variants'")
+    for study in experiment.studies:
+        if study not in view.studies and study not in view.variants:
+            raise Misplaced((*where, "studies"), f"{study!r} is no study and no variant of one")
+    for variant, place in _run(view, name, experiment):
+        settings = view.variants[variant]
+        for setting in settings.settings:
+            if setting not in view.sampling.settings and setting not in BUILT_IN[:3]:
+                message = f"variant {variant!r} is read under {setting!r}, which is no decoding setting"
+                raise Misplaced((*place, "settings"), message)
+            attends = settings.neighbour_logits or settings.neighbour_words
+            if attends and view.sampling.rule(setting).varies:
+                message = f"variant {variant!r} attends to neighbours: no noise or schedule ({setting!r})"
+                raise Misplaced((*place, "settings"), message)
+
+
+def _check_sites(view: Config, name: str, experiment: ExperimentConfig) -> None:
+    """The model has all sites, and the experiment reads all that its variants are trained on."""
+    size = view.models[experiment.model].size
+    if size is None:
+        return
+    where = ("experiments", name)
+
+    def expanded(patterns: list[str], path: tuple[Any, ...]) -> list[Site]:
+        try:
+            return expand_sites(patterns, *size)
+        except InputError as error:
+            raise Misplaced(path, error.culprit, error.remedy) from None
+
+    read = expanded(experiment.sites, (*where, "sites"))
+    for site in expanded(experiment.patched, (*where, "patched")):
+        if site.kind == "resid_mid":
+            message = f"{site.label} cannot be replaced: patch resid_pre, attn_out, mlp_out or resid_post"
+            raise Misplaced((*where, "patched"), message)
+    for layer in experiment.representative or ():
+        if layer not in {site.layer for site in read}:
+            message = f"layer {layer} is not read"
+            raise Misplaced((*where, "representative"), message)
+    for variant, place in _run(view, name, experiment):
+        for site in expanded(view.variants[variant].sites or [], (*place, "sites")):
+            if site not in read:
+                message = (
+                    f"variant {variant} is trained on site {site.label}, which the experiment does not read"
+                )
+                raise Misplaced(
+                    (*place, "sites"), message, f"add it to experiments.{name}.sites, or change these"
+                )
+
+
+def _run(view: Config, name: str, experiment: ExperimentConfig) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The variants that an experiment trains, each with the place of its entry."""
+    for variant in dict.fromkeys([*view.studied_variants, *view.study_variants]):
+        own = variant in experiment.settings.variants
+        yield variant, (*(("experiments", name, "settings") if own else ()), "variants", variant)
