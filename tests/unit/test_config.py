@@ -312,6 +312,16 @@ def test_the_documented_variant_is_default_with_one_change(tmp_path: Path, whole
     assert "default_wide" in config.of("ioi", "gpt2-embedded").studied_variants
 
 
+def test_the_documented_ablation_is_one_of_the_others(tmp_path: Path, whole: Config) -> None:
+    (text,) = [value for param in EXAMPLES for value in param.values if "default_onehead:" in str(value)]
+    own = with_delta(tmp_path, str(text)).of("ioi", "gpt2-embedded")
+    told = {"change", "n_heads", "soft_targets"}
+    one, other = own.variants["default_onehead"], own.variants["default_hardtargets"]
+    assert one.model_dump(exclude=told) == other.model_dump(exclude=told) and one.n_heads == 1
+    before = whole.of("ioi", "gpt2-embedded").study_variants
+    assert [name for name in own.study_variants if name != "default_onehead"] == before
+
+
 # ------------------------------------------------------------------------------------------------------------------ faults
 #: A delta, the line at fault, and what is said.
 BAD: dict[str, tuple[str, int, list[str]]] = {
