@@ -442,7 +442,6 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
         ["llama-icl.training.delay_layers"],
     ),
     "a corpus of no task": ("models: {llama-icl: {training: {corpus: {oi: 0.1}}}}\n", 1, ["corpus.oi"]),
-    "heads of no whole width": ("models: {llama-icl: {shape: {d_model: 65}}}\n", 1, ["d_model 65"]),
     "two experiments on one model": ("experiments: {mine: {base: ioi}}\n", 1, ["experiment ioi", "merge"]),
 }
 

@@ -38,14 +38,6 @@ class ArchitectureConfig(Strict):
         description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths.",
     )
 
-    @model_validator(mode="after")
-    def _divisible(self) -> ArchitectureConfig:
-        if self.head_dim is None and self.d_model % self.n_heads:
-            raise ValueError(f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
-        if self.n_heads % (self.n_kv_heads or self.n_heads):
-            raise ValueError(f"n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
-        return self
-
 
 class TargetTraining(Strict):
     """How `train_target` makes a target model when no trained one is given."""
