@@ -1,4 +1,4 @@
-"""The one error that bad input ends in, and text made fit for a terminal."""
+"""The one error that bad input ends in, and text made fit for one line of a terminal."""
 
 
 class InputError(Exception):
@@ -19,3 +19,8 @@ class InputError(Exception):
 def neutral(text: str) -> str:
     """Text that cannot steer a terminal: control and format characters as escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message that says something, or the error's type: other libraries write whole pages."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

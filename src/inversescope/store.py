@@ -13,11 +13,12 @@ import http.client
 import json
 import math
 import os
+import re
 import struct
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,22 +27,16 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save
 
 from inversescope import __version__
 from inversescope.errors import InputError
 
-_DTYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-}
-_DTYPES |= {"U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?"}
-_ROWS_PER_CHECK = 1 << 16
+#: Stands in a header for the checksum until this is known.
+_NO_CHECKSUM = "0" * 8
+_CHECKSUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')
+_ROWS_AT_ONCE = 1 << 16
 _MORE_ROOM = "Free some space, or let data/ and results/ be links to a larger disk, and run again: what is finished stays"
 _PERMISSION = "Give yourself permission to write there and run again: what is finished stays"
 _REMEDIES = {
@@ -123,34 +118,36 @@ def read_json(path: str | Path) -> Any:
 def write_activations(
     path: str | Path, z: np.ndarray | Sequence[np.ndarray], meta: Mapping[str, Any]
 ) -> None:
-    """Write one site's activations, a part at a time.
+    """Write one site's activations, a part at a time: the safetensors header first, then the rows.
 
     Args:
         path: a `.safetensors` file.
         z: (N, d) or (N, P, d) activations, row i = prompt i, or their consecutive parts (at least one); stored as float32.
         meta: provenance (model, revision, site, tokenizer and prompt-file hash, ...); values are stored as
-            text. The stored dtype and the package version are added.
+            text. The stored dtype, the package version and a checksum are added.
     """
     parts = [z] if isinstance(z, np.ndarray) else z
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    texts = {"dtype": "float32", "package_version": __version__} | {
-        key: str(value) for key, value in meta.items()
-    }
+    texts = {"dtype": "float32", "package_version": __version__, "crc32": _NO_CHECKSUM}
+    texts |= {key: str(value) for key, value in meta.items()}
     entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
-    blocks = (
-        np.ascontiguousarray(rows[start : start + _ROWS_PER_CHECK], dtype="<f4")
-        for rows in parts
-        for start in range(0, len(rows), _ROWS_PER_CHECK)
-    )
-    _write_tensors(path, {"z": entry}, blocks, texts)
+    header = {"__metadata__": dict(sorted(texts.items())), "z": entry}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # rows begin at a multiple of eight bytes
+    with atomic_path(path) as part:
+        with part.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for rows in parts:
+                for start in range(0, len(rows), _ROWS_AT_ONCE):
+                    block = np.ascontiguousarray(rows[start : start + _ROWS_AT_ONCE], dtype="<f4")
+                    file.write(block.data)
+        _seal(part)
 
 
-def read_activations(path: str | Path, mmap: bool = True) -> tuple[np.ndarray, dict[str, str]]:
+def read_activations(path: str | Path) -> tuple[np.ndarray, dict[str, str]]:
     """Read one site's activations and their provenance, after checking that they are whole and finite.
 
-    Args:
-        path: a file of `write_activations`.
-        mmap: map the file instead of copying it, so that sites larger than memory can be streamed.
+    The file is mapped, not copied, so that sites larger than memory can be streamed.
 
     Returns:
         z, (N, d) or (N, P, d) float32 (read-only), and the metadata.
@@ -159,13 +156,15 @@ def read_activations(path: str | Path, mmap: bool = True) -> tuple[np.ndarray, d
         InputError: if the file is missing, cut short or not activations, or if a row holds NaN or infinity.
     """
     remedy = "Delete it and rerun extract_activations"
-    tensors, meta = _read_tensors(path, remedy, mmap)
-    z = tensors.get("z")
-    if z is None or z.dtype != np.float32 or z.ndim not in (2, 3):
-        found = {name: f"{array.dtype}{list(array.shape)}" for name, array in tensors.items()}
+    header, begin = _header(path, remedy)
+    meta = header.pop("__metadata__", {})
+    entry = header.get("z", {"dtype": None, "shape": []})
+    if set(header) != {"z"} or entry["dtype"] != "F32" or len(entry["shape"]) not in (2, 3):
+        found = {name: f"{one['dtype']}{one['shape']}" for name, one in header.items()}
         raise InputError(f"{path} holds {found} instead of 'z', float32 (N, d) or (N, P, d)", remedy)
-    for start in range(0, len(z), _ROWS_PER_CHECK):
-        block = z[start : start + _ROWS_PER_CHECK]
+    z = np.asarray(np.memmap(path, mode="r")[begin:]).view("<f4").reshape(entry["shape"])
+    for start in range(0, len(z), _ROWS_AT_ONCE):
+        block = z[start : start + _ROWS_AT_ONCE]
         # A sum is NaN or infinite if any term is; rows are looked at one by one only then (finite values
         # may overflow).
         if not math.isfinite(float(block.sum(dtype=np.float64))):
@@ -266,7 +265,7 @@ def save_checkpoint(
 ) -> None:
     """Write a model's tensors and what describes them as `model.safetensors` and `meta.json`."""
     directory = Path(directory)
-    checksum = _write_arrays(directory / "model.safetensors", tensors, {})
+    checksum = _save_tensors(directory / "model.safetensors", tensors, {})
     write_json({**meta, "weights_crc32": checksum}, directory / "meta.json")
 
 
@@ -278,7 +277,7 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, np.ndarray], dict[
     """
     directory = Path(directory)
     remedy = "Delete it and rerun the stage that trains it"
-    tensors, texts = _read_tensors(directory / "model.safetensors", remedy, mmap=False)
+    tensors, texts = _load_tensors(directory / "model.safetensors", remedy)
     meta = read_json(directory / "meta.json")
     if not isinstance(meta, dict) or meta.pop("weights_crc32", None) != texts.get("crc32"):
         raise InputError(f"{directory / 'meta.json'} does not describe the weights beside it", remedy)
@@ -287,7 +286,7 @@ def load_checkpoint(directory: str | Path) -> tuple[dict[str, np.ndarray], dict[
 
 def save_state(path: str | Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
     """Write the state of a training, tensors and description, as one file: it is replaced as a whole or not at all."""
-    _write_arrays(path, tensors, {"state": json.dumps(meta)})
+    _save_tensors(Path(path), tensors, {"state": json.dumps(meta)})
 
 
 def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -297,90 +296,59 @@ def load_state(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         InputError: if the file is missing, damaged or no such state.
     """
     remedy = "Delete it: the training begins anew"
-    tensors, texts = _read_tensors(path, remedy, mmap=False)
+    tensors, texts = _load_tensors(Path(path), remedy)
     if "state" not in texts:
         raise InputError(f"{path} is not the state of a training", remedy)
     return tensors, json.loads(texts["state"])
 
 
-def _write_arrays(path: str | Path, tensors: Mapping[str, np.ndarray], texts: dict[str, str]) -> str:
-    """Write arrays as safetensors, the widest numbers first so that all are aligned; returns the checksum."""
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
-    arrays = [np.ascontiguousarray(tensors[name]) for name in names]
-    kinds = {np.dtype(text): kind for kind, text in _DTYPES.items()}
-    entries, offset = {}, 0
-    for name, array in zip(names, arrays, strict=True):
-        end = offset + array.nbytes
-        kind = kinds[array.dtype]
-        entries[name] = {"dtype": kind, "shape": list(np.shape(tensors[name])), "data_offsets": [offset, end]}
-        offset = end
-    return _write_tensors(path, entries, arrays, texts)
+def _save_tensors(path: Path, tensors: Mapping[str, np.ndarray], texts: dict[str, str]) -> str:
+    """Write a safetensors file with a checksum; returns this."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    with atomic_path(path) as part:
+        # Not `save_file`, which tells of a full disk otherwise than Python does.
+        part.write_bytes(save(arrays, metadata={**texts, "crc32": _NO_CHECKSUM}))
+        return _seal(part)
 
 
-def _write_tensors(
-    path: str | Path, entries: dict[str, Any], blocks: Iterable[np.ndarray], texts: Mapping[str, str]
-) -> str:
-    """Write a safetensors file block by block, its metadata in the order of their keys, with a checksum; returns this."""
-    with atomic_path(path) as part, part.open("wb") as file:
-        entries = {"__metadata__": dict(sorted(texts.items())), **entries}
-        checksum = zlib.crc32(_canonical(entries))
-        entries["__metadata__"]["crc32"] = "0" * 8  # as long as the one that takes its place
-        file.write(_header(entries))
-        for block in blocks:
-            file.write(block.data)
-            checksum = zlib.crc32(block.data, checksum)
-        entries["__metadata__"]["crc32"] = f"{checksum:08x}"
-        file.seek(0)
-        file.write(_header(entries))
-    return f"{checksum:08x}"
+def _load_tensors(path: Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    meta: dict[str, str] = _header(path, remedy)[0].get("__metadata__", {})
+    return load_file(path), meta
 
 
-def _canonical(entries: Mapping[str, Any]) -> bytes:
-    """What a header says, but for the checksum."""
-    about = {key: value for key, value in entries.get("__metadata__", {}).items() if key != "crc32"}
-    return json.dumps({**entries, "__metadata__": about}, sort_keys=True).encode()
-
-
-def _header(entries: dict[str, Any]) -> bytes:
-    """The beginning of a safetensors file: its length, then JSON filled up to a multiple of eight bytes."""
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _read_tensors(path: str | Path, remedy: str, mmap: bool) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a safetensors file whose size agrees with its header."""
-    path = Path(path)
+def _header(path: str | Path, remedy: str) -> tuple[dict[str, Any], int]:
+    """What the header of a safetensors file says, and where its data begin, after checking that the file is whole."""
     try:
-        size = path.stat().st_size
+        with safe_open(path, "numpy"):  # compares the header with the file's size
+            pass
     except FileNotFoundError:
         raise _missing(path) from None
-    with open(path, "rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if 8 + length > size:
-            raise InputError(f"{path} is cut short ({size} bytes, less than its header)", remedy)
-        try:
-            header = json.loads(file.read(length))
-            checksum = zlib.crc32(_canonical(header))
-            meta = header.pop("__metadata__", {})
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            dtypes = {name: np.dtype(_DTYPES[entry["dtype"]]) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise InputError(f"{path} is not a safetensors file of arrays", remedy) from None
-        if end != size:
-            raise InputError(f"{path} is cut short or overlong ({size} bytes instead of {end})", remedy)
-    data = np.memmap(path, mode="r") if mmap else np.fromfile(path, dtype=np.uint8)
-    if "crc32" in meta and f"{zlib.crc32(data[8 + length :].data, checksum):08x}" != meta["crc32"]:
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is cut short, overlong or not a safetensors file ({error})", remedy
+        ) from None
+    head, found, checksum = _checksum(path)
+    if found is not None and found[1].decode() != checksum:
         raise InputError(f"{path} is damaged: its checksum is not that of its bytes", remedy)
-    tensors = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        raw = data[8 + length + first : 8 + length + last]
-        tensors[name] = np.asarray(raw).view(dtypes[name]).reshape(entry["shape"])
-        if not mmap:
-            tensors[name] = tensors[name].copy()
-    return tensors, meta
+    return json.loads(head[8:]), len(head)
+
+
+def _seal(path: Path) -> str:
+    """Put a file's checksum where its header has `_NO_CHECKSUM`; returns it."""
+    _, place, checksum = _checksum(path)
+    assert place is not None
+    with path.open("rb+") as file:
+        file.seek(place.start(1))
+        file.write(checksum.encode())
+    return checksum
+
+
+def _checksum(path: str | Path) -> tuple[bytes, re.Match[bytes] | None, str]:
+    """Header of a safetensors file, its place for a checksum, and the CRC-32 of the file without what stands there."""
+    data = np.memmap(path, mode="r")
+    head = data[: 8 + int.from_bytes(data[:8].tobytes(), "little")].tobytes()
+    bare = _CHECKSUM.sub(b"", head)
+    return head, _CHECKSUM.search(head), f"{zlib.crc32(data[len(head) :].data, zlib.crc32(bare)):08x}"
 
 
 def _missing(path: str | Path) -> InputError:
@@ -396,19 +364,43 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def download(url: str, remedy: str) -> bytes:
-    """Fetch the content of an address.
+def fetch(url: str, sha256: str | None, mirror: Path | None = None, key: str = "mirror") -> bytes:
+    """Return the content of a file of somebody else's, from a local copy or from the network.
 
     Args:
-        url: the address.
-        remedy: what to do where there is no network, for the error.
+        url: https address; the last part is the file's name.
+        sha256: what its SHA-256 must be; None: not known.
+        mirror: folder that holds a copy under the same name; nothing is downloaded then.
+        key: of the configuration, that names the mirror, for errors.
 
     Raises:
-        InputError: it cannot be reached, or breaks off.
+        InputError: it is not in the mirror, cannot be reached, breaks off, or is not what was pinned.
     """
+    name = url.rsplit("/", 1)[-1]
+    if mirror is not None:
+        if not (mirror / name).is_file():
+            raise InputError(f"the mirror has no {mirror / name}", f"let {key} be a folder that holds it")
+        return checked((mirror / name).read_bytes(), sha256, mirror / name)
+    if not url.startswith("https://"):
+        raise InputError(
+            f"{url} is no https address", f"give one, or set {key} to a folder that holds the file"
+        )
     try:
         with urllib.request.urlopen(url, timeout=60) as reply:
-            content: bytes = reply.read()
-            return content
+            return checked(reply.read(), sha256, url)
     except (http.client.HTTPException, OSError) as error:
-        raise InputError(f"{url} cannot be fetched ({error})", remedy) from error
+        raise InputError(
+            f"{url} cannot be fetched ({error})",
+            f"set {key} to a folder that holds {name}, or try again with a network",
+        ) from error
+
+
+def checked(content: bytes, sha256: str | None, source: object) -> bytes:
+    """Return content whose SHA-256 is the pinned one (None: whatever it is). Raises `InputError` naming the source if it is not."""
+    found = hashlib.sha256(content).hexdigest()
+    if sha256 not in (None, found):
+        raise InputError(
+            f"{source} has SHA-256 {found}, not the pinned {sha256}",
+            "delete it if it was fetched in part, or pin the file that is meant",
+        )
+    return content

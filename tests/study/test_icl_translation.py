@@ -328,10 +328,10 @@ def test_missing_and_changed_lists_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no word list .*en_fr.json"):
         TranslationTask(TranslationConfig(words="lists", n_concepts=None), tmp_path)
     with pytest.raises(InputError, match="mirror has no"):
-        word_lists.fetch("en_fr.json", tmp_path)
+        word_lists.fetch(tmp_path / "out", tmp_path)
     (tmp_path / "en_fr.json").write_text("{}")
     with pytest.raises(InputError, match="not the pinned"):
-        word_lists.fetch("en_fr.json", tmp_path)
+        word_lists.fetch(tmp_path / "out", tmp_path)
 
 
 @pytest.fixture
@@ -339,9 +339,7 @@ def real(tmp_path: Path) -> TranslationTask:
     if not MIRROR.is_dir():
         pytest.skip("the word lists are not at ../shared/data/translation")
     folder = tmp_path / "data" / "icl_translation" / "lists"
-    folder.mkdir(parents=True)
-    for name in word_lists.FILES:
-        (folder / name).write_bytes(word_lists.fetch(name, MIRROR))
+    word_lists.fetch(folder, MIRROR)
     return TranslationTask(TranslationConfig(words="lists", n_concepts=None), tmp_path)
 
 

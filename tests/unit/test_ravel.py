@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tarfile
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from inversescope.config import RavelConfig
 from inversescope.errors import InputError
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import facts
-from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch, limited, read_tables
+from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch_tables, limited, read_tables
 from inversescope.tasks.ravel import SOURCE, RavelTask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +82,7 @@ def mirror(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def two_types(tmp_path: Path, mirror: Path) -> RavelTask:
-    fetch(tmp_path / SOURCE, mirror)
+    fetch_tables(tmp_path / SOURCE, mirror)
     return RavelTask(RavelConfig(source="upstream"), tmp_path)
 
 
@@ -307,7 +308,7 @@ def test_unsound_tables_are_refused_before_anything_is_written(tmp_path: Path, c
     change, file, entry = BAD[case]
     mirror = write(tmp_path / "mirror", broken(change))
     with pytest.raises(InputError) as error:
-        fetch(tmp_path / "out", mirror)
+        fetch_tables(tmp_path / "out", mirror)
     assert file in str(error.value) and entry in str(error.value)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -332,18 +333,18 @@ def test_pinned_checksums_are_enforced(tmp_path: Path, mirror: Path) -> None:
         f"{hashlib.sha256(p.read_bytes()).hexdigest()}  ./x/{p.name}\n" for p in sorted(mirror.glob("*.json"))
     )
     (mirror / "SHA256SUMS").write_text(sums)
-    manifest = fetch(tmp_path / "out", mirror)
+    manifest = fetch_tables(tmp_path / "out", mirror)
     assert all(file["pinned"] for file in manifest["files"].values()) and len(manifest["files"]) == 2 * len(
         KINDS
     )
     file = mirror / "ravel_verb_entity_to_split.json"
     file.write_text(file.read_text() + " ")
-    with pytest.raises(InputError, match=f"{file} has SHA-256 .* is pinned"):
-        fetch(tmp_path / "out", mirror)
+    with pytest.raises(InputError, match=f"{file} has SHA-256 .* not the pinned"):
+        fetch_tables(tmp_path / "out", mirror)
 
 
 def test_a_mirror_without_sums_is_recorded_as_such(tmp_path: Path, mirror: Path) -> None:
-    manifest = fetch(tmp_path / "out", mirror)
+    manifest = fetch_tables(tmp_path / "out", mirror)
     assert not any(file["pinned"] for file in manifest["files"].values())
     assert manifest == json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["ambiguous_templates"] == {"of %s, one": ["river:Continent", "river:Length"]}
@@ -365,21 +366,21 @@ def test_archive_is_read_without_unpacking(
 ) -> None:
     members = {f"data/base/{p.name}": p.read_bytes() for p in mirror.glob("*.json")}
     content = archive({**members, "../../escape.json": b"{}", "data/notes.txt": b"x"})
-    monkeypatch.setattr(facts, "download", lambda url, remedy: content)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(content))
     # Without a pinned archive only files with a pinned sum are taken, and entity types are not left out in silence.
     with pytest.raises(InputError, match="holds 8 files without a pinned SHA-256"):
-        fetch(tmp_path / "out", None)
+        fetch_tables(tmp_path / "out", None)
     with monkeypatch.context() as known:
         known.setattr(facts, "PINNED", tmp_path / "sums")
         verbs = {p.name: p.read_bytes() for p in mirror.glob("ravel_verb_*.json")}
         sums = "".join(f"{hashlib.sha256(c).hexdigest()}  {name}\n" for name, c in verbs.items())
         (tmp_path / "sums").write_text(sums)
         with pytest.raises(InputError, match="holds 4 files without a pinned SHA-256, such as ravel_river_"):
-            fetch(tmp_path / "out", None)
-        assert list(fetch(tmp_path / "out", None, types=["verb"])["types"]) == ["verb"]
-    with pytest.raises(InputError, match="is pinned"):
-        fetch(tmp_path / "out", None, "0" * 64)
-    fetch(tmp_path / "out", None, hashlib.sha256(content).hexdigest())
+            fetch_tables(tmp_path / "out", None)
+        assert list(fetch_tables(tmp_path / "out", None, types=["verb"])["types"]) == ["verb"]
+    with pytest.raises(InputError, match="not the pinned"):
+        fetch_tables(tmp_path / "out", None, "0" * 64)
+    fetch_tables(tmp_path / "out", None, hashlib.sha256(content).hexdigest())
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(
         [*(Path(m).name for m in members), "manifest.json"]
     )
@@ -388,7 +389,7 @@ def test_archive_is_read_without_unpacking(
 
 def test_no_network_ends_in_advice(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be fetched.*[Ss]et ravel.mirror"):
-        fetch(tmp_path / "out", None, url="http://127.0.0.1:9/data.tgz")
+        fetch_tables(tmp_path / "out", None, url="https://127.0.0.1:9/data.tgz")
 
 
 # Upstream's own files
@@ -396,7 +397,7 @@ def test_no_network_ends_in_advice(tmp_path: Path) -> None:
 
 @upstream
 def test_upstream_files_are_those_that_are_pinned(tmp_path: Path) -> None:
-    manifest = fetch(tmp_path / SOURCE, MIRROR)
+    manifest = fetch_tables(tmp_path / SOURCE, MIRROR)
     assert all(file["pinned"] for file in manifest["files"].values())
     sizes = {kind: about["entities"] for kind, about in manifest["types"].items()}
     assert sizes == {"city": 3552, "nobel_prize_winner": 928, "physical_object": 563}
@@ -412,7 +413,7 @@ def test_upstream_files_are_those_that_are_pinned(tmp_path: Path) -> None:
 
 @upstream
 def test_upstream_tables_fit_a_word_level_tokenizer(tmp_path: Path) -> None:
-    fetch(tmp_path / SOURCE, MIRROR)
+    fetch_tables(tmp_path / SOURCE, MIRROR)
     task = RavelTask(RavelConfig(source="upstream", n_entities=12, n_templates=6), tmp_path)
     tokenizer = word_tokenizer(task.words())
     texts = task.texts(every(task))

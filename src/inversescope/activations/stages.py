@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from inversescope import __version__
-from inversescope.context import Context, echo, need, stream
+from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.progress import Progress
 from inversescope.store import file_hash, read_activations, write_activations
+from inversescope.streams import stream
 
 SHARD = 65_536  # prompts a shard: what a killed run repeats at most
 

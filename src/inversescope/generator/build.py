@@ -18,7 +18,8 @@ from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.generator.pairs import KernelPairs, NoisePairs, PairSource
 from inversescope.store import load_checkpoint, read_json
-from inversescope.targets.tokenizers import encode, load_tokenizer
+from inversescope.targets.sources import load_tokenizer
+from inversescope.targets.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from inversescope.context import Context, echo, stream
+from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.store import write_table
+from inversescope.streams import stream
 
 SPLITS = ("train", "test", "reference", "val")
 

@@ -1,10 +1,13 @@
-"""Families of target models: one table that says where each has its activations."""
+"""Families of target models: one table that says where each has its activations.
+
+A new family is an entry here and one in the table of the parity tests (tests/unit/test_capture.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -14,12 +17,10 @@ class Component:
     Args:
         module: path from the block; "" is the block itself.
         side: whether it is the module's input or its output.
-        per_head: whether its last axis is heads times head_dim.
     """
 
     module: str
     side: Literal["input", "output"]
-    per_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Architecture:
         out_proj: path from a block to the projection that holds W_O.
         out_proj_rows: whether W_O[h] is rows of that weight (GPT-2's Conv1D) or columns (Linear).
         post_norm: whether a norm stands between W_O and the residual stream.
-        components: kind of site -> component.
+        components: kind of site -> component; `z` has all heads side by side.
+        eager: whether attention must be transformers' eager one.
+        settings: keys of its transformers configuration that differ from the family's own in models that are built here.
     """
 
     body: str
@@ -45,63 +48,66 @@ class Architecture:
     out_proj_rows: bool
     post_norm: bool
     components: Mapping[str, Component]
+    eager: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": Architecture(
-        body="transformer",
-        layers="h",
-        final_norm="ln_f",
-        attention="attn",
-        out_proj="attn.c_proj",
-        out_proj_rows=True,
-        post_norm=False,
-        components={
-            "resid_pre": Component("", "input"),
-            "z": Component("attn.c_proj", "input", per_head=True),
-            "attn_out": Component("attn", "output"),
-            "resid_mid": Component("ln_2", "input"),
-            "mlp_post": Component("mlp.c_proj", "input"),
-            "mlp_out": Component("mlp", "output"),
-            "resid_post": Component("", "output"),
-        },
-    ),
-    # Gemma 2 norms what attention and MLP return before adding it; as in TransformerLens, attn_out and
-    # mlp_out are what is added.
-    "gemma2": Architecture(
-        body="model",
-        layers="layers",
-        final_norm="norm",
-        attention="self_attn",
-        out_proj="self_attn.o_proj",
-        out_proj_rows=False,
-        post_norm=True,
-        components={
-            "resid_pre": Component("", "input"),
-            "z": Component("self_attn.o_proj", "input", per_head=True),
-            "attn_out": Component("post_attention_layernorm", "output"),
-            "resid_mid": Component("pre_feedforward_layernorm", "input"),
-            "mlp_post": Component("mlp.down_proj", "input"),
-            "mlp_out": Component("post_feedforward_layernorm", "output"),
-            "resid_post": Component("", "output"),
-        },
-    ),
-    "llama": Architecture(
-        body="model",
-        layers="layers",
-        final_norm="norm",
-        attention="self_attn",
-        out_proj="self_attn.o_proj",
-        out_proj_rows=False,
-        post_norm=False,
-        components={
-            "resid_pre": Component("", "input"),
-            "z": Component("self_attn.o_proj", "input", per_head=True),
-            "attn_out": Component("self_attn", "output"),
-            "resid_mid": Component("post_attention_layernorm", "input"),
-            "mlp_post": Component("mlp.down_proj", "input"),
-            "mlp_out": Component("mlp", "output"),
-            "resid_post": Component("", "output"),
-        },
-    ),
-}
+_GPT2 = Architecture(
+    body="transformer",
+    layers="h",
+    final_norm="ln_f",
+    attention="attn",
+    out_proj="attn.c_proj",
+    out_proj_rows=True,
+    post_norm=False,
+    components={
+        "resid_pre": Component("", "input"),
+        "z": Component("attn.c_proj", "input"),
+        "attn_out": Component("attn", "output"),
+        "resid_mid": Component("ln_2", "input"),
+        "mlp_post": Component("mlp.c_proj", "input"),
+        "mlp_out": Component("mlp", "output"),
+        "resid_post": Component("", "output"),
+    },
+    settings={
+        # The same function as GPT-2's gelu_new, as one fused kernel.
+        "activation_function": "gelu_pytorch_tanh",
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+)
+_LLAMA = Architecture(
+    body="model",
+    layers="layers",
+    final_norm="norm",
+    attention="self_attn",
+    out_proj="self_attn.o_proj",
+    out_proj_rows=False,
+    post_norm=False,
+    components={
+        "resid_pre": Component("", "input"),
+        "z": Component("self_attn.o_proj", "input"),
+        "attn_out": Component("self_attn", "output"),
+        "resid_mid": Component("post_attention_layernorm", "input"),
+        "mlp_post": Component("mlp.down_proj", "input"),
+        "mlp_out": Component("mlp", "output"),
+        "resid_post": Component("", "output"),
+    },
+)
+# Gemma 2 norms what attention and MLP return before adding it; as in TransformerLens, attn_out and mlp_out are what is
+# added. Its scores are capped, which only eager attention does.
+_GEMMA2 = replace(
+    _LLAMA,
+    post_norm=True,
+    eager=True,
+    components={
+        **_LLAMA.components,
+        "attn_out": Component("post_attention_layernorm", "output"),
+        "resid_mid": Component("pre_feedforward_layernorm", "input"),
+        "mlp_out": Component("post_feedforward_layernorm", "output"),
+    },
+)
+
+#: `model_type` of the transformers configuration -> family.
+ARCHITECTURES = {"gpt2": _GPT2, "gemma2": _GEMMA2, "llama": _LLAMA}

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +16,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoModelForCausalLM,
-    AutoTokenizer,
-    Gemma2Config,
-    GPT2Config,
-    LlamaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -34,6 +29,7 @@ from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site
 from inversescope.targets.architectures import ARCHITECTURES, Architecture
+from inversescope.targets.sources import locate, quiet
 from inversescope.targets.tokenizers import encode, tokenizer_hash
 
 
@@ -55,7 +51,7 @@ class Target:
         if self.architecture not in ARCHITECTURES:
             raise InputError(
                 f"Model {self.name} is a '{self.architecture}', which has no entry in ARCHITECTURES",
-                f"Use one of {', '.join(ARCHITECTURES)}, or add an entry to inversescope/models.py",
+                f"Use one of {', '.join(ARCHITECTURES)}, or add an entry to inversescope/targets/architectures.py",
             )
         self.arch = ARCHITECTURES[self.architecture]
 
@@ -105,7 +101,7 @@ class Target:
     def d_mlp(self) -> int:
         """Hidden width of the MLP."""
         config = self.model.config
-        inner = config.n_inner if self.architecture == "gpt2" else config.intermediate_size
+        inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None)
         return int(inner or 4 * self.d_model)
 
     def site_dim(self, site: Site) -> int:
@@ -144,64 +140,32 @@ class Target:
 def load_target(directory: str | Path) -> Target:
     """Load the target model that `directory/target.json` describes, in evaluation mode.
 
-    Args:
-        directory: holds target.json with name, source (trained, local or hub), path, revision, dtype,
-            device_map. The path of a trained model is relative to the directory.
-
     Raises:
         InputError: if a file is missing, broken or of an unknown architecture, or the hub cannot be reached.
     """
-    directory = Path(directory)
-    about = store.read_json(directory / "target.json")
-    source, revision = about.get("source", "trained"), about.get("revision") or None
-    path = str(about.get("path") or ".")
-    if source == "trained":
-        path = str(directory / path)
-    if source != "hub" and not (Path(path) / "config.json").is_file():
-        raise InputError(f"{path} holds no model (no config.json)", "Check 'path' of the model in the config")
-    for name, recorded in (about.get("sha256") or {}).items():
-        file = Path(path) / name
-        if not file.is_file() or store.file_hash(file) != recorded:
-            raise InputError(
-                f"{file} is not the file that {directory / 'target.json'} vouches for",
-                "Delete it and rerun the stage that writes it",
-            )
-    options: dict[str, Any] = {"revision": revision} if source == "hub" else {"local_files_only": True}
-    if about.get("device_map"):
-        options["device_map"] = about["device_map"]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            path,
-            trust_remote_code=False,
-            **{key: value for key, value in options.items() if key != "device_map"},
-        )
-        with _quiet(source != "hub"):
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                trust_remote_code=False,
-                use_safetensors=True,
-                dtype=getattr(torch, about.get("dtype") or "float32"),
-                **options,
-            )
-    except Exception as error:
-        # Hub, file and safetensors layers raise a dozen unrelated types; what the reader can do is the same.
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        if source == "hub":
-            raise InputError(
-                f"Model {path} at revision {revision} cannot be loaded from the hub ({reason})",
-                "Set 'source: local' and 'path' to a folder that holds it, or HF_HOME to a cache that does",
-            ) from error
-        raise InputError(
-            f"The model in {path} cannot be loaded ({reason})", "Delete it and rerun the stage that writes it"
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"{path} has no fast tokenizer", "Use a model with tokenizer.json")
+    return open_target(directory, store.read_json(Path(directory) / "target.json"))
+
+
+def open_target(directory: str | Path, about: Mapping[str, Any]) -> Target:
+    """Load a target model from its description.
+
+    Args:
+        directory: what the path of a trained model is relative to.
+        about: name, source (see `sources.SOURCES`), path, revision, dtype, device_map, bos, sha256.
+
+    Raises:
+        InputError: as `load_target`; or the tokenizer has no begin token, though the model wants one.
+    """
+    location = locate(Path(directory), about)
+    tokenizer = location.tokenizer()
     bos = bool(about.get("bos"))
     if bos and tokenizer.bos_token_id is None:
         raise InputError(
             f"The tokenizer of {about['name']} has no begin token", "Set 'bos: false' for the model"
         )
-    return Target(model.eval().requires_grad_(False), tokenizer, about["name"], source, revision or "", bos)
+    model = location.model(about.get("dtype") or "float32", about.get("device_map"))
+    source, revision = about.get("source", "trained"), about.get("revision") or ""
+    return Target(model, tokenizer, about["name"], source, revision, bos)
 
 
 def save_trained(
@@ -227,7 +191,7 @@ def save_trained(
         shutil.rmtree(left, ignore_errors=True)
     hashes: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix=".saving.", dir=directory) as temporary:
-        with _quiet():
+        with quiet():
             model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         for part in sorted(Path(temporary).iterdir()):
@@ -244,20 +208,6 @@ def save_trained(
         "device_map": None,
     }
     store.write_json(about | dict(meta or {}) | {"sha256": hashes}, directory / "target.json")
-
-
-@contextmanager
-def _quiet(quiet: bool = True) -> Iterator[None]:
-    """Hide progress bars of steps that take no time."""
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    if quiet:
-        bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if quiet and shown:
-            bars.enable_progress_bar()
 
 
 def build_model(
@@ -288,48 +238,34 @@ def build_model(
         )
     if heads % kv_heads:
         raise InputError(f"n_heads {heads} is no multiple of n_kv_heads {kv_heads}", "Change one of them")
-    if spec.architecture == "gpt2" and (
-        kv_heads != heads or spec.head_dim not in (None, spec.d_model // heads)
-    ):
+    kind, arch = CONFIG_MAPPING[spec.architecture], ARCHITECTURES[spec.architecture]
+    # What families call a shape; each takes what it knows.
+    known = {*vars(kind()), *kind.attribute_map}
+    head_dim = spec.head_dim or spec.d_model // heads
+    if "head_dim" not in known and (kv_heads != heads or head_dim * heads != spec.d_model):
         raise InputError(
-            "gpt2 has neither n_kv_heads nor a head_dim of its own", "Leave them out, or use llama or gemma2"
+            f"{spec.architecture} has neither n_kv_heads nor a head_dim of its own",
+            "Leave them out, or use llama or gemma2",
         )
-    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": spec.tied_embeddings}
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": None,
+        "tie_word_embeddings": spec.tied_embeddings,
         "hidden_size": spec.d_model,
         "num_hidden_layers": spec.n_layers,
         "num_attention_heads": heads,
         "num_key_value_heads": kv_heads,
-        "head_dim": spec.head_dim or spec.d_model // heads,
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": head_dim,
         "intermediate_size": spec.d_mlp or 4 * spec.d_model,
+        "n_inner": spec.d_mlp,
         "max_position_embeddings": spec.n_positions,
-        "pad_token_id": None,
+        **({} if spec.sliding_window is None else {"sliding_window": spec.sliding_window}),
     }
-    config: transformers.PretrainedConfig
-    if spec.architecture == "gpt2":
-        gpt2 = {
-            "vocab_size": vocab_size,
-            "n_positions": spec.n_positions,
-            "n_embd": spec.d_model,
-            "n_layer": spec.n_layers,
-            "n_head": heads,
-            "n_inner": spec.d_mlp,
-            # The same function as GPT-2's gelu_new, as one fused kernel.
-            "activation_function": "gelu_pytorch_tanh",
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-        }
-        config = GPT2Config(**(ends | gpt2 | overrides))
-    elif spec.architecture == "gemma2":
-        own: dict[str, Any] = {"query_pre_attn_scalar": shape["head_dim"]}
-        if spec.sliding_window is not None:
-            own["sliding_window"] = spec.sliding_window
-        config = Gemma2Config(**(ends | shape | own | overrides))
-    else:
-        config = LlamaConfig(**(ends | shape | overrides))
-    implementation = "eager" if spec.architecture == "gemma2" else attention
+    config = kind(**{key: shape[key] for key in shape if key in known} | dict(arch.settings) | overrides)
+    implementation = "eager" if arch.eager else attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inversescope.config import CheckpointConfig
-from inversescope.context import Context, echo, stream
-from inversescope.errors import InputError
-from inversescope.store import atomic_path, download, read_json, write_table
+from inversescope.context import Context, echo
+from inversescope.errors import InputError, first_line
+from inversescope.store import atomic_path, checked, fetch, file_hash, read_json, write_table
+from inversescope.streams import stream
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,7 +56,7 @@ def import_checkpoint(context: Context) -> None:
     accuracy = fresh_accuracy(context, model, tokenizer)
     meta = {
         "imported": weights.name,
-        "revision": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "revision": file_hash(weights),
         "accuracy": accuracy,
         "n_layers": model.config.n_layer,
         "n_heads": model.config.n_head,
@@ -75,46 +75,28 @@ def import_checkpoint(context: Context) -> None:
 
 
 def find_file(context: Context, checkpoint: CheckpointConfig, *names: str) -> Path:
-    """The first of some files that is there: in the local mirror, in the checkpoint's own folder, or fetched from its URL.
+    """The first of some files that is there: in the checkpoint's own folder, in the local mirror, or fetched from its URL.
 
     Raises:
         InputError: none is there, or its SHA-256 is not the pinned one.
     """
     mirror = context.config.mirror
     folders = [Path(checkpoint.folder), *([context.root / mirror / checkpoint.folder] if mirror else [])]
-    found = [folder / name for name in names for folder in folders if (folder / name).is_file()]
-    path = found[0] if found else None
-    if path is None and checkpoint.url:
-        path = need_download(
-            f"{checkpoint.url.rstrip('/')}/{names[0]}", context.target_dir / "upstream" / names[0]
-        )
-    if path is None:
+    fetched = context.target_dir / "upstream" / names[0]
+    found = [folder / name for name in names for folder in folders] + [fetched]
+    path = next((path for path in found if path.is_file()), None)
+    if path is not None:
+        checked(path.read_bytes(), checkpoint.sha256.get(path.name), path)
+        return path
+    if not checkpoint.url:
         raise InputError(
             f"{' or '.join(names)} of the checkpoint is neither in {' nor in '.join(map(str, folders))}",
             "set checkpoint.folder of the model to where it lies, or checkpoint.url and its SHA-256 sums",
         )
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    wanted = checkpoint.sha256.get(path.name)
-    if wanted and digest != wanted:
-        raise InputError(
-            f"{path} has SHA-256 {digest}, not the pinned {wanted}",
-            "delete it if it was downloaded in part, or pin the file that is meant",
-        )
-    return path
-
-
-def need_download(url: str, path: Path) -> Path:
-    """Fetch a file once. Raises `InputError` if it cannot be fetched."""
-    if path.is_file():
-        return path
-    if not url.startswith("https://"):
-        raise InputError(f"{url} is no https address", "give checkpoint.url as https://...")
-    content = download(
-        url, "set 'mirror' to a folder that holds the checkpoint's, or try again with a network"
-    )
-    with atomic_path(path) as part:
+    content = fetch(f"{checkpoint.url.rstrip('/')}/{names[0]}", checkpoint.sha256.get(names[0]))
+    with atomic_path(fetched) as part:
         part.write_bytes(content)
-    return path
+    return fetched
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -128,8 +110,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever a hostile or broken file makes it raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(f"{path} is no file of weights ({reason[:160]})", remedy) from error
+        raise InputError(f"{path} is no file of weights ({first_line(error)[:160]})", remedy) from error
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
         raise InputError(f"{path} holds other things than weights", remedy)
     return found

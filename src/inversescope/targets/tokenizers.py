@@ -1,4 +1,4 @@
-"""Tokenizers: made for a task, loaded, and used on a million prompts."""
+"""Tokenizers: made for a task, checked, and used on a million prompts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from inversescope import store
 from inversescope.errors import InputError
 
 if TYPE_CHECKING:
@@ -231,32 +229,3 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the SHA-256 of a tokenizer's whole definition (model, pre-tokenizer, decoder, added tokens)."""
     with _unpadded(tokenizer.backend_tokenizer):
         return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:
-    """Load a fast tokenizer from a directory, or from the hub at a pinned revision.
-
-    A directory may hold a `target.json` that points elsewhere (hub or local models).
-
-    Raises:
-        InputError: it cannot be loaded.
-    """
-    about_path = Path(path) / "target.json"
-    if about_path.is_file():
-        about = store.read_json(about_path)
-        if about.get("source") == "hub":
-            return load_tokenizer(about["path"], about.get("revision"))
-        path = Path(path) / (about.get("path") or ".")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(path), revision=revision or "main", trust_remote_code=False
-        )
-    except Exception as error:  # the hub and file layers raise a dozen unrelated types
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(
-            f"The tokenizer of {path} cannot be loaded ({reason})",
-            "Set a local path that holds tokenizer.json, or HF_HOME to a cache that does",
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"{path} has no fast tokenizer", "Use a model with tokenizer.json")
-    return tokenizer

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from inversescope.errors import InputError
-from inversescope.store import atomic_path, download, write_json
+from inversescope.store import atomic_path, checked, fetch, write_json
 
 SPLITS = ("train", "val", "test")
 KINDS = ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
@@ -205,7 +205,7 @@ def read_sums(path: Path) -> dict[str, str]:
     return {Path(name.lstrip("* ")).name: digest for digest, name in lines}
 
 
-def fetch(
+def fetch_tables(
     destination: Path,
     mirror: Path | None,
     archive_sha256: str | None = None,
@@ -237,9 +237,7 @@ def fetch(
         }
         origin = "local mirror"
     else:
-        archive = download(
-            url, "set ravel.mirror to a folder that holds the files, or try again with a network"
-        )
+        archive = fetch(url, archive_sha256, key="ravel.mirror")
         contents = _members(archive, archive_sha256, sums, url, types)
         origin = url
     if not contents:
@@ -248,13 +246,8 @@ def fetch(
         )
     files: dict[str, dict[str, Any]] = {}
     for name, content in contents.items():
-        digest = hashlib.sha256(content).hexdigest()
-        if name in sums and sums[name] != digest:
-            raise InputError(
-                f"{(mirror / name) if mirror else name} has SHA-256 {digest}, but {sums[name]} is pinned",
-                "fetch it again; a mirror of other data needs its own SHA256SUMS",
-            )
-        files[name] = {"sha256": digest, "pinned": name in sums}
+        checked(content, sums.get(name), mirror / name if mirror else name)
+        files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "pinned": name in sums}
     destination.mkdir(parents=True, exist_ok=True)
     for stale in destination.glob("ravel_*.json"):
         stale.unlink()
@@ -282,8 +275,6 @@ def _members(
 ) -> dict[str, bytes]:
     """Data files of upstream's archive by name; nothing is unpacked to disk."""
     digest = hashlib.sha256(archive).hexdigest()
-    if pinned is not None and digest != pinned:
-        raise InputError(f"{url} has SHA-256 {digest}, but {pinned} is pinned", "check ravel.archive_sha256")
     contents, unknown = {}, []
     try:
         with tarfile.open(fileobj=io.BytesIO(archive), mode="r:*") as tar:

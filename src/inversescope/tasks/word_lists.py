@@ -6,16 +6,17 @@ repository holds the checksums alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from inversescope import store
 from inversescope.errors import InputError
-from inversescope.store import download
 
-UPSTREAM = "https://raw.githubusercontent.com/roeehendel/icl_task_vectors/{commit}/data/translation/{name}"
-COMMIT = "1da0db608c69662cecc1ee7352b84531c1acc435"
+UPSTREAM = (
+    "https://raw.githubusercontent.com/roeehendel/icl_task_vectors/"
+    "1da0db608c69662cecc1ee7352b84531c1acc435/data/translation/{name}"
+)
 #: file -> its SHA-256.
 FILES = {
     "en_fr.json": "0daf03f180f96d09c8e8e067be2651450dfbac7e735c1795cdfe36a7515a8b25",
@@ -40,33 +41,16 @@ class Pairs:
     dropped: dict[str, int]
 
 
-def check(content: bytes, name: str) -> bytes:
-    """Return the content of a list if its SHA-256 is the pinned one; raises InputError otherwise."""
-    found = hashlib.sha256(content).hexdigest()
-    if found != FILES[name]:
-        raise InputError(
-            f"word list {name} has SHA-256 {found}, not the pinned {FILES[name]}",
-            "delete it, and download it again or point icl_translation.mirror at an unchanged copy",
-        )
-    return content
-
-
-def fetch(name: str, mirror: Path | None) -> bytes:
-    """Return a list's content from the mirror, or from upstream at the pinned commit.
+def fetch(folder: Path, mirror: Path | None) -> None:
+    """Bring the lists to a folder, from a mirror or from upstream at the pinned commit.
 
     Raises:
-        InputError: it is not there, or is not what was pinned.
+        InputError: one is not there, or is not what was pinned.
     """
-    if mirror is not None:
-        path = mirror / name
-        if not path.is_file():
-            raise InputError(
-                f"the mirror has no {path}", f"icl_translation.mirror must hold {', '.join(FILES)}"
-            )
-        return check(path.read_bytes(), name)
-    url = UPSTREAM.format(commit=COMMIT, name=name)
-    remedy = "set icl_translation.mirror to a directory that holds the six lists"
-    return check(download(url, remedy), name)
+    for name, sha256 in FILES.items():
+        content = store.fetch(UPSTREAM.format(name=name), sha256, mirror, "icl_translation.mirror")
+        with store.atomic_path(folder / name) as part:
+            part.write_bytes(content)
 
 
 def read(folder: Path, tasks: list[tuple[str, str]]) -> Pairs:
@@ -84,7 +68,7 @@ def read(folder: Path, tasks: list[tuple[str, str]]) -> Pairs:
         path = folder / name
         if not path.is_file():
             raise InputError(f"there is no word list {path}", "run the rule fetch_word_lists first")
-        tables.append(json.loads(check(path.read_bytes(), name)))
+        tables.append(json.loads(store.checked(path.read_bytes(), FILES[name], path)))
     return keep(tables)
 
 

@@ -12,7 +12,7 @@ from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.progress import Progress
-from inversescope.store import atomic_path, read_table, write_table
+from inversescope.store import read_table, write_table
 from inversescope.streams import stream
 from inversescope.tasks import TranslationTask, word_lists
 from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES
@@ -48,12 +48,7 @@ def fetch_word_lists(context: Context) -> None:
     """Write data/icl_translation/lists/*.json, from the mirror or from upstream at the pinned commit, checked by SHA-256."""
     config = context.config.icl_translation
     mirror = None if config.mirror is None else context.root / config.mirror
-    for name in word_lists.FILES:
-        content = word_lists.fetch(name, mirror)
-        path = context.root / "data" / TranslationTask.name / "lists" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as part:
-            part.write_bytes(content)
+    word_lists.fetch(context.root / "data" / TranslationTask.name / "lists", mirror)
     task = TranslationTask(config, context.root)
     left_out = ", ".join(f"{why}: {number}" for why, number in task.dropped.items())
     echo(f"fetch_word_lists: {task.n} pairs a task; left out {left_out}")

@@ -28,12 +28,12 @@ GENERAL = "general"
 
 
 def fetch_ravel(context: Context) -> None:
-    """Bring upstream's files to data/ravel/source, from a local mirror or the pinned archive (see `facts.fetch`).
+    """Bring upstream's files to data/ravel/source, from a local mirror or the pinned archive (see `facts.fetch_tables`).
 
     Raises:
         InputError: the study reads the embedded tables, there is nothing to fetch, or something is not sound.
     """
-    from inversescope.tasks.facts import fetch
+    from inversescope.tasks.facts import fetch_tables
     from inversescope.tasks.ravel import SOURCE
 
     config = context.config.ravel
@@ -42,7 +42,7 @@ def fetch_ravel(context: Context) -> None:
             "the embedded tables of RAVEL need no download", "set ravel.source: upstream to fetch the others"
         )
     mirror = None if config.mirror is None else Path(config.mirror)
-    manifest = fetch(context.root / SOURCE, mirror, config.archive_sha256, types=config.types)
+    manifest = fetch_tables(context.root / SOURCE, mirror, config.archive_sha256, types=config.types)
     for text, labels in manifest["ambiguous_templates"].items():
         echo(f"fetch_ravel: template '{text}' stands for {' and '.join(labels)}: left out")
     unpinned = [name for name, file in manifest["files"].items() if not file["pinned"]]
