@@ -344,7 +344,7 @@ def test_positions_that_are_not_there() -> None:
         capture_prompts(task, target, index, [Site.parse("L0H0@A4")])
     with pytest.raises(InputError, match="no position '@nowhere'"):
         capture_prompts(task, target, index, [Site.parse("L0H0@nowhere")])
-    with pytest.raises(InputError, match="none at the position of site"):
+    with pytest.raises(InputError, match="prompts have no position .12."):
         capture_prompts(task, target, index, [Site.parse("L0H0@12")])
 
 

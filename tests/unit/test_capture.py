@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversescope.activations.capture import capture, iter_capture, result_basis
+from inversescope.activations.capture import capture, result_basis
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import LAYER_KINDS, Site, expand_sites
@@ -186,19 +186,6 @@ def test_equal_prompts_have_equal_activations_and_progress_reaches_the_end() -> 
     assert seen[-1] == (40, 40) and seen == sorted(seen)
 
 
-def test_shards_cover_all_prompts() -> None:
-    target = make_target("gpt2")
-    sites = expand_sites(["L*H*"], 3, 4)
-    whole = capture(target, prompts(), sites)
-    seen: list[int] = []
-    shards = list(
-        iter_capture(target, prompts(), sites, shard_rows=16, progress=lambda done, total: seen.append(done))
-    )
-    assert [start for start, _ in shards] == [0, 16, 32] and seen[-1] == 40
-    for label, value in whole.items():
-        close(np.concatenate([shard[label] for _, shard in shards]), value)
-
-
 def test_pass_stops_after_the_last_site_that_is_read() -> None:
     target = make_target("llama")
     ran: list[int] = []
@@ -240,10 +227,10 @@ def test_shared_beginnings_run_once() -> None:
         ([Site(3, "resid_post")], [[1, 2]], "layer 3, but tiny-gpt2's layers are 0 to 2"),
         ([Site(0, "result", 4)], [[1, 2]], "head 4, but tiny-gpt2's heads are 0 to 3"),
         ([Site(0, "result", 0, "S2")], [[1, 2]], "position 'S2'"),
-        ([Site(0, "result", 0, "2")], [[1, 2, 3], [1, 2]], "Prompt 1 has 2 tokens"),
+        ([Site(0, "result", 0, "2")], [[1, 2, 3], [1, 2]], "1 of 2 prompts .*prompt 1, of 2 tokens"),
         ([Site(0, "result", 0)], [[1], []], "Prompt 1 is empty"),
         ([Site(0, "result", 0)], [[1], [VOCABULARY]], "Prompt 1 has a token outside"),
-        ([Site(0, "result", 0)], [[1] * 33], "takes 32"),
+        ([Site(0, "result", 0)], [[1] * 33], "takes 1 to 32"),
         ([], [[1]], "No sites"),
     ],
 )

@@ -195,7 +195,7 @@ def test_bad_input_is_named() -> None:
     fails("no source prompts", None, inputs, [Intervention(cut_source=(Cut("0"),))])
     fails("layers", None, inputs, [Intervention(cut_target=(Cut("0", layers=(3,)),))])
     fails("Unknown position 'verb'", None, inputs, [PLAIN], read_at="verb")
-    fails("none at position", None, inputs, [PLAIN], read_at="8")
+    fails("9 of 11 prompts have no position '8'", None, inputs, [PLAIN], read_at="8")
     fails("5 source prompts", prompts(5), inputs, [one])
     fails("Tokens to read", None, inputs, [PLAIN], tokens=np.full((11, 1), VOCABULARY))
     fails("vocabulary", None, Inputs([np.array([VOCABULARY])]), [PLAIN])

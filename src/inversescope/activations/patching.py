@@ -14,63 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inversescope.activations.inputs import Inputs, groups
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
 from inversescope.targets.architectures import Component
-from inversescope.targets.hooks import hooked, without_attention
+from inversescope.targets.hooks import Done, hooked, run_body, without_attention
 from inversescope.targets.models import Target
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Prompts to run, and where the named positions of each are.
-
-    Args:
-        token_ids: N prompts as integer arrays, of any lengths.
-        positions: name -> token index in each prompt, (N,); sites and cuts refer to the names (`L2.resid_post@query`).
-    """
-
-    token_ids: Sequence[np.ndarray]
-    positions: Mapping[str, np.ndarray] = field(default_factory=dict)
-
-    def resolve(self, position: str) -> np.ndarray:
-        """Token index (N,) of a position: `last`, digits, or a name.
-
-        Raises:
-            InputError: the name is unknown, or a prompt has no such token.
-        """
-        lengths = np.array([len(ids) for ids in self.token_ids], np.int64)
-        if position == "last":
-            found = lengths - 1
-        elif position.isdecimal():
-            found = np.full(len(lengths), int(position), np.int64)
-        elif position in self.positions:
-            found = np.asarray(self.positions[position], np.int64)
-        else:
-            known = ", ".join(["last", "a token index", *self.positions])
-            raise InputError(f"Unknown position '{position}'", f"Use one of: {known}")
-        if found.shape != lengths.shape:
-            raise InputError(
-                f"Position '{position}' is given for {len(found)} prompts, but there are {len(lengths)}",
-                "Give one token index a prompt",
-            )
-        outside = (found < 0) | (found >= lengths)
-        if outside.any():
-            row = int(outside.argmax())
-            raise InputError(
-                f"Prompt {row} has {lengths[row]} tokens, none at position '{position}' ({found[row]})",
-                "Choose a position that every prompt has",
-            )
-        return found
 
 
 @dataclass(frozen=True)
@@ -188,26 +146,21 @@ def patch(
     Raises:
         InputError: nothing to record from, numbers of prompts or widths differ, or a site, position or token is out of range.
     """
-    n, vocabulary = len(targets.token_ids), int(target.model.config.vocab_size)
+    n = len(targets.token_ids)
     recorded = sources if isinstance(sources, Inputs) else None
     values = sources if isinstance(sources, Mapping) else {}
     wanted = np.zeros((n, 0), np.int64) if tokens is None else np.asarray(tokens, np.int64)
-    if (
-        wanted.ndim != 2
-        or len(wanted) != n
-        or (wanted.size and not 0 <= wanted.min() <= wanted.max() < vocabulary)
-    ):
-        raise InputError(
-            f"Tokens to read: shape {wanted.shape}, ids up to {wanted.max(initial=0)}, for {n} prompts, {vocabulary} tokens",
-            "Give a row of token ids of the model's vocabulary for each prompt",
-        )
+    _check_wanted(target, wanted, n)
     if recorded is not None and len(recorded.token_ids) != n:
         raise InputError(
             f"{len(recorded.token_ids)} source prompts for {n} target prompts",
             "Give one source a target prompt",
         )
+    # What a source run is recorded for, by the attention that is cut in it.
+    sites: dict[tuple[Cut, ...], set[Site]] = {}
     for one in interventions:
         _check_intervention(target, one, recorded, values, n)
+        sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
@@ -215,10 +168,6 @@ def patch(
     with torch.inference_mode():
         for rows in _batches([targets, *([recorded] if recorded else [])], batch_tokens):
             chosen = torch.from_numpy(wanted[rows])
-            # What a source run is recorded for, by the attention that is cut in it.
-            sites: dict[tuple[Cut, ...], set[Site]] = {}
-            for one in interventions:
-                sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
             found = {
                 cuts: _source(target, recorded, values, rows, sorted(sites[cuts]), cuts) for cuts in sites
             }
@@ -241,16 +190,8 @@ def width(target: Target, site: Site) -> int:
 
 
 def _check(target: Target, sites: Sequence[Site], cuts: Sequence[Cut]) -> None:
+    target.check_sites(sites)
     for site in sites:
-        for what, value, count in (
-            ("layer", site.layer, target.n_layers),
-            ("head", site.head or 0, target.n_heads),
-        ):
-            if value >= count:
-                raise InputError(
-                    f"Site '{site.label}' has {what} {value}, but {target.name}'s {what}s are 0 to {count - 1}",
-                    f"Choose a {what} in that range",
-                )
         if site.kind == "resid_mid":
             raise InputError(
                 f"Site '{site.label}' is read by two parts of its block, so that it cannot be replaced",
@@ -262,6 +203,19 @@ def _check(target: Target, sites: Sequence[Site], cuts: Sequence[Cut]) -> None:
                 f"Attention is cut in layers {list(cut.layers)}, but {target.name}'s are 0 to {target.n_layers - 1}",
                 "Choose layers in that range",
             )
+
+
+def _check_wanted(target: Target, wanted: np.ndarray, n: int) -> None:
+    vocabulary = int(target.model.config.vocab_size)
+    if (
+        wanted.ndim != 2
+        or len(wanted) != n
+        or (wanted.size and not 0 <= wanted.min() <= wanted.max() < vocabulary)
+    ):
+        raise InputError(
+            f"Tokens to read: shape {wanted.shape}, ids up to {wanted.max(initial=0)}, for {n} prompts, {vocabulary} tokens",
+            "Give a row of token ids of the model's vocabulary for each prompt",
+        )
 
 
 def _check_intervention(
@@ -297,28 +251,15 @@ def _check_intervention(
 
 def _batches(inputs: Sequence[Inputs], batch_tokens: int) -> Iterator[np.ndarray]:
     """Rows of prompts that are run together: of one length in each of the inputs."""
-    lengths = np.array([[len(ids) for ids in one.token_ids] for one in inputs], np.int64).T
-    if not len(lengths):
-        return
-    for unique in np.unique(lengths, axis=0):
-        rows = np.flatnonzero((lengths == unique).all(axis=1))
-        size = max(1, batch_tokens // max(1, int(unique.max())))
+    lengths = np.stack([one.lengths for one in inputs], 1)
+    for rows in groups(lengths):
+        size = max(1, batch_tokens // max(1, int(lengths[rows[0]].max())))
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 def _tokens(target: Target, inputs: Inputs, rows: np.ndarray) -> Tensor:
     ids = np.stack([np.asarray(inputs.token_ids[row], np.int64) for row in rows])
-    config = target.model.config
-    if not ids.shape[1] or ids.shape[1] > config.max_position_embeddings:
-        raise InputError(
-            f"Prompt {rows[0]} has {ids.shape[1]} tokens, but {target.name} takes 1 to {config.max_position_embeddings}",
-            "Change the prompts, or use a model with more positions",
-        )
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise InputError(
-            f"A prompt has a token outside {target.name}'s vocabulary",
-            "Encode prompts with the model's own tokenizer",
-        )
+    target.check_tokens(ids, rows)
     return torch.from_numpy(ids).to(target.model.device)
 
 
@@ -343,10 +284,6 @@ def _run(
     return logits[torch.arange(len(ids)), torch.from_numpy(inverse).to(logits.device)]
 
 
-class _Done(Exception):
-    """Raised behind the last site that is recorded: nobody asks for the rest of the source run."""
-
-
 def _source(
     target: Target,
     recorded: Inputs | None,
@@ -369,7 +306,7 @@ def _recorded(
     out: dict[Site, Tensor] = {}
 
     def stop(*_: Any) -> None:
-        raise _Done
+        raise Done
 
     with ExitStack() as stack:
         stack.enter_context(_ablated(target, inputs, rows, cuts, ids))
@@ -383,10 +320,7 @@ def _recorded(
             stack.enter_context(hooked(target, site.layer, _component(target, site), see))
         handle = target.layers[max(site.layer for site in sites)].register_forward_hook(stop)
         stack.callback(handle.remove)
-        try:
-            target.body(input_ids=ids, use_cache=False)
-        except _Done:
-            pass
+        run_body(target, ids)
     return out
 
 

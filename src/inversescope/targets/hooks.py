@@ -8,9 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from inversescope.targets.architectures import Component
 from inversescope.targets.models import Target
+
+
+class Done(Exception):
+    """Raised by a hook behind the last activation that is needed: the rest of the pass would be thrown away."""
+
+
+def run_body(target: Target, ids: Tensor, cache: Cache | None = None) -> None:
+    """Run the blocks on tokens (B, S) that follow what the cache holds, up to the end or to a hook that raises `Done`."""
+    try:
+        target.body(input_ids=ids, past_key_values=cache, use_cache=False)
+    except Done:
+        pass
 
 
 @contextmanager

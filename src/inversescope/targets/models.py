@@ -131,6 +131,36 @@ class Target:
         rows = slice(head * self.head_dim, (head + 1) * self.head_dim)
         return weight[rows] if self.arch.out_proj_rows else weight[:, rows].T
 
+    def check_sites(self, sites: Sequence[Site]) -> None:
+        """Raise `InputError` if a site's layer or head is out of the model's range."""
+        for site in sites:
+            for what, value, count in (
+                ("layer", site.layer, self.n_layers),
+                ("head", site.head or 0, self.n_heads),
+            ):
+                if value >= count:
+                    raise InputError(
+                        f"Site '{site.label}' has {what} {value}, but {self.name}'s {what}s are 0 to {count - 1}",
+                        f"Choose a {what} in that range",
+                    )
+
+    def check_tokens(self, tokens: np.ndarray, rows: np.ndarray) -> None:
+        """Raise `InputError` if prompts (B, T), numbered `rows` (B,), are empty, too long, or out of the vocabulary."""
+        config, length = self.model.config, tokens.shape[1]
+        if length == 0:
+            raise InputError(f"Prompt {rows[0]} is empty", "Remove it")
+        if length > config.max_position_embeddings:
+            raise InputError(
+                f"Prompt {rows[0]} has {length} tokens, but {self.name} takes 1 to {config.max_position_embeddings}",
+                "Shorten the prompts, or use a model with more positions",
+            )
+        outside = ((tokens < 0) | (tokens >= config.vocab_size)).any(axis=1)
+        if outside.any():
+            raise InputError(
+                f"Prompt {rows[outside.argmax()]} has a token outside {self.name}'s vocabulary",
+                "Encode the prompts with the model's own tokenizer",
+            )
+
     @cached_property
     def tokenizer_hash(self) -> str:
         """SHA-256 of the tokenizer's whole definition."""
