@@ -113,7 +113,7 @@ test-slurm: setup ## The small study through a SLURM of its own (installs Debian
 	$(call say,SLURM: a cluster of one node on the loopback interface)
 	OMP_NUM_THREADS=1 pytest -q -m slurm --durations=5 tests/workflow/test_slurm.py
 
-test-faults: setup ## Killed, damaged and starved runs, minutes: rewrites the table of docs/faults.md
+test-faults: setup ## Killed, damaged and starved runs of all studies
 	$(call say,Faults)
 	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,10 +159,3 @@ def copied(study: Path, tmp_path: Path) -> Iterator[Callable[..., Path]]:
     yield copy
     for root in made:
         shutil.rmtree(root)
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write what became of the faults, if every one was tried (`pytest -m "" tests/faults`) and ended as it must."""
-    recorder = sys.modules.get("recorder")
-    if recorder is not None and exitstatus == 0 and not session.config.option.markexpr:
-        recorder.write()

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import MODEL, VARIANTS, each, make_target, run
-from recorder import tried
 
 from inversescope.errors import InputError
 from inversescope.lineage.audit import compare
@@ -111,15 +110,11 @@ def test_a_lost_or_halved_file_is_named_and_made_again(
         assert run(root, *reader) == 0
     else:
         told(capsys, root, reader, path.name if "target" not in kind else "target")
-        outcome = "one error that names the file and the rule that makes it; made again, identical"
-        tried("2 damage", "removed", kind, outcome)
     (root / path).write_bytes(whole[: len(whole) // 2])
     if path.suffix == ".csv":
         # Half a table may end at the end of a line, where nothing tells; anywhere else its last line is not whole.
         (root / path).write_bytes(whole[: whole.rindex(b",")][:-1])
     told(capsys, root, reader, path.name if "target" not in kind else "target")
-    outcome = "one error that names the file and says to delete it; made again, identical"
-    tried("2 damage", "cut short", kind, outcome)
     remade(root, study, kind, path, maker)
 
 
@@ -141,15 +136,12 @@ def test_a_flipped_bit_is_refused_or_harmless(
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         if status == 2:
             assert len(lines) == 1 and (path.name in lines[0] or path.stem in lines[0]), lines
-            outcome = "one error that names the file and says to delete it"
             refused += 1
         else:
             # What Parquet's footer says besides the data (statistics, names of encodings) has no checksum.
             assert status == 0 and path.suffix == ".parquet", (status, position)
             result = RESULTS / MADE[reader[0]]
             assert (root / result).read_bytes() == (study / result).read_bytes(), position
-            outcome = "a part of the footer that nothing depends on: results as before"
-        tried("2 damage", "a bit flipped", kind, outcome)
     assert refused >= 3
     (root / path).write_bytes(whole)
     assert run(root, *reader) == 0
@@ -171,7 +163,6 @@ def test_nan_in_a_shard_is_not_taken_over(study: Path, copied: Copied) -> None:
     for path in (study / DATA / "activations/test").glob("*.safetensors"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
     assert not shard.exists()
-    tried("2 damage", "NaN in a shard of activations", "activations", "shard made again, identical")
 
 
 # ----------------------------------------------------------------------------------------------------------------- a full disk
@@ -209,12 +200,6 @@ def test_a_full_disk_is_told_and_leaves_the_old_file(disk: Path, name: str) -> N
     ):
         BIG[name](path)
     assert path.read_text() == "old" and [p.name for p in disk.iterdir()] == [name]
-    tried(
-        "3 disk",
-        "full disk",
-        name.rpartition(".")[2],
-        "one error that names file and remedy; the old file stays",
-    )
 
 
 def test_a_stage_goes_on_once_there_is_room(disk: Path, study: Path, copied: Copied, capsys: Capture) -> None:
@@ -236,9 +221,3 @@ def test_a_stage_goes_on_once_there_is_room(disk: Path, study: Path, copied: Cop
     assert run(root, "extract_activations", "--split", "train") == 0
     for path in (study / DATA / "activations/train").glob("*.safetensors"):
         assert (disk / "train" / path.name).read_bytes() == path.read_bytes()
-    tried(
-        "3 disk",
-        "full disk in the middle of a stage",
-        "extract_activations",
-        "one error; goes on once there is room, identical",
-    )

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 from project import DATA, FILES, command, copy_workflow, environment, run, same_tables
-from recorder import tried
 from studies import MIRRORED, TASK_FILES, TASK_TARGETS, copy_of_tasks
 
 from inversescope.lineage.audit import compare
@@ -71,8 +70,6 @@ FURTHER = {
 # The command that a rule runs, where it has another name.
 COMMANDS = {"estimate_variants": "estimate_fcr"}
 INJECT = str(Path(__file__).parent / "inject")
-OUTCOME = "went on: tables byte-identical, no finished job ran twice, no partial file under a final name"
-HOW = {"write": "SIGKILL in the middle of writing a file", "time": "SIGKILL at a random moment"}
 SAVE_OFTEN = "save_every: 4\n"
 
 
@@ -194,9 +191,6 @@ class Kills:
                     f"{gone}: {path} is not what it is to be"
                 )
             self.keep(str(gone))
-            for kill in gone:
-                name, how, _ = kill.name.split("-")
-                tried("1 kills", HOW[how], " or ".join(names[name]), OUTCOME)
         assert kills == 2 * len(names)
         locked = self.snakemake(check=False)
         assert "LockException" in locked and "--unlock" in locked, (

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from project import FILES, MODEL, copy_workflow, run, same_tables
-from recorder import tried
 
 from inversescope.lineage.records import read_records
 
@@ -49,4 +48,3 @@ def test_tables_are_the_same_bytes(one_core: Path, tmp_path: Path, way: str) -> 
     if way == "shuffled order":
         assert order(folder) != order(one_core)
     same_tables(one_core, folder)
-    tried("5 same", f"no fault: {way} instead of one core", "whole study", "tables byte-identical")
