@@ -111,7 +111,7 @@ rule tables:
         parts_of("tables"),
 
 
-# The same parts of single tasks and experiments, and more, of which the stages of dvc.yaml consist: activations_ravel_48
+# The same parts of single tasks and experiments, and more: activations_ravel_48; and all of an experiment: experiment_ravel_48
 for task in PLAN.tasks:
 
     rule:
@@ -122,7 +122,15 @@ for task in PLAN.tasks:
 
 
 for experiment in PLAN.experiments:
-    for part, files in experiment.parts(lambda rule: getattr(rules, rule).output).items():
+    parts = experiment.parts(lambda rule: getattr(rules, rule).output)
+
+    rule:
+        name:
+            f"experiment_{experiment.name}"
+        input:
+            list(parts.values()),
+
+    for part, files in parts.items():
 
         rule:
             name:

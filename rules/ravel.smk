@@ -3,8 +3,6 @@
 RAVEL = PLAN.on("ravel")
 RAVEL_FIGURES = literal("studies/ravel/figures", "FIGURES")
 RAVEL_TABLES = literal("studies/ravel/figures", "TABLES")
-POSITIONS = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
-AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
 
 
 if CONFIG.ravel.source == "upstream" and RAVEL:
@@ -50,7 +48,7 @@ for block in blocks(RAVEL):
             prompts=fill(paths.PROMPTS, split="train"),
             target=target_files,
         output:
-            fill(POSITIONS, corpus=block.experiment.corpora, site=block.sites),
+            fill(paths.POSITIONS, corpus=block.experiment.corpora, site=block.sites),
         log:
             f"logs/collect_positions/{{task}}/{{model}}/{block.sites[0]}.log",
         benchmark:
@@ -80,10 +78,15 @@ for block in blocks(RAVEL):
         input:
             source=source("train_sae"),
             prompts=fill(paths.PROMPTS, split=["train", "val"]),
-            positions=fill(POSITIONS, corpus=block.experiment.corpora, site=block.sites),
+            positions=fill(paths.POSITIONS, corpus=block.experiment.corpora, site=block.sites),
             activations=fill(paths.ACTIVATIONS, split=["train", "val"], site=block.sites),
         output:
-            fill(AUTOENCODER, corpus=block.experiment.corpora, site=block.sites, file=paths.CHECKPOINT_FILES),
+            fill(
+                paths.AUTOENCODER,
+                corpus=block.experiment.corpora,
+                site=block.sites,
+                file=paths.CHECKPOINT_FILES,
+            ),
             tables=fill(paths.SITE_TABLE, table="sae", site=block.sites),
         log:
             f"logs/train_sae/{{task}}/{{model}}/{block.sites[0]}.log",
@@ -115,7 +118,7 @@ rule classify_attributes:
         prompts=fill(paths.PROMPTS, split=paths.ALL_SPLITS),
         activations=fill(paths.ACTIVATIONS, split=paths.ALL_SPLITS),
         target=fill(paths.TARGET, file="target.json"),
-        saes=lambda w: fill(AUTOENCODER, **w, corpus=of(w).corpora, file=paths.CHECKPOINT_FILES),
+        saes=lambda w: fill(paths.AUTOENCODER, **w, corpus=of(w).corpora, file=paths.CHECKPOINT_FILES),
         samples=lambda w: of(w).samples(of(w).studied, w.site),
     output:
         decisions="results/{task}/{model}/attributes/{site}.parquet",

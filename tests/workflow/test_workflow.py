@@ -19,6 +19,7 @@ from inversescope.cli import STAGES
 from inversescope.config import Config, ExperimentConfig, load_config
 from inversescope.lineage.records import CONFIG_FILE, RECORDS, Record, configured, read_records
 from inversescope.sites import expand_sites
+from inversescope.workflow.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ["Snakefile", "rules", "profiles", "envs", "report", "config", "src"]
@@ -365,6 +366,27 @@ def test_an_edit_reruns_what_depends_on_it(finished: Path, config: Config, edit:
         assert found["train_generator"] == len({"default", "default_sparse"})
     if edit == "the number of targets":
         assert found["make_prompts"] == found["extract_activations"] == 1
+
+
+def test_an_edit_of_a_base_reruns_it_and_its_descendants_alone(everything: Path, config: Config) -> None:
+    """One key of `default`: the variants that take it over by `base` are made again, in every experiment, and no other."""
+    delta = layer(everything, {"variants": {"default": {"clip": 0.9}}}, "base")
+    output = snakemake(everything, "--dry-run", "--printshellcmds", *delta, "--", *STUDY_TARGETS)
+    plan = Plan(config)
+    descendants = {
+        (e.task, e.model, name)
+        for e in plan.experiments
+        for name in e.variants
+        if e.config.variant(name).base == "default"
+    }
+    assert len(descendants) > 30
+    for stage in ("train_generator", "sample_prompts"):
+        shell = re.findall(rf"inversescope {stage} --task (\S+) --model (\S+) .*?--variant (\S+)", output)
+        assert set(shell) == descendants, stage
+    found = jobs(output)
+    assert found["train_generator"] == len(descendants)
+    made_before = {"make_prompts", "train_target", "extract_activations", "train_backbone", "run_mcmc"}
+    assert not {*made_before, "compute_exact", "check_causes", "train_sae"} & set(found)
 
 
 def test_a_code_edit_reruns_what_imports_it(finished: Path) -> None:

@@ -40,6 +40,10 @@ MCMC = "results/{task}/{model}/mcmc/{site}.parquet"
 CELLS = "results/{task}/{model}/cells/{site}.parquet"
 SITE_TABLE = "results/{task}/{model}/{table}/{site}.csv"
 
+#: Shuffled activations of a corpus at all positions but the first, and the sparse autoencoders that are trained on them.
+POSITIONS = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
+AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
+
 #: What is made of all sites of an experiment.
 RESULT = "results/{task}/{model}/{file}"
 FIGURE = "results/figures/{task}_{model}_{name}.{suffix}"

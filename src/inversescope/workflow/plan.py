@@ -170,8 +170,11 @@ class ExperimentPlan:
 
     @property
     def corpora(self) -> list[str]:
-        """What the model's own sparse autoencoders are trained on."""
-        return ["ravel", "general"] if self.target.source == "trained" else ["ravel"]
+        """What sparse autoencoders are trained on: the task's prompts and, of a target that was trained here, its general text.
+
+        Of others the general text is not at hand, and a release may stand for it.
+        """
+        return [self.task, "general"] if self.target.source == "trained" else [self.task]
 
     # ----------------------------------------------------------------------------------------------------------- files
     @property

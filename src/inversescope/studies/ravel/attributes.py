@@ -10,7 +10,8 @@ from inversescope.kernel.distances import distances, prepare
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
-from inversescope.studies.ravel.stages import GENERAL, corpora, labels_of, sae_dir
+from inversescope.studies.ravel.stages import GENERAL, labels_of
+from inversescope.workflow import paths
 
 GENERATOR = "inversescope"
 #: Bandwidths among which the headline one is chosen.
@@ -83,8 +84,8 @@ def classify_attributes(context: Context, site: str) -> None:
     width = z["train"].shape[1]
     scope = config.models[context.model_name].gemma_scope
     models = {}
-    for corpus in corpora(context):
-        folder = sae_dir(context, corpus, site)
+    for corpus in context.plan.corpora:
+        folder = context.path(paths.AUTOENCODER, corpus=corpus, site=site, file="")
         arrays, _ = load_checkpoint(need(folder / "meta.json", "train_sae").parent)
         models[corpus] = from_arrays(arrays, width, str(folder))
     if scope is not None:

@@ -22,6 +22,7 @@ from inversescope.store import (
     write_table,
 )
 from inversescope.studies.ravel.scores import decisions, score
+from inversescope.workflow import paths
 
 SHARD = 4096  # prompts whose activations at all positions are shuffled together
 GENERAL = "general"
@@ -53,23 +54,6 @@ def fetch_ravel(context: Context) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- autoencoders
-
-
-def corpora(context: Context) -> list[str]:
-    """Names of the corpora that autoencoders are trained on: the task's prompts and, of a target that was trained here, its general
-    text; of others the general text is not at hand, and a release may stand for it."""
-    trained = context.config.models[context.model_name].source == "trained"
-    return [context.task_name, GENERAL] if trained else [context.task_name]
-
-
-def positions_path(context: Context, corpus: str, label: str) -> Path:
-    """Shuffled activations of a corpus at all positions but the first."""
-    return context.data / "positions" / corpus / f"{label}.safetensors"
-
-
-def sae_dir(context: Context, corpus: str, label: str) -> Path:
-    """Checkpoint of an autoencoder."""
-    return context.data / "sae" / corpus / label
 
 
 def corpus_texts(context: Context, corpus: str) -> list[str]:
@@ -117,7 +101,7 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
         "tokenizer_hash": target.tokenizer_hash,
         "prompt_hash": file_hash(context.prompts_path("train")),
     }
-    for corpus in corpora(context):
+    for corpus in context.plan.corpora:
         texts = corpus_texts(context, corpus)
         folder = context.data / "positions" / corpus / f"shards_{sites[0]}"
         parts: list[Path] = []
@@ -145,7 +129,9 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
             rows += count
         for label in sites:
             blocks = [read_activations(part / f"{label}.safetensors")[0] for part in parts]
-            write_activations(positions_path(context, corpus, label), blocks, {**meta, "site": label})
+            write_activations(
+                context.path(paths.POSITIONS, corpus=corpus, site=label), blocks, {**meta, "site": label}
+            )
         shutil.rmtree(folder)
         echo(f"collect_positions {corpus}: {len(texts)} texts, {rows} activations at {len(sites)} sites")
 
@@ -198,8 +184,8 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
     for label in sites:
         rows = []
         z = {split: np.asarray(context.activations(split, label)) for split in ("train", "val")}
-        for corpus in corpora(context):
-            path = need(positions_path(context, corpus, label), "collect_positions")
+        for corpus in context.plan.corpora:
+            path = need(context.path(paths.POSITIONS, corpus=corpus, site=label), "collect_positions")
             x, meta = read_activations(path)
             sample = np.asarray(x[: 1 << 14], np.float64)
             scale = float(np.sqrt((sample**2).sum(1).mean()))
@@ -261,7 +247,9 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
                 "prompt_hash": meta["prompt_hash"],
                 "package_version": __version__,
             }
-            save_checkpoint(sae_dir(context, corpus, label), best[2].arrays(), about)
+            save_checkpoint(
+                context.path(paths.AUTOENCODER, corpus=corpus, site=label, file=""), best[2].arrays(), about
+            )
             for row in rows:
                 if row["corpus"] == corpus:
                     row["chosen"] = row["sparsity"] == best[1]
