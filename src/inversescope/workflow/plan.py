@@ -283,7 +283,8 @@ class Block:
     @property
     def name(self) -> str:
         """What the rule's name ends in."""
-        told = [self.experiment.task, self.experiment.model, self.sites[0].strip("{}"), *self.variants[:1]]
+        whole = self.sites == ("{site}",) or list(self.sites) == self.experiment.labels
+        told = [self.experiment.name, *([] if whole else self.sites[:1]), *self.variants[:1]]
         return re.sub(r"\W", "_", "_".join(told))
 
     @property
