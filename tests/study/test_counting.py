@@ -711,8 +711,7 @@ def test_vocabulary_of_another_model_is_a_matter_of_configuration(tmp_path: Path
         "held_out_letters": 0.4,
     }
     config = study(tmp_path, "21=?ZYX.;", {"counting": counts})
-    config.models["tiny"].checkpoint.vocabulary.end = "."  # type: ignore[union-attr]
-    config.models["tiny"].checkpoint.vocabulary.unknown = None  # type: ignore[union-attr]
+    config["models"]["tiny"]["checkpoint"]["vocabulary"] |= {"end": ".", "unknown": None}
     write(tmp_path, config)
     assert run(tmp_path, "import_checkpoint") == 0
     target = load_target(tmp_path / "data/counting/tiny/target")
@@ -763,7 +762,7 @@ def test_checkpoints_that_are_none(
     elif fault == "missing":
         (folder / "config.json").unlink()
     elif fault == "sha256":
-        config.models["tiny"].checkpoint.sha256["pytorch_model.bin"] = "0" * 64  # type: ignore[union-attr]
+        config["models"]["tiny"]["checkpoint"]["sha256"] = {"pytorch_model.bin": "0" * 64}
     elif fault == "family":
         (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     write(tmp_path, config)

@@ -122,7 +122,7 @@ def run_all(root: Path) -> None:
     for split in ("train", "test", "reference", "val"):
         assert run(root, "make_prompts", "--split", split) == 0
     for stage in ("train_target", "score_target"):
-        assert run(root, stage, "--candidate", "s") == 0
+        assert run(root, stage, "--candidate", "s0") == 0
     assert run(root, "select_target") == 0
     for split in ("train", "test", "reference", "val"):
         assert run(root, "extract_activations", "--split", split) == 0

@@ -418,8 +418,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = ("train", "test", "reference")
     for split in splits:
         assert run(root, "make_prompts", "--split", split) == 0
-    assert run(root, "train_target", "--candidate", "s") == 0
-    assert run(root, "score_target", "--candidate", "s") == 0
+    assert run(root, "train_target", "--candidate", "s0") == 0
+    assert run(root, "score_target", "--candidate", "s0") == 0
     assert run(root, "select_target") == 0
     for split in splits:
         assert run(root, "extract_activations", "--split", split) == 0
