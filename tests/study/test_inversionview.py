@@ -430,7 +430,7 @@ DELTA = {
         "inversionview_scratch": {"base": "inversionview", "decoder_init": "scratch"},
     },
     "studies": {"frontier": {"runs": RUNS}},
-    "experiments": {"ioi": {"studies": ["frontier"]}},
+    "experiments": {"ioi": {"studies": list(RUNS)}},
     "sampling": {
         "candidates_study": 20,
         "settings": {"noise1": {"noise": [1.0]}, "schedule": {"noise": [0.0, 1.0, 2.0, 4.0], "masked": True}},

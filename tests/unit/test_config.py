@@ -14,8 +14,8 @@ import yaml
 
 from inversescope.cli import main
 from inversescope.config import Config, load_config, merge, parse_config, read_layers, show, to_schema
-from inversescope.context import Context
 from inversescope.errors import InputError
+from inversescope.workflow.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
@@ -288,13 +288,10 @@ EXAMPLES = [
 @pytest.mark.parametrize("text", EXAMPLES)
 def test_examples_of_the_documentation_can_be_run(text: str, tmp_path: Path) -> None:
     """Each is a delta: it is valid, and every variant of its experiments has sites that are read."""
-    config = with_delta(tmp_path, text)
-    for experiment in config.experiments.values():
-        own = config.of(experiment.task, experiment.model)
-        context = Context(tmp_path, own, experiment.task, experiment.model)
-        assert context.sites()
-        for variant in [*own.studied_variants, *own.study_variants]:
-            assert context.variant_sites(variant)
+    for experiment in Plan(with_delta(tmp_path, text)).experiments:
+        assert experiment.labels
+        for variant in experiment.variants:
+            assert experiment.labels_of([variant])
 
 
 def test_the_documented_variant_is_default_with_one_change(tmp_path: Path, whole: Config) -> None:

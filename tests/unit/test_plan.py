@@ -80,7 +80,7 @@ def test_bandwidths_are_those_of_the_kernel_and_of_all_variants() -> None:
                 "experiments": {"more": {"model": "far", "sites": ["L0H0"], "n_test": 7}},
                 "models": {"far": LARGE},
             },
-            "differ in n_train, n_test or n_reference",
+            "more.n_train: is 100000, but 200 in experiment ioi",
         ),
     ],
 )

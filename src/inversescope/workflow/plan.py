@@ -80,14 +80,12 @@ class ExperimentPlan:
         Raises:
             InputError: the configuration does not say them.
         """
-        if self.target.source == "trained":
-            return self.target.shape.n_layers, self.target.shape.n_heads
-        if self.target.n_layers is None or self.target.n_heads is None:
+        if self.target.size is None:
             raise InputError(
                 f"models.{self.model} has no n_layers or n_heads",
                 "set both, so that its sites are known beforehand",
             )
-        return self.target.n_layers, self.target.n_heads
+        return self.target.size
 
     @cached_property
     def sites(self) -> list[Site]:
@@ -323,7 +321,7 @@ class Plan:
         config: the whole configuration.
 
     Raises:
-        InputError: experiments on a task differ in their prompts, or one names sites that its model does not have.
+        InputError: a model's layers and heads are not known.
     """
 
     def __init__(self, config: Config) -> None:
@@ -337,13 +335,6 @@ class Plan:
         self.case_studies = [task for task in self.tasks if task not in OWN_STUDIES]
         for experiment in self.experiments:
             experiment.labels_of(experiment.variants)
-        for task in self.tasks:
-            sizes = {(e.settings.n_train, e.settings.n_test, e.settings.n_reference) for e in self.on(task)}
-            if len(sizes) > 1:
-                raise InputError(
-                    f"experiments on task {task} differ in n_train, n_test or n_reference",
-                    "make them equal: prompts belong to the task",
-                )
 
     def __getitem__(self, experiment: tuple[str, str]) -> ExperimentPlan:
         """The experiment on a task and a model."""
