@@ -94,6 +94,12 @@ class Context:
         """Directory of the selected target model."""
         return self.path(paths.TARGET, file="")
 
+    def made_target(self) -> Path:
+        """The same, if it is there. Raises `InputError` naming the rule that makes it."""
+        rules = {"trained": "select_target", "checkpoint": "import_checkpoint"}
+        rule = rules.get(self.plan.target.source, "fetch_target")
+        return need(self.path(paths.TARGET, file="target.json"), rule).parent
+
     def candidate_dir(self, candidate: str) -> Path:
         """Directory of one candidate of the target scan."""
         return self.path(paths.CANDIDATE, candidate=candidate, file="")

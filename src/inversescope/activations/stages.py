@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from inversescope import __version__
-from inversescope.context import Context, echo, need
+from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.progress import Progress
 from inversescope.store import file_hash, read_activations, write_activations
@@ -28,7 +28,7 @@ def extract_activations(context: Context, split: str) -> None:
     from inversescope.targets.models import load_target
 
     index = context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
-    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    target = load_target(context.made_target())
     sites = context.plan.sites
     size = len(index)
     numbers = sum(target.site_dim(site) for site in sites)

@@ -29,7 +29,7 @@ def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
     """The backbone's tokenizer: its own where it is a pre-trained model, the target's where it is trained from scratch."""
     config = context.config.backbone
     if config.init == "scratch":
-        return load_tokenizer(need(context.target_dir / "target.json", "select_target").parent)
+        return load_tokenizer(context.made_target())
     return load_tokenizer(config.path or "", config.revision)
 
 
@@ -210,7 +210,7 @@ def inversion_view(
 
 def residual_width(context: Context) -> int:
     """Width of the target's residual stream."""
-    return int(read_json(need(context.target_dir / "target.json", "select_target / fetch_target"))["d_model"])
+    return int(read_json(context.made_target() / "target.json")["d_model"])
 
 
 def check_generator(context: Context, generator: str, variant: str) -> None:

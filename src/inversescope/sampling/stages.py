@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from inversescope.context import Context, echo, need
+from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.generator.build import backbone_tokenizer, cached_prompts, load_generator
 from inversescope.generator.condition import Prompts
@@ -29,7 +29,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
     Writes, a variant and site: results/.../samples/{generator}/{variant}/{site}.parquet (raw candidates, nothing dropped) and
     {site}.cache.parquet (log q of the cached neighbours of sparse targets, for the combined estimator).
     """
-    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    target = load_target(context.made_target())
     tokenizer = backbone_tokenizer(context)
     models = {name: load_generator(context, generator, name) for name in variants}
     for name, (_, meta) in models.items():
@@ -90,7 +90,7 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     results/.../mcmc/{site}.parquet with the chain's states: target_id, step, prompt_id, accepted.
     """
     kernel, budget = context.config.kernel, context.config.fcr.mcmc_evaluations
-    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    target = load_target(context.made_target())
     seeds = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     places = [context.site(label) for label in sites]
     recomputer = Recomputer(

@@ -17,7 +17,7 @@ from scipy import stats
 from inversescope.activations.capture import capture
 from inversescope.activations.patching import Inputs, Intervention, Patch, patch
 from inversescope.activations.positions import capture_prompts, named_positions
-from inversescope.context import Context, echo, need
+from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
@@ -59,7 +59,7 @@ def check_causes(context: Context) -> None:
         raise InputError(
             f"task {task.name} has no counterfactual prompts here", "leave the experiment's 'patched' empty"
         )
-    target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
+    target = load_target(context.made_target())
     sites = context.plan.expand(context.plan.settings.patched)
     rng = stream(config.seed, "check_causes")
     # Prompts of the prior that the target was not trained on, so that what it does is no memory.
@@ -341,7 +341,7 @@ def trace_answers(context: Context) -> None:
             answers differs.
     """
     task, config = context.task, context.config
-    target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
+    target = load_target(context.made_target())
     sites = [
         Site(site.layer, site.kind, site.head, "last")
         for site in context.plan.expand(context.plan.settings.patched)

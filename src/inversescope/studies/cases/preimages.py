@@ -50,7 +50,7 @@ def compare_distances(context: Context) -> None:
     refusal_{variant} of the raw candidates, judged anew.
     """
     task, config = context.task, context.config
-    target = load_target(need(context.target_dir / "target.json", "select_target / import_checkpoint").parent)
+    target = load_target(context.made_target())
     sites = [site for site in context.plan.sites if site.position != "any"]
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()

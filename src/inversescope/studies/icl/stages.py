@@ -151,7 +151,7 @@ def patch_task_vectors(context: Context) -> None:
         raise InputError(
             f"task {context.task_name} has no task vectors", "run patch_task_vectors on task icl_translation"
         )
-    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    target = load_target(context.made_target())
     settings = context.config.patching
     pairs = draw_pairs(task, target, settings.n_pairs, stream(context.config.seed, "patch_task_vectors"))
     layers = range(target.n_layers)

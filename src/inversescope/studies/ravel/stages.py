@@ -92,7 +92,7 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
     from inversescope.targets.models import load_target
     from inversescope.targets.tokenizers import encode
 
-    target = load_target(need(context.target_dir / "target.json", "select_target / fetch_target").parent)
+    target = load_target(context.made_target())
     places = [context.site(label) for label in sites]
     meta = {
         "model": target.name,
