@@ -42,8 +42,11 @@ from inversescope.studies.cases.headline import _agreement
 from inversescope.studies.cases.preimages import nearest
 from inversescope.targets.models import Target, build_model, load_target, save_trained
 from inversescope.targets.tokenizers import character_tokenizer, encode, task_tokenizer
-from inversescope.tasks import AdditionTask, CountingTask, IOITask, Task
-from inversescope.tasks.base import Automaton
+from inversescope.tasks import Task
+from inversescope.tasks.addition import AdditionTask
+from inversescope.tasks.automata import Automaton
+from inversescope.tasks.counting import CountingTask
+from inversescope.tasks.ioi import IOITask
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / str(Config().mirror) / "inversionview" / "counting"

@@ -19,9 +19,10 @@ from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.prompts.stages import make_prompts
 from inversescope.targets.tokenizers import encode, word_tokenizer
-from inversescope.tasks import TranslationTask, icl_translation, word_lists
-from inversescope.tasks.base import UniformNextTokens
+from inversescope.tasks import icl_translation, word_lists
+from inversescope.tasks.automata import UniformNextTokens
 from inversescope.tasks.concepts import CONCEPTS, LANGUAGES
+from inversescope.tasks.icl_translation import TranslationTask
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data" / "translation"
 

@@ -41,7 +41,7 @@ from inversescope.sampling.log_q import log_prob_rows, log_q, log_q_marginal
 from inversescope.store import read_json, read_table
 from inversescope.streams import stream_uniforms
 from inversescope.targets.tokenizers import encode, word_tokenizer
-from inversescope.tasks import IOITask
+from inversescope.tasks.ioi import IOITask
 from inversescope.training import Schedule, train
 
 Copied = Callable[..., Path]

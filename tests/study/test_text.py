@@ -18,7 +18,7 @@ from inversescope.config import Config, TextConfig, load_config, parse_config
 from inversescope.errors import InputError
 from inversescope.store import read_table
 from inversescope.targets.tokenizers import task_tokenizer, word_tokenizer
-from inversescope.tasks.base import Automaton
+from inversescope.tasks.automata import Automaton
 from inversescope.tasks.text import NONE, TextTask
 
 ROOT = Path(__file__).parents[2]

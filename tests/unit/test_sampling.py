@@ -28,7 +28,8 @@ from inversescope.sampling.mixing import Mixer, make_mixer
 from inversescope.sampling.tree import WordScores
 from inversescope.streams import stream_uniforms
 from inversescope.targets.tokenizers import encode, word_tokenizer
-from inversescope.tasks import Grammar, IOITask
+from inversescope.tasks.automata import Grammar
+from inversescope.tasks.ioi import IOITask
 
 END, VOCABULARY, LENGTH = 0, 6, 4
 TARGETS, DRAWS = 5, 40

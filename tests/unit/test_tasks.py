@@ -6,6 +6,9 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +19,11 @@ from transformers import PreTrainedTokenizerFast
 
 from inversescope.config import IOIConfig
 from inversescope.errors import InputError
-from inversescope.tasks import SPLITS, Grammar, IOITask
-from inversescope.tasks.ioi import NAMES, TEMPLATES
+from inversescope.tasks import SPLITS, TASKS, Task, get_task
+from inversescope.tasks.automata import Grammar, TextEncoder, end_token, token_ids, write_grammar
+from inversescope.tasks.base import mixed_radix
+from inversescope.tasks.ioi import NAMES, TEMPLATES, IOITask
+from inversescope.workflow.sources import modules_of
 
 EMBEDDED_TEMPLATES = 8
 PAPER = IOIConfig(n_names=39, n_templates=16)
@@ -230,7 +236,7 @@ def test_log_prior(tiny: IOITask) -> None:
     assert tiny.log_prior(index)[-1] == -np.inf
     for number, split in enumerate(SPLITS):
         values = tiny.log_prior(index, split)
-        np.testing.assert_array_equal(values, tiny.split_log_prior(index, split))
+        assert set(values) == {-np.inf, -np.log(tiny.split_size(split))}
         assert np.exp(values).sum() == pytest.approx(1.0)
         np.testing.assert_array_equal(np.isfinite(values[:-1]), tiny.split_of(index[:-1]) == number)
 
@@ -436,3 +442,81 @@ def test_words_are_the_vocabulary(tiny: IOITask) -> None:
 def test_tasks_do_not_import_torch() -> None:
     code = "import sys, inversescope.tasks; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# A new task is a class and its name in the table
+
+
+class PaintTask(Task):
+    """Things of a colour, "a red ball": the least that a task must say."""
+
+    name = "paint"
+    slot_names = features = ("colour", "thing")
+    enlarging = ("add things to paint.things", "")
+
+    def __init__(self, config: SimpleNamespace, root: Path) -> None:
+        self.slot_values = self.feature_values = {"colour": ["red", "blue"], "thing": config.things}
+        self._radix = (2, len(config.things))
+        self.size = 2 * len(config.things)
+        self.move_counts = (self.size,)
+        self.split_rows = {"train": np.arange(1, self.size), "test": np.arange(1)}
+
+    def slots(self, index: np.ndarray) -> np.ndarray:
+        return np.stack(np.unravel_index(self.check_index(index), self._radix), 1)
+
+    def index(self, slots: np.ndarray) -> np.ndarray:
+        return mixed_radix(slots, self._radix)
+
+    def texts(self, index: np.ndarray) -> list[str]:
+        colours, things = self.slot_values.values()
+        return [f"a {colours[c]} {things[t]}" for c, t in self.slots(index)]
+
+    def parse(self, texts: Sequence[str]) -> np.ndarray:
+        known = {text: index for index, text in enumerate(self.texts(np.arange(self.size)))}
+        return np.array([known.get(text, -1) for text in texts], np.int64)
+
+    def answers(self, index: np.ndarray) -> list[str]:
+        return [self.slot_values["colour"][colour] for colour in self.slots(index)[:, 0]]
+
+    def labels(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        return dict(zip(self.features, self.slots(index).T, strict=True))
+
+    def words(self) -> list[str]:
+        return ["a", *(f" {word}" for values in self.slot_values.values() for word in values)]
+
+    def grammar(self, tokenizer: TextEncoder) -> Grammar:
+        texts = self.texts(np.arange(self.size))
+        return write_grammar(
+            [""], lambda done: [(token_ids(tokenizer, t), t) for t in texts if not done], end_token(tokenizer)
+        )
+
+    def move(self, index: np.ndarray, kind: np.ndarray, value: np.ndarray) -> np.ndarray:
+        return value
+
+
+def test_a_task_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(paint=SimpleNamespace(things=["ball", "car", "cup"]))
+    with pytest.raises(InputError, match="unknown task 'paint'. choose one of: ioi, ravel"):
+        get_task("paint", config)
+    monkeypatch.setitem(TASKS, "paint", f"{__name__}:PaintTask")
+    task = get_task("paint", config)
+    assert task.texts(task.enumerate("test")) == ["a red ball"] and task.split_size("train") == 5
+    assert task.completed(np.array([5])) == ["a blue cup blue"]
+    np.testing.assert_array_equal(task.parse(["a blue ball", "a ball"]), [3, -1])
+    labels = task.features_of_texts(["a blue ball", "blue"])
+    assert labels["colour"].tolist() == [1, -1] and labels["thing"].tolist() == [0, -1]
+    assert task.chance("thing") == pytest.approx(1 / 3) and task.split_of(np.array([0, 1])).tolist() == [1, 0]
+    with pytest.raises(InputError, match="7 distinct prompts were asked.*add things to paint.things"):
+        task.sample(7, None, np.random.default_rng(0))
+    encoder = WordEncoder()
+    exact = task.next_tokens(encoder)
+    paths = np.array([[0, *encoder.encode(text), 0] for text in task.texts(task.enumerate())])
+    column, known = exact.columns(paths[:, 1:])
+    p = np.take_along_axis(exact.along(paths), column[..., None], 2)[..., 0].prod(1)
+    assert known.all() and p == pytest.approx(np.full(6, 1 / 6))
+
+
+def test_a_job_depends_on_its_own_task_alone() -> None:
+    for name in TASKS:
+        found = [module for module in modules_of("make_prompts", name) if module.split("/")[-1] in TASKS]
+        assert found == [f"tasks/{name}"]

@@ -25,7 +25,7 @@ from inversescope.sampling.mixing import Mixer, make_mixer
 from inversescope.sites import Site
 from inversescope.streams import stream, stream_uniforms
 from inversescope.targets.models import Target
-from inversescope.tasks.base import Automaton
+from inversescope.tasks.automata import Automaton
 
 # Where each draw has an activation of its own, q is a mixture over them. It is computed for so many accepted candidates of each
 # target, over so many of the target's activations.

@@ -21,7 +21,7 @@ from inversescope.sampling.mixing import Mixer
 from inversescope.sampling.tree import Tree, WordScores, grammar_mask
 
 if TYPE_CHECKING:
-    from inversescope.tasks.base import Automaton
+    from inversescope.tasks.automata import Automaton
 
 
 @dataclass

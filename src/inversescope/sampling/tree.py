@@ -15,7 +15,7 @@ from inversescope.ops import ENOUGH, ByOwner
 from inversescope.sampling.mixing import Mixer
 
 if TYPE_CHECKING:
-    from inversescope.tasks.base import Automaton
+    from inversescope.tasks.automata import Automaton
 
 
 @dataclass

@@ -13,14 +13,13 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inversescope.errors import InputError
+from inversescope.tasks.base import WORD
 
 if TYPE_CHECKING:
     from inversescope.tasks.base import Task
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
-#: One token of `word_tokenizer`: a word with the space before it, a punctuation mark, or a space that no word follows.
-_WORD = r" ?\w+|[^\w\s]|\s"
 _TEXTS_PER_CALL = 8192
 
 
@@ -40,11 +39,11 @@ def word_tokenizer(words: Sequence[str], pattern: str | None = None) -> PreTrain
     """
     vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
     for word in words:
-        if not re.fullmatch(pattern or _WORD, word):
+        if not re.fullmatch(pattern or WORD, word):
             raise InputError(f"'{word}' is not one word, mark or space", "Split it into several tokens")
         vocabulary.setdefault(word, len(vocabulary))
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = _word_splitter(pattern or _WORD)
+    backend.pre_tokenizer = _word_splitter(pattern or WORD)
     backend.decoder = tokenizers.decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -105,7 +104,7 @@ def task_tokenizer(*tasks: Task) -> PreTrainedTokenizerFast:
     return character_tokenizer([END_OF_TEXT, UNKNOWN, *dict.fromkeys(words)])
 
 
-def _word_splitter(pattern: str = _WORD) -> tokenizers.pre_tokenizers.PreTokenizer:
+def _word_splitter(pattern: str = WORD) -> tokenizers.pre_tokenizers.PreTokenizer:
     return tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated", invert=False)
 
 
@@ -169,7 +168,7 @@ def _encode_words(words: dict[str, int], texts: list[str], flat: list[int], leng
     This is the tokenizer's own rule, four times as fast in Python's regular expressions. Whatever could
     differ (other scripts, special tokens, unknown words, further spaces) is left to the tokenizer.
     """
-    find = re.compile(_WORD, re.ASCII).findall
+    find = re.compile(WORD, re.ASCII).findall
     pieces: list[str] = []
     counts: list[int] = []
     for text in texts:

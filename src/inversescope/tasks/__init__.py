@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from inversescope.config import Config
 from inversescope.errors import InputError
-from inversescope.tasks.addition import AdditionTask
-from inversescope.tasks.base import SPLITS, Grammar, Task
-from inversescope.tasks.counting import CountingTask
-from inversescope.tasks.icl_translation import TranslationTask
-from inversescope.tasks.ioi import IOITask
-from inversescope.tasks.ravel import RavelTask
-from inversescope.tasks.text import TextTask
+from inversescope.tasks.base import SPLITS, Task
 
-TASKS = ("ioi", "ravel", "icl_translation", "counting", "addition", "text")
+if TYPE_CHECKING:
+    from inversescope.config import Config
 
-__all__ = [
-    "SPLITS",
-    "TASKS",
-    "AdditionTask",
-    "CountingTask",
-    "Grammar",
-    "IOITask",
-    "RavelTask",
-    "Task",
-    "TextTask",
-    "TranslationTask",
-    "get_task",
-]
+#: Name of a task, which is its key in the configuration too -> its class.
+TASKS = {
+    "ioi": "inversescope.tasks.ioi:IOITask",
+    "ravel": "inversescope.tasks.ravel:RavelTask",
+    "icl_translation": "inversescope.tasks.icl_translation:TranslationTask",
+    "counting": "inversescope.tasks.counting:CountingTask",
+    "addition": "inversescope.tasks.addition:AdditionTask",
+    "text": "inversescope.tasks.text:TextTask",
+}
+
+__all__ = ["SPLITS", "TASKS", "Task", "get_task"]
 
 
 def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
@@ -37,16 +31,8 @@ def get_task(name: str, config: Config, root: Path = Path(".")) -> Task:
     Raises:
         InputError: an unknown name, or the task's data are missing or not sound.
     """
-    if name == "ioi":
-        return IOITask(config.ioi)
-    if name == "ravel":
-        return RavelTask(config.ravel, root)
-    if name == "icl_translation":
-        return TranslationTask(config.icl_translation, root)
-    if name == "counting":
-        return CountingTask(config.counting)
-    if name == "addition":
-        return AdditionTask(config.addition)
-    if name == "text":
-        return TextTask(config.text, root)
-    raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise InputError(f"unknown task '{name}'", f"choose one of: {', '.join(TASKS)}")
+    module, kind = TASKS[name].split(":")
+    task: Task = getattr(import_module(module), kind)(getattr(config, name), root)
+    return task

@@ -7,18 +7,19 @@ read too. Columns count from the left: F1 and S1 are the operands' leading digit
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from inversescope.config import AdditionConfig
 from inversescope.errors import InputError
-from inversescope.tasks.base import SPLITS, Grammar, Task, TextEncoder, build_grammar, character_ids
+from inversescope.tasks.automata import Grammar, TextEncoder, build_grammar, character_ids, end_token
+from inversescope.tasks.base import Task, mixed_radix
 
 # Kinds of moves: write a digit; exchange the operands; exchange a column's digits; take from one operand and give to the other.
 _WRITE, _SWAP, _SWAP_COLUMN, _GIVE = range(4)
-# What is written: a stage, and what it must know of the operands.
+# Where a text is: a stage, the operand's digits so far, and what is still to be written (in the second operand: the first one).
 _State = tuple[str, int, str]
 
 
@@ -27,6 +28,7 @@ class AdditionTask(Task):
 
     Args:
         config: digits of the operands, mark before them, and the split.
+        root: not used.
 
     Raises:
         InputError: the begin mark has a character of the equation.
@@ -35,9 +37,9 @@ class AdditionTask(Task):
     name = "addition"
     token_unit = "character"
     question_end = "equals"
-    names: list[str] = []
+    enlarging = ("raise addition.n_digits", "addition.held_out_pairs")
 
-    def __init__(self, config: AdditionConfig) -> None:
+    def __init__(self, config: AdditionConfig, root: Path = Path(".")) -> None:
         if set(config.begin) & set("0123456789+="):
             raise InputError("addition.begin has a character of the equation", "use another one, such as B")
         self.config = config
@@ -46,16 +48,7 @@ class AdditionTask(Task):
         self.count = 9 * self.low  # operands
         self.size = self.count**2
         columns = range(1, n + 1)
-        self.features = (
-            *(f"F{i}" for i in columns),
-            *(f"S{i}" for i in columns),
-            *(f"T{i}" for i in columns),
-            *(f"C{i}" for i in columns),
-            *(f"A{i}" for i in columns),
-            "first",
-            "second",
-            "sum",
-        )
+        self.features = (*(f"{kind}{i}" for kind in "FSTCA" for i in columns), "first", "second", "sum")
         operands = [str(self.low + code) for code in range(self.count)]
         digits = [str(digit) for digit in range(10)]
         labels = {"F": digits, "S": digits, "T": [str(t) for t in range(19)], "C": ["0", "1"], "A": digits}
@@ -80,8 +73,7 @@ class AdditionTask(Task):
         first, second = np.divmod(np.arange(self.size), self.count)
         pair = np.minimum(first, second) * self.count + np.maximum(first, second)
         held_out = _mixed(pair, config.split_seed) < config.held_out_pairs
-        self._of_split = {"train": np.flatnonzero(~held_out), "test": np.flatnonzero(held_out)}
-        self._held_out = held_out
+        self.split_rows = {"train": np.flatnonzero(~held_out), "test": np.flatnonzero(held_out)}
 
     # The prior and its prompts
 
@@ -90,14 +82,10 @@ class AdditionTask(Task):
         return first + self.low, second + self.low
 
     def slots(self, index: np.ndarray) -> np.ndarray:
-        """Return the codes of both operands, int16 (N, 2); raises IndexError outside the prior."""
         return (np.stack(self._operands(index), 1) - self.low).astype(np.int16)
 
     def index(self, slots: np.ndarray) -> np.ndarray:
-        """Return the indices of slot codes (N, 2), int64; -1 where no prompt has these codes."""
-        slots = np.asarray(slots, np.int64).reshape(-1, 2)
-        valid = ((slots >= 0) & (slots < self.count)).all(1)
-        return np.where(valid, slots[:, 0] * self.count + slots[:, 1], -1)
+        return mixed_radix(slots, (self.count, self.count))
 
     def questions(self, index: np.ndarray) -> list[str]:
         """Return the equations up to the equals sign."""
@@ -113,7 +101,6 @@ class AdditionTask(Task):
         return [str(total) for total in np.add(*self._operands(index)).tolist()]
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior, its sum included."""
         result = np.full(len(texts), -1, np.int64)
         for row, text in enumerate(texts):
             match = self._text.fullmatch(text)
@@ -127,14 +114,9 @@ class AdditionTask(Task):
 
     # Features
 
-    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the label codes of each feature, int32 (N,); -1 where the index is -1.
-
-        Fi, Si digits of the operands, Ti = Fi + Si, Ci whether column i carries, Ai digits of the sum as written.
-        """
-        index = np.atleast_1d(np.asarray(index, np.int64))
-        known = index != -1
-        first, second = self._operands(np.where(known, index, 0))
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Fi, Si digits of the operands, Ti = Fi + Si, Ci whether column i carries, Ai digits of the sum as written."""
+        first, second = self._operands(index)
         total = first + second
         written = np.where(total >= 10 * self.low, self.n + 1, self.n)
         codes = {"first": first - self.low, "second": second - self.low, "sum": total - 2 * self.low}
@@ -144,66 +126,20 @@ class AdditionTask(Task):
             carries = first % (10 * place) + second % (10 * place) >= 10 * place
             digit = total // 10 ** (written - i) % 10
             codes |= {f"F{i}": f, f"S{i}": s, f"T{i}": f + s, f"C{i}": carries, f"A{i}": digit}
-        return {name: np.where(known, codes[name], -1).astype(np.int32) for name in self.features}
+        return codes
 
-    def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return label codes of texts, int32 (N,); -1 for texts out of the prior."""
-        return self.features_of(self.parse(texts))
-
-    @cached_property
-    def _chances(self) -> dict[str, float]:
-        every = self.features_of(np.arange(self.size))
-        return {name: float(((np.bincount(label) / self.size) ** 2).sum()) for name, label in every.items()}
-
-    def chance(self, feature: str) -> float:
-        """Return the probability that two independent draws from the prior share a feature's label."""
-        return self._chances[feature]
-
-    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Return which character of each text stands at a named position, int64 (N,); -1 where the sum has no such digit."""
-        if name not in self.position_names:
-            return super().offsets(name, index)
+    def _offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Where a digit or mark stands; -1 where the sum has no such digit."""
         total = np.add(*self._operands(index))
         place = len(self.config.begin) + self.position_names.index(name)
         missing = (name == f"A{self.n + 1}") & (total < 10 * self.low)
         return np.where(missing, -1, place).astype(np.int64)
-
-    # Splits
-
-    def split_of(self, index: np.ndarray) -> np.ndarray:
-        """Return the split of each prompt, int8 (N,): 0 = train, 1 = test, by its unordered pair of operands."""
-        return self._held_out[self.check_index(index)].astype(np.int8)
-
-    def _check_split(self, split: str) -> str:
-        if split not in SPLITS:
-            raise InputError(
-                f"unknown split '{split}' of task addition", f"choose one of: {', '.join(SPLITS)}"
-            )
-        return split
-
-    def split_size(self, split: str | None = None) -> int:
-        """Return the number of prompts of a split, or of the prior if `split` is None."""
-        return self.size if split is None else len(self._of_split[self._check_split(split)])
-
-    def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
-        rank = np.atleast_1d(np.asarray(rank, np.int64))
-        return self.check_index(rank) if split is None else self._of_split[self._check_split(split)][rank]
-
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        change = {"test": "raise addition.held_out_pairs", "train": "lower addition.held_out_pairs"}
-        return change[split] if split else "raise addition.n_digits"
 
     # Words and grammar
 
     def words(self) -> list[str]:
         """Return all characters of equations."""
         return [*self.config.begin, *"0123456789+="]
-
-    def single_token_words(self) -> list[str]:
-        """Return nothing: characters are checked where they are encoded."""
-        return []
 
     def grammar(self, tokenizer: TextEncoder) -> Grammar:
         """Return the automaton of the prior's texts over a tokenizer's ids.
@@ -212,13 +148,15 @@ class AdditionTask(Task):
             InputError: a character is not one token, or the tokenizer has no end token.
         """
         ids = character_ids(tokenizer, self.words())
-        end = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+        end = end_token(tokenizer)
         low = self.low
 
         def successors(state: _State) -> dict[int, _State]:
             stage, number, rest = state
+            if stage in ("first", "rest") and rest:
+                return {ids[rest[0]]: (stage, 0, rest[1:])}
             if stage == "rest":
-                return {ids[rest[0]]: ("rest", 0, rest[1:])} if rest else {end: ("end", 0, "")}
+                return {end: ("end", 0, "")}
             digits = [(d, number * 10 + d) for d in range(0 if number else 1, 10)]
             if stage == "first":
                 if number < low:
@@ -232,23 +170,10 @@ class AdditionTask(Task):
                 following[ids[str(d)]] = state
             return following
 
-        begin = self.config.begin
-        start: _State = ("first", 0, "")
-        if not begin:
-            return build_grammar(start, successors, ("end", 0, ""), end)
+        return build_grammar(("first", 0, self.config.begin), successors, ("end", 0, ""), end)
 
-        def from_begin(state: _State) -> dict[int, _State]:
-            stage, _, rest = state
-            if stage != "begin":
-                return successors(state)
-            return {ids[rest[0]]: ("begin", 0, rest[1:]) if rest[1:] else start}
-
-        return build_grammar(("begin", 0, begin), from_begin, ("end", 0, ""), end)
-
-    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return equations that differ in one digit of an operand, drawn among the others that may stand there."""
-        if feature not in self.counterfactual_features:
-            return super().counterfactuals(feature, index, rng)
+    def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Equations that differ in one digit of an operand, drawn among the others that may stand there."""
         operands = list(self._operands(index))
         which, column = "FS".index(feature[0]), int(feature[1:])
         place = 10 ** (self.n - column)

@@ -6,104 +6,26 @@ A prior is a uniform distribution over prompts, each addressed by an integer, it
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from functools import cached_property
+from typing import Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from inversescope.errors import InputError
+from inversescope.tasks.automata import Automaton, ExactAutomaton, Grammar, TextEncoder, UniformNextTokens
 
 SPLITS = ("train", "test")
 #: What a target model is trained on, tested on up to its gate, and tested on besides.
 TARGET_PARTS = ("train", "gate", "held_out")
+#: One token of a word-level tokenizer: a word with the space before it, a mark, or a space that no word follows.
+WORD = r" ?\w+|[^\w\s]|\s"
 
-State = TypeVar("State", bound=Hashable)
-
-
-class TextEncoder(Protocol):
-    """The part of a Hugging Face tokenizer that a grammar needs."""
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """Id of the token that ends a text."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text."""
-
-
-class Automaton(ABC):
-    """A deterministic automaton whose language is exactly the prior's texts, each followed by the end token.
-
-    Attributes:
-        tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
-        start: state before the first token of a text.
-        accept_token: id of the end token.
-    """
-
-    tokens: np.ndarray
-    start: int
-    accept_token: int
-
-    @abstractmethod
-    def permitted(self, state: np.ndarray) -> np.ndarray:
-        """Return which of `tokens` may follow in each state (n,), bool (n, n_tokens)."""
-
-    @abstractmethod
-    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
-        """Return the next states, -1 where a token is forbidden or the state is -1; broadcasts."""
-
-
-class NextTokens(Protocol):
-    """Exact next-token distributions of a prior."""
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """Sorted ids of the tokens that occur, int64 (n_tokens,)."""
-
-    def along(self, tokens: np.ndarray) -> np.ndarray:
-        """Return the distributions (B, T - 1, n_tokens) along paths (B, T) that begin with the start token."""
-
-
-@dataclass(frozen=True)
-class Grammar(Automaton):
-    """An automaton as a table.
-
-    Attributes:
-        tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
-        table: next state, int32 (n_states, n_tokens); column j belongs to `tokens[j]`; -1 = forbidden.
-        start: state before the first token of a text (no begin token is expected).
-        final: state after the end token; nothing is allowed there.
-        accept_token: id of the end token.
-    """
-
-    tokens: np.ndarray
-    table: np.ndarray
-    start: int
-    final: int
-    accept_token: int
-
-    @property
-    def n_states(self) -> int:
-        """Number of states."""
-        return int(self.table.shape[0])
-
-    def permitted(self, state: np.ndarray) -> np.ndarray:
-        """Return which of `tokens` may follow in each state (n,), bool (n, n_tokens)."""
-        return np.asarray(self.table[state] >= 0)
-
-    def allowed(self, state: int) -> np.ndarray:
-        """Return the ids of the tokens that may follow in a state, int64."""
-        return self.tokens[self.table[state] >= 0]
-
-    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
-        """Return the next states, int32, -1 where a token is forbidden or the state is -1; broadcasts."""
-        state, token = np.asarray(state), np.asarray(token)
-        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
-        known = (self.tokens[column] == token) & (state >= 0)
-        return np.where(known, self.table[state, column], np.int32(-1)).astype(np.int32)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -123,102 +45,33 @@ class Lesson:
     hidden: np.ndarray | None = None
 
 
-def build_grammar(
-    start: State, successors: Callable[[State], Mapping[int, State]], final: State, accept_token: int
-) -> Grammar:
-    """Number the states that can be reached from `start` and fill the transition table.
-
-    Args:
-        start: first state.
-        successors: next states of a state by token id; the automaton must have no cycle.
-        final: the state after `accept_token`; it has no successors.
-        accept_token: id of the end token.
-    """
-    numbers: dict[State, int] = {start: 0}
-    queue: list[State] = [start]
-    source: list[int] = []
-    token: list[int] = []
-    target: list[int] = []
-    for state in queue:  # grows while it is read
-        if state == final:
-            continue
-        number = numbers[state]
-        for token_id, following in successors(state).items():
-            reached = numbers.get(following)
-            if reached is None:
-                reached = numbers[following] = len(queue)
-                queue.append(following)
-            source.append(number)
-            token.append(token_id)
-            target.append(reached)
-    tokens, column = np.unique(np.asarray(token, dtype=np.int64), return_inverse=True)
-    table = np.full((len(queue), len(tokens)), -1, dtype=np.int32)
-    table[np.asarray(source), column] = np.asarray(target, dtype=np.int32)
-    return Grammar(tokens=tokens, table=table, start=0, final=numbers[final], accept_token=accept_token)
+def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Choose a share of distinct names by a hash of each and the seed, bool (len(names),): no random stream matters."""
+    ranked = sorted(names, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())
+    chosen = set(ranked[: round(share * len(names))])
+    return np.array([name in chosen for name in names], bool)
 
 
-def character_ids(tokenizer: TextEncoder, characters: Sequence[str]) -> dict[str, int]:
-    """Return the token of each character.
-
-    Raises:
-        InputError: a character is not one token, or the tokenizer has no end token; names it.
-    """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise InputError("the tokenizer has no end token", "set its eos_token")
-    unusable = {end, getattr(tokenizer, "unk_token_id", None)}
-    ids = {}
-    for character in characters:
-        found = [int(t) for t in tokenizer.encode(character, add_special_tokens=False)]
-        if len(found) != 1 or found[0] in unusable:
-            raise InputError(
-                f"the tokenizer does not encode the character '{character}' as one token but as {found}",
-                "use a tokenizer of single characters, with all of the task's in its vocabulary",
-            )
-        ids[character] = found[0]
-    return ids
+def of_each(texts: Sequence[str], read: Callable[[str], Value]) -> list[Value]:
+    """What a function says of each text, asked once about equal ones."""
+    known = {text: read(text) for text in dict.fromkeys(texts)}
+    return [known[text] for text in texts]
 
 
-def completions(grammar: Grammar) -> np.ndarray:
-    """Number of texts that can follow each state, float64 (n_states,). Raises `InputError` if the automaton has a cycle."""
-    table = grammar.table
-    final = ~(table >= 0).any(axis=1)
-    count: np.ndarray = np.where(final, 1.0, 0.0)
-    for _ in range(10_000):
-        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(axis=1)
-        new: np.ndarray = np.where(final, 1.0, following)
-        if np.array_equal(new, count):
-            return count
-        count = new
-    raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
-
-
-class UniformNextTokens:
-    """Exact next-token distributions of a task's uniform prior, from its grammar.
-
-    Attributes:
-        rows: (n_states, n_tokens) float32 probability of each of the grammar's tokens in each state.
-    """
-
-    def __init__(self, grammar: Grammar) -> None:
-        self.grammar = grammar
-        self.tokens = grammar.tokens
-        ways = completions(grammar)
-        count = np.where(grammar.table >= 0, ways[np.maximum(grammar.table, 0)], 0.0)
-        self.rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
-
-    def along(self, tokens: np.ndarray) -> np.ndarray:
-        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
-        state = np.full(len(tokens), self.grammar.start, np.int64)
-        states = np.empty(tokens[:, 1:].shape, np.int64)
-        for position in range(tokens.shape[1] - 1):
-            states[:, position] = state
-            state = np.asarray(self.grammar.step(state, tokens[:, position + 1]))
-        return self.rows[np.maximum(states, 0)]
+def mixed_radix(digits: np.ndarray, radix: Sequence[int]) -> np.ndarray:
+    """Numbers whose digits (N, n) are given, int64 (N,); -1 where a digit is out of range."""
+    digits = np.asarray(digits, np.int64).reshape(-1, len(radix))
+    valid = ((digits >= 0) & (digits < np.array(radix))).all(axis=1)
+    result = np.full(len(digits), -1, np.int64)
+    result[valid] = np.ravel_multi_index(tuple(digits[valid].T), tuple(radix))
+    return result
 
 
 class Task(ABC):
     """A finite prior of prompts, addressed by an index in [0, size); all alike, unless the task says otherwise.
+
+    A task sets the attributes, and `split_rows` where it keeps its splits as lists. What an overridden method takes and returns
+    is written here, once.
 
     Attributes:
         name: the task's name, as in paths and in the configuration.
@@ -228,6 +81,8 @@ class Task(ABC):
         feature_values: labels of each feature; `features_of` holds their positions in these lists.
         size: number of prompts in the prior.
         splits: names of the splits; `split_of` holds their positions.
+        split_rows: split -> indices of its prompts, ascending, int64.
+        enlarging: what makes the prior larger, and the key of the share that is held out, for error messages.
         scan_sites: patterns of the sites by which candidates of the target scan are told apart.
         names: names of which a prompt never holds one twice in a row, each a single token after a space; may be empty.
         move_counts: number of equally likely values of each kind of move (see `move`).
@@ -241,30 +96,31 @@ class Task(ABC):
         position_names: names of positions in a prompt, beside token indices (see `offsets`).
     """
 
-    token_unit: Literal["word", "character"] = "word"
-    uniform: bool = True
-    position_names: tuple[str, ...] = ()
-    question_end: str = "last"
-    counterfactual_features: tuple[str, ...] = ()
-
     name: str
     slot_names: tuple[str, ...]
     slot_values: dict[str, list[str]]
     features: tuple[str, ...]
     feature_values: dict[str, list[str]]
     size: int
-    splits: tuple[str, ...] = SPLITS
-    scan_sites: tuple[str, ...] = ("L*H*",)
-    names: list[str]
     move_counts: tuple[int, ...]
+    split_rows: Mapping[str, np.ndarray]
+    splits: tuple[str, ...] = SPLITS
+    enlarging: tuple[str, str] = ("enlarge the prior in the configuration", "")
+    scan_sites: tuple[str, ...] = ("L*H*",)
+    names: Sequence[str] = ()
     word_pattern: str | None = None
     gate_by: str | None = None
+    token_unit: Literal["word", "character"] = "word"
+    uniform: bool = True
+    question_end: str = "last"
+    counterfactual_features: tuple[str, ...] = ()
+    position_names: tuple[str, ...] = ()
 
     # The prior and its prompts
 
     @abstractmethod
     def slots(self, index: np.ndarray) -> np.ndarray:
-        """Return the slot codes of prompts, int16 (N, n_slots); raises IndexError outside the prior."""
+        """Return the slot codes of prompts, int (N, n_slots); raises IndexError outside the prior."""
 
     @abstractmethod
     def index(self, slots: np.ndarray) -> np.ndarray:
@@ -295,10 +151,22 @@ class Task(ABC):
         space = " " if self.token_unit == "word" else ""
         return [f"{space}{answer}" for answer in self.answers(index)]
 
+    @property
+    def universe(self) -> int:
+        """Number of prompts that have an index; a task may number further ones behind its prior."""
+        return self.size
+
     def in_prior(self, index: np.ndarray) -> np.ndarray:
-        """Return which indices (N,) are prompts of the prior; tasks may number further prompts behind it."""
+        """Return which indices (N,) are prompts of the prior."""
         index = np.asarray(index)
         return (index >= 0) & (index < self.size)
+
+    def check_index(self, index: np.ndarray) -> np.ndarray:
+        """Return the indices as int64 (N,), or raise IndexError if one is no prompt's."""
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        if index.size and (index.min() < 0 or index.max() >= self.universe):
+            raise IndexError(f"prompt index outside [0, {self.universe}): {index.min()} to {index.max()}")
+        return index
 
     def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
         """Return which character of each text stands at a named position, int64 (N,), -1 where there is none.
@@ -306,62 +174,89 @@ class Task(ABC):
         Raises:
             InputError: the task has no position of that name.
         """
-        known = ", ".join(f"@{known}" for known in ("last", *self.position_names, "any"))
-        raise InputError(
-            f"task {self.name} has no position '@{name}'", f"use one of {known}, or a token index such as @4"
-        )
+        if name not in self.position_names:
+            known = ", ".join(f"@{known}" for known in ("last", *self.position_names, "any"))
+            raise InputError(
+                f"task {self.name} has no position '@{name}'",
+                f"use one of {known}, or a token index such as @4",
+            )
+        return self._offsets(name, self.check_index(index))
 
-    def check_index(self, index: np.ndarray) -> np.ndarray:
-        """Return the indices as int64 (N,), or raise IndexError if one lies outside the prior."""
-        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        if index.size and (index.min() < 0 or index.max() >= self.size):
-            raise IndexError(f"prompt index outside [0, {self.size}): {index.min()} to {index.max()}")
-        return index
+    def _offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """`offsets` of one of `position_names`."""
+        raise NotImplementedError
 
     # Features
 
     @abstractmethod
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        """Return the label codes (N,) of each feature of prompts, index (N,)."""
+
     def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        known = index != -1
+        codes = self.labels(self.check_index(np.where(known, index, 0)))
+        return {name: np.where(known, codes[name], -1).astype(np.int32) for name in self.features}
 
-    @abstractmethod
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes of texts in the prior or not, int32 (N,); -1 where a feature is undefined."""
+        return self.features_of(self.parse(texts))
 
-    @abstractmethod
+    @cached_property
+    def _chances(self) -> dict[str, float]:
+        every = self.features_of(np.arange(self.size))
+        return {name: float(((np.bincount(label) / self.size) ** 2).sum()) for name, label in every.items()}
+
     def chance(self, feature: str) -> float:
         """Return the probability that two independent draws from the prior share a feature's label."""
+        return self._chances[feature]
 
     # Splits
 
-    @abstractmethod
-    def split_of(self, index: np.ndarray) -> np.ndarray:
-        """Return the split of each prompt, int8 (N,): the position in `splits`."""
+    def check_split(self, split: str) -> str:
+        """Return the split's name. Raises `InputError` if the task has no such split."""
+        if split not in self.splits:
+            raise InputError(
+                f"unknown split '{split}' of task {self.name}", f"choose one of: {', '.join(self.splits)}"
+            )
+        return split
 
-    @abstractmethod
+    @cached_property
+    def _split_codes(self) -> np.ndarray:
+        codes = np.full(self.universe, -1, np.int8)
+        for code, split in enumerate(self.splits):
+            codes[self.split_rows[split]] = code
+        return codes
+
+    def split_of(self, index: np.ndarray) -> np.ndarray:
+        """Return the split of each prompt, int8 (N,): the position in `splits`; -1 for prompts that are in none."""
+        return self._split_codes[self.check_index(index)]
+
     def split_size(self, split: str | None = None) -> int:
         """Return the number of prompts of a split, or of the prior if `split` is None."""
+        return self.size if split is None else len(self.split_rows[self.check_split(split)])
 
-    @abstractmethod
     def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
         """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
+        rank = np.atleast_1d(np.asarray(rank, np.int64))
+        return self.check_index(rank) if split is None else self.split_rows[self.check_split(split)][rank]
+
+    def split_remedy(self, split: str | None) -> str:
+        """Return what makes a split larger, in words, for error messages."""
+        larger, share = self.enlarging
+        change = {"test": "raise", "train": "lower"}.get(split or "")
+        return f"{change} {share}, or {larger}" if change and share else larger
 
     def log_prior(self, index: np.ndarray, split: str | None = None) -> np.ndarray:
         """Return log P(x) in nats, float64 (N,), -inf where the index is -1 or outside the split given."""
-        if split is not None:
-            return self.split_log_prior(index, split)
         index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        return np.where(self.in_prior(index), -np.log(self.size), -np.inf)
-
-    def split_log_prior(self, index: np.ndarray, split: str) -> np.ndarray:
-        """Return log P(x) in nats under the uniform distribution on a split, float64 (N,), -inf outside."""
-        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        number = self.split_size(split)
+        if split is None:
+            return np.where(self.in_prior(index), -np.log(self.size), -np.inf)
         result = np.full(len(index), -np.inf)
         known = np.flatnonzero(index >= 0)
         inside = known[self.split_of(index[known]) == self.splits.index(split)]
-        if number:
-            result[inside] = -np.log(number)
+        result[inside] = -np.log(max(1, self.split_size(split)))
         return result
 
     def sample(
@@ -371,7 +266,7 @@ class Task(ABC):
 
         Args:
             n: number of prompts.
-            split: "train", "test" or None.
+            split: one of `splits`, or None.
             rng: source of randomness.
             replace: whether a prompt may be drawn twice.
 
@@ -407,10 +302,6 @@ class Task(ABC):
     def draw(self, n: int, split: str | None, rng: np.random.Generator) -> np.ndarray:
         """Draw prompts independently from a split, or from the whole prior if `split` is None, int64 (n,)."""
         return self.split_index(rng.integers(0, self.split_size(split), size=n), split)
-
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        return "enlarge the prior in the configuration"
 
     def enumerate(self, split: str | None = None) -> np.ndarray:
         """Return the indices of all prompts of the prior, or of a split, ascending, int64."""
@@ -453,9 +344,9 @@ class Task(ABC):
         They are the vocabulary of a word-level tokenizer: "When", " and", " Mary", ",".
         """
 
-    @abstractmethod
     def single_token_words(self) -> list[str]:
         """Return the words, without spaces, that a tokenizer must encode as one token after a space."""
+        return []
 
     def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
         """Return prompts of which one is about the longest in tokens, int64 (N,).
@@ -489,9 +380,11 @@ class Task(ABC):
     def grammar(self, tokenizer: TextEncoder) -> Automaton:
         """Return the automaton of the prior's texts over a tokenizer's ids; raises InputError."""
 
-    def next_tokens(self, tokenizer: TextEncoder) -> NextTokens:
+    def next_tokens(self, tokenizer: TextEncoder) -> ExactAutomaton:
         """Return the exact next-token distributions of the prior over a tokenizer's ids; raises InputError."""
         grammar = self.grammar(tokenizer)
+        if isinstance(grammar, ExactAutomaton):
+            return grammar
         if not self.uniform or not isinstance(grammar, Grammar):
             raise InputError(
                 f"task {self.name} has no exact next-token distribution", "use backbone.targets: samples"
@@ -504,10 +397,16 @@ class Task(ABC):
         Raises:
             InputError: the task does not know how to change that feature alone.
         """
-        known = ", ".join(self.counterfactual_features) or "none"
-        raise InputError(
-            f"task {self.name} has no counterfactuals for {feature!r}", f"it has them for: {known}"
-        )
+        if feature not in self.counterfactual_features:
+            known = ", ".join(self.counterfactual_features) or "none"
+            raise InputError(
+                f"task {self.name} has no counterfactuals for {feature!r}", f"it has them for: {known}"
+            )
+        return self._counterfactuals(feature, self.check_index(index), rng)
+
+    def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """`counterfactuals` of one of `counterfactual_features`."""
+        raise NotImplementedError
 
     # Markov chain
 

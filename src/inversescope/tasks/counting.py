@@ -7,17 +7,18 @@ each uniformly. So a prompt's probability depends on how many orders its letters
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 
 from inversescope.config import CountingConfig
 from inversescope.errors import InputError
-from inversescope.tasks.base import SPLITS, Automaton, Task, TextEncoder, character_ids
+from inversescope.tasks.automata import ExactAutomaton, TextEncoder, character_ids, end_token
+from inversescope.tasks.base import SPLITS, Task, held_out
 
 # Kinds of moves: ask for another letter; exchange two positions; exchange two letters of the alphabet; put one more of a letter
 # somewhere or take it away; write another letter in a place.
@@ -29,6 +30,7 @@ class CountingTask(Task):
 
     Args:
         config: the alphabet, how many letters a prompt has and how often at most, the marks around them, and the split.
+        root: not used.
 
     Raises:
         InputError: the alphabet repeats a character or shares one with the marks, or the prior has more than 2^63 prompts.
@@ -37,12 +39,12 @@ class CountingTask(Task):
     name = "counting"
     token_unit = "character"
     uniform = False
-    names: list[str] = []
     features = ("count", "target", "last", "first", "order", "length", "others", "counts")
     position_names = ("colon", "target", "bar", "first")
     counterfactual_features = ("count", "target", "last")
+    enlarging = ("raise counting.max_count", "counting.held_out_letters")
 
-    def __init__(self, config: CountingConfig) -> None:
+    def __init__(self, config: CountingConfig, root: Path = Path(".")) -> None:
         self.config = config
         alphabet, k, most = config.letters, config.n_distinct, config.max_count
         marks = config.begin + config.bar + config.colon + "".join(map(str, range(1, most + 1)))
@@ -87,7 +89,8 @@ class CountingTask(Task):
             [",".join(map(str, sorted(c[:j] + c[j + 1 :]))) for j in range(k)] for c in self._counts.tolist()
         ]
         self._others = np.array([[self._pair_code[pair] for pair in row] for row in others])
-        self._held_out = self._hold_out_sets()
+        words = ["".join(alphabet[i] for i in letters) for letters in self._sets.tolist()]
+        self._held_out = held_out(words, config.held_out_letters, config.split_seed)
         codes = np.arange(len(self._sets))
         self._sets_of_split = {"train": codes[~self._held_out], "test": codes[self._held_out]}
         self._text = re.compile(
@@ -103,18 +106,6 @@ class CountingTask(Task):
         )
 
     # The prior and its prompts: an index is a number of counts, then of letters and target, then of the order
-
-    def _hold_out_sets(self) -> np.ndarray:
-        """Which sets of letters are held out, bool (n_sets,), ranked by a hash so that no random stream matters."""
-        number = round(self.config.held_out_letters * len(self._sets))
-
-        def rank(code: int) -> bytes:
-            letters = "".join(self.config.letters[i] for i in self._sets[code])
-            return hashlib.sha256(f"{self.config.split_seed} {letters}".encode()).digest()
-
-        held_out = np.zeros(len(self._sets), bool)
-        held_out[sorted(range(len(self._sets)), key=rank)[:number]] = True
-        return held_out
 
     def _number(
         self, counts: np.ndarray, which: np.ndarray, target: np.ndarray, order: np.ndarray, n_sets: int
@@ -182,7 +173,6 @@ class CountingTask(Task):
         return np.where(table < 0, len(self.config.letters), table).astype(np.int16)
 
     def index(self, slots: np.ndarray) -> np.ndarray:
-        """Return the indices of slot codes (N, longest + 1), int64; -1 where no prompt has these codes."""
         alphabet, texts = [*self.config.letters, ""], []
         for row in np.asarray(slots, np.int64).reshape(-1, self.longest + 1).tolist():
             inside = all(0 <= code < len(alphabet) for code in row)
@@ -206,7 +196,6 @@ class CountingTask(Task):
         ]
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior."""
         k, most = self.config.n_distinct, self.config.max_count
         result = np.full(len(texts), -1, np.int64)
         rows, sets, targets, counts, places = [], [], [], [], []
@@ -233,19 +222,14 @@ class CountingTask(Task):
 
     def answers(self, index: np.ndarray) -> list[str]:
         """Return how often the target letter occurs, as a digit."""
-        return [str(code + 1) for code in self.features_of(self.check_index(index))["count"].tolist()]
+        return [str(code + 1) for code in self.labels(self.check_index(index))["count"].tolist()]
 
     # Features
 
-    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the label codes of each feature, int32 (N,); -1 where the index is -1.
-
-        `count` is the answer, `order` says as the how manieth letter the target appears first, `others` are the counts of the
-        other letters, sorted, `counts` those of all letters by first appearance.
-        """
-        index = np.atleast_1d(np.asarray(index, np.int64))
-        known = index != -1
-        counts, target, letters, written = self._letters(np.where(known, index, 0))
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        """`count` is the answer, `order` says as the how manieth letter the target appears first, `others` are the counts of the
+        other letters, sorted, `counts` those of all letters by first appearance."""
+        counts, target, letters, written = self._letters(index)
         rows, k = np.arange(len(index)), self.config.n_distinct
         numbers = self._counts[counts]
         length = numbers.sum(1)
@@ -254,7 +238,7 @@ class CountingTask(Task):
         turn = first_at.argsort(1)
         rank = turn.argsort(1)
         base = self.config.max_count ** np.arange(k - 1, -1, -1)
-        codes = {
+        return {
             "count": numbers[rows, target] - 1,
             "target": letters[rows, target],
             "last": written[rows, length - 1],
@@ -264,14 +248,8 @@ class CountingTask(Task):
             "others": self._others[counts, target],
             "counts": ((np.take_along_axis(numbers, turn, 1) - 1) * base).sum(1),
         }
-        return {name: np.where(known, codes[name], -1).astype(np.int32) for name in self.features}
-
-    def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return label codes of texts, int32 (N,); -1 for texts out of the prior."""
-        return self.features_of(self.parse(texts))
 
     def chance(self, feature: str) -> float:
-        """Return the probability that two independent draws from the prior share a feature's label."""
         if feature in ("target", "last", "first", "order"):
             return 1.0 / len(self.feature_values[feature])  # all labels alike, by symmetry
         k = self.config.n_distinct
@@ -291,11 +269,7 @@ class CountingTask(Task):
     # Splits
 
     def _n_sets(self, split: str | None) -> int:
-        if split is not None and split not in SPLITS:
-            raise InputError(
-                f"unknown split '{split}' of task counting", f"choose one of: {', '.join(SPLITS)}"
-            )
-        return len(self._sets) if split is None else len(self._sets_of_split[split])
+        return len(self._sets) if split is None else len(self._sets_of_split[self.check_split(split)])
 
     def split_of(self, index: np.ndarray) -> np.ndarray:
         """Return the split of each prompt, int8 (N,): 0 = train, 1 = test, by its set of letters."""
@@ -303,24 +277,16 @@ class CountingTask(Task):
         return self._held_out[which].astype(np.int8)
 
     def split_size(self, split: str | None = None) -> int:
-        """Return the number of prompts of a split, or of the prior if `split` is None."""
         return int(self._first[-1]) * self._n_sets(split) * self.config.n_distinct
 
     def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
         rank = np.atleast_1d(np.asarray(rank, np.int64))
         if split is None:
             return self.check_index(rank)
         counts, which, target, order = self._parts(rank, self._n_sets(split))
         return self._number(counts, self._sets_of_split[split][which], target, order, len(self._sets))
 
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        change = {"test": "raise counting.held_out_letters", "train": "lower counting.held_out_letters"}
-        return change[split] if split else "raise counting.max_count"
-
     def log_prior(self, index: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return log P(x) in nats, float64 (N,), -inf where the index is -1 or outside the split given."""
         index = np.atleast_1d(np.asarray(index, np.int64))
         known = index >= 0
         counts, which, _, _ = self._parts(np.where(known, index, 0), len(self._sets))
@@ -346,49 +312,25 @@ class CountingTask(Task):
     # Words and grammar
 
     def words(self) -> list[str]:
-        """Return all characters of prompts and answers."""
         c = self.config
         return [*c.begin, *c.letters, *c.bar, *c.colon, *(str(n) for n in range(1, c.max_count + 1))]
 
-    def single_token_words(self) -> list[str]:
-        """Return nothing: characters are checked where they are encoded."""
-        return []
-
-    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Return where a named position stands in each text, in characters, int64 (N,)."""
-        counts, _, _, _ = self._parts(self.check_index(index), len(self._sets))
-        bar = len(self.config.begin) + self._counts[counts].sum(1)
-        at = {
-            "bar": bar,
-            "target": bar + 1,
-            "colon": bar + 2,
-            "first": np.full_like(bar, len(self.config.begin)),
-        }
-        if name not in at:
-            return super().offsets(name, index)
-        return at[name]
+    def _offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        counts, _, _, _ = self._parts(index, len(self._sets))
+        first = len(self.config.begin)
+        bar = first + self._counts[counts].sum(1)
+        return {"first": np.full_like(bar, first), "bar": bar, "target": bar + 1, "colon": bar + 2}[name]
 
     def grammar(self, tokenizer: TextEncoder) -> CountingGrammar:
-        """Return the automaton of the prior's texts over a tokenizer's ids.
-
-        Raises:
-            InputError: a character is not one token, or the tokenizer has no end token.
-        """
         return CountingGrammar(self, tokenizer)
 
-    def next_tokens(self, tokenizer: TextEncoder) -> CountingGrammar:
-        """Return the exact next-token distributions of the prior over a tokenizer's ids; raises InputError."""
-        return self.grammar(tokenizer)
-
-    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return prompts of the same letters and length with another count, another letter asked for, or another last letter.
+    def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Prompts of the same letters and length with another count, another letter asked for, or another last letter.
 
         `count`: places between the first and the last are rewritten; target, first and last letter, length and order of first
         appearance stay. `target`: another letter is asked for, the sequence stays. `last`: the last letter changes places with
         another one, so that the counts stay.
         """
-        if feature not in self.counterfactual_features:
-            return super().counterfactuals(feature, index, rng)
         kept = {
             "count": ("target", "last", "first", "length", "order"),
             "target": ("counts", "last", "first", "length"),
@@ -469,7 +411,7 @@ class CountingTask(Task):
         return np.where(result >= 0, result, np.asarray(index, np.int64))
 
 
-class CountingGrammar(Automaton):
+class CountingGrammar(ExactAutomaton):
     """The automaton of counting's texts, by arithmetic: its two million states would make a large table.
 
     A state while letters are written is the set of pairs (letter, count) so far; afterwards what is left to be written. The
@@ -479,7 +421,7 @@ class CountingGrammar(Automaton):
     def __init__(self, task: CountingTask, tokenizer: TextEncoder) -> None:
         config = task.config
         ids = character_ids(tokenizer, [*config.begin, *config.letters, config.bar, config.colon])
-        self.task, self.accept_token = task, int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+        self.accept_token = end_token(tokenizer)
         self.k, self.most, self.n_letters = config.n_distinct, config.max_count, len(config.letters)
         self.begin = [ids[c] for c in config.begin]
         self.letters = np.array([ids[c] for c in config.letters], np.int64)
@@ -512,42 +454,14 @@ class CountingGrammar(Automaton):
         return stage * self._stage + (digits * self._base ** np.arange(self.k)).sum(1)
 
     def probabilities(self, state: np.ndarray) -> np.ndarray:
-        """P(next token | state) under the prior, float64 (n, n_tokens); zero rows for dead states (-1) and behind the end."""
         state = np.atleast_1d(np.asarray(state, np.int64))
-        n = len(state)
         stage, letter, count = self._unpack(np.maximum(state, 0))
-        p = np.zeros((n, len(self.tokens)))
+        p = np.zeros((len(state), len(self.tokens)))
         for i, token in enumerate(self.begin):
             p[stage == i, self._column[token]] = 1.0
         rows = np.flatnonzero(stage == self._writing)
         if rows.size:
-            letter_w, count_w = letter[rows], count[rows]
-            here = self._weight[tuple(count_w.T)]
-            seen = (letter_w >= 0).sum(1)
-            new = np.zeros((len(rows), self.n_letters), bool)
-            for j in range(self.k):
-                more = count_w.copy()
-                more[:, j] += 1
-                ratio = (
-                    np.where(
-                        count_w[:, j] < self.most, self._weight[tuple(np.minimum(more, self.most).T)], 0.0
-                    )
-                    / here
-                )
-                own = np.flatnonzero(letter_w[:, j] >= 0)
-                p[rows[own], self._letter_columns[letter_w[own, j]]] = ratio[own]
-                # The first unseen letter: any that has not occurred, each in the same share of the sets.
-                fresh = np.flatnonzero((letter_w[:, j] < 0) & (seen == j))
-                if fresh.size:
-                    share = ratio[fresh] * (self.k - j) / (self.n_letters - j)
-                    new[fresh] = True
-                    p[np.ix_(rows[fresh], self._letter_columns)] += share[:, None] * ~(
-                        (np.arange(self.n_letters)[None, :, None] == letter_w[fresh][:, None, :]).any(2)
-                    )
-            full = np.flatnonzero(seen == self.k)
-            total = np.array([math.factorial(i) for i in range(self.k * self.most + 1)], float)
-            orders = total[count_w[full].sum(1)] / total[count_w[full]].prod(1)
-            p[rows[full], self._column[self.bar]] = 1.0 / (self.most**self.k * orders * here[full])
+            p[rows] = self._next_letter(letter[rows], count[rows])
         rows = np.flatnonzero(stage == self._writing + 1)
         for j in range(self.k):
             p[rows, self._letter_columns[letter[rows, j]]] = 1.0 / self.k
@@ -556,26 +470,41 @@ class CountingGrammar(Automaton):
         p[state < 0] = 0.0
         return p
 
-    def permitted(self, state: np.ndarray) -> np.ndarray:
-        """Which tokens may follow in each state (n,), bool (n, n_tokens)."""
-        return self.probabilities(state) > 0
+    def _next_letter(self, letter: np.ndarray, count: np.ndarray) -> np.ndarray:
+        """Probabilities (n, n_tokens) while letters are written, after letters (n, k), -1 for none, with counts (n, k)."""
+        p = np.zeros((len(letter), len(self.tokens)))
+        here, seen = self._weight[tuple(count.T)], (letter >= 0).sum(1)
+        for j in range(self.k):
+            more = count.copy()
+            more[:, j] += 1
+            ratio = self._weight[tuple(more.T)] / here
+            own = np.flatnonzero(letter[:, j] >= 0)
+            p[own, self._letter_columns[letter[own, j]]] = ratio[own]
+            # The first unseen letter: any that has not occurred, each in the same share of the sets.
+            fresh = np.flatnonzero((letter[:, j] < 0) & (seen == j))
+            share = ratio[fresh] * (self.k - j) / (self.n_letters - j)
+            unseen = (np.arange(self.n_letters)[None, :, None] != letter[fresh][:, None, :]).all(2)
+            p[np.ix_(fresh, self._letter_columns)] += share[:, None] * unseen
+        full = np.flatnonzero(seen == self.k)
+        total = np.array([math.factorial(i) for i in range(self.k * self.most + 1)], float)
+        orders = total[count[full].sum(1)] / total[count[full]].prod(1)
+        p[full, self._column[self.bar]] = 1.0 / (self.most**self.k * orders * here[full])
+        return p
 
     def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
-        """Return the next states, int64 (n,), -1 where a token is forbidden or the state is -1."""
         state, token = np.broadcast_arrays(
             np.atleast_1d(np.asarray(state, np.int64)), np.asarray(token, np.int64)
         )
         stage, letter, count = self._unpack(np.maximum(state, 0))
         letter, count = letter.copy(), count.copy()
-        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
-        allowed = (self.tokens[column] == token) & self.permitted(state)[np.arange(len(state)), column]
+        column, known = self.columns(token)
+        allowed = known & self.permitted(state)[np.arange(len(state)), column]
         code = np.full(int(self.tokens.max()) + 1, -1)
         code[self.letters] = np.arange(self.n_letters)
-        which = np.where(self.tokens[column] == token, code[np.minimum(token, len(code) - 1)], -1)
+        which = np.where(known, code[np.minimum(token, len(code) - 1)], -1)
         writes = allowed & (stage == self._writing) & (which >= 0)
         old = letter == which[:, None]
-        known = old.any(1)
-        slot = np.where(known, old.argmax(1), (letter >= 0).sum(1))
+        slot = np.where(old.any(1), old.argmax(1), (letter >= 0).sum(1))
         rows = np.flatnonzero(writes)
         letter[rows, slot[rows]] = which[rows]
         count[rows, slot[rows]] += 1
@@ -584,20 +513,11 @@ class CountingGrammar(Automaton):
         letter[following > self._writing + 1] = -1
         return np.where(allowed, self._pack(following, letter, count), -1)
 
-    def along(self, tokens: np.ndarray) -> np.ndarray:
-        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
-        state = np.full(len(tokens), self.start, np.int64)
-        result = np.empty((*tokens[:, 1:].shape, len(self.tokens)), np.float32)
-        for position in range(tokens.shape[1] - 1):
-            result[:, position] = self.probabilities(state)
-            state = self.step(state, tokens[:, position + 1])
-        return result
-
 
 def _prefix_weights(k: int, most: int) -> np.ndarray:
-    """W(n) for counts n so far, (most + 1,) * k: the probability of one given beginning with these counts, the letters known.
+    """W(n) for counts n so far, (most + 2,) * k: the probability of one given beginning with these counts, the letters known.
 
-    W(n) = sum over j of W(n + e_j), plus 1 / (number of counts * number of orders) if the sequence may end at n.
+    W(n) = sum over j of W(n + e_j), plus 1 / (number of counts * number of orders) if the sequence may end at n; 0 beyond `most`.
     """
     weight = np.zeros((most + 2,) * k)
     for counts in sorted(product(range(most + 1), repeat=k), key=sum, reverse=True):
@@ -610,4 +530,4 @@ def _prefix_weights(k: int, most: int) -> np.ndarray:
             orders = math.factorial(sum(counts)) / math.prod(map(math.factorial, counts))
             total += 1.0 / (most**k * orders)
         weight[counts] = total
-    return weight[(slice(0, most + 1),) * k]
+    return weight

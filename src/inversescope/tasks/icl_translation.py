@@ -4,17 +4,15 @@ A prompt shows three word pairs of one of six tasks (English to French, Italian 
 
     Input: dog, Output: chien\n Input: cat, Output: chat\n Input: cow, Output: vache\n Input: bird, Output:
 
-The prior is uniform over the task and four independent draws from its dictionary (so that a concept may occur twice), which
-makes 6 n^4
-prompts: far too many to enumerate, so that exact values come from prior draws.
+The prior is uniform over the task and four independent draws from its dictionary, so that a concept may occur twice. These are
+6 n^4 prompts, far too many to enumerate: exact values come from prior draws.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,15 @@ import numpy as np
 from inversescope.config import TranslationConfig
 from inversescope.errors import InputError
 from inversescope.tasks import word_lists
-from inversescope.tasks.base import SPLITS, Grammar, Lesson, Task, TextEncoder, build_grammar
+from inversescope.tasks.automata import (
+    Grammar,
+    TextEncoder,
+    check_pieces,
+    end_token,
+    token_ids,
+    write_grammar,
+)
+from inversescope.tasks.base import Lesson, Task, mixed_radix, of_each
 from inversescope.tasks.concepts import CONCEPTS, LANGUAGES
 
 CODES = dict(zip(LANGUAGES, ("en", "fr", "it", "es"), strict=True))
@@ -34,10 +40,15 @@ TASK_NAMES = tuple(f"{source}-{target}" for source, target in TASKS)
 MIX, NULL = "mix", "null"
 N_SHOTS = 3
 
+#: Somewhere in a prompt: the number of the part that comes next, and the task and the row of the source word before; -1: any.
+_State = tuple[int, int, int]
+
 _WORD = r"([^\s,:]+)"
 _SHOT = rf"Input: {_WORD}, Output: {_WORD}"
 _PROMPT = re.compile("\n ".join([_SHOT] * N_SHOTS + [rf"Input: {_WORD}, Output:"]))
 _LAST_INPUT = re.compile(rf"(?s:.*)Input: {_WORD}")
+#: Parts of a prompt in order: a piece of the template, or the source or target word of a shot, or the query.
+_PARTS = ("Input:", *["source", ", Output:", "target", "\n Input:"] * N_SHOTS, "query", ", Output:")
 #: What the workflow's own tokenizer takes for one token: parts of the template, and words with the space before them.
 _TOKEN = r"(?:\n )?Input:|, Output:| ?\w+|[^\w\s]"
 
@@ -58,25 +69,11 @@ class TranslationTask(Task):
     features: tuple[str, ...] = ("task", "query", "source_language", "target_language")
     word_pattern = _TOKEN
     gate_by = "task"
+    enlarging = ("raise icl_translation.n_concepts", "icl_translation.held_out")
 
     def __init__(self, config: TranslationConfig, root: Path = Path(".")) -> None:
         self.config = config
-        self.dropped: dict[str, int] = {}
-        if config.words == "own":
-            self.pairs, rows = _own_pairs(CONCEPTS, config.n_concepts)
-        else:
-            found = word_lists.read(
-                root / "data" / self.name / "lists",
-                [(CODES[source], CODES[target]) for source, target in TASKS],
-            )
-            self.pairs, self.dropped = found.words, found.dropped
-            if config.n_concepts is not None and config.n_concepts > len(self.pairs[0]):
-                raise InputError(
-                    f"icl_translation.n_concepts is {config.n_concepts}, but the lists leave {len(self.pairs[0])} pairs a task",
-                    f"set it to {len(self.pairs[0])} or less",
-                )
-            self.pairs = [one[: config.n_concepts] for one in self.pairs]
-            rows = [str(row) for row in range(len(self.pairs[0]))]
+        self.pairs, rows, self.dropped = _pairs(config, root / "data" / self.name / "lists")
         self.n = n = len(rows)
         self.size = len(TASKS) * n ** (N_SHOTS + 1)
         self._radix = (len(TASKS), *[n] * (N_SHOTS + 1))
@@ -92,7 +89,6 @@ class TranslationTask(Task):
         if config.words == "own":  # the rows of downloaded dictionaries have nothing in common
             self.features = (*self.features, "concept")
             self.feature_values["concept"] = rows
-        self.names = []
         self.move_counts = (len(TASKS) - 1, *[n - 1] * (N_SHOTS + 1), 1, 1, 1)
         self._rows = [{source: row for row, (source, _) in enumerate(pairs)} for pairs in self.pairs]
         self._of_pair = {
@@ -112,16 +108,10 @@ class TranslationTask(Task):
         return np.stack(np.unravel_index(self.check_index(index), self._radix)).astype(np.int64)
 
     def slots(self, index: np.ndarray) -> np.ndarray:
-        """Return task, rows of the three shots and row of the query, int16 (N, 5); raises IndexError outside the prior."""
         return self._digits(index).T.astype(np.int16)
 
     def index(self, slots: np.ndarray) -> np.ndarray:
-        """Return the indices of slot codes (N, 5), int64; -1 where no prompt has these codes."""
-        slots = np.asarray(slots, dtype=np.int64).reshape(-1, len(self._radix))
-        valid = ((slots >= 0) & (slots < np.array(self._radix))).all(axis=1)
-        result = np.full(len(slots), -1, dtype=np.int64)
-        result[valid] = np.ravel_multi_index(tuple(slots[valid].T), self._radix)
-        return result
+        return mixed_radix(slots, self._radix)
 
     def texts(self, index: np.ndarray) -> list[str]:
         """Return the prompts' texts, which end behind the last `Output:`, without a trailing space."""
@@ -134,7 +124,6 @@ class TranslationTask(Task):
         return "\n ".join([*lines, f"Input: {pairs[query][0]}, Output:"])
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior."""
         rows = np.full((len(texts), len(self._radix)), -1, dtype=np.int64)
         for position, text in enumerate(texts):
             match = _PROMPT.fullmatch(text)
@@ -157,20 +146,15 @@ class TranslationTask(Task):
 
     # Features
 
-    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
-        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        known = index >= 0
-        digits = self._digits(np.where(known, index, 0))
-        task, query = digits[0], digits[-1]
-        columns = {
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        task, *_, query = self._digits(index)
+        return {
             "task": task,
             "query": self._query_code[task, query],
             "source_language": self._languages[task, 0],
             "target_language": self._languages[task, 1],
             "concept": query,
         }
-        return {name: np.where(known, columns[name], -1).astype(np.int32) for name in self.features}
 
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes of any texts, int32 (N,): the rules of D.3.3.
@@ -180,31 +164,27 @@ class TranslationTask(Task):
         or the text does not parse. The query is the word behind the last `Input:`, -1 if there is none or it is in no dictionary.
         """
         labels = {name: np.full(len(texts), -1, np.int32) for name in self.features}
-        codes = {name: code for code, name in enumerate(self.feature_values["task"])}
-        for position, text in enumerate(texts):
-            last = _LAST_INPUT.match(text)
-            word = self._queries.get(last[1], -1) if last else -1
-            labels["query"][position] = word
-            if "concept" in labels and word >= 0:
-                labels["concept"][position] = self._concept[word]
-            match = _PROMPT.fullmatch(text)
-            words = match.groups() if match else ()
-            found = [
-                self._of_pair.get(pair, (-1, -1))[0] for pair in zip(words[:-1:2], words[1::2], strict=True)
-            ]
-            if not found or -1 in found:
-                labels["task"][position] = codes[NULL]
-            elif len(set(found)) > 1:
-                labels["task"][position] = codes[MIX]
-            else:
-                labels["task"][position] = found[0]
-                labels["source_language"][position], labels["target_language"][position] = self._languages[
-                    found[0]
-                ]
+        for position, found in enumerate(of_each(texts, self._read)):
+            for name in found.keys() & labels.keys():
+                labels[name][position] = found[name]
         return labels
 
+    def _read(self, text: str) -> dict[str, int]:
+        """Labels of a text by the rules of D.3.3."""
+        last, match = _LAST_INPUT.match(text), _PROMPT.fullmatch(text)
+        query = self._queries.get(last[1], -1) if last else -1
+        words = match.groups() if match else ()
+        tasks = {self._of_pair.get(pair, (-1, -1))[0] for pair in zip(words[:-1:2], words[1::2], strict=True)}
+        found = {"query": query, "concept": int(self._concept[query]) if query >= 0 else -1}
+        if not tasks or -1 in tasks:
+            return {**found, "task": self.feature_values["task"].index(NULL)}
+        if len(tasks) > 1:
+            return {**found, "task": self.feature_values["task"].index(MIX)}
+        task = tasks.pop()
+        source, target = self._languages[task].tolist()
+        return {**found, "task": task, "source_language": source, "target_language": target}
+
     def chance(self, feature: str) -> float:
-        """Return the probability that two independent draws from the prior share a feature's label."""
         weight = np.full((len(TASKS), self.n), 1.0 / (len(TASKS) * self.n))
         rows = np.arange(len(TASKS))[:, None]
         code = {
@@ -238,18 +218,13 @@ class TranslationTask(Task):
         """Queries that a split leaves to given shots."""
         if split is None:
             return self.n
-        if split not in SPLITS:
-            raise InputError(
-                f"unknown split '{split}' of task {self.name}", f"choose one of: {', '.join(SPLITS)}"
-            )
+        self.check_split(split)
         return self._n_test if split == "test" else self.n - self._n_test
 
     def split_size(self, split: str | None = None) -> int:
-        """Return the number of prompts of a split, or of the prior if `split` is None."""
         return self.size // self.n * self._width(split)
 
     def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
         rank = np.atleast_1d(np.asarray(rank, dtype=np.int64))
         if split is None or rank.size == 0:
             return self.check_index(rank)
@@ -309,20 +284,12 @@ class TranslationTask(Task):
         digits = [np.broadcast_to(one, shape) for one in (task, *free, last, query)]
         return np.ravel_multi_index(digits, self._radix).astype(np.int64)
 
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        return "raise icl_translation.held_out" if split == "test" else "raise icl_translation.n_concepts"
-
     # Words, tokens and grammar
 
     def words(self) -> list[str]:
         """Return the parts of the template and all words, each once, as tokens of `word_pattern`."""
         words = dict.fromkeys(word for pairs in self.pairs for pair in pairs for word in pair)
         return ["Input:", ", Output:", "\n Input:", *(f" {word}" for word in words)]
-
-    def single_token_words(self) -> list[str]:
-        """Return no words: they may take several tokens, answers are told apart by their first one."""
-        return []
 
     def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
         """Return prompts of which one is the longest in tokens, int64 (N,): of each task, its longest pair and query."""
@@ -357,7 +324,36 @@ class TranslationTask(Task):
         Raises:
             InputError: the tokenizer has no end token, or a prompt's tokens are not those of its parts.
         """
-        return _GrammarBuilder(self, tokenizer).build()
+        for text in self.texts(np.random.default_rng(0).integers(self.size, size=256)):
+            match = _PROMPT.fullmatch(text)
+            assert match is not None
+            words = iter(match.groups())
+            check_pieces(
+                tokenizer,
+                text,
+                [f" {next(words)}" if part in ("source", "target", "query") else part for part in _PARTS],
+            )
+        parts = {part: token_ids(tokenizer, part) for part in _PARTS}
+        pairs = [
+            [tuple(token_ids(tokenizer, f" {word}") for word in pair) for pair in own] for own in self.pairs
+        ]
+
+        def ways(state: _State) -> Iterator[tuple[tuple[int, ...], _State]]:
+            part, task, row = state
+            if part == len(_PARTS):
+                return
+            kind = _PARTS[part]
+            if kind == "target":
+                yield pairs[task][row][1], (part + 1, task, -1)
+            elif kind in ("source", "query"):
+                for one in range(len(pairs)) if task < 0 else (task,):
+                    for code, (source, _) in enumerate(pairs[one]):
+                        # Nothing depends on the query any more.
+                        yield source, (part + 1, one, code) if kind == "source" else (part + 1, -1, -1)
+            else:
+                yield parts[kind], (part + 1, task, row)
+
+        return write_grammar([(0, -1, -1)], ways, end_token(tokenizer))
 
     # Training of an embedded target
 
@@ -413,6 +409,23 @@ class TranslationTask(Task):
         return np.ravel_multi_index(tuple(result), self._radix).astype(np.int64)
 
 
+def _pairs(
+    config: TranslationConfig, lists: Path
+) -> tuple[list[list[tuple[str, str]]], list[str], dict[str, int]]:
+    """Pairs of each task, names of their rows, and how many pairs of downloaded lists were left out, by the reason."""
+    if config.words == "own":
+        return (*_own_pairs(CONCEPTS, config.n_concepts), {})
+    found = word_lists.read(lists, [(CODES[source], CODES[target]) for source, target in TASKS])
+    longest = len(found.words[0])
+    if config.n_concepts is not None and config.n_concepts > longest:
+        raise InputError(
+            f"icl_translation.n_concepts is {config.n_concepts}, but the lists leave {longest} pairs a task",
+            f"set it to {longest} or less",
+        )
+    pairs = [one[: config.n_concepts] for one in found.words]
+    return pairs, [str(row) for row in range(len(pairs[0]))], found.dropped
+
+
 def _own_pairs(
     table: Sequence[Sequence[str]], number: int | None
 ) -> tuple[list[list[tuple[str, str]]], list[str]]:
@@ -440,130 +453,3 @@ def _own_pairs(
     at = {language: column for column, language in enumerate(LANGUAGES)}
     pairs = [[(c[at[source]], c[at[target]]) for c in table[:number]] for source, target in TASKS]
     return pairs, [concept[0] for concept in table[:number]]
-
-
-#: Parts of a prompt in order: a piece of the template, or the source or target word of a shot, or the query.
-_PARTS = ("Input:", *["source", ", Output:", "target", "\n Input:"] * N_SHOTS, "query", ", Output:")
-_Pair = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class _State:
-    """Somewhere in a prompt.
-
-    Attributes:
-        part: number of the part that is being written.
-        candidates: (task, row) pairs that the source word before may be of; without rows where only the task is known; None: any.
-        prefix: tokens of the part so far.
-    """
-
-    part: int
-    candidates: frozenset[_Pair] | None
-    prefix: tuple[int, ...] = ()
-
-
-_FINAL = _State(len(_PARTS) + 1, None)
-
-
-@dataclass
-class _GrammarBuilder:
-    """Which tokens may follow, part by part. A word is left where none of its part goes on with the next token."""
-
-    task: TranslationTask
-    tokenizer: TextEncoder
-    end: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end token", "set its eos_token")
-        self.end = int(self.tokenizer.eos_token_id)
-        self.known: dict[str, tuple[int, ...]] = {}
-        self.of_part: dict[
-            tuple[int, frozenset[_Pair] | None], dict[tuple[int, ...], frozenset[_Pair] | None]
-        ] = {}
-
-    def build(self) -> Grammar:
-        """Return the automaton."""
-        rng = np.random.default_rng(0)
-        for text in self.task.texts(rng.integers(self.task.size, size=256)):
-            match = _PROMPT.fullmatch(text)
-            assert match is not None
-            pieces = [part for part in _PARTS]
-            words = iter(match.groups())
-            pieces = [f" {next(words)}" if part in ("source", "target", "query") else part for part in pieces]
-            if [token for piece in pieces for token in self._encode(piece)] != [
-                int(t) for t in self.tokenizer.encode(text, add_special_tokens=False)
-            ]:
-                raise InputError(
-                    f"the tokenizer encodes '{text}' otherwise than its parts",
-                    "set backbone.targets: samples",
-                )
-        start = _State(0, None)
-        return build_grammar(start, self._successors, _FINAL, self.end)
-
-    def _encode(self, piece: str) -> tuple[int, ...]:
-        if piece not in self.known:
-            self.known[piece] = tuple(int(t) for t in self.tokenizer.encode(piece, add_special_tokens=False))
-        return self.known[piece]
-
-    def _options(
-        self, part: int, candidates: frozenset[_Pair] | None
-    ) -> dict[tuple[int, ...], frozenset[_Pair] | None]:
-        """Tokens of what may stand in a part -> candidates after it."""
-        key = (part, candidates)
-        if key not in self.of_part:
-            options: dict[tuple[int, ...], set[_Pair] | None] = {}
-            for text, after in self._texts(part, candidates):
-                if after is None:
-                    options[self._encode(text)] = None
-                else:
-                    found = options.setdefault(self._encode(text), set())
-                    assert found is not None
-                    found.update(after)
-            self.of_part[key] = {k: None if v is None else frozenset(v) for k, v in options.items()}
-        return self.of_part[key]
-
-    def _texts(
-        self, part: int, candidates: frozenset[_Pair] | None
-    ) -> Iterator[tuple[str, set[_Pair] | None]]:
-        kind, pairs = _PARTS[part], self.task.pairs
-        if kind not in ("source", "target", "query"):
-            yield kind, None if candidates is None else set(candidates)
-        elif kind == "target":
-            for task, row in candidates or ():
-                yield f" {pairs[task][row][1]}", {(task, -1)}
-        else:
-            tasks = range(len(pairs)) if candidates is None else [task for task, _ in candidates]
-            for task in tasks:
-                for row, (source, _) in enumerate(pairs[task]):
-                    # Nothing depends on the query any more.
-                    yield f" {source}", {(task, row)} if kind == "source" else None
-
-    def _successors(self, state: _State) -> dict[int, _State]:
-        if state.part == len(_PARTS):
-            return {self.end: _FINAL}
-        following: dict[int, _State] = {}
-        options = self._options(state.part, state.candidates)
-        size = len(state.prefix)
-        for tokens, after in options.items():
-            if tokens[:size] != state.prefix:
-                continue
-            if len(tokens) == size:  # a word that others begin with ends here
-                rest = self._successors(_State(state.part + 1, after))
-            else:
-                token = tokens[size]
-                prefix = tokens[: size + 1]
-                goes_on = [o for o in options if o[: size + 1] == prefix and len(o) > size + 1]
-                done = prefix in options and not goes_on
-                rest = {
-                    token: _State(state.part + 1, options[prefix])
-                    if done
-                    else _State(state.part, state.candidates, prefix)
-                }
-            for token, reached in rest.items():
-                if following.setdefault(token, reached) != reached:
-                    raise InputError(
-                        f"after part {state.part} of a prompt, token {token} may go on with a word or end it",
-                        "set backbone.targets: samples",
-                    )
-        return following

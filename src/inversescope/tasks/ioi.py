@@ -6,16 +6,25 @@ object): "After John and Mary went to the store, Mary gave a drink to".
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
 from inversescope.config import IOIConfig
 from inversescope.errors import InputError
-from inversescope.tasks.base import SPLITS, Grammar, Task, TextEncoder, build_grammar
+from inversescope.tasks.automata import (
+    Grammar,
+    TextEncoder,
+    check_pieces,
+    end_token,
+    single_tokens,
+    token_ids,
+    write_grammar,
+)
+from inversescope.tasks.base import Task, held_out, of_each
 
 # [A] and [B] are the first and second name in the text, [S] the one that is repeated. No template starts with
 # a slot, because a word at the start of a text is another token than the same word after a space.
@@ -66,6 +75,8 @@ _TEMPLATE, _ORDER, _NAME_A, _NAME_B, _PLACE, _ITEM = range(_N_SLOTS)
 # Kinds of moves: re-draw slot 0 to 5; swap the two names; swap them and the order, which keeps subject and
 # object.
 _SWAP, _SWAP_ROLES_KEPT = 6, 7
+# What is left of a template, as pieces of text and slots ("[OBJECT]=" is a repetition), and what is known of names, place and item.
+_Rest = tuple[tuple[str, ...], int, int, int, int]
 
 
 class IOITask(Task):
@@ -73,6 +84,7 @@ class IOITask(Task):
 
     Args:
         config: how many of the templates, names, places and items are used, and the split.
+        root: not used.
 
     Raises:
         InputError: more names, templates, places or items are asked for than there are.
@@ -81,56 +93,43 @@ class IOITask(Task):
     name = "ioi"
     slot_names = ("template", "order", "name_a", "name_b", "place", "item")
     features = ("subject", "object", "template", "order", "first", "second", "place", "item")
+    position_names = ("S1", "S2", "IO")
+    counterfactual_features = ("object", "subject")
+    enlarging = ("raise ioi.n_names", "ioi.held_out_pairs")
 
-    def __init__(self, config: IOIConfig) -> None:
+    def __init__(self, config: IOIConfig, root: Path = Path(".")) -> None:
         templates = _first("n_templates", config.n_templates, TEMPLATES)
         self.names = _first("n_names", config.n_names, NAMES)
         places = _first("n_places", config.n_places, PLACES)
         items = _first("n_items", config.n_items, ITEMS)
         self.config = config
-        self.slot_values = {
-            "template": templates,
-            "order": list(ORDERS),
-            "name_a": self.names,
-            "name_b": self.names,
-            "place": places,
-            "item": items,
-        }
-        self.feature_values = {
-            "subject": self.names,
-            "object": self.names,
-            "template": templates,
-            "order": list(ORDERS),
-            "first": self.names,
-            "second": self.names,
-            "place": places,
-            "item": items,
-        }
+        shared = {"template": templates, "order": list(ORDERS), "place": places, "item": items}
+        values = shared | dict.fromkeys(
+            ("name_a", "name_b", "subject", "object", "first", "second"), self.names
+        )
+        self.slot_values = {name: values[name] for name in self.slot_names}
+        self.feature_values = {name: values[name] for name in self.features}
         n = len(self.names)
         # The digits of an index; the second name is counted among the names other than the first.
         self._radix = (len(templates), len(ORDERS), n * (n - 1), len(places), len(items))
         self.size = int(np.prod(self._radix))
-        self.move_counts = (
-            *(max(1, len(self.slot_values[slot]) - 1) for slot in ("template", "order")),
-            n - 2,
-            n - 2,
-            *(max(1, len(self.slot_values[slot]) - 1) for slot in ("place", "item")),
-            1,
-            1,
-        )
+        others = {slot: max(1, len(self.slot_values[slot]) - 1) for slot in self.slot_names}
+        others |= {"name_a": n - 2, "name_b": n - 2}
+        self.move_counts = (*others.values(), 1, 1)
         self._held_out = self._hold_out_pairs()
         pairs = np.arange(n * (n - 1))
-        first, second = self._names_of_pair(pairs)
-        held_out = self._held_out[first, second]
-        self._pairs_of_split = {"train": pairs[~held_out], "test": pairs[held_out]}
+        of_test = self._held_out[self._names_of_pair(pairs)]
+        self._pairs_of_split = {"train": pairs[~of_test], "test": pairs[of_test]}
         self._formats = [
             _printf(template, place, item) for template in templates for place in places for item in items
         ]
-        self._name_codes = {name: code for code, name in enumerate(self.names)}
-        self._layouts: dict[tuple[int, str], list[_Layout]] = {}
+        self._codes = {
+            slot: {word: code for code, word in enumerate(values[slot])}
+            for slot in ("name_a", "place", "item")
+        }
+        self._patterns: dict[str, list[tuple[int, re.Pattern[str]]]] = {}
         for code, template in enumerate(templates):
-            layout = _Layout(code, template, self.names, places, items)
-            self._layouts.setdefault(layout.key, []).append(layout)
+            self._patterns.setdefault(template.split(" ")[0], []).append((code, _pattern(template)))
 
     # The prior and its prompts
 
@@ -150,11 +149,9 @@ class IOITask(Task):
         return np.ravel_multi_index((template, order, pair, place, item), self._radix).astype(np.int64)
 
     def slots(self, index: np.ndarray) -> np.ndarray:
-        """Return the slot codes of prompts, int16 (N, 6); raises IndexError outside the prior."""
         return np.stack(self._digits(index), axis=1).astype(np.int16)
 
     def index(self, slots: np.ndarray) -> np.ndarray:
-        """Return the indices of slot codes (N, 6), int64; -1 where no prompt has these codes."""
         slots = np.asarray(slots, dtype=np.int64).reshape(-1, _N_SLOTS)
         sizes = np.array([len(self.slot_values[slot]) for slot in self.slot_names])
         valid = ((slots >= 0) & (slots < sizes)).all(axis=1) & (slots[:, _NAME_A] != slots[:, _NAME_B])
@@ -174,68 +171,42 @@ class IOITask(Task):
         ]
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior."""
-        known: dict[str, int] = {}
-        result = np.empty(len(texts), dtype=np.int64)
-        for position, text in enumerate(texts):
-            index = known.get(text)
-            if index is None:
-                index = known[text] = self._parse(text)
-            result[position] = index
-        return result
+        return self.index(np.array(of_each(texts, self._parse), np.int64))
 
-    def _parse(self, text: str) -> int:
-        words = text.split(" ")
-        n = len(self.names)
-        _, _, n_pairs, n_places, n_items = self._radix
-        for layout in self._layouts.get((len(words), words[0]), ()):
-            first = layout.first.get(words[layout.first_at])
-            second = layout.second.get(words[layout.second_at])
-            subject = layout.subject.get(words[layout.subject_at])
-            place = layout.place.get(words[layout.place_at])
-            item = layout.item.get(words[layout.item_at])
-            if first is None or second is None or place is None or item is None or first == second:
+    def _parse(self, text: str) -> list[int]:
+        """Slot codes of a text, -1 where it is not one of the prior."""
+        for code, pattern in self._patterns.get(text.split(" ", 1)[0], ()):
+            match = pattern.fullmatch(text)
+            if match is None or match["S"] not in (match["A"], match["B"]):
                 continue
-            if subject != first and subject != second:
-                continue
-            # Writing the prompt anew decides about all other words, so that parsing is exact whatever the
-            # template.
-            form = self._formats[(layout.template * n_places + place) * n_items + item]
-            if form % (self.names[first], self.names[second], self.names[subject]) != text:
-                continue
-            pair = first * (n - 1) + second - (second > first)
-            order = 0 if subject == first else 1
-            return (((layout.template * 2 + order) * n_pairs + pair) * n_places + place) * n_items + item
-        return -1
+            first, second = (self._codes["name_a"].get(match[slot], -1) for slot in "AB")
+            place, item = (
+                self._codes["place"].get(match["PLACE"], -1),
+                self._codes["item"].get(match["OBJECT"], -1),
+            )
+            if min(first, second, place, item) >= 0:
+                return [code, int(match["S"] != match["A"]), first, second, place, item]
+        return [-1] * _N_SLOTS
 
     def answers(self, index: np.ndarray) -> list[str]:
-        """Return the indirect object of each prompt, the name that should follow, without leading space."""
-        return [self.names[code] for code in self.features_of(self.check_index(index))["object"]]
+        """Return the indirect object of each prompt, the name that should follow."""
+        return [self.names[code] for code in self.labels(self.check_index(index))["object"]]
 
-    position_names = ("S1", "S2", "IO")
-    counterfactual_features = ("object", "subject")
-
-    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return prompts with another object, or another subject, in all its places; the other name and all words stay."""
-        if feature not in self.counterfactual_features:
-            return super().counterfactuals(feature, index, rng)
+    def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Prompts with another object, or another subject, in all its places; the other name and all words stay."""
         slots = self.slots(index).astype(np.int64)
         first = (slots[:, _ORDER] == 0) == (feature == "subject")
         column = np.where(first, _NAME_A, _NAME_B)
-        rows = np.arange(len(slots))
         low, high = slots[:, [_NAME_A, _NAME_B]].min(1), slots[:, [_NAME_A, _NAME_B]].max(1)
         fresh = rng.integers(len(self.names) - 2, size=len(slots))
         fresh += fresh >= low
         fresh += fresh >= high
-        slots[rows, column] = fresh
+        slots[np.arange(len(slots)), column] = fresh
         return self.index(slots)
 
-    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Return where the first and second mention of the subject and the only one of the object stand, in characters."""
-        if name not in self.position_names:
-            return super().offsets(name, index)
-        index = self.check_index(index)
-        codes = self.features_of(index)["object" if name == "IO" else "subject"]
+    def _offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Where the first and second mention of the subject and the only one of the object stand, in characters."""
+        codes = self.labels(index)["object" if name == "IO" else "subject"]
         result = np.empty(len(index), np.int64)
         for row, (text, code) in enumerate(zip(self.texts(index), codes.tolist(), strict=True)):
             mentions = [m.start() for m in re.finditer(rf"\b{self.names[code]}\b", text)]
@@ -244,12 +215,9 @@ class IOITask(Task):
 
     # Features
 
-    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
-        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        known = index != -1
-        template, order, first, second, place, item = self._digits(np.where(known, index, 0))
-        codes = {
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        template, order, first, second, place, item = self._digits(index)
+        return {
             "subject": np.where(order == 0, first, second),
             "object": np.where(order == 0, second, first),
             "template": template,
@@ -259,7 +227,6 @@ class IOITask(Task):
             "place": place,
             "item": item,
         }
-        return {feature: np.where(known, codes[feature], -1).astype(np.int32) for feature in self.features}
 
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes by counting names (D.1.2), also for texts out of the prior, int32 (N,).
@@ -272,20 +239,15 @@ class IOITask(Task):
         """
         result = {feature: np.full(len(texts), -1, dtype=np.int32) for feature in self.features}
         result["template"] = self.features_of(self.parse(texts))["template"]
-        places = {word: code for code, word in enumerate(self.slot_values["place"])}
-        items = {word: code for code, word in enumerate(self.slot_values["item"])}
-        known: dict[str, dict[str, int]] = {}
-        for position, text in enumerate(texts):
-            labels = known.get(text)
-            if labels is None:
-                labels = known[text] = self._count(text, places, items)
+        for position, labels in enumerate(of_each(texts, self._count)):
             for feature, code in labels.items():
                 result[feature][position] = code
         return result
 
-    def _count(self, text: str, places: Mapping[str, int], items: Mapping[str, int]) -> dict[str, int]:
+    def _count(self, text: str) -> dict[str, int]:
         words = _WORD.findall(text)
-        mentions = [self._name_codes[word] for word in words if word in self._name_codes]
+        names = self._codes["name_a"]
+        mentions = [names[word] for word in words if word in names]
         labels: dict[str, int] = {}
         if len(mentions) >= 2 and mentions[0] != mentions[1]:
             labels["first"], labels["second"] = mentions[0], mentions[1]
@@ -295,44 +257,32 @@ class IOITask(Task):
             labels["subject"], labels["object"] = twice[0], once[0]
             if "first" in labels:
                 labels["order"] = 0 if twice[0] == mentions[0] else 1
-        for feature, codes in (("place", places), ("item", items)):
+        for feature in ("place", "item"):
+            codes = self._codes[feature]
             found = {codes[word] for word in words if word in codes}
             if len(found) == 1:
                 labels[feature] = found.pop()
         return labels
 
     def chance(self, feature: str) -> float:
-        """Return the probability that two independent draws from the prior share a feature's label.
-
-        Every feature is uniform over its labels, because each label has as many prompts as any other.
-        """
+        # Every feature is uniform over its labels, because each label has as many prompts as any other.
         return 1.0 / len(self.feature_values[feature])
 
     # Splits
 
     def _hold_out_pairs(self) -> np.ndarray:
-        """Return which pairs of names are held out, a symmetric bool matrix (n_names, n_names).
-
-        Pairs are ranked by a hash of their names and the seed, so that the split depends on no random stream.
-        """
-        pairs = list(combinations(range(len(self.names)), 2))
-        number = round(self.config.held_out_pairs * len(pairs))
-
-        def rank(pair: tuple[int, int]) -> bytes:
-            key = " ".join((str(self.config.split_seed), *sorted(self.names[code] for code in pair)))
-            return hashlib.sha256(key.encode()).digest()
-
-        held_out = np.zeros((len(self.names), len(self.names)), dtype=bool)
-        for a, b in sorted(pairs, key=rank)[:number]:
-            held_out[a, b] = held_out[b, a] = True
-        return held_out
+        """Which pairs of names are held out, a symmetric bool matrix (n_names, n_names)."""
+        first, second = np.array(list(combinations(range(len(self.names)), 2))).T
+        pairs = [" ".join(sorted(pair)) for pair in combinations(self.names, 2)]
+        chosen = held_out(pairs, self.config.held_out_pairs, self.config.split_seed)
+        matrix = np.zeros((len(self.names), len(self.names)), dtype=bool)
+        matrix[first, second] = matrix[second, first] = chosen
+        return matrix
 
     def _split_radix(self, split: str | None) -> tuple[int, ...]:
         if split is None:
             return self._radix
-        if split not in SPLITS:
-            raise InputError(f"unknown split '{split}' of task ioi", f"choose one of: {', '.join(SPLITS)}")
-        return (*self._radix[:2], len(self._pairs_of_split[split]), *self._radix[3:])
+        return (*self._radix[:2], len(self._pairs_of_split[self.check_split(split)]), *self._radix[3:])
 
     def split_of(self, index: np.ndarray) -> np.ndarray:
         """Return the split of each prompt, int8 (N,): 0 = train, 1 = test, by its unordered pair of names."""
@@ -340,35 +290,24 @@ class IOITask(Task):
         return self._held_out[first, second].astype(np.int8)
 
     def split_size(self, split: str | None = None) -> int:
-        """Return the number of prompts of a split, or of the prior if `split` is None."""
         return int(np.prod(self._split_radix(split)))
 
     def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
         rank = np.atleast_1d(np.asarray(rank, dtype=np.int64))
-        if split is None:
+        if split is None or rank.size == 0:
             return self.check_index(rank)
-        if rank.size == 0:
-            return rank
         template, order, pair, place, item = np.unravel_index(rank, self._split_radix(split))
         pair = self._pairs_of_split[split][pair]
         return np.ravel_multi_index((template, order, pair, place, item), self._radix).astype(np.int64)
 
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        share = {"test": "raise ioi.held_out_pairs", "train": "lower ioi.held_out_pairs"}
-        return f"{share[split]} or raise ioi.n_names" if split else "raise ioi.n_names"
-
     # Words and grammar
 
     def words(self) -> list[str]:
-        """Return all words, with the space before them if there is one, and punctuation marks, each once."""
         templates = [_SLOT.sub("", template) for template in self.slot_values["template"]]
         literals = [word for template in templates for word in _SPACED_WORD.findall(template)]
         return list(dict.fromkeys([*literals, *(f" {word}" for word in self.single_token_words())]))
 
     def single_token_words(self) -> list[str]:
-        """Return names, places and items, without spaces, which must be one token each after a space."""
         return [*self.names, *self.slot_values["place"], *self.slot_values["item"]]
 
     def grammar(self, tokenizer: TextEncoder) -> Grammar:
@@ -381,7 +320,76 @@ class IOITask(Task):
             InputError: a name, place or item is not one token, a prompt's tokens are not those of its pieces,
                 or the tokenizer has no end token. The message names the word.
         """
-        return _GrammarBuilder(self, tokenizer).build()
+        ids = single_tokens(
+            tokenizer,
+            [f" {word}" for word in self.single_token_words()],
+            "use a tokenizer that knows the word, or lower ioi.n_names, ioi.n_places or ioi.n_items",
+        )
+        for text, pieces in self._shown():
+            check_pieces(tokenizer, text, pieces)
+        names = [ids[f" {name}"] for name in self.names]
+        others = {
+            "[PLACE]": [ids[f" {word}"] for word in self.slot_values["place"]],
+            "[OBJECT]": [ids[f" {word}"] for word in self.slot_values["item"]],
+        }
+
+        def ways(rest: _Rest) -> Iterable[tuple[tuple[int, ...], _Rest]]:
+            pieces, first, second, place, item = rest
+            if not pieces:
+                return
+            piece, behind = pieces[0], pieces[1:]
+            if piece == "[A]":
+                for code, token in enumerate(names):
+                    yield (token,), _known(behind, code, -1, place, item)
+            elif piece == "[B]":
+                for code, token in enumerate(names):
+                    if code != first:
+                        yield (token,), _known(behind, first, code, place, item)
+            elif piece == "[S]":
+                for code in (first, second):
+                    yield (names[code],), _known(behind, first, second, place, item)
+            elif piece == "[PLACE]":
+                for code, token in enumerate(others[piece]):
+                    yield (token,), _known(behind, first, second, code, item)
+            elif piece == "[OBJECT]":
+                for code, token in enumerate(others[piece]):
+                    yield (token,), _known(behind, first, second, place, code)
+            else:
+                repeated = {"[PLACE]=": place, "[OBJECT]=": item}.get(piece)
+                tokens = token_ids(tokenizer, piece) if repeated is None else (others[piece[:-1]][repeated],)
+                yield tokens, _known(behind, first, second, place, item)
+
+        templates = [_pieces(template) for template in self.slot_values["template"]]
+        start = [_known(_marked(pieces), -1, -1, -1, -1) for pieces in templates]
+        return write_grammar(start, ways, end_token(tokenizer))
+
+    def _shown(self) -> Iterable[tuple[str, list[str]]]:
+        """Prompts that show every template, name, place and item, each with its pieces."""
+        turn = np.arange(8 * max(len(values) for values in self.slot_values.values()))
+        sizes = [len(self.slot_values[slot]) for slot in self.slot_names]
+        n = len(self.names)
+        codes = [
+            turn % sizes[_TEMPLATE],
+            turn // sizes[_TEMPLATE] % 2,
+            turn % n,
+            (turn % n + 1 + turn // n % (n - 1)) % n,
+            (turn + turn // sizes[_PLACE]) % sizes[_PLACE],
+            (turn + turn // sizes[_ITEM]) % sizes[_ITEM],
+        ]
+        index = self.index(np.stack(codes, axis=1))
+        for text, slots in zip(self.texts(index), self.slots(index).tolist(), strict=True):
+            values = [self.slot_values[slot][code] for slot, code in zip(self.slot_names, slots, strict=True)]
+            words = {
+                "[A]": values[_NAME_A],
+                "[B]": values[_NAME_B],
+                "[PLACE]": values[_PLACE],
+                "[OBJECT]": values[_ITEM],
+            }
+            words["[S]"] = words["[A]" if slots[_ORDER] == 0 else "[B]"]
+            yield (
+                text,
+                [f" {words[piece]}" if piece in words else piece for piece in _pieces(values[_TEMPLATE])],
+            )
 
     # Markov chain
 
@@ -424,173 +432,36 @@ def _printf(template: str, place: str, item: str) -> str:
     return text.replace("[A]", "%s").replace("[B]", "%s").replace("[S]", "%s")
 
 
-class _Layout:
-    """Where the slots of a template stand among its words, and which words may stand there."""
-
-    def __init__(
-        self, code: int, template: str, names: list[str], places: list[str], items: list[str]
-    ) -> None:
-        words = template.split(" ")
-        self.template = code
-        self.key = (len(words), words[0])
-        self.first_at, self.first = self._find(words, "[A]", names)
-        self.second_at, self.second = self._find(words, "[B]", names)
-        self.subject_at, self.subject = self._find(words, "[S]", names)
-        self.place_at, self.place = self._find(words, "[PLACE]", places)
-        self.item_at, self.item = self._find(words, "[OBJECT]", items)
-
-    @staticmethod
-    def _find(words: list[str], slot: str, values: list[str]) -> tuple[int, dict[str, int]]:
-        at = next(position for position, word in enumerate(words) if slot in word)
-        return at, {words[at].replace(slot, value): code for code, value in enumerate(values)}
+def _pattern(template: str) -> re.Pattern[str]:
+    """A regular expression of a template, with a group a slot; a slot that is repeated stands for the same word."""
+    parts: list[str] = []
+    for piece in _SLOT.split(template):
+        name = piece.strip("[]")
+        if not _SLOT.fullmatch(piece):
+            parts.append(re.escape(piece))
+        else:
+            parts.append(f"(?P={name})" if f"(?P<{name}>\\w+)" in parts else f"(?P<{name}>\\w+)")
+    return re.compile("".join(parts))
 
 
-# A piece of a template that is still to be read: a token id, or a slot. "[PLACE]=" and "[OBJECT]=" are
-# repetitions.
-_Symbol = int | str
-# What is left of one template (a number of `_GrammarBuilder.suffixes`), with what is known of its names,
-# place and item.
-_Item = tuple[int, int, int, int, int]
-_State = frozenset[_Item]
+def _pieces(template: str) -> list[str]:
+    """Split a template into slots and the text between them; a slot takes the space before it."""
+    return [piece.rstrip(" ") for piece in _SLOT.split(template) if piece.rstrip(" ")]
 
 
-class _GrammarBuilder:
-    """Determinises the templates: a state is the set of the rests of templates, with known slots, that fit.
+def _marked(pieces: list[str]) -> tuple[str, ...]:
+    """Pieces, with a mark at slots that are repetitions."""
+    return tuple(
+        f"{piece}=" if _SLOT.fullmatch(piece) and piece in pieces[:place] else piece
+        for place, piece in enumerate(pieces)
+    )
 
-    What the rest of a template does not ask for is forgotten, and a pair of names is kept without its order,
-    so that templates with the same ending share their states.
-    """
 
-    def __init__(self, task: IOITask, tokenizer: TextEncoder) -> None:
-        self.task = task
-        self.tokenizer = tokenizer
-        if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end token", "set its eos_token")
-        self.end = int(tokenizer.eos_token_id)
-        self.names = [self._one(word) for word in task.names]
-        self.places = [self._one(word) for word in task.slot_values["place"]]
-        self.items = [self._one(word) for word in task.slot_values["item"]]
-        self.pieces = [self._pieces(template) for template in task.slot_values["template"]]
-        self.suffixes: list[tuple[_Symbol, ...]] = []
-        self.numbers: dict[tuple[_Symbol, ...], int] = {}
-        self._check()
-
-    def _encode(self, text: str) -> list[int]:
-        return [int(token) for token in self.tokenizer.encode(text, add_special_tokens=False)]
-
-    def _one(self, word: str) -> int:
-        tokens = self._encode(f" {word}")
-        if len(tokens) != 1 or tokens[0] in (self.end, getattr(self.tokenizer, "unk_token_id", None)):
-            raise InputError(
-                f"the tokenizer does not encode the word ' {word}' as one token but as {tokens}",
-                "use a tokenizer that knows the word, or lower ioi.n_names, ioi.n_places or ioi.n_items",
-            )
-        return tokens[0]
-
-    @staticmethod
-    def _pieces(template: str) -> list[str]:
-        """Split a template into slots and the text between them; a slot takes the space before it."""
-        return [piece.rstrip(" ") for piece in _SLOT.split(template) if piece.rstrip(" ")]
-
-    def _symbols(self, template: int) -> tuple[_Symbol, ...]:
-        symbols: list[_Symbol] = []
-        for piece in self.pieces[template]:
-            if _SLOT.fullmatch(piece):
-                symbols.append(f"{piece}=" if piece in symbols else piece)
-            else:
-                symbols.extend(self._encode(piece))
-        return tuple(symbols)
-
-    def _check(self) -> None:
-        """Compare whole prompts, which show every template, name, place and item, with their pieces."""
-        task = self.task
-        count = 8 * max(len(values) for values in task.slot_values.values())
-        turn = np.arange(count)
-        n = len(task.names)
-        first = turn % n
-        second = (first + 1 + turn // n % (n - 1)) % n
-        codes = [
-            turn % len(task.slot_values["template"]),
-            turn // len(task.slot_values["template"]) % 2,
-            first,
-            second,
-            (turn + turn // len(task.slot_values["place"])) % len(task.slot_values["place"]),
-            (turn + turn // len(task.slot_values["item"])) % len(task.slot_values["item"]),
-        ]
-        index = task.index(np.stack(codes, axis=1))
-        for text, slots in zip(task.texts(index), task.slots(index).tolist(), strict=True):
-            words = {
-                "[A]": task.names[slots[_NAME_A]],
-                "[B]": task.names[slots[_NAME_B]],
-                "[S]": task.names[slots[_NAME_A if slots[_ORDER] == 0 else _NAME_B]],
-                "[PLACE]": task.slot_values["place"][slots[_PLACE]],
-                "[OBJECT]": task.slot_values["item"][slots[_ITEM]],
-            }
-            found = self._encode(text)
-            at = 0
-            for piece in self.pieces[slots[_TEMPLATE]]:
-                part = f" {words[piece]}" if piece in words else piece
-                tokens = self._encode(part)
-                if found[at : at + len(tokens)] != tokens:
-                    raise InputError(
-                        f"the tokenizer encodes '{part}' by itself otherwise than within '{text}'",
-                        "use a tokenizer that splits text at spaces, as word-level tokenizers and GPT-2's do",
-                    )
-                at += len(tokens)
-            if at != len(found):
-                raise InputError(
-                    f"the tokenizer puts {len(found) - at} more tokens behind the prompt '{text}'",
-                    "use a tokenizer that adds no special tokens when it is told not to",
-                )
-
-    def _item(self, suffix: tuple[_Symbol, ...], first: int, second: int, place: int, item: int) -> _Item:
-        number = self.numbers.get(suffix)
-        if number is None:
-            number = self.numbers[suffix] = len(self.suffixes)
-            self.suffixes.append(suffix)
-        if "[S]" not in suffix:
-            first = second = -1
-        elif second >= 0 and second < first:
-            first, second = second, first
-        return (
-            number,
-            first,
-            second,
-            place if "[PLACE]=" in suffix else -1,
-            item if "[OBJECT]=" in suffix else -1,
-        )
-
-    def _successors(self, state: _State) -> dict[int, _State]:
-        following: dict[int, set[_Item]] = {}
-        for number, first, second, place, item in state:
-            suffix = self.suffixes[number]
-            if not suffix:
-                following.setdefault(self.end, set())
-                continue
-            symbol, rest = suffix[0], suffix[1:]
-            known = (first, second, place, item)
-            reached: list[tuple[int, _Item]] = []
-            if isinstance(symbol, int):
-                reached = [(symbol, self._item(rest, *known))]
-            elif symbol == "[A]":
-                reached = [(t, self._item(rest, code, -1, place, item)) for code, t in enumerate(self.names)]
-            elif symbol == "[B]":
-                others = [(t, code) for code, t in enumerate(self.names) if code != first]
-                reached = [(t, self._item(rest, first, code, place, item)) for t, code in others]
-            elif symbol == "[S]":
-                reached = [(self.names[code], self._item(rest, *known)) for code in (first, second)]
-            elif symbol == "[PLACE]":
-                reached = [(t, self._item(rest, first, second, c, item)) for c, t in enumerate(self.places)]
-            elif symbol == "[OBJECT]":
-                reached = [(t, self._item(rest, first, second, place, c)) for c, t in enumerate(self.items)]
-            else:
-                code, tokens = (place, self.places) if symbol == "[PLACE]=" else (item, self.items)
-                reached = [(tokens[code], self._item(rest, *known))]
-            for token, reached_item in reached:
-                following.setdefault(token, set()).add(reached_item)
-        return {token: frozenset(items) for token, items in following.items()}
-
-    def build(self) -> Grammar:
-        """Return the automaton."""
-        start = frozenset(self._item(self._symbols(t), -1, -1, -1, -1) for t in range(len(self.pieces)))
-        return build_grammar(start, self._successors, frozenset(), self.end)
+def _known(pieces: tuple[str, ...], first: int, second: int, place: int, item: int) -> _Rest:
+    """What is left of a template. What it does not ask for is forgotten, and a pair of names is kept without its order, so that
+    templates that end alike share their states."""
+    if "[S]" not in pieces:
+        first = second = -1
+    elif -1 < second < first:
+        first, second = second, first
+    return pieces, first, second, place if "[PLACE]=" in pieces else -1, item if "[OBJECT]=" in pieces else -1

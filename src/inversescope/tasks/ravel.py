@@ -8,22 +8,21 @@ has not (`new`).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from inversescope.config import RavelConfig
 from inversescope.errors import InputError
-from inversescope.tasks.base import Grammar, Task, TextEncoder, build_grammar
+from inversescope.tasks.automata import Grammar, TextEncoder, build_grammar, end_token, token_ids
+from inversescope.tasks.base import WORD, Task, of_each
 from inversescope.tasks.facts import EMBEDDED, FactTable, ambiguous_templates, limited, read_tables
 
 #: Where `fetch_ravel` puts upstream's files, below the root.
 SOURCE = Path("data/ravel/source")
 #: The largest prior whose automaton is built; beyond it the backbone learns from drawn prompts.
 MOST_IN_GRAMMAR = 50_000
-# A token of a word-level tokenizer: a word with the space before it, a mark, or a space that no word follows.
-_TOKEN = re.compile(r" ?\w+|[^\w\s]|\s")
 _QUOTES = "\"'“‘"
 
 
@@ -49,7 +48,7 @@ class RavelTask(Task):
     features = ("attribute", "type", "entity", "template")
     splits = ("train", "test", "val")
     scan_sites = ("L*.resid_post",)
-    names: list[str] = []
+    enlarging = ("raise ravel.n_entities or ravel.n_templates, or use tables with more of them", "")
 
     def __init__(self, config: RavelConfig, root: Path = Path(".")) -> None:
         self.config = config
@@ -72,97 +71,76 @@ class RavelTask(Task):
 
     def _lay_out(self, tables: list[FactTable]) -> None:
         """Number types, attributes, entities, templates, then pairs: the prior first."""
-        types = [table.kind for table in tables]
-        attributes = [f"{table.kind}:{attribute}" for table in tables for attribute in table.attributes]
-        self._entities = [name for table in tables for name in table.facts]
-        entities = [f"{table.kind}:{name}" for table in tables for name in table.facts]
-        self._entity_split = [table.split[name] for table in tables for name in table.facts]
-        self._parts: list[tuple[str, str]] = []
-        texts: list[str] = []
-        attribute_of, type_of, template_split = [], [], []
-        template_codes, entity_codes = [], []
-        self._local: list[dict[str, int]] = []  # a type each: entity -> its number
-        self._values: list[dict[str, str]] = [values for table in tables for values in table.facts.values()]
-        self._attribute_names: list[str] = []
-        first = 0
-        for number, table in enumerate(tables):
-            codes = np.arange(first, first + len(table.facts))
-            self._local.append(dict(zip(table.facts, codes.tolist(), strict=True)))
-            first += len(codes)
-            for template in table.templates:
-                if template.text in self.ambiguous:
-                    continue
-                template_codes.append(np.full(len(codes), len(texts)))
-                entity_codes.append(codes)
-                texts.append(template.text)
-                self._parts.append(template.parts)
-                attribute_of.append(attributes.index(f"{table.kind}:{template.attribute}"))
-                self._attribute_names.append(template.attribute)
-                type_of.append(number)
-                template_split.append(template.split)
-        self._attribute_of, self._type_of = np.array(attribute_of, np.int64), np.array(type_of, np.int64)
-        if not template_codes:
+        kept = [
+            (number, table, template)
+            for number, table in enumerate(tables)
+            for template in table.templates
+            if template.text not in self.ambiguous
+        ]
+        if not kept:
             raise InputError("no template is left", "see ravel.types, ravel.n_templates and the fact tables")
-        templates, entity = np.concatenate(template_codes), np.concatenate(entity_codes)
-        inside_template = np.array([split == "train" for split in template_split])
-        inside_entity = np.array([split == "train" for split in self._entity_split])
-        prior = inside_template[templates] & inside_entity[entity]
+        attributes = [f"{table.kind}:{attribute}" for table in tables for attribute in table.attributes]
+        entities = [f"{table.kind}:{name}" for table in tables for name in table.facts]
+        texts = [template.text for _, _, template in kept]
+        self._entities = [name for table in tables for name in table.facts]
+        self._values = [values for table in tables for values in table.facts.values()]
+        self._parts = [template.parts for _, _, template in kept]
+        self._attribute_names = [template.attribute for _, _, template in kept]
+        self._attribute_of = np.array(
+            [attributes.index(f"{table.kind}:{template.attribute}") for _, table, template in kept], np.int64
+        )
+        self._type_of = np.array([number for number, _, _ in kept], np.int64)
+        ends = np.cumsum([len(table.facts) for table in tables]).tolist()
+        codes = [np.arange(end - len(table.facts), end) for end, table in zip(ends, tables, strict=True)]
+        #: Of each type: entity -> its number.
+        self._local = [
+            dict(zip(table.facts, own.tolist(), strict=True))
+            for own, table in zip(codes, tables, strict=True)
+        ]
+        entity_split = np.array([table.split[name] for table in tables for name in table.facts])
+        template_split = np.array([template.split for _, _, template in kept])
+        self._seen_template, seen_entity = template_split == "train", entity_split == "train"
+        sizes = [len(codes[number]) for number in self._type_of]
+        templates = np.repeat(np.arange(len(kept)), sizes)
+        entity = np.concatenate([codes[number] for number in self._type_of])
+        prior = self._seen_template[templates] & seen_entity[entity]
         order = np.argsort(~prior, kind="stable")
-        self._template, self._entity = templates[order], entity[order]
-        self.size, self.universe = int(prior.sum()), len(order)
+        self._template, self._entity, self.size = templates[order], entity[order], int(prior.sum())
         # Index of a pair: pairs of a template follow each other before they are put in order.
-        start = np.concatenate([[0], np.cumsum([len(codes) for codes in entity_codes])])
-        self._start = start[:-1] - np.array([codes[0] for codes in entity_codes])
+        self._start = np.cumsum([0, *sizes[:-1]]) - np.array([codes[number][0] for number in self._type_of])
         self._index_of = np.empty(len(order), np.int64)
         self._index_of[order] = np.arange(len(order))
-        self._seen_template = inside_template
         self.slot_values = {"template": texts, "entity": entities}
+        types = [table.kind for table in tables]
         self.feature_values = {"attribute": attributes, "type": types, "entity": entities, "template": texts}
-        e_split, t_split = (
-            np.array(self._entity_split)[self._entity],
-            np.array(template_split)[self._template],
-        )
-        self._of_split = {
+        self._lay_out_splits(entity_split[self._entity], template_split[self._template])
+        own_entities = [own[seen_entity[own]] for own in codes]
+        own_templates = [
+            np.flatnonzero(self._seen_template & (self._type_of == number)) for number in range(len(tables))
+        ]
+        self._prior_values = list(zip(own_entities, own_templates, strict=True))
+        self.move_counts = (max(map(len, own_entities)), max(map(len, own_templates)), max(self.size, 1))
+
+    def _lay_out_splits(self, entity: np.ndarray, template: np.ndarray) -> None:
+        """Which pairs a split has, and which the target learns: splits of each pair's entity and template, str (universe,)."""
+        self.split_rows = {
             "train": np.arange(self.size),
-            "val": np.flatnonzero((e_split == "val") & (t_split == "train")),
-            "test": np.flatnonzero((e_split == "test") & np.isin(t_split, ("train", "test"))),
+            "val": np.flatnonzero((entity == "val") & (template == "train")),
+            "test": np.flatnonzero((entity == "test") & np.isin(template, ("train", "test"))),
         }
-        self._split_codes = np.full(len(order), -1, np.int8)
-        for code, split in enumerate(self.splits):
-            self._split_codes[self._of_split[split]] = code
-        known = np.array(
-            [
-                bool(self._values[e][self._attribute_names[t]])
-                for t, e in zip(self._template, self._entity, strict=True)
-            ]
-        )
+        known = np.array([bool(answer) for answer in self.answers(np.arange(self.universe))])
         self._facts = {
-            "train": np.flatnonzero(known & (t_split == "train")),
-            "held_out": np.flatnonzero(known & (t_split != "train")),
+            "train": np.flatnonzero(known & (template == "train")),
+            "held_out": np.flatnonzero(known & (template != "train")),
         }
-        self._prior_entities = [
-            np.array([code for code in local.values() if inside_entity[code]]) for local in self._local
-        ]
-        self._prior_templates = [
-            np.flatnonzero(inside_template & (self._type_of == number)) for number in range(len(types))
-        ]
-        self.move_counts = (
-            max(len(codes) for codes in self._prior_entities),
-            max(len(codes) for codes in self._prior_templates),
-            max(self.size, 1),
-        )
 
     # The prior and its prompts
 
-    def check_index(self, index: np.ndarray) -> np.ndarray:
-        """Return the indices as int64 (N,), or raise IndexError if one is no pair of template and entity."""
-        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        if index.size and (index.min() < 0 or index.max() >= self.universe):
-            raise IndexError(f"prompt index outside [0, {self.universe}): {index.min()} to {index.max()}")
-        return index
+    @property
+    def universe(self) -> int:
+        return len(self._template)
 
     def slots(self, index: np.ndarray) -> np.ndarray:
-        """Return template and entity of prompts, int16 (N, 2); raises IndexError outside the universe."""
         index = self.check_index(index)
         return np.stack([self._template[index], self._entity[index]], axis=1).astype(np.int16)
 
@@ -187,20 +165,12 @@ class RavelTask(Task):
         return [parts[t][0] + names[e] + parts[t][1] for t, e in pairs]
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a text of the prior."""
         found = self._match(texts)
         return np.where(found < self.size, found, -1)
 
     def _match(self, texts: Sequence[str]) -> np.ndarray:
         """Return the index of each text in the universe, one of the prior first, or -1."""
-        known: dict[str, int] = {}
-        result = np.empty(len(texts), np.int64)
-        for position, text in enumerate(texts):
-            index = known.get(text)
-            if index is None:
-                index = known[text] = self._match_one(text)
-            result[position] = index
-        return result
+        return np.array(of_each(texts, self._match_one), np.int64)
 
     def _match_one(self, text: str) -> int:
         best = -1
@@ -231,54 +201,18 @@ class RavelTask(Task):
 
     # Features
 
-    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
-        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
-        known = index != -1
-        at = self.check_index(np.where(known, index, 0))
-        template, entity = self._template[at], self._entity[at]
-        codes = {
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        template, entity = self._template[index], self._entity[index]
+        return {
             "attribute": self._attribute_of[template],
             "type": self._type_of[template],
             "entity": entity,
             "template": template,
         }
-        return {feature: np.where(known, codes[feature], -1).astype(np.int32) for feature in self.features}
 
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes by strict match with a template and an entity of its type (D.2.4), int32 (N,); -1 is "null"."""
         return self.features_of(self._match(texts))
-
-    def chance(self, feature: str) -> float:
-        """Return the probability that two independent draws from the prior share a feature's label."""
-        counts = np.bincount(self.features_of(np.arange(self.size))[feature])
-        return float(((counts / self.size) ** 2).sum())
-
-    # Splits
-
-    def split_of(self, index: np.ndarray) -> np.ndarray:
-        """Return the split of each prompt, int8 (N,): its position in `splits`, -1 for pairs that are in none."""
-        return self._split_codes[self.check_index(index)]
-
-    def split_size(self, split: str | None = None) -> int:
-        """Return the number of prompts of a split, or of the prior if `split` is None."""
-        return self.size if split is None else len(self._rows(split))
-
-    def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
-        rank = np.atleast_1d(np.asarray(rank, dtype=np.int64))
-        return self._rows(split or "train")[rank]
-
-    def _rows(self, split: str) -> np.ndarray:
-        if split not in self.splits:
-            raise InputError(
-                f"unknown split '{split}' of task ravel", f"choose one of: {', '.join(self.splits)}"
-            )
-        return self._of_split[split]
-
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        return "raise ravel.n_entities or ravel.n_templates, or use tables with more of them"
 
     def counted(self, index: np.ndarray) -> np.ndarray:
         """Return which target prompts enter fcr.csv: those in seen templates; rates in new templates stand apart."""
@@ -303,18 +237,14 @@ class RavelTask(Task):
             kind = int(self._type_of[template])
             contexts[kind].add((before[-1:], after[:1]))
             entity = next(iter(self._local[kind]))
-            found |= dict.fromkeys(_TOKEN.findall(before + entity + after))
+            found |= dict.fromkeys(re.findall(WORD, before + entity + after))
         for kind, local in enumerate(self._local):
             for entity in local:
                 for before, after in sorted(contexts[kind]):
-                    found |= dict.fromkeys(_TOKEN.findall(before + entity + after))
+                    found |= dict.fromkeys(re.findall(WORD, before + entity + after))
         for answer in {answer for values in self._values for answer in values.values()}:
-            found |= dict.fromkeys(_TOKEN.findall(answer) + _TOKEN.findall(f" {answer}"))
+            found |= dict.fromkeys(re.findall(WORD, answer) + re.findall(WORD, f" {answer}"))
         return sorted(found)
-
-    def single_token_words(self) -> list[str]:
-        """Return nothing: entities and values may be several tokens."""
-        return []
 
     def grammar(self, tokenizer: TextEncoder) -> Grammar:
         """Return the smallest automaton of the prior's texts over a tokenizer's ids.
@@ -327,11 +257,8 @@ class RavelTask(Task):
                 f"the automaton of {self.size} prompts would not fit into memory",
                 "set backbone.targets: samples, and leave 'masked' out of the decoding rules",
             )
-        if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end token", "set its eos_token")
-        end = int(tokenizer.eos_token_id)
-        texts = self.texts(np.arange(self.size))
-        rows = sorted((*tokenizer.encode(text, add_special_tokens=False), end) for text in texts)
+        end = end_token(tokenizer)
+        rows = sorted((*token_ids(tokenizer, text), end) for text in self.texts(np.arange(self.size)))
         # What may follow a beginning is what may follow any other with the same rests: such states are one.
         numbers: dict[tuple[tuple[int, int], ...], int] = {}
 
@@ -362,12 +289,9 @@ class RavelTask(Task):
         index = self.check_index(index)
         kind, value = np.asarray(kind, dtype=np.int64), np.asarray(value, dtype=np.int64)
         template, entity = self._template[index].copy(), self._entity[index].copy()
-        for number in range(len(self._local)):
+        for number, values in enumerate(self._prior_values):
             here = self._type_of[template] == number
-            for which, codes, slot in (
-                (0, self._prior_entities[number], entity),
-                (1, self._prior_templates[number], template),
-            ):
+            for which, (codes, slot) in enumerate(zip(values, (entity, template), strict=True)):
                 rows = np.flatnonzero(here & (kind == which) & (value < len(codes)))
                 slot[rows] = codes[value[rows]]
         found = self.index(np.stack([template, entity], axis=1))

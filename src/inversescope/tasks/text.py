@@ -7,26 +7,19 @@ are columns, regular expressions, or functions that the project holds.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
-import inspect
-import json
 import re
-import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from inversescope.config import TextConfig, TextFeatureConfig
+from inversescope.config import TextConfig
 from inversescope.errors import InputError
-from inversescope.tasks.base import SPLITS, Automaton, Task, TextEncoder
-
-Labeller = Callable[[str], str | None]
+from inversescope.tasks.automata import ExactAutomaton, TextEncoder, end_token, token_ids
+from inversescope.tasks.base import WORD, Task, held_out
+from inversescope.tasks.corpus import Labeller, inside, labeller, read_corpus, template_pieces
 
 #: Label of prompts of the corpus in which a regular expression finds nothing.
 NONE = "(none)"
@@ -34,13 +27,6 @@ NONE = "(none)"
 MOST_COPIES = 5_000_000
 #: Corpora up to this size are tokenized to find their longest prompt; of larger ones, so many of the longest in characters.
 MOST_MEASURED = 200_000
-_SUFFIXES: dict[str, Literal["parquet", "jsonl", "text"]] = {
-    ".parquet": "parquet",
-    ".jsonl": "jsonl",
-    ".txt": "text",
-}
-# A token of a word-level tokenizer: a word with the space before it, a mark, or a space that no word follows.
-_TOKEN = re.compile(r" ?\w+|[^\w\s]|\s")
 #: Columns of the tables of prompts, which a slot of that name must not write over.
 _TAKEN = ("prompt_id", "text")
 
@@ -60,7 +46,7 @@ class TextTask(Task):
     """
 
     name = "text"
-    names: list[str] = []
+    enlarging = ("give a larger corpus", "text.held_out")
 
     def __init__(self, config: TextConfig, root: Path = Path(".")) -> None:
         self.config = config
@@ -70,7 +56,7 @@ class TextTask(Task):
         frame = read_corpus(path, config)
         if frame.empty:
             raise InputError(f"{self._where} has no prompt", "give a file with one prompt a row")
-        pieces = _pieces(config.prompt)
+        pieces = template_pieces(config.prompt)
         columns = list(dict.fromkeys(column for _, column in pieces if column is not None))
         whole = len(columns) == 1 and config.prompt == f"{{{columns[0]}}}"
         described = {name: feature.column for name, feature in config.features.items() if feature.column}
@@ -101,10 +87,7 @@ class TextTask(Task):
         self._slot_of_feature = {name: columns.index(c) for name, c in described.items() if c in columns}
         groups = [rows[config.split_by][row] for row in first] if config.split_by else self._texts
         self._held_out = self._hold_out(groups)
-        self._of_split = {
-            "train": np.flatnonzero(~self._held_out),
-            "test": np.flatnonzero(self._held_out),
-        }
+        self.split_rows = {"train": np.flatnonzero(~self._held_out), "test": np.flatnonzero(self._held_out)}
         sizes = [len(self.slot_values[name]) for name in self.slot_names]
         self.move_counts = (self.size, *(sizes if len(sizes) > 1 else ()))
 
@@ -211,7 +194,7 @@ class TextTask(Task):
         for name, feature in self.config.features.items():
             if feature.column:
                 continue
-            label = self._labellers[name] = _labeller(name, feature, self.config.functions, root)
+            label = self._labellers[name] = labeller(name, feature, self.config.functions, root)
             found = [label(text) for text in self._texts]
             if all(one is None for one in found):
                 raise InputError(
@@ -232,15 +215,8 @@ class TextTask(Task):
             columns.append(code.astype(np.int32))
         self._labels = np.stack(columns, 1)
 
-    def features_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the label codes of each feature, int32 (N,); -1 where the index is -1."""
-        index = np.atleast_1d(np.asarray(index, np.int64))
-        known = index != -1
-        codes = self._labels[self.check_index(np.where(known, index, 0))]
-        return {
-            name: np.where(known, codes[:, column], -1).astype(np.int32)
-            for column, name in enumerate(self.features)
-        }
+    def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
+        return dict(zip(self.features, self._labels[index].T, strict=True))
 
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes of texts, int32 (N,).
@@ -257,7 +233,6 @@ class TextTask(Task):
         return result
 
     def chance(self, feature: str) -> float:
-        """Return the probability that two independent draws from the prior share a feature's label."""
         labels = self._labels[:, self.features.index(feature)]
         share = np.bincount(labels, weights=self.weight) / self.weight.sum()
         return float((share**2).sum())
@@ -265,20 +240,16 @@ class TextTask(Task):
     # The prior and its prompts
 
     def slots(self, index: np.ndarray) -> np.ndarray:
-        """Return the slot codes of prompts, int32 (N, n_slots); raises IndexError outside the prior."""
         return self._slots[self.check_index(index)]
 
     def index(self, slots: np.ndarray) -> np.ndarray:
-        """Return the indices of slot codes (N, n_slots), int64; -1 where no prompt has these codes."""
         rows = np.asarray(slots, np.int64).reshape(-1, len(self.slot_names)).tolist()
         return np.array([self._of_slots.get(tuple(row), -1) for row in rows], np.int64)
 
     def texts(self, index: np.ndarray) -> list[str]:
-        """Return the prompts' texts; raises IndexError outside the prior."""
         return [self._texts[number] for number in self.check_index(index).tolist()]
 
     def parse(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the index of each text, int64 (N,), or -1 if it is not exactly a prompt of the corpus."""
         return np.array([self._index_of.get(text, -1) for text in texts], np.int64)
 
     def answers(self, index: np.ndarray) -> list[str]:
@@ -293,27 +264,22 @@ class TextTask(Task):
         ]
 
     def log_prior(self, index: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return log P(x) in nats, float64 (N,), -inf where the index is -1 or outside the split given."""
         index = np.atleast_1d(np.asarray(index, np.int64))
         inside = self.in_prior(index)
         at = np.where(inside, index, 0)
         total = self.weight.sum()
         if split is not None:
-            rows = self._rows(split)
+            rows = self.split_rows[self.check_split(split)]
             inside &= np.isin(at, rows)
             total = self.weight[rows].sum()
         return np.where(inside, np.log(self.weight[at]) - np.log(total), -np.inf)
-
-    def split_log_prior(self, index: np.ndarray, split: str) -> np.ndarray:
-        """Return log P(x) in nats within a split, float64 (N,), -inf outside."""
-        return self.log_prior(index, split)
 
     def draw(self, n: int, split: str | None, rng: np.random.Generator) -> np.ndarray:
         """Draw prompts independently by their weights, int64 (n,)."""
         if split is None:
             drawn = rng.integers(self._cumulative[-1], size=n)
             return np.searchsorted(self._cumulative, drawn, side="right").astype(np.int64)
-        rows = self._rows(split)
+        rows = self.split_rows[self.check_split(split)]
         cumulative = np.cumsum(self.weight[rows])
         return rows[np.searchsorted(cumulative, rng.integers(cumulative[-1], size=n), side="right")]
 
@@ -333,7 +299,7 @@ class TextTask(Task):
                 drawn = np.concatenate([drawn, self.draw(n, None, rng)])
             return drawn[: int(np.searchsorted(enough, n)) + 1]
         # The largest of log w + Gumbel noise are successive draws without replacement, whatever the weights.
-        rows = self._rows(split)
+        rows = self.split_rows[self.check_split(split)]
         keys = np.log(self.weight[rows]) + rng.gumbel(size=len(rows))
         return rows[np.argsort(-keys, kind="stable")[:n]]
 
@@ -365,34 +331,8 @@ class TextTask(Task):
                 "change text.held_out, or give a larger corpus: both splits need some",
             )
 
-        def rank(group: str) -> bytes:
-            return hashlib.sha256(f"{config.split_seed} {group}".encode()).digest()
-
-        held_out = set(sorted(distinct, key=rank)[:number])
-        return np.array([group in held_out for group in groups])
-
-    def _rows(self, split: str) -> np.ndarray:
-        if split not in SPLITS:
-            raise InputError(f"unknown split '{split}' of task text", f"choose one of: {', '.join(SPLITS)}")
-        return self._of_split[split]
-
-    def split_of(self, index: np.ndarray) -> np.ndarray:
-        """Return the split of each prompt, int8 (N,): 0 = train, 1 = test."""
-        return self._held_out[self.check_index(index)].astype(np.int8)
-
-    def split_size(self, split: str | None = None) -> int:
-        """Return the number of distinct prompts of a split, or of the prior if `split` is None."""
-        return self.size if split is None else len(self._rows(split))
-
-    def split_index(self, rank: np.ndarray, split: str | None = None) -> np.ndarray:
-        """Return the prompts at the given ranks of a split in ascending order, int64 (N,)."""
-        rank = np.atleast_1d(np.asarray(rank, np.int64))
-        return self.check_index(rank) if split is None else self._rows(split)[rank]
-
-    def split_remedy(self, split: str | None) -> str:
-        """Return what makes a split larger, in words, for error messages."""
-        change = {"test": "raise text.held_out", "train": "lower text.held_out"}
-        return f"{change[split]}, or give a larger corpus" if split else "give a larger corpus"
+        chosen = set(np.array(distinct, object)[held_out(distinct, config.held_out, config.split_seed)])
+        return np.array([group in chosen for group in groups])
 
     # Words and grammar
 
@@ -401,39 +341,25 @@ class TextTask(Task):
         completed = self.completed(np.arange(self.size))
         if self.token_unit == "character":
             return sorted(set().union(*completed))
-        return sorted({word for text in completed for word in _TOKEN.findall(text)})
-
-    def single_token_words(self) -> list[str]:
-        """Return nothing: slots may be several tokens."""
-        return []
+        return sorted({word for text in completed for word in re.findall(WORD, text)})
 
     def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
-        """Return the prompt of most tokens, int64 (1,)."""
         length = np.array([len(text) for text in self._texts])
         longest = np.argsort(-length, kind="stable")[:MOST_MEASURED]
         return longest[[int(np.argmax(count(self.texts(longest))))]]
 
-    def offsets(self, name: str, index: np.ndarray) -> np.ndarray:
-        """Return where the last character of a slot stands in each text, int64 (N,); -1 where the slot is empty."""
-        if name not in self._ends:
-            return super().offsets(name, index)
-        return self._ends[name][self.check_index(index)]
+    def _offsets(self, name: str, index: np.ndarray) -> np.ndarray:
+        """Where the last character of a slot stands; -1 where the slot is empty."""
+        return self._ends[name][index]
 
     def grammar(self, tokenizer: TextEncoder) -> TextGrammar:
         """Return the automaton of the corpus over a tokenizer's ids. Raises `InputError`, see `TextGrammar`."""
         return TextGrammar(self, tokenizer)
 
-    def next_tokens(self, tokenizer: TextEncoder) -> TextGrammar:
-        """Return the exact next-token distributions of the prior over a tokenizer's ids; raises `InputError`."""
-        return self.grammar(tokenizer)
-
-    def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return prompts of the corpus that differ in one slot alone, int64 (N,); -1 where there is none."""
-        if feature not in self.counterfactual_features:
-            return super().counterfactuals(feature, index, rng)
+    def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Prompts of the corpus that differ in one slot alone; -1 where there is none."""
         slot = self._slot_of_feature[feature]
         partners = self._alike_but_for[slot]
-        index = self.check_index(index)
         result = np.full(len(index), -1, np.int64)
         for row, number in enumerate(index.tolist()):
             others = partners[self._rest(number, slot)]
@@ -473,7 +399,7 @@ class TextTask(Task):
         return np.where(found >= 0, found, index)
 
 
-class TextGrammar(Automaton):
+class TextGrammar(ExactAutomaton):
     """The automaton of a corpus: the tree of its prompts' tokens, and the prior's exact next-token distributions.
 
     Args:
@@ -485,11 +411,9 @@ class TextGrammar(Automaton):
     """
 
     def __init__(self, task: TextTask, tokenizer: TextEncoder) -> None:
-        if tokenizer.eos_token_id is None:
-            raise InputError("the tokenizer has no end token", "set its eos_token")
-        self.accept_token, self.start = int(tokenizer.eos_token_id), 0
+        self.accept_token, self.start = end_token(tokenizer), 0
         texts = task.texts(np.arange(task.size))
-        rows = [[int(t) for t in tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+        rows = [token_ids(tokenizer, text) for text in texts]
         for text, row in zip(texts, rows, strict=True):
             if self.accept_token in row:
                 raise InputError(
@@ -515,7 +439,6 @@ class TextGrammar(Automaton):
         self._total = np.concatenate([[float(task.weight.sum())], self._weights])
 
     def probabilities(self, state: np.ndarray) -> np.ndarray:
-        """P(next token | state) under the prior, float64 (n, n_tokens); zero rows for dead states (-1) and behind the end."""
         state = np.atleast_1d(np.asarray(state, np.int64))
         width = len(self.tokens)
         low, high = (np.searchsorted(self._keys, (state + more) * width) for more in (0, 1))
@@ -528,172 +451,10 @@ class TextGrammar(Automaton):
         result[owner, self._keys[edge] % width] = self._weights[edge] / self._total[state[owner]]
         return result
 
-    def permitted(self, state: np.ndarray) -> np.ndarray:
-        """Which tokens may follow in each state (n,), bool (n, n_tokens)."""
-        return self.probabilities(state) > 0
-
     def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
-        """Return the next states, int64, -1 where a token is forbidden or the state is -1; broadcasts."""
         state, token = np.asarray(state, np.int64), np.asarray(token, np.int64)
-        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
+        column, known = self.columns(token)
         key = state * len(self.tokens) + column
         edge = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        known = (self.tokens[column] == token) & (state >= 0) & (self._keys[edge] == key)
+        known = known & (state >= 0) & (self._keys[edge] == key)
         return np.where(known, edge + 1, -1)
-
-    def along(self, tokens: np.ndarray) -> np.ndarray:
-        """Distributions (B, T - 1, n_tokens) of the next token along paths (B, T) that begin with the start token."""
-        state = np.full(len(tokens), self.start, np.int64)
-        result = np.empty((*tokens[:, 1:].shape, len(self.tokens)), np.float32)
-        for position in range(tokens.shape[1] - 1):
-            result[:, position] = self.probabilities(state)
-            state = self.step(state, tokens[:, position + 1])
-        return result
-
-
-def inside(root: Path, name: str, key: str) -> Path:
-    """A path of the configuration, resolved below the project's root, links included. Raises `InputError` if it leads out of it."""
-    base = root.resolve()
-    path = (base / name).resolve()
-    if Path(name).is_absolute() or not path.is_relative_to(base):
-        raise InputError(
-            f"{key} '{name}' leads out of the project", "name a path inside it, relative to its root"
-        )
-    return path
-
-
-def read_corpus(path: Path, config: TextConfig) -> pd.DataFrame:
-    """Read the rows of a corpus; the index is the line (Parquet: the row) in the file, from 1.
-
-    Raises:
-        InputError: the file is missing, of an unknown format, or not of the one that it should be; names the line.
-    """
-    kind = config.format or _SUFFIXES.get(path.suffix)
-    if kind is None:
-        raise InputError(
-            f"corpus {config.file} has no known suffix ({', '.join(_SUFFIXES)})",
-            "set text.format: parquet, jsonl or text",
-        )
-    if not path.is_file():
-        raise InputError(f"corpus {config.file} does not exist", "set text.file to the file of prompts")
-    if kind == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            frame = pq.read_table(path).to_pandas(ignore_metadata=True)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise InputError(
-                f"corpus {config.file} is no Parquet file ({str(error).splitlines()[0][:120]})", "mend it"
-            ) from error
-        return frame.set_index(np.arange(1, len(frame) + 1))
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"corpus {config.file} is not UTF-8 ({error.reason})", "convert it") from error
-    numbered = [(i, line.removesuffix("\r")) for i, line in enumerate(lines, 1) if line.strip()]
-    if kind == "text":
-        return pd.DataFrame(
-            {"text": [line for _, line in numbered]}, index=[i for i, _ in numbered], dtype=object
-        )
-    records: list[dict[str, Any]] = []
-    for number, line in numbered:
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(
-                f"corpus {config.file}, line {number}: no JSON ({error})", "write one object a line"
-            ) from error
-        if not isinstance(record, dict):
-            raise InputError(
-                f"corpus {config.file}, line {number}: no JSON object", "write one object a line"
-            )
-        records.append(record)
-    # As objects: a column with gaps must not turn whole numbers into fractions.
-    return pd.DataFrame(records, index=[i for i, _ in numbered], dtype=object)
-
-
-def _pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """What stands before each slot of a template, and the slot's column; the last column is None if text ends the template."""
-    try:
-        found = [(text, name, spec, how) for text, name, spec, how in string.Formatter().parse(prompt)]
-    except ValueError as error:
-        raise InputError(
-            f"text.prompt {prompt!r} is no template: {error}", "write columns in braces, and braces twice"
-        ) from error
-    if any(name == "" or spec or how for _, name, spec, how in found) or all(
-        name is None for _, name, _, _ in found
-    ):
-        raise InputError(
-            f"text.prompt {prompt!r} has no column in braces, or one with a format",
-            "write plain names of columns in braces: {subject}",
-        )
-    return [(text, name) for text, name, _, _ in found]
-
-
-def _labeller(name: str, feature: TextFeatureConfig, folder: str | None, root: Path) -> Labeller:
-    """What says the label of a prompt: a pattern (None where it finds nothing) or a function."""
-    if feature.pattern is not None:
-        pattern = re.compile(feature.pattern)
-        group: str | int = "label" if "label" in pattern.groupindex else 1
-
-        def found(text: str) -> str | None:
-            match = pattern.search(text)
-            return None if match is None else match[group]
-
-        return found
-    assert feature.function is not None
-    function = _function(name, feature.function, folder, root)
-
-    def said(text: str) -> str:
-        try:
-            label = function(text)
-        except Exception as error:  # whatever a stranger's function raises
-            raise InputError(
-                f"function {feature.function} of feature '{name}' fails on '{text[:80]}': {type(error).__name__}: {error}",
-                "mend the function",
-            ) from error
-        if not isinstance(label, str):
-            raise InputError(
-                f"function {feature.function} of feature '{name}' says {label!r} of '{text[:80]}'",
-                "let it return the label, a string",
-            )
-        return label
-
-    return said
-
-
-def _function(feature: str, named: str, folder: str | None, root: Path) -> Callable[[str], Any]:
-    """The function `package.module:function` of this package, or of a module in the project's own folder; of no other place.
-
-    Nothing is looked up on Python's path and nothing put there: what is run is this package, or lies in the project. Raises
-    `InputError`.
-    """
-    dotted, name = named.split(":")
-    remedy = "name a function of inversescope, or of a module in the folder text.functions, as package.module:function"
-    if dotted.split(".")[0] == "inversescope":
-        where = f"module {dotted}"
-        try:
-            module = importlib.import_module(dotted)
-        except ImportError as error:
-            raise InputError(f"feature '{feature}': {where} cannot be imported ({error})", remedy) from error
-    else:
-        if folder is None:
-            raise InputError(f"feature '{feature}': {named} is not of this package", remedy)
-        where = str(Path(folder, *dotted.split(".")).with_suffix(".py"))
-        path = inside(root, where, f"function {named} of feature '{feature}':")
-        spec = importlib.util.spec_from_file_location(f"inversescope_corpus.{dotted}", path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise InputError(f"feature '{feature}': {where} does not exist", remedy)
-        module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # a module of the user's may raise anything
-            raise InputError(
-                f"feature '{feature}': {where} cannot be run ({type(error).__name__}: {error})", "mend it"
-            ) from error
-    function = getattr(module, name, None)
-    # Its own functions only: what a module imports is not for naming.
-    if not inspect.isfunction(function) or function.__module__ != module.__name__:
-        raise InputError(f"feature '{feature}': {where} defines no function {name}", remedy)
-    return function

@@ -87,6 +87,8 @@ def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
         if name not in others and name.split("/")[0] not in WITHOUT_EFFECT:
             found.add(name)
             pending |= imports_of(name) - found
+        if name == "tasks" and task in literal("tasks", "TASKS"):  # found there by its name, not imported
+            pending.add(f"tasks/{task}")
     # Packages' own files list what there is and hold no code.
     return tuple(sorted(m for m in found if path_of(m).name != "__init__.py"))
 

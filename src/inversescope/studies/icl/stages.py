@@ -14,8 +14,8 @@ from inversescope.fcr.intervals import bootstrap_means
 from inversescope.progress import Progress
 from inversescope.store import read_table, write_table
 from inversescope.streams import stream
-from inversescope.tasks import TranslationTask, word_lists
-from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES
+from inversescope.tasks import word_lists
+from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES, TranslationTask
 
 if TYPE_CHECKING:
     from inversescope.activations.patching import Cut, Inputs, Intervention
