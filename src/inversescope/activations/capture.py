@@ -28,6 +28,11 @@ from inversescope.targets.speed import fast_linear_layers, short_attention
 
 Progress = Callable[[int, int], None]
 
+
+def _unheard(done: int, total: int) -> None:
+    """Progress that nobody asked for."""
+
+
 #: Order in which a block computes its components; the pass may stop after any of them.
 _ORDER = ("resid_pre", "z", "attn_out", "resid_mid", "mlp_post", "mlp_out", "resid_post")
 
@@ -71,7 +76,7 @@ def capture(
     token_ids: Sequence[np.ndarray] | np.ndarray,
     sites: Sequence[Site],
     batch_tokens: int = 8192,
-    progress: Progress | None = None,
+    progress: Progress = _unheard,
     positions: Mapping[str, np.ndarray] | None = None,
     width: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -121,7 +126,7 @@ def capture(
             for site in sites
         }
         fixed = [place for some in places.values() for place in some]
-        values = _capture(target, [token_ids[row] for row in rows], fixed, batch_tokens, None)
+        values = _capture(target, [token_ids[row] for row in rows], fixed, batch_tokens, _unheard)
         for site, some in places.items():
             if site.position == "any":
                 stacked = np.stack([values[place.label] for place in some], 1)
@@ -129,8 +134,7 @@ def capture(
             else:
                 out[site.label][rows] = values[some[0].label]
         done += len(rows)
-        if progress:
-            progress(done, len(token_ids))
+        progress(done, len(token_ids))
     return out
 
 
@@ -139,7 +143,7 @@ def _capture(
     token_ids: Sequence[np.ndarray] | np.ndarray,
     sites: Sequence[Site],
     batch_tokens: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, np.ndarray]:
     """`capture` at the last token and at token indices."""
     plan = _Plan(target, sites)
@@ -152,8 +156,7 @@ def _capture(
                 for label, value in values.items():
                     out[label][rows[members]] = value
                 done += len(members)
-                if progress:
-                    progress(done, len(token_ids))
+                progress(done, len(token_ids))
     return out
 
 

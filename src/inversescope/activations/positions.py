@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +47,10 @@ def longest_prompt(task: Task, target: Target) -> int:
 
 
 def capture_prompts(
-    task: Task, target: Target, index: np.ndarray, sites: Sequence[Site]
+    task: Task, target: Target, index: np.ndarray, sites: Sequence[Site], **options: Any
 ) -> dict[str, np.ndarray]:
-    """`capture` for prompts of the prior, index (N,): site label -> (N, site_dim), at `any` (N, P, site_dim)."""
+    """`capture` for prompts of the prior, index (N,): site label -> (N, site_dim), at `any` (N, P, site_dim); its other options."""
     token_ids = target.encode(task.texts(index))
     positions = named_positions(task, target, index, token_ids, sites)
     width = longest_prompt(task, target) if any(site.position == "any" for site in sites) else 0
-    return capture(target, token_ids, sites, positions=positions, width=width)
+    return capture(target, token_ids, sites, positions=positions, width=width, **options)

@@ -32,7 +32,6 @@ def extract_activations(context: Context, split: str) -> None:
     sites = context.plan.sites
     size = len(index)
     numbers = sum(target.site_dim(site) for site in sites)
-    prompt_hash = file_hash(context.prompts_path(split))
     echo(
         f"extract_activations: {size} prompts, {len(sites)} sites, {4 * size * numbers / 2**20:.0f} MiB to write"
     )
@@ -43,24 +42,28 @@ def extract_activations(context: Context, split: str) -> None:
         "model": target.name,
         "revision": target.revision,
         "weight_processing": "raw_hf",
-        "dtype": "float32",
         "tokenizer_hash": target.tokenizer_hash,
-        "prompt_hash": prompt_hash,
+        "prompt_hash": file_hash(context.prompts_path(split)),
         "package_version": __version__,
     }
     starts = range(0, size, SHARD)
     for low in starts:
         paths = {site.label: shards / f"{low:09d}" / f"{site.label}.safetensors" for site in sites}
-        if not all(_is_done(path, meta) for path in paths.values()):
-            captured = capture_prompts(context.task, target, index[low : low + SHARD], sites)
-            for site in sites:
-                z = captured[site.label]
-                if split == "test" and site.position == "any":
-                    # What is asked about is one activation: of a token of the prompt, drawn at random.
-                    rng = stream(context.config.seed, "extract_activations", site.label, low)
-                    z = z[np.arange(len(z)), rng.integers(z.shape[1], size=len(z))]
-                write_activations(paths[site.label], z, {**meta, "site": str(site)})
-        progress(min(low + SHARD, size))
+        if all(_is_done(path, meta) for path in paths.values()):
+            continue
+
+        def heard(done: int, _: int, low: int = low) -> None:
+            progress(low + done)
+
+        rows = index[low : low + SHARD]
+        captured = capture_prompts(context.task, target, rows, sites, progress=heard)
+        for site in sites:
+            z = captured[site.label]
+            if split == "test" and site.position == "any":
+                # What is asked about is one activation: of a token of the prompt, drawn at random.
+                rng = stream(context.config.seed, "extract_activations", site.label, low)
+                z = z[np.arange(len(z)), rng.integers(z.shape[1], size=len(z))]
+            write_activations(paths[site.label], z, {**meta, "site": str(site)})
     for site in sites:
         parts = [read_activations(shards / f"{low:09d}" / f"{site.label}.safetensors")[0] for low in starts]
         write_activations(context.activations_path(split, site.label), parts, {**meta, "site": str(site)})

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -261,6 +262,21 @@ def build_model(
     Raises:
         InputError: if heads and widths do not divide.
     """
+    config = _transformers_config(spec, vocab_size, overrides)
+    implementation = "eager" if ARCHITECTURES[spec.architecture].eager else attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation=implementation, dtype=torch.float32
+        )
+    assert isinstance(model, PreTrainedModel)
+    return model.eval()
+
+
+def _transformers_config(
+    spec: ArchitectureConfig, vocab_size: int, overrides: dict[str, Any]
+) -> PretrainedConfig:
+    """The family's configuration of a shape. Raises `InputError` as `build_model` does."""
     heads, kv_heads = spec.n_heads, spec.n_kv_heads or spec.n_heads
     if spec.head_dim is None and spec.d_model % heads:
         raise InputError(
@@ -268,7 +284,7 @@ def build_model(
         )
     if heads % kv_heads:
         raise InputError(f"n_heads {heads} is no multiple of n_kv_heads {kv_heads}", "Change one of them")
-    kind, arch = CONFIG_MAPPING[spec.architecture], ARCHITECTURES[spec.architecture]
+    kind = CONFIG_MAPPING[spec.architecture]
     # What families call a shape; each takes what it knows.
     known = {*vars(kind()), *kind.attribute_map}
     head_dim = spec.head_dim or spec.d_model // heads
@@ -294,12 +310,5 @@ def build_model(
         "max_position_embeddings": spec.n_positions,
         **({} if spec.sliding_window is None else {"sliding_window": spec.sliding_window}),
     }
-    config = kind(**{key: shape[key] for key in shape if key in known} | dict(arch.settings) | overrides)
-    implementation = "eager" if arch.eager else attention
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=implementation, dtype=torch.float32
-        )
-    assert isinstance(model, PreTrainedModel)
-    return model.eval()
+    own = dict(ARCHITECTURES[spec.architecture].settings)
+    return kind(**{key: shape[key] for key in shape if key in known} | own | overrides)

@@ -227,19 +227,16 @@ def fetch_tables(
         InputError: there is nothing to fetch, a checksum differs, or the tables are not sound (see `read_tables`).
     """
     sums = read_sums(PINNED)
-    if mirror is not None:
-        if not mirror.is_dir():
-            raise InputError(f"the mirror {mirror} is no folder", "set ravel.mirror to one, or leave it out")
-        for own in (mirror.parent / "SHA256SUMS", mirror / "SHA256SUMS"):
-            sums |= read_sums(own) if own.is_file() else {}
-        contents = {
-            path.name: path.read_bytes() for path in sorted(mirror.iterdir()) if _NAME.fullmatch(path.name)
-        }
-        origin = "local mirror"
-    else:
+    if mirror is None:
         archive = fetch(url, archive_sha256, key="ravel.mirror")
         contents = _members(archive, archive_sha256, sums, url, types)
-        origin = url
+    elif not mirror.is_dir():
+        raise InputError(f"the mirror {mirror} is no folder", "set ravel.mirror to one, or leave it out")
+    else:
+        for own in (mirror.parent / "SHA256SUMS", mirror / "SHA256SUMS"):
+            sums |= read_sums(own) if own.is_file() else {}
+        found = sorted(path for path in mirror.iterdir() if _NAME.fullmatch(path.name))
+        contents = {path.name: path.read_bytes() for path in found}
     if not contents:
         raise InputError(
             f"{mirror or url} holds no files ravel_TYPE_entity_attributes.json", "check ravel.mirror"
@@ -258,7 +255,7 @@ def fetch_tables(
             part.write_bytes(content)
     tables = tables or read_tables(destination)
     manifest = {
-        "origin": origin,
+        "origin": url if mirror is None else "local mirror",
         "types": {
             t.kind: {"entities": len(t.facts), "attributes": t.attributes, "templates": len(t.templates)}
             for t in tables
