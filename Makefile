@@ -21,6 +21,8 @@ SNAKEMAKE_OPTIONS ?=
 # What `make adopt` asks to be up to date, and where `make restore` fetches from, if not from the default.
 TARGETS ?=
 REMOTE ?=
+# What `make audit` asks about: a file, or a file and a line.
+FILE ?= docs/results/figures/ioi_gpt2-embedded_fig4.png
 
 LOCK := envs/requirements.txt
 hash = $(shell cat $(1) | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])")
@@ -38,7 +40,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup figures study bench test test-slurm test-faults lint format report adopt restore clean-results
+.PHONY: help setup figures study bench test test-slurm test-faults lint format report adopt restore audit clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -74,7 +76,7 @@ report: setup ## Snakemake's own report with figures, run times and code: result
 	$(call say,Workflow report)
 	$(SNAKEMAKE) --report results/workflow.html -- all
 
-adopt: setup ## Record a finished run in dvc.lock, if nothing is stale (TARGETS=ioi leaves the rest out)
+adopt: setup ## Record a finished run in DVC and git, if nothing is stale (TARGETS=ioi asks for no more than that)
 	$(if $(CONFIG),$(error DVC versions the study of config/config.yaml: see docs/lineage.md for others))
 	$(call say,Lineage: is the run complete$(comma) then DVC)
 	inversescope adopt $(TARGETS)
@@ -82,6 +84,9 @@ adopt: setup ## Record a finished run in dvc.lock, if nothing is stale (TARGETS=
 restore: setup ## Fetch, check and date what dvc.lock names (REMOTE= a remote's name, a directory or a URL)
 	$(call say,Lineage: pull$(comma) check every byte$(comma) date)
 	inversescope restore $(if $(REMOTE),--remote $(REMOTE))
+
+audit: setup ## Where a result comes from, and what became of that: FILE=results/figures/ioi_gpt2-embedded_fig4.png
+	inversescope audit $(FILE)
 
 bench: setup ## Ratios against TransformerLens, HF generate and faiss: results/bench
 	$(call say,Peers that the benchmarks compare with)
@@ -122,7 +127,7 @@ format: setup ## Rewrite sources in the project's format
 	ruff format .
 	snakefmt Snakefile rules
 
-clean-results: setup ## Remove what the workflow made: data, results, logs and its records
+clean: setup ## Remove what the workflow made: data, results, logs and its records
 	$(call say,Removing everything that the workflow made)
 	$(SNAKEMAKE) --quiet all --delete-all-output -- all study
 	rm -rf logs benchmarks .snakemake

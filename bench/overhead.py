@@ -49,12 +49,6 @@ def jobs_of(root: Path) -> list[Record]:
     return list({record.command: record for record in read_records(root).values() if record.command}.values())
 
 
-def stage_of(record: Record) -> str:
-    """The stage that a job ran."""
-    found = re.search(r"\binversescope (\w+)", record.command)
-    return found[1] if found else ""
-
-
 def made_from(job: Record, records: dict[str, Record]) -> list[str]:
     """Inputs of a job, and what these were made from: a page is told the figures, and reads the tables behind them too."""
     found: dict[str, None] = {}
@@ -132,10 +126,8 @@ def seconds_of_start_up(root: Path, jobs: list[Record], limit: float = LIMIT) ->
     """
     bare, found = bare_interpreter(), {}
     records = read_records(root)
-    for stage in sorted({stage_of(job) for job in jobs} - {""}):
-        shortest = min(
-            (j for j in jobs if stage_of(j) == stage), key=lambda j: (j.ended - j.started, j.output)
-        )
+    for stage in sorted({job.stage for job in jobs} - {""}):
+        shortest = min((j for j in jobs if j.stage == stage), key=lambda j: (j.ended - j.started, j.output))
         with tempfile.TemporaryDirectory(prefix="inversescope-overhead-") as name:
             folder = Path(name) / "study"
             folder.mkdir()
@@ -196,7 +188,7 @@ def measure(
         name = next((root / "benchmarks").glob(benchmark_of(job)), None)
         commands += float(pd.read_csv(name, sep="\t")["s"].iloc[-1]) if name else job.ended - job.started
     start = cores * (min(job.started for job in inside) - began)
-    start_up = sum(start_ups.get(stage_of(job), 0.0) for job in inside)
+    start_up = sum(start_ups.get(job.stage, 0.0) for job in inside)
     commanded = {job.command for job in inside}
     outputs = [record for record in read_records(root).values() if record.command in commanded]
     between = between_jobs(inside, outputs, cores)
@@ -245,7 +237,7 @@ def main() -> int:
     jobs, run = largest_run(Path("."))
     start_ups = seconds_of_start_up(Path("."), jobs)
     for stage, seconds in sorted(start_ups.items(), key=lambda item: -item[1]):
-        count = sum(stage_of(job) == stage for job in jobs)
+        count = sum(job.stage == stage for job in jobs)
         print(f"start-up of {stage:22s} {seconds:6.2f} s, {count:4d} jobs")
     table = measure(Path("."), jobs, run, start_ups, arguments.adopt)
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))

@@ -209,7 +209,8 @@ def _config(arguments: argparse.Namespace) -> None:
 
 def _audit(arguments: argparse.Namespace) -> int:
     """Print a lineage: 0 if all is fine, 1 if something is missing, changed or not reproducible."""
-    from inversescope.lineage.audit import audit, render
+    from inversescope.lineage.audit import audit
+    from inversescope.lineage.render import render
 
     result = audit(arguments.root, arguments.path, arguments.verify, arguments.rerun)
     print(result.to_json() if arguments.json else render(result))
@@ -217,17 +218,20 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 
 def _adopt(arguments: argparse.Namespace) -> None:
-    from inversescope.lineage.records import TARGETS, adopt
+    from inversescope.lineage.adopt import SHOWN, TARGETS, adopt
 
-    names = adopt(arguments.root, arguments.targets or TARGETS)
-    print(f"dvc.lock has {', '.join(names)}; now commit it (git commit dvc.lock) and run dvc push")
+    names, left = adopt(arguments.root, arguments.targets or TARGETS)
+    print(f"dvc.lock has {', '.join(names)}")
+    if left:
+        print(f"of an earlier run: {len(left)} files in {SHOWN}, such as {left[0]}")
+    print(f"now run git add dvc.lock {SHOWN}, git commit and dvc push")
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    from inversescope.lineage.records import restore
+    from inversescope.lineage.adopt import restore
 
-    count, targets = restore(arguments.root, arguments.remote)
-    print(f"{count} files are what dvc.lock says; nothing to be done for {', '.join(targets)}")
+    count = restore(arguments.root, arguments.remote)
+    print(f"{count} files are those of the adopted run; of what it made nothing is to be done")
 
 
 COMMANDS = {
@@ -242,7 +246,9 @@ COMMANDS = {
         ("path", "verify", "rerun", "json", "root"),
         _audit,
     ),
-    "adopt": Command("record a finished run in dvc.lock, if nothing is stale", ("targets", "root"), _adopt),
+    "adopt": Command(
+        "record a finished run in DVC and git, if nothing is stale", ("targets", "root"), _adopt
+    ),
     "restore": Command("fetch, check and date what dvc.lock names", ("remote", "root"), _restore),
 }
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import MODEL, VARIANTS, each, make_target, run
 
 from inversescope.errors import InputError
-from inversescope.lineage.audit import compare
+from inversescope.lineage.rerun import compare
 from inversescope.store import read_activations, save_checkpoint, write_activations, write_json, write_table
 
 Copied = Callable[..., Path]

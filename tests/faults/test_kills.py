@@ -17,8 +17,8 @@ import pytest
 from project import DATA, FILES, command, copy_workflow, environment, run, same_tables
 from studies import MIRRORED, TASK_FILES, TASK_TARGETS, copy_of_tasks
 
-from inversescope.lineage.audit import compare
 from inversescope.lineage.records import read_records
+from inversescope.lineage.rerun import compare
 
 pytestmark = pytest.mark.faults
 
@@ -258,11 +258,7 @@ def test_thirty_kills_lose_nothing(undisturbed: Path, tmp_path: Path) -> None:
 def made_by(folder: Path, stages: dict[str, int]) -> list[str]:
     """Outputs of stages; rules that are made in a loop begin with the stage's name."""
     records = read_records(folder)
-    return [
-        output
-        for output, record in records.items()
-        if any(record.rule == stage or record.rule.startswith(f"{stage}_") for stage in stages)
-    ]
+    return [output for output, record in records.items() if record.stage in stages]
 
 
 def test_kills_of_what_other_studies_bring_in(undisturbed_tasks: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lineage on a finished tiny study: adopted, pushed, restored, audited; and what must be noticed."""
+"""Lineage on a finished study: adopted, pushed, restored, audited; and what must be noticed."""
 
 from __future__ import annotations
 
@@ -8,55 +8,50 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from project import MODEL, RESULTS, ROOT, copy_workflow, environment
 
 from inversescope.cli import main
 from inversescope.config import merge
 from inversescope.errors import InputError, neutral
-from inversescope.lineage.audit import audit, compare, render
-from inversescope.lineage.records import Versions, adopt, restore, stale
+from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
+from inversescope.lineage.audit import audit
+from inversescope.lineage.dvc import Store
+from inversescope.lineage.records import ADOPTED, adopted_records, snakemake_records
+from inversescope.lineage.render import render
+from inversescope.lineage.rerun import compare
+from inversescope.lineage.stale import stale
 from inversescope.store import read_table
 
-ROOT = Path(__file__).parents[2]
-RESULTS = "results/ioi/gpt2-embedded"
-FIGURE = "results/figures/ioi_gpt2-embedded_fig4.png"
-TRACKED = (".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml")
-# Of IOI alone, which is all that the tiny configuration has.
-STAGES = {
-    "prompts",
-    "targets",
-    "activations",
-    "exact",
-    "generators",
-    "samples",
-    "inversionview",
-    "estimates",
-    "tables",
-    "figures",
-    "causes",
-    "frontier",
-    "study",
-    "report",
-    "records",
-}
-# What all stages of IOI but the last are behind.
-ENDS = ("report", "study@ioi", "frontier@ioi")
+FIGURE = f"results/figures/ioi_{MODEL}_fig4.png"
+TABLE = f"results/tables/ioi_{MODEL}_table1.csv"
+PROMPTS = "data/ioi/prompts/test.parquet"
+STAGES = {"prompts@ioi", "experiment@ioi", "figures"}
 
 
 def shell(root: Path, *command: str) -> str:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(root / "src"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-    }
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command,
+        cwd=root,
+        env=environment(root, GIT_CONFIG_GLOBAL=os.devnull),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
     return done.stdout + done.stderr
+
+
+def snakemake(root: Path, *arguments: str) -> str:
+    return shell(root, sys.executable, "-m", "snakemake", "--cores", "1", *arguments)
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    return shell(root, sys.executable, "-m", "dvc", *arguments)
 
 
 def commit(root: Path, message: str) -> None:
@@ -69,7 +64,21 @@ def edit_config(root: Path, delta: dict[str, Any]) -> None:
     file.write_text(yaml.safe_dump(merge(yaml.safe_load(file.read_text()), delta), sort_keys=False))
 
 
-PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs", *TRACKED)
+def keep_one_experiment(root: Path) -> None:
+    """Lineage of the smallest study alone, as docs/lineage.md says: its experiment is named in dvc.yaml, the others are not."""
+    pipeline = yaml.safe_load((root / "dvc.yaml").read_text())
+    (experiments,) = [lists["experiments"] for lists in pipeline["vars"] if "experiments" in lists]
+    others = {f"results/{about['task']}" for about in experiments.values()} - {"results/ioi"}
+    others |= {"data/ravel", "results/studies.html"}
+    for name in set(experiments) - {"ioi"}:
+        del experiments[name]
+    experiments["ioi"]["model"] = MODEL
+    stages = pipeline["stages"]
+    del stages["ravel"]
+    stages["prompts"]["foreach"] = ["ioi"]
+    stages["figures"]["deps"] = [dep for dep in stages["figures"]["deps"] if dep not in others]
+    stages["figures"]["outs"] = [out for out in stages["figures"]["outs"] if not others & set(out)]
+    (root / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
 
 
 def write_placeholder(root: Path, path: str) -> None:
@@ -78,10 +87,12 @@ def write_placeholder(root: Path, path: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     text = f"{path}\n"
     if path.startswith(f"{RESULTS}/fcr"):
-        sites = (
-            [file.stem] if file.parent.name == "fcr" else ["L0H0", "L0H1", "L1H0", "L1H1", "L1.resid_post"]
-        )
+        sites = [file.stem] if file.parent.name == "fcr" else ["L1H0", "L1H1", "L1.resid_post"]
         text = "site,note,fcr\n" + "".join(f"{site},,0.5\n" for site in sites)
+    elif path == TABLE:
+        text = "site,text\nL1H1,one\nL1H0,two\n"
+    elif path.endswith("fig4.csv"):
+        text = "x" * (MAX_TABLE + 1)
     elif path.endswith("target.json"):
         text = '{"candidate": "s3", "seed": 7}\n'
     file.write_text(text)
@@ -90,32 +101,26 @@ def write_placeholder(root: Path, path: str) -> None:
 @pytest.fixture(scope="module")
 def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study that has run, as far as Snakemake's records say, with placeholders for all but a prompt file: adopted and pushed."""
-    root = tmp_path_factory.mktemp("adopted") / "clone"
-    root.mkdir()
-    for part in PARTS:
-        if (ROOT / part).is_dir():
-            shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / part, root)
-    (root / ".dvc").mkdir()
-    for name in ("config", ".gitignore"):
-        shutil.copy(ROOT / ".dvc" / name, root / ".dvc")
-    edit_config(root, yaml.safe_load((root / "config/test/tiny.yaml").read_text()))
+    root = copy_workflow(tmp_path_factory.mktemp("adopted") / "clone")
+    for name in (".gitignore", ".gitattributes", ".dvcignore", "dvc.yaml", ".dvc/config", ".dvc/.gitignore"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    edit_config(root, yaml.safe_load((root / "config/test/smallest.yaml").read_text()))
+    keep_one_experiment(root)
     shell(root, "git", "init", "-q", "-b", "main")
-    summary = shell(root, sys.executable, "-m", "snakemake", "--summary", "ioi", "study")
+    commit(root, "The workflow")
+    summary = snakemake(root, "--summary", "all")
     outputs = [line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))]
-    assert len(outputs) > 200
+    assert len(outputs) > 100
     for output in outputs:
         write_placeholder(root, output)
-    shell(root, *f"inversescope make_prompts --model gpt2-embedded --split test --root {root}".split())
-    shell(
-        root, *f"{sys.executable} -m snakemake --cores 1 --touch --forceall --quiet all -- ioi study".split()
-    )
-    commit(root, "The study")
-    names = adopt(root)
-    assert {name.partition("@")[0] for name in names} == STAGES
+    shell(root, *f"inversescope make_prompts --model {MODEL} --split test --root {root}".split())
+    snakemake(root, "--touch", "--forceall", "--quiet", "all", "--", "all")
+    assert shell(root, "git", "status", "--porcelain") == ""
+    names, left = adopt(root)
+    assert set(names) == STAGES and not left
     commit(root, "Adopt the run")
-    shell(root, sys.executable, "-m", "dvc", "push", "-q")
+    dvc(root, "push", "-q")
     assert (root.parent / "inversescope-store").is_dir()
     return root
 
@@ -132,44 +137,61 @@ def restored(adopted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh clone, restored from the directory that was pushed to."""
     base = tmp_path_factory.mktemp("restored")
     shell(base, "git", "clone", "-q", str(adopted), "clone")
-    count, targets = restore(base / "clone", str(adopted.parent / "inversescope-store"))
-    assert count > 200 and {"activations_ioi", "ioi", "study_ioi"} < set(targets)
+    assert restore(base / "clone", str(adopted.parent / "inversescope-store")) > 100
     return base / "clone"
 
 
 # -------------------------------------------------------------------------------------------------------------- adopt, restore
 def nothing_for_dvc(root: Path) -> None:
-    assert "up to date" in shell(root, sys.executable, "-m", "dvc", "status", "--with-deps", *ENDS)
-    assert "up to date" in shell(root, sys.executable, "-m", "dvc", "status", "records")
+    assert "up to date" in dvc(root, "status")
 
 
 def test_adopting_leaves_nothing_for_dvc_to_do(adopted: Path) -> None:
     nothing_for_dvc(adopted)
-    recorded = Versions(adopted).recorded
-    for path in (
-        "data/ioi/prompts/test.parquet",
-        f"{RESULTS}/fcr.csv",
-        f"{RESULTS}/cells/L0H0.parquet",
-        FIGURE,
-    ):
-        assert len(recorded[path]) == 32
-    variant = "data/ioi/gpt2-embedded/checkpoints/inversescope/{}/model.safetensors"
-    assert variant.format("paper") in recorded and variant.format("default_sparse_own") in recorded
+    records = adopted_records(adopted)
+    assert set(records) == set(snakemake_records(adopted))
+    for path, record in records.items():
+        assert Store(adopted).state(path, record.md5, verify=True) == "unchanged", path
+        assert abs((adopted / path).stat().st_mtime - record.ended) < 0.01
+    lock = (adopted / "dvc.lock").read_text().splitlines()
+    assert len(lock) < 200
+
+
+def test_git_holds_copies_of_figures_and_small_tables(adopted: Path) -> None:
+    held = shell(adopted, "git", "ls-files", "docs/results").split()
+    assert {Path(file).suffix for file in held if "/figures/" in file} == {".png", ".csv"}
+    assert {Path(file).suffix for file in held if "/tables/" in file} == {".csv", ".md"}
+    assert ADOPTED in held and f"docs/{FIGURE}" in held and f"docs/{TABLE}" in held
+    assert f"docs/{FIGURE}".replace(".png", ".csv") not in held, "too large"
+    assert (adopted / "docs" / FIGURE).read_bytes() == (adopted / FIGURE).read_bytes()
+    assert not shell(adopted, "git", "ls-files", "data", "results")
+
+
+def test_what_git_holds_is_not_taken_for_computed(adopted: Path, tmp_path: Path) -> None:
+    """In an archive of the sources, where all files are equally old, the whole study is planned, also after an edit."""
+    shell(adopted, "git", "archive", "--output", str(tmp_path / "sources.tar"), "HEAD")
+    root = tmp_path / "sources"
+    with tarfile.open(tmp_path / "sources.tar") as archive:
+        archive.extractall(root, filter="data")
+    jobs = len({record.command for record in adopted_records(adopted).values()})
+    for edit in ({}, {"kernel": {"epsilon": 0.2, "epsilons": [0.2]}}):
+        edit_config(root, edit)
+        for file in root.rglob("*"):
+            os.utime(file, (1e9, 1e9))
+        planned = snakemake(root, "--dry-run", "--quiet", "rules", "--", "all")
+        assert set(re.findall(r"^total +(\d+)$", planned, flags=re.M)) == {str(jobs + 1)}, "and the target"
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_adopting_keeps_the_times_of_files_with_hard_links(
+def test_adopting_does_not_touch_what_was_made(
     adopted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
-    """As of a study that was copied by `cp -l`: DVC puts files of its own in their place."""
+    """Nor files with hard links, as of a study that was copied by `cp -l`; dvc.lock stays if DVC fails."""
     root = tmp_path / "study"
     shutil.copytree(adopted, root, symlinks=True)
-    # One that `ioi` needs, and one of the study over variants in a folder that both have files in.
-    study = sorted((root / "data/ioi").rglob("*_s0_*/model.safetensors"))[0]
-    linked = [root / "data/ioi/prompts/train.parquet", study]
-    before = [(file.stat().st_ino, file.stat().st_mtime_ns) for file in linked]
-    for k, file in enumerate(linked):
-        os.link(file, tmp_path / f"link{k}")
+    file = root / "data/ioi/prompts/train.parquet"
+    os.link(file, tmp_path / "link")
+    before, lock = file.stat(), (root / "dvc.lock").read_bytes()
     if fails:
 
         def full(*arguments: object, **options: object) -> None:
@@ -177,17 +199,17 @@ def test_adopting_keeps_the_times_of_files_with_hard_links(
 
         monkeypatch.setattr("dvc.dvcfile.ProjectFile.dump_stages", full)
         with pytest.raises(OSError):
-            adopt(root, ["ioi"])
+            adopt(root)
     else:
-        adopt(root, ["ioi"])
+        adopt(root)
         nothing_for_dvc(root)
-    for file, (inode, time) in zip(linked, before, strict=True):
-        assert file.stat().st_ino != inode and file.stat().st_mtime_ns == time, file
-    assert "Nothing to be done" in shell(root, sys.executable, "-m", "snakemake", "-n", "all", "study")
+    after = file.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert (root / "dvc.lock").read_bytes() == lock
 
 
 def test_a_stale_run_is_not_adopted(adopted: Path) -> None:
-    lock = (adopted / "dvc.lock").read_bytes()
+    kept = {name: (adopted / name).read_bytes() for name in ("dvc.lock", ADOPTED)}
     original = (adopted / "config/config.yaml").read_text()
     edit_config(adopted, {"fcr": {"mcmc_evaluations": 7}})
     try:
@@ -197,7 +219,7 @@ def test_a_stale_run_is_not_adopted(adopted: Path) -> None:
             adopt(adopted)
     finally:
         (adopted / "config/config.yaml").write_text(original)
-    assert (adopted / "dvc.lock").read_bytes() == lock
+    assert kept == {name: (adopted / name).read_bytes() for name in kept}
 
 
 def test_a_run_that_goes_on_is_not_adopted(adopted: Path) -> None:
@@ -212,29 +234,21 @@ def test_a_run_that_goes_on_is_not_adopted(adopted: Path) -> None:
 
 
 def test_after_restoring_nothing_is_to_be_done(restored: Path) -> None:
-    output = shell(restored, sys.executable, "-m", "snakemake", "-n", "--", "all", "study")
-    assert "Nothing to be done" in output
+    assert "Nothing to be done" in snakemake(restored, "-n", "--", "all")
     nothing_for_dvc(restored)
+    assert shell(restored, "git", "status", "--porcelain") == ""
 
 
 # After restoring: the edited key, rules that rerun, and no others; a loop's rules by their stage.
-AFTER_ESTIMATES = {
-    "estimate_fcr",
-    "estimate_variants",
-    "collect_tables",
-    "collect_study",
-    "collect_frontier",
-    "draw_exact",
-}
-DRAWN = {"plot_figures", "plot_study", "plot_frontier", "make_report"}
+AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_report"}
 EDITS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "confidence of intervals": (
         {"fcr": {"confidence": 0.9}},
-        {"check_causes", "plot_causes"} | AFTER_ESTIMATES | DRAWN,
+        {"check_causes", "plot_causes"} | AFTER_ESTIMATES,
     ),
     "evaluations a chain": (
         {"fcr": {"mcmc_evaluations": 7}},
-        {"run_mcmc"} | AFTER_ESTIMATES | DRAWN,
+        {"run_mcmc"} | AFTER_ESTIMATES,
     ),
     "a description": ({"variants": {"default": {"change": "nothing"}}}, set()),
 }
@@ -249,7 +263,7 @@ def test_after_restoring_an_edit_reruns_its_dependants_alone(restored: Path, edi
         rules = {s.rule for s in stale(restored, ["all", "study"])}
     finally:
         (restored / "config/config.yaml").write_text(original)
-    assert {re.sub(r"_ioi_gpt2_embedded.*", "", rule) for rule in rules} == expected
+    assert {re.sub(rf"_ioi_{MODEL}.*", "", rule) for rule in rules} == expected
 
 
 def test_code_that_was_edited_since_is_not_blessed(clone: Path, adopted: Path) -> None:
@@ -262,7 +276,7 @@ def test_code_that_was_edited_since_is_not_blessed(clone: Path, adopted: Path) -
 def test_a_flipped_byte_in_the_remote_is_not_restored(clone: Path, adopted: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(adopted.parent / "inversescope-store", store)
-    md5 = Versions(adopted).recorded["data/ioi/prompts/train.parquet"]
+    md5 = adopted_records(adopted)["data/ioi/prompts/train.parquet"].md5
     flip(store / "files/md5" / md5[:2] / md5[2:])
     with pytest.raises(InputError, match="fetch|after the pull"):
         restore(clone, str(store))
@@ -278,13 +292,12 @@ def test_restoring_needs_a_lock_and_a_remote(clone: Path) -> None:
 
 
 def test_dvc_repro_records_what_adopting_does(adopted: Path, tmp_path: Path) -> None:
-    """DVC runs every stage through Snakemake, which finds nothing to do; dvc.lock is then the same, byte for byte."""
+    """DVC runs every stage through Snakemake, which finds nothing to do; dvc.lock is then the same."""
     root = tmp_path / "repro"
     shutil.copytree(adopted, root, ignore=shutil.ignore_patterns("cache", "tmp"))
     (root / "dvc.lock").unlink()
-    output = shell(root, sys.executable, "-m", "dvc", "repro", *ENDS)
-    assert output.count("Nothing to be done") == len(STAGES - {"records"})
-    shell(root, sys.executable, "-m", "dvc", "repro", "--single-item", "records")
+    ran = re.findall(r"^(?:local)?rule (\w+):", dvc(root, "repro"), flags=re.M)
+    assert set(ran) <= {"study"}, "a target, which is empty here"
     assert yaml.safe_load((root / "dvc.lock").read_text()) == yaml.safe_load(
         (adopted / "dvc.lock").read_text()
     )
@@ -303,7 +316,7 @@ def flip(file: Path) -> None:
 
 def test_a_figure_is_traced_to_data_model_and_seed(adopted: Path) -> None:
     found = audit(adopted, FIGURE)
-    assert found.fine and found.source == "snakemake" and found.state == "unchanged"
+    assert found.fine and found.state == "unchanged"
     assert next(iter(found.nodes)) == "plot_figures"
     whole = {
         "make_prompts",
@@ -319,15 +332,17 @@ def test_a_figure_is_traced_to_data_model_and_seed(adopted: Path) -> None:
     assert "collect_study" not in found.nodes
     text = render(found)
     for words in (
-        "data set: draws from the prior of ioi, by seed 0",
-        "target model gpt2-embedded: source trained",
+        "data set ioi: draws from its prior, by seed 0",
+        f"target model {MODEL}: source trained, candidate s3, seed 7",
     ):
         assert words in text
     assert found.nodes["compute_exact"].config["kernel.distance"] == "cosine"
     assert found.nodes["compute_exact"].code["src/inversescope/fcr/estimators.py"].startswith("sha256:")
     commit_now = shell(adopted, "git", "rev-parse", "--short", "HEAD").strip()
     assert f"git commit {commit_now}" in text and f"dvc.lock of {commit_now}" in text
-    assert all(f["hash"].startswith(("md5:", "git:")) for n in found.nodes.values() for f in n.files)
+    assert all(len(f["hash"]) == 32 for node in found.nodes.values() for f in node.files)
+    copy = audit(adopted, f"docs/{FIGURE}")
+    assert copy.fine and copy.hash == found.hash and copy.nodes == found.nodes
 
 
 def test_one_number_is_traced_by_way_of_its_row(adopted: Path) -> None:
@@ -335,9 +350,11 @@ def test_one_number_is_traced_by_way_of_its_row(adopted: Path) -> None:
     number = next(i for i, line in enumerate(lines, 1) if line.startswith("L1H1,"))
     found = audit(adopted, f"{RESULTS}/fcr.csv:{number}")
     assert found.fine and found.row["site"] == "L1H1"
-    assert found.row_from == f"{RESULTS}/fcr/L1H1.csv"
-    assert [f["path"] for f in found.nodes["compute_exact"].files] == [f"{RESULTS}/exact/L1H1.parquet"]
+    assert found.row_from == str(RESULTS / "fcr/L1H1.csv")
+    assert [f["path"] for f in found.nodes["compute_exact"].files] == [str(RESULTS / "exact/L1H1.parquet")]
     assert len(audit(adopted, f"{RESULTS}/fcr.csv").nodes["compute_exact"].files) > 1
+    copy = audit(adopted, f"docs/{TABLE}:3")
+    assert copy.fine and copy.row == {"site": "L1H0", "text": "two"} and "plot_figures" in copy.nodes
 
 
 def test_the_command_prints_json_and_needs_no_torch(adopted: Path) -> None:
@@ -352,38 +369,37 @@ def test_the_command_prints_json_and_needs_no_torch(adopted: Path) -> None:
 def test_a_table_cut_between_two_lines_is_found_by_its_hash_alone(adopted: Path, tmp_path: Path) -> None:
     root = tmp_path / "cut"
     shutil.copytree(adopted, root)
-    path = f"{RESULTS}/fcr/L0H0.csv"
+    path = f"{RESULTS}/fcr/L1H0.csv"
     lines = (root / path).read_text().splitlines(keepends=True)
     (root / path).unlink()  # not through a link to the cache
     (root / path).write_text("".join(lines[: len(lines) // 2]))
     assert len(read_table(root / path)) == len(lines) // 2 - 1  # reads as a table
-    assert main(["audit", path, "--verify", "--root", str(root)]) == 1
+    assert main(["audit", path, "--root", str(root)]) == 1
 
 
 def test_a_flipped_byte_is_found_though_size_and_time_are_the_same(adopted: Path, tmp_path: Path) -> None:
     root = tmp_path / "flipped"
     shutil.copytree(adopted, root)
-    path = f"{RESULTS}/cells/L0H0.parquet"
-    (md5,) = (Versions(root).recorded[path],)
+    path = f"{RESULTS}/cells/L1H0.parquet"
+    md5 = adopted_records(root)[path].md5
     flip(root / path)
     flip(root / ".dvc/cache/files/md5" / md5[:2] / md5[2:])
-    found = audit(root, f"{RESULTS}/cells/L0H0.parquet", verify=True)
+    found = audit(root, path, verify=True)
     assert found.state == "changed" and not found.fine
     assert [Path(p).name for p in found.damaged_objects] == [md5[2:]]
     assert "CHANGED" in render(found) and "DAMAGED" in render(found)
-    assert main(["audit", path, "--verify", "--root", str(root)]) == 1
 
 
 def test_every_large_file_is_hashed_only_when_asked(adopted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With files counted as large, DVC's database answers, and misses the flipped byte; --verify does not."""
-    path = "data/ioi/prompts/test.parquet"
-    monkeypatch.setattr("inversescope.lineage.records.SMALL", 0)
+    path, md5 = PROMPTS, adopted_records(adopted)[PROMPTS].md5
+    monkeypatch.setattr("inversescope.lineage.dvc.SMALL", 0)
     original = (adopted / path).read_bytes()
     stat = (adopted / path).stat()
     flip(adopted / path)
     try:
-        assert Versions(adopted).state(path, verify=False) == "unchanged"
-        assert Versions(adopted).state(path, verify=True) == "changed"
+        assert Store(adopted).state(path, md5, verify=False) == "unchanged"
+        assert Store(adopted).state(path, md5, verify=True) == "changed"
     finally:
         (adopted / path).write_bytes(original)
         os.utime(adopted / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -392,24 +408,24 @@ def test_every_large_file_is_hashed_only_when_asked(adopted: Path, monkeypatch: 
 def test_missing_files_edited_values_and_edited_code_are_told(adopted: Path, tmp_path: Path) -> None:
     root = tmp_path / "changed"
     shutil.copytree(adopted, root)
-    (root / RESULTS / "exact/L0H0.parquet").unlink()
+    (root / RESULTS / "exact/L1H0.parquet").unlink()
     edit_config(root, {"fcr": {"mcmc_evaluations": 7}})
     source = root / "src/inversescope/kernel/kernel.py"
     source.write_text(source.read_text() + "\n# edited\n")
     found = audit(root, FIGURE)
     assert not found.fine and not found.nodes["compute_exact"].present
     why = {name: "; ".join(node.why) for name, node in found.nodes.items()}
-    assert "exact/L0H0.parquet is missing" in why["estimate_fcr"]
-    assert "configuration fcr.mcmc_evaluations was 10, now 7" in why["run_mcmc"]
+    assert "exact/L1H0.parquet is missing" in why["estimate_fcr"]
+    assert "configuration fcr.mcmc_evaluations was 8, now 7" in why["run_mcmc"]
     assert "src/inversescope/kernel/kernel.py is not what it was" in why["compute_exact"]
     assert found.nodes["make_prompts"].fine and found.nodes["train_target"].fine
-    assert "exact/L0H0.parquet  missing" in render(found)
+    assert re.search(r"exact/L1H0.parquet  md5:\w{32}  missing", render(found))
     assert "uncommitted edits" in render(found)
     assert main(["audit", FIGURE, "--root", str(root)]) == 1
 
 
 def test_a_node_is_recomputed_and_compared(adopted: Path) -> None:
-    path = "data/ioi/prompts/test.parquet"
+    path = PROMPTS
     found = audit(adopted, FIGURE, rerun=path)
     assert found.rerun == {path: "identical"} and found.fine
     original = (adopted / path).read_bytes()
@@ -418,7 +434,7 @@ def test_a_node_is_recomputed_and_compared(adopted: Path) -> None:
         assert audit(adopted, path, rerun=path).rerun == {path: "different"}
     finally:
         (adopted / path).write_bytes(original)
-    with pytest.raises(InputError, match="compute_exact stands for 5 recorded jobs"):
+    with pytest.raises(InputError, match="compute_exact stands for 3 recorded jobs"):
         audit(adopted, FIGURE, rerun="compute_exact")
     with pytest.raises(InputError, match="elsewhere is not a recorded job"):
         audit(adopted, FIGURE, rerun="elsewhere")
@@ -443,18 +459,29 @@ def test_measured_times_are_no_difference(tmp_path: Path) -> None:
     assert compare(files[0], tmp_path / "none") == "missing"
 
 
-def test_a_fresh_clone_is_traced_by_the_stages_of_dvc(clone: Path) -> None:
-    found = audit(clone, f"{RESULTS}/fcr.csv")
-    assert found.source == "dvc.lock" and found.state == "unchanged" and not found.fine
-    assert {name.partition("@")[0] for name in found.nodes} == {
-        "tables", "estimates", "samples", "exact", "generators", "activations", "targets", "prompts"
-    }  # fmt: skip
-    assert found.nodes["tables@ioi"].present and not found.nodes["prompts@ioi"].present
-    assert found.nodes["prompts@ioi"].files[0]["hash"].startswith("md5:")
-    assert found.nodes["generators@ioi"].config["seed"] == 0
+def test_a_fresh_clone_knows_every_job(clone: Path, adopted: Path) -> None:
+    """Git holds the records; of the files, only the copies are there."""
+    found, whole = audit(clone, f"docs/{FIGURE}"), audit(adopted, FIGURE)
+    assert found.state == "unchanged" and not found.fine and found.hash == whole.hash
+    assert set(found.nodes) == set(whole.nodes) and not found.nodes["make_prompts"].present
+    for name, node in found.nodes.items():
+        assert node.commands == whole.nodes[name].commands and node.code == whole.nodes[name].code
+        assert [(f["path"], f["hash"]) for f in node.files] == [
+            (f["path"], f["hash"]) for f in whole.nodes[name].files
+        ]
     text = render(found)
     assert "make restore" in text and "MISSING" in text
-    assert main(["audit", f"{RESULTS}/fcr.csv", "--root", str(clone)]) == 1
+    assert main(["audit", f"docs/{FIGURE}", "--root", str(clone)]) == 1
+    flip(clone / "docs" / FIGURE)
+    assert audit(clone, f"docs/{FIGURE}").state == "changed"
+
+
+def test_what_ran_since_is_told_from_what_was_adopted(adopted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "since"
+    shutil.copytree(adopted, root)
+    (root / ADOPTED).unlink()
+    found = audit(root, FIGURE)
+    assert found.state == "unrecorded" and not found.fine and found.nodes["compute_exact"].reproducible
 
 
 def test_an_audit_of_the_restored_study_is_that_of_the_adopted(restored: Path, adopted: Path) -> None:
@@ -488,14 +515,18 @@ def test_a_bad_question_is_one_clear_error(
     assert line.startswith("error: ") and BAD[what] in line
 
 
-def test_without_a_lock_or_a_whole_record_there_is_one_clear_error(clone: Path, adopted: Path) -> None:
+def test_a_damaged_record_is_one_clear_error(clone: Path) -> None:
     folder = clone / ".snakemake/metadata"
     folder.mkdir(parents=True)
     (folder / "QQ==").write_text("{")
     with pytest.raises(InputError, match="QQ== is not a record of Snakemake.*make restore"):
         audit(clone, FIGURE)
-    (clone / "dvc.lock").unlink()
-    with pytest.raises(InputError, match="no run has been adopted.*make adopt"):
+    shutil.rmtree(folder)
+    (clone / ADOPTED).write_bytes(b"x")
+    with pytest.raises(InputError, match="jobs.json.xz cannot be read.*restore it from git"):
+        audit(clone, FIGURE)
+    (clone / ADOPTED).unlink()
+    with pytest.raises(InputError, match="no recorded job.*make adopt"):
         audit(clone, FIGURE)
 
 

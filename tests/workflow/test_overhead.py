@@ -14,7 +14,7 @@ from bench.overhead import between_jobs, linked, profile
 
 
 def job(output: str, started: float, ended: float, *inputs: str) -> Record:
-    return Record(output, "rule", inputs, f"inversescope {output}", {}, {}, started, ended)
+    return Record(output, inputs, f"inversescope {output}", {}, {}, started, ended)
 
 
 def test_a_free_core_waits_for_snakemake_only_once_inputs_are_there() -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from inversescope.cli import STAGES
 from inversescope.config import Config, ExperimentConfig, load_config
-from inversescope.lineage.records import CONFIG_FILE, RECORDS, Record, configured, read_records
+from inversescope.lineage.records import CONFIG_FILE, configured, read_records
 from inversescope.sites import expand_sites
 from inversescope.workflow.plan import Plan
 
@@ -460,137 +460,70 @@ def below(path: str, folders: Iterable[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-# Sections of the configuration behind what the rules derive from it.
-DERIVED = {
-    "variant": {"variants"},
-    "studied": {"studied_variants"},
-    "epsilons": {"kernel", "variants"},
-    "settings": {"sampling", "variants"},
-    "n_train": {"experiments"},
-    "n_test": {"experiments"},
-    "n_val": {"experiments"},
-    "n_reference": {"experiments"},
-    "sites": {"experiments"},
-    "patched": {"experiments"},
-    "representative": {"experiments"},
-}
-# Sections that decide which jobs there are, whatever these use.
-LISTS = {"experiments", "studied_variants", "study_variants"}
-CODE = {"Snakefile", "rules", "src/inversescope"}
+CODE = {"Snakefile", "rules", "src/inversescope", CONFIG_FILE}
 
 
 def test_a_finished_study_is_by_its_configuration(everything: Path) -> None:
     """What each job recorded of the configuration is what lineage derives from it, of all rules of all tasks."""
     config = load_config([everything / "config/config.yaml"])
     records = {record.command: record for record in read_records(everything).values()}
-    assert len({record.rule for record in records.values()}) > 40
+    assert len({record.stage for record in records.values()}) > 25
     for record in records.values():
-        assert record.used, record.rule
+        assert record.used, record.stage
         for key, (recorded, present) in configured(config, record).items():
-            assert recorded == present, f"{record.rule}: {key}"
+            assert recorded == present, f"{record.stage}: {key}"
 
 
 def test_dvc_agrees_with_snakemake(everything: Path) -> None:
-    """Stages, outputs, dependencies and parameters of dvc.yaml against the jobs that Snakemake recorded for all studies."""
+    """Outputs, dependencies and commands of dvc.yaml against the jobs that Snakemake recorded for all studies."""
     records = read_records(everything)
-    jobs_of: dict[str, list[Record]] = {}
-    for record in records.values():
-        jobs_of.setdefault(record.command, []).append(record)
-    models = load_config([everything / "config/config.yaml"]).models
     stages = dvc_stages(everything)
-    last = stages.pop("records")
-    assert [relative(everything, out) for out in last.outs] == [RECORDS], (
-        "Snakemake's records travel with the data"
-    )
+    outs = {name: [relative(everything, out) for out in stage.outs] for name, stage in stages.items()}
+    needs = {name: [relative(everything, dep) for dep in stage.deps] for name, stage in stages.items()}
+    homes = {file: [name for name in stages if below(file, outs[name])] for file in records}
+    wrong = {file: names for file, names in homes.items() if len(names) != 1}
+    assert not wrong, f"in no stage or in several: {list(wrong.items())[:3]}"
+    home = {file: names[0] for file, names in homes.items()}
+
+    read: dict[str, set[str]] = {name: set(CODE) for name in stages}
+    for file, record in records.items():
+        for needed in record.inputs:
+            found = {dep for dep in needs[home[file]] if below(needed, [dep])}
+            assert found or home.get(needed) == home[file], (
+                f"{home[file]}: {needed} is read, but no dependency"
+            )
+            read[home[file]] |= found
+    for name in stages:
+        assert set(needs[name]) == read[name], f"{name}: no job reads {sorted(set(needs[name]) - read[name])}"
+        for out in outs[name]:
+            assert any(below(file, [out]) for file in records), f"{name}: no job writes {out}"
 
     targets = {name: str(stage.cmd).partition(" -- ")[2].split() for name, stage in stages.items()}
-    asked = sorted({t for words in targets.values() for t in words})
+    asked = sorted({target for words in targets.values() for target in words})
     dry = snakemake(everything, "--dry-run", "--forceall", "--", *asked)
     wanted = dict(re.findall(r"^(?:local)?rule (\w+):\n +input: (.*)$", dry, flags=re.M))
-    assert set(wanted) >= set(asked)
-
-    def made(files: Iterable[str]) -> set[str]:
-        """All that must be made for some files, with what the same jobs write besides."""
-        found: set[str] = set()
-        pending = list(files)
+    together: dict[str, set[str]] = {}
+    for record in records.values():
+        together.setdefault(record.command, set()).add(record.output)
+    for name, words in targets.items():
+        pending = [file for word in words for file in wanted[word].split(", ")]
+        made: set[str] = set()
         while pending:
             file = pending.pop()
-            if file in records and file not in found:
-                found |= {record.output for record in jobs_of[records[file].command]}
+            if file in records and file not in made:
+                made |= together[records[file].command]
                 pending += records[file].inputs
-        return found
+        lost = {file for file in records if home[file] == name} - made
+        assert not lost, f"{name}: its command does not make {sorted(lost)[:3]}"
 
-    whole = {name: made(f for t in words for f in wanted[t].split(", ")) for name, words in targets.items()}
-    outs = {name: [relative(everything, out) for out in stage.outs] for name, stage in stages.items()}
-    needs = {
-        name: [relative(everything, dep) for dep in stage.deps if not getattr(dep, "params", None)]
-        for name, stage in stages.items()
-    }
-    before = {
-        name: {
-            other
-            for other in stages
-            if other != name and any(overlap(o, d) for o in outs[other] for d in needs[name])
-        }
-        for name in stages
-    }
-    ancestors = {name: closure(name, before) for name in stages}
-    own = {name: whole[name] - set().union(*(whole[a] for a in ancestors[name])) for name in stages}
-    without = set(records) - set().union(*own.values())
-    assert not without, f"made by no stage: {sorted(without)[:3]}"
-    stage_of = {file: name for name in stages for file in own[name]}
-    shared = [file for name in stages for file in own[name] if stage_of[file] != name]
-    assert not shared, f"made by two stages: {sorted(shared)[:3]}"
 
-    ignored = subprocess.run(
-        ["git", "check-ignore", "--no-index", "--stdin"],
-        cwd=ROOT,
-        input="\n".join(records),
-        text=True,
-        capture_output=True,
-    ).stdout.split()
-    assert len(ignored) > 100
-    for name in stages:
-        assert own[name], name
-        for out in outs[name]:
-            inside = {file for file in records if below(file, [out])}
-            assert inside and inside <= own[name], f"{name}: {out} holds files of other stages, or none"
-        lost = {file for file in own[name] if not below(file, outs[name])} & set(ignored)
-        assert not lost, f"{name}: neither DVC nor git has {sorted(lost)[:3]}"
-
-        assert set(needs[name]) >= CODE
-        read = {file for output in own[name] for file in records[output].inputs} - own[name]
-        for file in read:
-            siblings = [r.output for r in jobs_of[records[file].command]] if file in records else [file]
-            assert any(below(s, needs[name]) for s in siblings), f"{name}: {file} is read, but no dependency"
-        for need in set(needs[name]) - CODE - {CONFIG_FILE}:
-            assert any(below(file, [need]) for file in read), f"{name}: no job reads {need}"
-
-        used = set().union(
-            *(
-                {"models"} if k in models else DERIVED.get(k, {k.partition("/")[0]})
-                for o in own[name]
-                for k in records[o].used
-            )
-        )
-        listed = {
-            key.partition(".")[0] for dep in stages[name].deps for key in getattr(dep, "params", None) or ()
-        }
-        if CONFIG_FILE in needs[name]:
-            # The whole file in place of a section that would swell dvc.lock.
-            used.discard("variants")
-        assert used <= listed, f"{name}: params lack {sorted(used - listed)}"
-        assert "experiments" in listed, (
-            f"{name}: params lack the experiment, which may have settings of its own"
-        )
-        assert listed <= used | LISTS, f"{name}: no job uses {sorted(listed - used)}"
-    drawn = {file for name in stages for file in outs[name] if file.startswith("results/figures/")}
-    assert drawn == {file for file in records if file.startswith("results/figures/")}, (
-        "a line for each figure"
-    )
-    taken_after = [relative(everything, dep) for dep in last.deps]
-    direct = {name for name in stages if any(overlap(o, d) for o in outs[name] for d in taken_after)}
-    assert direct.union(*(ancestors[name] for name in direct)) == set(stages), "the records come last"
+def test_git_ignores_what_a_run_writes(everything: Path) -> None:
+    """So that `git status` is clean after it, and no file of git is taken for an output."""
+    command = ["git", "check-ignore", "--no-index", "--stdin"]
+    files = "\n".join(read_records(everything))
+    ignored = subprocess.run(command, cwd=ROOT, input=files, text=True, capture_output=True).stdout
+    assert ignored.split() == files.split()
+    assert not [file for file in ("dvc.lock", "docs/results/x.csv") if file in ignored]
 
 
 def test_who_reads_activations_names_their_prompts(everything: Path) -> None:
@@ -601,25 +534,11 @@ def test_who_reads_activations_names_their_prompts(everything: Path) -> None:
 
     for record in read_records(everything).values():
         activations = splits(record.inputs, r"/activations/(\w+)/")
-        assert activations <= splits(record.inputs, r"/prompts/(\w+)\.parquet$"), record.rule
+        assert activations <= splits(record.inputs, r"/prompts/(\w+)\.parquet$"), record.stage
 
 
 def relative(root: Path, entry: Any) -> str:
     return Path(entry.fs_path).relative_to(root.resolve()).as_posix()
-
-
-def overlap(one: str, other: str) -> bool:
-    return below(one, [other]) or below(other, [one])
-
-
-def closure(name: str, before: dict[str, set[str]]) -> set[str]:
-    found: set[str] = set()
-    pending = [name]
-    while pending:
-        new = before[pending.pop()] - found
-        found |= new
-        pending += new
-    return found - {name}
 
 
 def test_lint_is_clean() -> None:
