@@ -5,14 +5,12 @@ it on both makers', and applies GPT-2's activation on the way. Fused attention i
 tokens are faster in plain batched products. Everything equals PyTorch's own up to float32 rounding, is differentiable, and falls
 back to PyTorch's own elsewhere (GPU, other dtypes, long sequences).
 
-Libraries multiply few rows in another order than many, so that a row's last digit depends on how many rows stand beside it. From
-`ENOUGH` rows on it does not, in float32 on a CPU; what must not depend on how the work is split is given so many rows. The same
-holds of functions of single numbers, whose last few are not computed as vectors (`elementwise`).
+Libraries multiply few rows in another order than many, so a row's last bits depend on how many rows stand beside it: the same
+batches give the same bits, other batches agree within float32 rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,20 +22,12 @@ from torch import Tensor
 #: positions, equal at 32, slower from 64).
 SHORT = 24
 
-#: Rows from which on a product's rows are rounded alike, however many there are. Measured: MKL's batched products change their
-#: order up to 12 rows, OpenBLAS (NumPy) up to 5, oneDNN's linear layers from one row to two; tests/test_sampling.py would fail.
-ENOUGH = 16
-
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """x weight^T + bias by oneDNN, through its tanh-approximated GELU if asked."""
     how: tuple[str, list[Any], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
-    if x.numel() == x.shape[-1]:
-        # A single row would be multiplied as a vector, and rounded otherwise than among others.
-        twice: Tensor = torch.ops.mkldnn._linear_pointwise(x.reshape(1, -1).expand(2, -1), weight, bias, *how)
-        return twice[0].view(*x.shape[:-1], -1)
     out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *how)
     return out
 
@@ -103,20 +93,9 @@ def even_rows(rows: int) -> int:
     return next((n for n in (32, 64) if rows <= n), -(-rows // 128) * 128)
 
 
-def elementwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of each number, filled up to whole vectors: PyTorch rounds the few that are left over on a CPU otherwise.
-
-    Training, whose batches are of one size, does without.
-    """
-    left = -x.numel() % 64
-    if not left or x.device.type != "cpu" or torch.is_grad_enabled():
-        return function(x)
-    return function(F.pad(x.reshape(-1), (0, left)))[: x.numel()].view(x.shape)
-
-
 def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent by the logistic function, which PyTorch computes about ten times faster on a CPU; absolute error 1e-7."""
-    return torch.tanh(x) if x.device.type != "cpu" else 2.0 * elementwise(torch.sigmoid, 2.0 * x) - 1.0
+    return torch.tanh(x) if x.device.type != "cpu" else 2.0 * torch.sigmoid(2.0 * x) - 1.0
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None) -> Tensor:
@@ -161,16 +140,13 @@ class ByOwner:
 
     Args:
         owner: (n,) which of `count` activations each row belongs to.
-        least: width, at least, which then is a multiple of 4 (what processors multiply at a time). With `ENOUGH`, a row's product
-            does not depend on how many rows there are of any activation.
     """
 
-    def __init__(self, owner: Tensor, count: int, least: int = 1) -> None:
+    def __init__(self, owner: Tensor, count: int) -> None:
         order = torch.argsort(owner, stable=True)
         sizes = torch.bincount(owner, minlength=count)
         first = sizes.cumsum(0) - sizes
-        width = int(sizes.max()) if len(owner) else 0
-        self.count, self.width = count, width if least == 1 or not width else -(-max(width, least) // 4) * 4
+        self.count, self.width = count, int(sizes.max()) if len(owner) else 0
         place = torch.empty_like(owner)
         place[order] = torch.arange(len(owner), device=owner.device) - first[owner[order]]
         self.place = place + owner * self.width

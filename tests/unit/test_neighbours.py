@@ -109,6 +109,19 @@ def test_limit_keeps_the_first_ones_of_each_query(limit: int, block: int) -> Non
             assert (found.scanned == length).all()
 
 
+@pytest.mark.parametrize("limit", [None, 4])
+def test_queries_are_searched_alike_alone_and_together(limit: int | None) -> None:
+    keys, queries = data(5)
+    cache = Cache(keys, block=50)
+    together = cache.search(cache.prepare(queries), 0.5, limit=limit)
+    alone = [cache.search(cache.prepare(queries[[i]]), 0.5, limit=limit) for i in range(QUERIES)]
+    for name in ("rows", "scanned", "counts"):
+        np.testing.assert_array_equal(
+            np.concatenate([getattr(a, name) for a in alone]), getattr(together, name)
+        )
+    np.testing.assert_allclose(np.concatenate([a.distance for a in alone]), together.distance, atol=1e-6)
+
+
 def test_scanned_rows_of_a_cut_search_tell_the_share() -> None:
     # Neighbours are found at the rate of the whole cache: counts / scanned estimates the share within the radius.
     rng = np.random.default_rng(0)

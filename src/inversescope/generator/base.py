@@ -83,13 +83,11 @@ class ConditionalGenerator(nn.Module):
         cache: list[KeyValues],
         folded: Any,
         owner: Tensor,
-        width: int = 1,
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) at `position`; the cache's first n rows hold the earlier ones.
 
         Args:
             owner: (n,) which of the B activations each row belongs to.
-            width: rows of an activation to compute with, at least, where they are multiplied by themselves (see `ByOwner`).
         """
         raise NotImplementedError
 

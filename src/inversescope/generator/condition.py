@@ -108,14 +108,12 @@ def make_condition(
     cache: Cache | None,
     prompts: Prompts | None,
     kind: str = "hard",
-    unit: int = 1,
 ) -> Condition:
     """The generator's inputs for target activations z (B, d) of one site at one bandwidth.
 
     Args:
         cache, prompts: what the mean embedding is taken from; needed if the generator was trained with one.
         kind: kernel, which says how far neighbours are looked for; as in training.
-        unit: activations that neighbours are looked for together (`Cache.search_apart`).
     """
     width = model.shape.sites[label]
     padded = np.zeros((len(z), width), np.float32)
@@ -123,8 +121,8 @@ def make_condition(
     scalars = embedding = None
     if model.shape.d_embedding:
         assert cache is not None and prompts is not None
-        queries = cache.prepare(z)
-        near = cache.search_apart(queries, support_radius(epsilon, kind), unit, model.shape.n_condition)
+        radius = support_radius(epsilon, kind)
+        near = cache.search(cache.prepare(z), radius, limit=model.shape.n_condition)
         embedding = torch.from_numpy(mean_embedding(prompts, near))
         scalars = torch.from_numpy(scalar_inputs(near, np.full(len(z), epsilon)))
     elif model.shape.eps_input:

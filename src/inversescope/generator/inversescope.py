@@ -19,11 +19,8 @@ from torch import Tensor, nn
 
 from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
 from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.ops import ENOUGH, ByOwner, elementwise, linear, tanh
+from inversescope.ops import ByOwner, tanh
 
-# Neighbours whose votes are summed at a time outside training. Libraries sum many in parts whose size depends on their number;
-# in parts of our own, and of whole vectors (4 of 16 numbers), empty places at the end change no bit.
-PART = 64
 N_SCALARS = 4  # log eps, log share of neighbours, log count, mean distance / eps
 
 
@@ -100,9 +97,7 @@ class ControlLayer(nn.Module):
         B = c.shape[0]
         k = self.key(c).view(B, self.n_heads, self.d_head) * self.d_head**-0.5
         weight = self.query.weight.view(self.n_heads, self.d_head, -1)
-        # Training has more anyway.
-        enough = F.pad(k, (0, 0, 0, 0, 0, max(0, ENOUGH - B)))
-        keys = torch.bmm(enough.transpose(0, 1), weight).transpose(0, 1)[:B]
+        keys = torch.bmm(k.transpose(0, 1), weight).transpose(0, 1)
         offsets = torch.einsum("bhk,hk->bh", k, self.query.bias.view(self.n_heads, self.d_head))
         return keys, offsets, self.value(c).view(B, self.n_heads, -1)
 
@@ -123,12 +118,7 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the block."""
-        return x + self.down(elementwise(F.gelu, self.up(self.norm(x))))
-
-
-def _gate(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer with one output; outside training by oneDNN, which rounds a row alike whatever rows are beside it."""
-    return layer(x) if torch.is_grad_enabled() else linear(x, layer.weight, layer.bias)
+        return x + self.down(F.gelu(self.up(self.norm(x))))
 
 
 class NeighbourLogits(nn.Module):
@@ -151,18 +141,9 @@ class NeighbourLogits(nn.Module):
 
     def forward(self, h: Tensor, c: Tensor, counts: Tensor) -> Tensor:
         """What is added to the logits: h (..., D), c (..., C), counts (..., V) -> (..., V)."""
-        total = elementwise(torch.log1p, counts.sum(-1, keepdim=True)) / 3.0
-        said = _gate(self.from_hidden, h) + _gate(self.from_condition, c)
-        gate = elementwise(F.softplus, said + self.from_count * total)
-        return gate * elementwise(torch.log1p, counts * torch.exp(-self.log_kappa))
-
-
-def _votes(weight: Tensor, bags: Tensor) -> Tensor:
-    """Weighted neighbours (B, T, W) that hold each word: weight (B, T, K), bags (B, K, W)."""
-    if torch.is_grad_enabled():
-        return torch.bmm(weight, bags)
-    parts = [torch.bmm(*part) for part in zip(weight.split(PART, 2), bags.split(PART, 1), strict=True)]
-    return sum(parts[1:], parts[0])
+        total = torch.log1p(counts.sum(-1, keepdim=True)) / 3.0
+        gate = F.softplus(self.from_hidden(h) + self.from_condition(c) + self.from_count * total)
+        return gate * torch.log1p(counts * torch.exp(-self.log_kappa))
 
 
 class NeighbourWords(nn.Module):
@@ -228,12 +209,12 @@ class NeighbourWords(nn.Module):
         """Smoothed log ratio (B, T, W) of votes to prior, from scores (B, T, K) and present (B, T or 1, K) bool."""
         a = torch.softmax(scores.masked_fill(~present, -1e4), -1) * present
         n = present.any(-1, keepdim=True) / (a * a).sum(-1, keepdim=True).clamp_min(1e-9)
-        vote, kappa = _votes(a, bags)[..., :-1], torch.exp(self.log_kappa)
-        return elementwise(torch.log, (n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
+        vote, kappa = torch.bmm(a, bags)[..., :-1], torch.exp(self.log_kappa)
+        return torch.log((n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
 
     def forward(self, h: Tensor, evidence: Tensor) -> Tensor:
         """What is added to the logits: h (..., D), evidence (..., W) -> (..., V)."""
-        gate = elementwise(F.softplus, _gate(self.from_hidden, h) + self.from_word)
+        gate = F.softplus(self.from_hidden(h) + self.from_word)
         return h.new_zeros(*h.shape[:-1], self.vocabulary).index_copy(-1, self.words, gate * evidence)
 
 
@@ -294,19 +275,18 @@ class InverseScope(ConditionalGenerator):
             values.append(v)
         return Folded(keys, offsets, values, c)
 
-    def controller(self, folded: Folded, owner: Tensor | None = None, width: int = 1) -> Control:
+    def controller(self, folded: Folded, owner: Tensor | None = None) -> Control:
         """The function that the backbone calls after each attention.
 
         Args:
             folded: control layers of B activations.
             owner: (n,) which activation each of the first n rows of hidden states, (n', D) or (n', T, D), belongs to; the others
                 get no control. Without it hidden states are (B, T, D).
-            width: rows of an activation to compute with, at least.
         """
         count = len(folded.latent)
         if owner is None:
             return lambda layer, h: self._control(layer, h, folded)
-        rows = ByOwner(owner, count, width)
+        rows = ByOwner(owner, count)
 
         def control(layer: int, h: Tensor) -> Tensor:
             laid = rows.spread(h[: len(owner)]).reshape(count, -1, h.shape[-1])
@@ -361,7 +341,7 @@ class InverseScope(ConditionalGenerator):
         evidence: Tensor | None = None,
     ) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
-        control = self.controller(folded, owner, max(4, -(-ENOUGH // tokens.shape[1])))
+        control = self.controller(folded, owner)
         readout = self.readout(folded, counts, owner, evidence)
         logits: Tensor = self.backbone(tokens, control, readout)
         return logits
@@ -373,10 +353,9 @@ class InverseScope(ConditionalGenerator):
         cache: list[KeyValues],
         folded: Folded,
         owner: Tensor,
-        width: int = 1,
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) a row."""
-        return self.backbone.step(tokens, position, cache, self.controller(folded, owner, width))
+        return self.backbone.step(tokens, position, cache, self.controller(folded, owner))
 
 
 def _key(label: str) -> str:

@@ -139,7 +139,6 @@ class InversionView(ConditionalGenerator):
         cache: list[KeyValues],
         folded: Injected,
         owner: Tensor,
-        width: int = 1,
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) a row."""
         # Rows that fill up to an even number attend to whatever activation comes first; nobody reads them.

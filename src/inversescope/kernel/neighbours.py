@@ -124,22 +124,6 @@ class Cache:
             start = np.concatenate([[0], np.cumsum(counts)])
         return Neighbours(start, rows, value.astype(np.float32), scanned)
 
-    def search_apart(
-        self, queries: np.ndarray, radius: float, unit: int, limit: int | None = None
-    ) -> Neighbours:
-        """`search` for `unit` queries at a time: a distance's last bits depend on the queries looked up with it, here on no others.
-
-        The results for all queries are in one list.
-        """
-        starts = range(0, max(1, len(queries)), unit)
-        parts = [self.search(queries[low : low + unit], radius, limit=limit) for low in starts]
-        counts = np.concatenate([part.counts for part in parts])
-        rows, distance, scanned = (
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("rows", "distance", "scanned")
-        )
-        return Neighbours(np.concatenate([[0], np.cumsum(counts)]), rows, distance, scanned)
-
     def counts(self, queries: np.ndarray, radii: np.ndarray) -> np.ndarray:
         """Count cached rows nearer than each radius: (Q, len(radii)) int64, for prepared queries (Q, d)."""
         radii = np.asarray(radii, np.float32)

@@ -18,7 +18,6 @@ from inversescope.kernel.distances import paired_distances
 from inversescope.kernel.kernel import support_radius
 from inversescope.kernel.neighbours import Cache
 from inversescope.kernel.noise import gaussian_noise, perturb
-from inversescope.ops import ENOUGH
 from inversescope.sampling.decode import Draws, decode
 from inversescope.sampling.log_q import log_prob_rows, log_q_marginal
 from inversescope.sampling.mixing import Mixer, make_mixer
@@ -113,19 +112,19 @@ class Run:
         self.tokenizer, self.end = tokenizer, end
         self.grammar: Automaton | None = None
 
-    def condition(self, epsilon: float, z: np.ndarray, unit: int = 1) -> Condition:
-        """The generator's inputs for activations (B, d), `unit` of them a target."""
+    def condition(self, epsilon: float, z: np.ndarray) -> Condition:
+        """The generator's inputs for activations (B, d)."""
         kind = self.context.config.kernel.kind
-        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts, kind, unit)
+        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts, kind)
 
-    def neighbours(self, epsilon: float, z: np.ndarray, unit: int = 1) -> Mixer | None:
+    def neighbours(self, epsilon: float, z: np.ndarray) -> Mixer | None:
         """What the generator attends to, if it attends to neighbours; as in `condition`."""
         if not self.model.shape.neighbour_logits and not self.model.shape.words:
             return None
         vocabulary = self.model.shape.backbone.vocab_size
         radius = support_radius(epsilon, self.context.config.kernel.kind)
         limit = self.model.shape.n_condition
-        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, limit, unit)
+        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, limit)
 
     def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
         """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
@@ -190,11 +189,10 @@ class Run:
             of_draw, noise = schedule(rule, draws)
             wide = self.noised(epsilon, decoding, rows, draws, noise)
             temperature = np.tile(of_draw, len(rows))
-        z, unit, width = self.z[rows], 1, ENOUGH
+        z = self.z[rows]
         if wide is not None:
-            z, unit, uniforms = wide, len(draws), uniforms.reshape(-1, 1, length)
-            width = 1 if unit > 1 else ENOUGH
-        condition, neighbours = self.condition(epsilon, z, unit), self.neighbours(epsilon, z, unit)
+            z, uniforms = wide, uniforms.reshape(-1, 1, length)
+        condition, neighbours = self.condition(epsilon, z), self.neighbours(epsilon, z)
         drawn = decode(
             self.model,
             condition,
@@ -204,7 +202,6 @@ class Run:
             mixer=mixer,
             grammar=self.grammar if rule.masked else None,
             neighbours=neighbours,
-            width=width,
         )
         return Block(rows, drawn, condition, temperature)
 

@@ -3,8 +3,7 @@
 A target's draws that have begun alike are one row until they part: its prefix is computed once (between a third and half of the
 work of a hundred draws). The row's folded control layers are shared by all of its target's rows, never copied. Each draw has its
 own random stream, keyed by (seed, site, decoding, target, draw), so that what is drawn does not depend on the batch size or
-the order of jobs. Nor do the last bits of log q, in float32 on a CPU: products have `ops.ENOUGH` rows at least, and tables of
-neighbours a width that none of them notices.
+the order of jobs. log q of a draw depends on the batch by float32 rounding.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.ops import ENOUGH, inverse_cdf
+from inversescope.ops import inverse_cdf
 from inversescope.sampling.mixing import Mixer
 from inversescope.sampling.tree import Tree, WordScores, grammar_mask
 
@@ -50,7 +49,6 @@ def decode(
     mixer: Mixer | None = None,
     grammar: Automaton | None = None,
     neighbours: Mixer | None = None,
-    width: int = ENOUGH,
 ) -> Draws:
     """Draw sequences for B targets: uniforms (B, draws, T) give one token each.
 
@@ -59,7 +57,6 @@ def decode(
         mixer: mixes cached neighbours in (one root a target, in the same order).
         grammar: masks tokens that leave the prior's grammar.
         neighbours: what the generator attends to, if it attends to neighbours.
-        width: rows of a target to compute with, at least. 1 does where each of several targets always has a single draw.
     """
     device = next(model.parameters()).device
     targets, draws, length = uniforms.shape
@@ -67,7 +64,7 @@ def decode(
     folded = model.fold(condition)
     out = np.full(u.shape, end, np.int64)
     log_q = np.zeros(len(u))
-    tree = Tree(model, folded, np.repeat(np.arange(targets), draws), length, end, width)
+    tree = Tree(model, folded, np.repeat(np.arange(targets), draws), length, end)
     state = np.full(targets, grammar.start if grammar is not None else 0, np.int64)
     mixed = mixer.roots() if mixer is not None else None
     attended = neighbours.roots() if neighbours is not None else None
@@ -79,7 +76,7 @@ def decode(
             evidence = None
             if words is not None:
                 words.read(tree.token, tree.owner)
-                evidence = words.evidence(words.scores, tree.owner, tree.width)
+                evidence = words.evidence(words.scores, tree.owner)
             readout = model.readout(folded, counts, tree.owner, evidence)
         logits = model.backbone.logits(h, readout).double()
         if isinstance(temperature, np.ndarray):

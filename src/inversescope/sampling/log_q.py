@@ -162,7 +162,7 @@ def log_prob_rows(
                 if words is not None and others is not None:
                     words.read(tree.token, tree.owner)
                     besides = torch.from_numpy(others[alive]).to(device)
-                    evidence = words.evidence(words.scores[row_of], whose, tree.width, besides)
+                    evidence = words.evidence(words.scores[row_of], whose, besides)
                 h, row_of = h[row_of], torch.arange(len(alive), device=device)
                 own = torch.from_numpy(np.ascontiguousarray(counts[alive, position])).to(device)
                 readout = model.readout(here, own, whose, evidence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from inversescope.generator.condition import Prompts
-from inversescope.generator.inversescope import PART
 from inversescope.kernel.neighbours import Cache
 
 MAX_MIXED = 4096  # neighbours of a target that cache mixing uses
@@ -52,11 +51,8 @@ class Mixer:
         return np.arange(len(self.root_count)), self.root_start, self.root_count
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
-        """The sequences as one table (targets, K, T), and which of its rows hold one, (targets, K) bool.
-
-        K is a multiple of `PART`: what a target's neighbours say does not depend on how wide others make the table.
-        """
-        width = -(-max(1, int(self.root_count.max(initial=0))) // PART) * PART
+        """The sequences as one table (targets, K, T), and which of its rows hold one, (targets, K) bool."""
+        width = max(1, int(self.root_count.max(initial=0)))
         table = np.zeros((len(self.sequences), width, self.sequences[0].shape[1]), np.int64)
         for target, rows in enumerate(self.sequences):
             table[target, : len(rows)] = rows
@@ -102,8 +98,7 @@ def make_mixer(
     vocabulary: int,
     alpha: float,
     limit: int = MAX_MIXED,
-    unit: int = 1,
 ) -> Mixer:
-    """Prefix tree of each target's cached neighbours: z (B, d), `unit` as in `make_condition`."""
-    near = cache.search_apart(cache.prepare(z), epsilon, unit, limit)
+    """Prefix tree of each target's cached neighbours: z (B, d)."""
+    near = cache.search(cache.prepare(z), epsilon, limit=limit)
     return Mixer([prompts.tokens[near.of(i), 1:] for i in range(len(z))], vocabulary, alpha)

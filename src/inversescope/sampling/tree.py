@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inversescope.generator.base import ConditionalGenerator, Folded
 from inversescope.generator.inversescope import NeighbourWords
-from inversescope.ops import ENOUGH, ByOwner
+from inversescope.ops import ByOwner
 from inversescope.sampling.mixing import Mixer
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ class Tree:
         row_of: (m,) their rows.
         owner: (rows,) whose beginning it is; a tensor on the generator's device.
         token: (rows,) its last token.
-        width: rows of an owner to compute with, at least.
     """
 
     def __init__(
@@ -51,10 +50,8 @@ class Tree:
         owner: np.ndarray,
         length: int,
         end: int,
-        width: int = ENOUGH,
     ) -> None:
         """Every target's root: owner (sequences,) says whose each sequence is, `length` how many steps there may be."""
-        self.width = width
         self.model, self.folded, self.end, self.position = model, folded, end, 0
         self.cache = model.backbone.take_cache(len(owner), length)
         self.alive, self.row_of = np.arange(len(owner)), owner
@@ -65,7 +62,7 @@ class Tree:
         """Final hidden states (rows, D) after each row's last token."""
         device = self.folded.latent.device
         token = torch.from_numpy(self.token).to(device)
-        return self.model.step(token, self.position, self.cache, self.folded, self.owner, self.width)
+        return self.model.step(token, self.position, self.cache, self.folded, self.owner)
 
     def children(self, following: np.ndarray) -> Children:
         """Children by the token (m,) that each sequence goes on with."""
@@ -138,9 +135,9 @@ class WordScores:
         """Go on with rows that continue the rows `parent`."""
         self.scores = self.scores[torch.from_numpy(parent).to(self.scores.device)]
 
-    def evidence(self, scores: Tensor, owner: Tensor, width: int, present: Tensor | None = None) -> Tensor:
+    def evidence(self, scores: Tensor, owner: Tensor, present: Tensor | None = None) -> Tensor:
         """Evidence (n, W) from scores (n, K) for the activations `owner` (n,); `present` (n, K) if it is each row's own."""
-        rows = ByOwner(owner, len(self.bags), max(width, 4))  # a single one would be multiplied as a vector
+        rows = ByOwner(owner, len(self.bags))
         here = self.present[:, None] if present is None else rows.spread(present)
         return rows.gather(self.words.evidence(rows.spread(scores), here, self.bags))
 
