@@ -33,7 +33,7 @@ from inversescope.config import (
 )
 from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.kernel.distances import distances, paired_distances, prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.report.lines import NOT_MEASURED
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table
@@ -49,6 +49,7 @@ from inversescope.tasks.counting import CountingTask
 from inversescope.tasks.ioi import IOITask
 
 ROOT = Path(__file__).resolve().parents[2]
+COSINE = distance_of("cosine")
 PUBLISHED = ROOT / str(Config().mirror) / "inversionview" / "counting"
 TINY = CountingConfig(letters="abcd", n_distinct=2, max_count=2, held_out_letters=0.3)
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz123456789|:BEP"
@@ -312,14 +313,14 @@ def test_any_position_is_the_nearest_one() -> None:
     ids = encode(target.tokenizer, task.texts(index))
     assert z.shape == (len(index), 8, 16)  # the longest prompt has eight tokens
     query = z[3, 2][None]
-    d = distances(prepare(query, "cosine"), prepare(z, "cosine"), "cosine")[0]
+    d = COSINE.between(COSINE.prepare(query), COSINE.prepare(z))[0]
     for row, one in enumerate(ids):
         places = [Site(0, "resid_post", None, str(p)) for p in range(len(one))]
         own = np.stack([capture(target, [one], [place])[place.label][0] for place in places])
-        least = distances(prepare(query, "cosine"), prepare(own, "cosine"), "cosine").min()
+        least = COSINE.between(COSINE.prepare(query), COSINE.prepare(own)).min()
         assert d[row] == pytest.approx(least, abs=1e-5)
     assert d[3] == pytest.approx(0.0, abs=1e-6)
-    assert paired_distances(np.repeat(query, len(z), 0), z) == pytest.approx(d, abs=1e-5)
+    assert COSINE.paired(np.repeat(query, len(z), 0), z) == pytest.approx(d, abs=1e-5)
 
 
 def test_word_tasks_have_named_positions_too() -> None:
@@ -692,7 +693,7 @@ def test_exact_values_of_a_prior_that_is_not_uniform(finished: Path) -> None:
     reference = context.prompts("reference")["prompt_id"].to_numpy()
     z, own = (np.array(context.activations(split, "L1H0@target")) for split in ("reference", "test"))
     for target in range(4):
-        inside = paired_distances(np.tile(own[target], (len(z), 1)), z) < 0.1
+        inside = COSINE.paired(np.tile(own[target], (len(z), 1)), z) < 0.1
         row = table.loc[target]
         if inside.any():
             mass = inside.mean()

@@ -34,6 +34,7 @@ from inversescope.generator.condition import encode_prompts
 from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.generator.loss import conditional_loss
 from inversescope.generator.pairs import Batch, NoisePairs
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.noise import gaussian_noise
 from inversescope.sampling.candidates import schedule
 from inversescope.sampling.decode import decode
@@ -335,7 +336,7 @@ def test_sampling_noise_has_the_scale_it_says(distance: str) -> None:
     rng = np.random.default_rng(0)
     z = np.repeat(np.array([[3.0, 0, 0, 4.0, 0, 0]]), 40_000, 0)
     scale = np.where(np.arange(len(z)) % 2, 0.2, 0.0)
-    noise = gaussian_noise(z, scale, rng, distance)
+    noise = gaussian_noise(scale * distance_of(distance).size(z), 6, rng)
     assert (noise[::2] == 0).all()
     size = 1.0 if distance == "euclidean" else 5.0
     assert np.sqrt((noise[1::2] ** 2).sum(1).mean()) == pytest.approx(0.2 * size, rel=0.02)

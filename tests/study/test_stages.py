@@ -19,7 +19,7 @@ from inversescope.context import Context
 from inversescope.generator.base import Condition
 from inversescope.generator.build import load_backbone, load_generator
 from inversescope.generator.condition import encode_prompts
-from inversescope.kernel.distances import paired_distances
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import effective_sample_size
 from inversescope.kernel.neighbours import Cache
 from inversescope.sites import Site
@@ -29,6 +29,7 @@ from inversescope.targets.tokenizers import encode
 
 Copied = Callable[..., Path]
 TARGETS = 6
+COSINE = distance_of("cosine")
 KEYS = ["target_id", "epsilon", "decoding", "draw"]
 
 
@@ -98,7 +99,7 @@ def test_candidates_are_raw_and_judged_right(study: Path, variant: str, site: st
     target = load_target(c.target_dir)
     z = capture(target, encode(target.tokenizer, frame["text"][parsed].tolist()), [Site.parse(site)])[site]
     own = np.array(c.activations("test", site))[frame["target_id"][parsed]]
-    d = paired_distances(own, z)
+    d = COSINE.paired(own, z)
     np.testing.assert_allclose(frame["distance"][parsed], d, atol=1e-5)
     clear = np.abs(d - frame["epsilon"][parsed]) > 1e-4
     assert ((d < frame["epsilon"][parsed]) == frame["accepted"][parsed])[clear].all()
@@ -151,7 +152,7 @@ def test_log_q_of_cached_neighbours_covers_sparse_targets(study: Path) -> None:
             for target in range(TARGETS):
                 z = np.array(c.activations("train", "L1H1"))[rows]
                 own = np.tile(np.array(c.activations("test", "L1H1"))[target], (len(z), 1))
-                near = rows[paired_distances(own, z) < epsilon]
+                near = rows[COSINE.paired(own, z) < epsilon]
                 assert sorted(part["row"][part["target_id"] == target]) == sorted(near)
         assert (table["logq"] < 0).all()
 
@@ -260,7 +261,7 @@ def test_exact_values_are_those_of_enumeration(study: Path) -> None:
         test = c.prompts("test")["prompt_id"].to_numpy()
         for epsilon in (0.02, 0.1):
             for target in range(TARGETS):
-                inside = paired_distances(np.tile(own[target], (len(z), 1)), z) < epsilon
+                inside = COSINE.paired(np.tile(own[target], (len(z), 1)), z) < epsilon
                 assert inside[test[target]]
                 row = table.loc[(epsilon, target)]
                 assert row["n_ball"] == inside.sum()
@@ -280,7 +281,7 @@ def test_chains_stay_within_reach(study: Path) -> None:
         chain = read_table(results(study) / f"mcmc/{site}.parquet")
         assert len(chain) == TARGETS * 15
         z, own = np.array(c.activations("reference", site)), np.array(c.activations("test", site))
-        d = paired_distances(own[chain["target_id"]], z[chain["prompt_id"]])
+        d = COSINE.paired(own[chain["target_id"]], z[chain["prompt_id"]])
         assert (d < 0.1 + 1e-4).all()
         moved += int((chain["prompt_id"].to_numpy() != test[chain["target_id"]]).sum())
     assert moved > 20
@@ -331,7 +332,7 @@ def test_cells_are_what_the_files_say(study: Path) -> None:
                     assert shuffled["value"] == pytest.approx(other)
         for epsilon in (0.02, 0.1):
             for target in range(TARGETS):
-                d = paired_distances(np.tile(own[target], (len(z), 1)), z)
+                d = COSINE.paired(np.tile(own[target], (len(z), 1)), z)
                 for feature in features:
                     match = cached[feature] == labels[feature][target]
                     row = untrained.loc[("cache", epsilon, "", feature, target)]

@@ -455,7 +455,7 @@ def test_exact_rates_are_weighted_as_the_file_is(finished: Path) -> None:
     """By hand, from activations and weights alone."""
     root = finished.parents[2]
     task = TextTask(load_config([root / "config/config.yaml"]).text, root)
-    from inversescope.kernel.distances import paired_distances
+    from inversescope.kernel.distances import distance_of
     from inversescope.store import read_activations
 
     label = SITES[1]
@@ -469,7 +469,7 @@ def test_exact_rates_are_weighted_as_the_file_is(finished: Path) -> None:
     p, country = np.exp(task.log_prior(reference[first])), task.features_of(reference[first])["country"]
     exact = read_table(finished / "exact" / f"{label}.parquet").set_index("target_id")
     for target, prompt in enumerate(test):
-        near = paired_distances(np.tile(own[target], (len(first), 1)), z[first]) < 0.3
+        near = distance_of("cosine").paired(np.tile(own[target], (len(first), 1)), z[first]) < 0.3
         same = country == task.features_of(np.array([prompt]))["country"]
         assert exact.loc[target, "log_mass"] == pytest.approx(math.log(p[near].sum()), abs=1e-5)
         assert exact.loc[target, "fcr_country"] == pytest.approx(

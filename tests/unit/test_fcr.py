@@ -23,7 +23,7 @@ from inversescope.fcr.estimators import (
 )
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
-from inversescope.kernel.distances import DISTANCES, paired_distances, prepare
+from inversescope.kernel.distances import DISTANCES, distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 
 # The exact reference
@@ -43,10 +43,10 @@ def test_exact_reference_equals_naive_loops(distance: str, kind: str, block: int
     labels = {"a": rng.integers(0, 3, 150), "b": rng.integers(-1, 2, 150)}
     own = {"a": rng.integers(0, 3, 7), "b": rng.integers(0, 2, 7)}
     found = exact_reference(
-        prepare(queries, distance), reference, own, labels, epsilons, distance, kind, block
+        distance_of(distance).prepare(queries), reference, own, labels, epsilons, distance, kind, block
     )
     for q in range(7):
-        d = paired_distances(np.tile(queries[q], (150, 1)), reference, distance)
+        d = distance_of(distance).paired(np.tile(queries[q], (150, 1)), reference)
         for e, epsilon in enumerate(epsilons):
             k = np.where(d < support_radius(epsilon, kind), kernel_values(d, epsilon, kind), 0.0)
             assert found.count[q, e] == (k > 0).sum()
@@ -68,10 +68,10 @@ def test_exact_values_do_not_depend_on_the_other_bandwidths() -> None:
     labels = {"a": rng.integers(0, 3, 200)}
     for kind in ("hard", "gaussian"):
         alone = exact_reference(
-            prepare(z[:5], "cosine"), z, {"a": labels["a"][:5]}, labels, [0.02], kind=kind
+            distance_of("cosine").prepare(z[:5]), z, {"a": labels["a"][:5]}, labels, [0.02], kind=kind
         )
         among = exact_reference(
-            prepare(z[:5], "cosine"), z, {"a": labels["a"][:5]}, labels, [0.5, 0.02], kind=kind
+            distance_of("cosine").prepare(z[:5]), z, {"a": labels["a"][:5]}, labels, [0.5, 0.02], kind=kind
         )
         assert (among.count[:, 1] == alone.count[:, 0]).all()
         np.testing.assert_allclose(among.mass[:, 1], alone.mass[:, 0])

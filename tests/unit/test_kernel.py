@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from scipy import integrate, stats
 
+from inversescope.config import KernelConfig
 from inversescope.errors import InputError
-from inversescope.kernel.distances import DISTANCES, distances, paired_distances, prepare
+from inversescope.kernel.distances import DISTANCES, distance_of
 from inversescope.kernel.kernel import (
     check_bandwidth,
     effective_sample_size,
@@ -20,8 +22,9 @@ from inversescope.kernel.kernel import (
     support_radius,
     truncate_weights,
 )
-from inversescope.kernel.noise import perturb, sample_angles, sample_radii
+from inversescope.kernel.noise import sample_angles, sample_radii
 
+COSINE = distance_of("cosine")
 DIMENSIONS = [2, 3, 16, 64, 768, 4608]
 P_VALUE = 1e-3  # seeds are fixed: a pass or a failure repeats
 
@@ -106,13 +109,13 @@ def test_wide_bandwidth_covers_the_sphere() -> None:
 def test_noise_follows_its_density(n: int, kind: str) -> None:
     count = 4000 if n <= 64 else 800
     z, epsilon, band = vector(n), 0.1, 0.1
-    noised = perturb(np.tile(z, (count, 1)), epsilon, np.random.default_rng([n, 1]), "cosine", kind, band)
+    noised = COSINE.perturb(np.tile(z, (count, 1)), epsilon, np.random.default_rng([n, 1]), kind, band)
     angle, direction, norm = parts(z, noised)
 
     log_density, end = angle_log_density(n, epsilon, kind)
     assert stats.kstest(cdf(log_density, end, np.sort(angle)), "uniform").pvalue > P_VALUE
     if kind == "hard":
-        assert (distances(prepare(z[None], "cosine"), prepare(noised, "cosine")) < epsilon).all()
+        assert (COSINE.between(COSINE.prepare(z[None]), COSINE.prepare(noised)) < epsilon).all()
 
     # The norm has density rho^(n - 1) within the band.
     low, high = 1.0 - band, 1.0 + band
@@ -137,7 +140,7 @@ def test_noise_follows_its_density(n: int, kind: str) -> None:
 @pytest.mark.parametrize("band", [0.02, 0.5])
 def test_band_is_the_one_asked_for(band: float) -> None:
     z = vector(8)
-    noised = perturb(np.tile(z, (4000, 1)), 0.1, np.random.default_rng(0), norm_band=band)
+    noised = COSINE.perturb(np.tile(z, (4000, 1)), 0.1, np.random.default_rng(0), norm_band=band)
     norm = parts(z, noised)[2]
     assert 1 - band < norm.min() < 1 - 0.9 * band and 1 + 0.9 * band < norm.max() < 1 + band
 
@@ -148,7 +151,10 @@ def test_band_is_the_one_asked_for(band: float) -> None:
 def test_euclidean_noise_follows_its_density(n: int, kind: str, distance: str) -> None:
     count = 4000 if n <= 64 else 800
     z, epsilon = vector(n), 0.3
-    noise = perturb(np.tile(z, (count, 1)), epsilon, np.random.default_rng([n, 2]), distance, kind) - z
+    noise = (
+        distance_of(distance).perturb(np.tile(z, (count, 1)), epsilon, np.random.default_rng([n, 2]), kind)
+        - z
+    )
     radius = np.linalg.norm(noise, axis=1)
     scaled = radius / (np.linalg.norm(z) if distance == "normalised_euclidean" else 1.0) / epsilon
     law = stats.gamma(n / 2) if kind == "gaussian" else stats.uniform()
@@ -169,9 +175,9 @@ def test_gaussian_radii_invert_their_cdf(n: int) -> None:
 
 def test_each_row_has_its_own_noise_and_the_seed_decides() -> None:
     z = np.random.default_rng(0).standard_normal((50, 16))
-    first = perturb(z, 0.1, np.random.default_rng(3))
-    np.testing.assert_array_equal(first, perturb(z, 0.1, np.random.default_rng(3)))
-    assert len(np.unique(np.round(paired_distances(z, first), 12))) == 50
+    first = COSINE.perturb(z, 0.1, np.random.default_rng(3))
+    np.testing.assert_array_equal(first, COSINE.perturb(z, 0.1, np.random.default_rng(3)))
+    assert len(np.unique(np.round(COSINE.paired(z, first), 12))) == 50
 
 
 @pytest.mark.parametrize("epsilon", [0.0, -0.1, math.nan, math.inf])
@@ -179,12 +185,12 @@ def test_bandwidths_that_define_no_neighbourhood(epsilon: float) -> None:
     with pytest.raises(InputError, match=r"epsilon = .* is not positive.*kernel\.epsilon > 0"):
         check_bandwidth(epsilon)
     with pytest.raises(InputError, match="is not positive"):
-        perturb(np.ones((2, 3)), epsilon, np.random.default_rng(0))
+        COSINE.perturb(np.ones((2, 3)), epsilon, np.random.default_rng(0))
 
 
 def test_noise_needs_two_dimensions() -> None:
     with pytest.raises(InputError, match="dimension 2 or more, got 1"):
-        perturb(np.ones((2, 1)), 0.1, np.random.default_rng(0))
+        COSINE.perturb(np.ones((2, 1)), 0.1, np.random.default_rng(0))
 
 
 # Distances and kernels
@@ -207,40 +213,45 @@ def test_distances_equal_naive_ones(distance: str) -> None:
     rng = np.random.default_rng(1)
     queries, keys = rng.standard_normal((7, 12)), rng.standard_normal((9, 12))
     expected = np.array([[naive(q, k, distance) for k in keys] for q in queries])
-    found = distances(prepare(queries, distance), prepare(keys, distance), distance)
+    metric = distance_of(distance)
+
+    def between(queries: np.ndarray | torch.Tensor, keys: np.ndarray | torch.Tensor) -> np.ndarray:
+        return np.asarray(metric.between(metric.prepare(queries), metric.prepare(keys)))
+
+    found = between(queries, keys)
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, expected, atol=1e-12)
-    np.testing.assert_allclose(paired_distances(queries, keys[:7], distance), np.diag(expected), atol=1e-12)
-    single = distances(
-        prepare(queries.astype(np.float32), distance), prepare(keys.astype(np.float32), distance), distance
-    )
+    np.testing.assert_allclose(metric.paired(queries, keys[:7]), np.diag(expected), atol=1e-12)
+    single = between(queries.astype(np.float32), keys.astype(np.float32))
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, expected, atol=2e-6)
-    tensors = distances(
-        prepare(torch.from_numpy(queries), distance), prepare(torch.from_numpy(keys), distance), distance
-    )
-    np.testing.assert_allclose(tensors.numpy(), expected, atol=1e-12)
+    tensors = between(torch.from_numpy(queries), torch.from_numpy(keys))
+    np.testing.assert_allclose(tensors, expected, atol=1e-12)
+
+
+def test_the_configuration_knows_every_distance() -> None:
+    assert get_args(KernelConfig.model_fields["distance"].annotation) == tuple(DISTANCES)
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "normalised_euclidean"])
 def test_distance_to_itself_is_no_nan(distance: str) -> None:
     z = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float32) * 100
-    assert np.isfinite(distances(z, z, distance)).all()
+    assert np.isfinite(distance_of(distance).between(z, z)).all()
 
 
 def test_arguments_are_left_alone() -> None:
     z = np.random.default_rng(0).standard_normal((4, 3))
     before = z.copy()
-    distances(prepare(z, "cosine"), prepare(z, "cosine"), "cosine")
-    distances(z, z, "euclidean")
+    COSINE.between(COSINE.prepare(z), COSINE.prepare(z))
+    distance_of("euclidean").between(z, z)
     np.testing.assert_array_equal(z, before)
 
 
 def test_zero_activation_and_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="exactly zero"):
-        prepare(np.zeros((2, 3)), "cosine")
+        COSINE.prepare(np.zeros((2, 3)))
     with pytest.raises(InputError, match=r"'manhattan'.*cosine"):
-        distances(np.ones((1, 2)), np.ones((1, 2)), "manhattan")
+        distance_of("manhattan")
     with pytest.raises(InputError, match=r"'box'.*hard"):
         kernel_values(np.ones(1), 0.1, "box")
 

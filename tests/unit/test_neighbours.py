@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inversescope.kernel.distances import DISTANCES, paired_distances
+from inversescope.kernel.distances import DISTANCES, distance_of
 from inversescope.kernel.neighbours import Cache, Neighbours, coverage
 
 SIZE, DIMENSION, QUERIES = 157, 4, 11
@@ -24,7 +24,7 @@ def data(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 def brute(keys: np.ndarray, query: np.ndarray, distance: str) -> np.ndarray:
     """Distances (N,) of one query to all keys."""
-    return paired_distances(np.tile(query, (len(keys), 1)), keys, distance)
+    return distance_of(distance).paired(np.tile(query, (len(keys), 1)), keys)
 
 
 def lists(found: Neighbours) -> list[list[int]]:

@@ -18,10 +18,11 @@ from inversescope.generator.condition import Prompts, encode_prompts
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.loss import conditional_loss
 from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs
-from inversescope.kernel.distances import distances, paired_distances, prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.kernel.neighbours import Neighbours
 
+COSINE = distance_of("cosine")
 END = 0
 VOCABULARY = 7
 
@@ -45,10 +46,10 @@ def toy_activations(prompts: Prompts, seed: int = 0) -> np.ndarray:
 
 def posterior(z: np.ndarray, epsilon: float, kind: str) -> np.ndarray:
     """P(x; z) of every prompt's activation over all prompts (N, N), for a uniform prior."""
-    unit = prepare(z.astype(np.float64), "cosine")
-    weight = kernel_values(np.maximum(distances(unit, unit), 0.0), epsilon, kind)
+    unit = COSINE.prepare(z.astype(np.float64))
+    weight = kernel_values(np.maximum(COSINE.between(unit, unit), 0.0), epsilon, kind)
     if kind == "gaussian":
-        weight *= distances(unit, unit) < 3.7 * epsilon
+        weight *= COSINE.between(unit, unit) < 3.7 * epsilon
     return weight / weight.sum(1, keepdims=True)
 
 
@@ -519,7 +520,7 @@ def test_targets_lie_within_the_radius_and_weigh_by_the_kernel(
     found = searches[0]["found"]
     anchors = searches[0]["exclude"]
     for i in range(32):
-        d = paired_distances(z[np.full(found.counts[i], anchors[i])], z[found.of(i)])
+        d = COSINE.paired(z[np.full(found.counts[i], anchors[i])], z[found.of(i)])
         assert (d < (0.1 if kind == "hard" else 0.37)).all()
         n = len(d)
         np.testing.assert_array_equal(batch.targets[i, 1 : 1 + n], prompts.tokens[found.of(i)])
@@ -579,7 +580,7 @@ def test_noise_pairs_carry_the_prompt_that_the_activation_came_from() -> None:
     rows = [int(np.flatnonzero((prompts.tokens == path).all(1))[0]) for path in batch.path]
     clean = np.zeros((64, 6))
     clean[:, :3] = z[rows]
-    d = paired_distances(clean, batch.z["s"])
+    d = COSINE.paired(clean, batch.z["s"])
     # In six dimensions the noise lies near the rim, and outside the head's own space too.
     assert (d < 0.02 + 1e-6).all() and d.mean() > 0.012
     assert (np.abs(batch.z["s"][:, 3:]).max(1) > 0).all()
@@ -594,8 +595,8 @@ def test_bayes_floor_counts_the_prior_within_reach() -> None:
         {"s": z}, prompts, {"s": 3}, epsilon=0.2, per_site=256, prior_size=480, seed=0, floor_every=2
     )
     batch = source.batch(0)
-    unit = prepare(batch.z["s"].astype(np.float64), "cosine")
-    count = (distances(unit, prepare(z.astype(np.float64), "cosine")) < 0.2).sum(1)
+    unit = COSINE.prepare(batch.z["s"].astype(np.float64))
+    count = (COSINE.between(unit, COSINE.prepare(z.astype(np.float64))) < 0.2).sum(1)
     assert batch.floor == pytest.approx(np.log(count / 48 * 480).mean(), abs=1e-3)
     assert np.isnan(source.batch(1).floor)
 

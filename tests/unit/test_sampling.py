@@ -19,7 +19,7 @@ from inversescope.generator.condition import Prompts, encode_prompts, make_condi
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.generator.pairs import KernelPairs
-from inversescope.kernel.distances import paired_distances
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.decode import Draws, decode
 from inversescope.sampling.log_q import log_prob_rows, log_q, log_q_marginal
@@ -497,7 +497,7 @@ def test_condition_is_taken_from_everyone_within_reach(kind: str) -> None:
     assert condition.embedding is not None and condition.scalars is not None
     reach = 0.05 if kind == "hard" else 3.7 * 0.05
     for i in range(6):
-        rows = np.flatnonzero(paired_distances(np.tile(queries[i], (len(z), 1)), z) < reach)
+        rows = np.flatnonzero(distance_of("cosine").paired(np.tile(queries[i], (len(z), 1)), z) < reach)
         assert condition.scalars[i, 2].item() == pytest.approx(np.log1p(len(rows)) / 3, abs=1e-5)
         hits = (prompts.codes[rows][:, :, None] == np.arange(len(prompts.prior))).any(1).sum(0)
         known = prompts.prior > 0
@@ -521,7 +521,7 @@ def test_mixer_of_a_cache_holds_each_targets_neighbours() -> None:
     node, _, count = mixer.roots()
     found = mixer.counts(0, node, count)
     for i in range(4):
-        rows = np.flatnonzero(paired_distances(np.tile(queries[i], (len(z), 1)), z) < 0.05)
+        rows = np.flatnonzero(distance_of("cosine").paired(np.tile(queries[i], (len(z), 1)), z) < 0.05)
         np.testing.assert_array_equal(found[i], np.bincount(prompts.tokens[rows, 1], minlength=VOCABULARY))
     limited = make_mixer(cache, prompts, queries, 0.5, VOCABULARY, 3.0, limit=7)
     assert limited.root_count.tolist() == [7, 7, 7, 7]

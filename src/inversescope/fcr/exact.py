@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from inversescope.kernel.distances import distances, prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 
 
@@ -50,7 +50,7 @@ def exact_reference(
     Returns:
         Exact values. If the reference is all of the prior they are exact; if it holds draws of it, estimates.
     """
-    order = np.argsort(epsilons)
+    metric, order = distance_of(distance), np.argsort(epsilons)
     sorted_eps = np.asarray(epsilons, np.float64)[order]
     Q, E = len(queries), len(epsilons)
     radius = support_radius(float(sorted_eps[-1]), kind)
@@ -58,7 +58,7 @@ def exact_reference(
     match = {name: np.zeros((Q, E)) for name in query_labels}
     surprise = np.zeros((Q, E))
     for low in range(0, len(reference), block):
-        d = distances(queries, prepare(np.asarray(reference[low : low + block]), distance), distance)
+        d = metric.between(queries, metric.prepare(np.asarray(reference[low : low + block])))
         flat = np.flatnonzero(d < np.float32(radius))
         owner, row = np.divmod(flat, d.shape[1])
         value = d.ravel()[flat]

@@ -14,7 +14,7 @@ from inversescope.context import Context, echo, need
 from inversescope.fcr.cells import add_untrained, add_variant, load_cells
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.rates import coverage_rows, fcr_rates, refusal_rates
-from inversescope.kernel.distances import prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.store import read_json, read_table, write_table
 from inversescope.workflow import paths
 
@@ -29,7 +29,7 @@ def compute_exact(context: Context, site: str) -> None:
     epsilons = context.plan.bandwidths
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
-    queries = prepare(np.array(context.activations("test", site)), kernel.distance)
+    queries = distance_of(kernel.distance).prepare(np.array(context.activations("test", site)))
     z = context.activations("reference", site)
     values = exact_reference(
         queries,

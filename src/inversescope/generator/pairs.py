@@ -19,9 +19,9 @@ import numpy as np
 
 from inversescope.errors import InputError
 from inversescope.generator.condition import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 from inversescope.kernel.neighbours import Cache
-from inversescope.kernel.noise import perturb
 
 MAX_TARGETS = 128  # neighbours that a soft target averages over
 
@@ -134,7 +134,7 @@ class NoisePairs:
             if not self.epsilon:
                 z[label] = clean
                 continue
-            noised = perturb(clean, self.epsilon, rng, self.distance, self.kind, self.norm_band)
+            noised = distance_of(self.distance).perturb(clean, self.epsilon, rng, self.kind, self.norm_band)
             z[label] = noised.astype(np.float32)
             if step % self.floor_every == 0 and cached.ndim == 2:
                 # The part of z outside the head's space counts in the distance: compare with zero-padded cached rows.

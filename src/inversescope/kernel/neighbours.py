@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from inversescope.kernel.distances import distances, prepare
+from inversescope.kernel.distances import distance_of
 
 
 @dataclass
@@ -51,14 +51,14 @@ class Cache:
     """
 
     def __init__(self, z: np.ndarray, distance: str = "cosine", block: int = 4096) -> None:
-        self.distance = distance
+        self.distance = distance_of(distance)
         self.block = block
-        self.keys = prepare(z, distance)
+        self.keys = self.distance.prepare(z)
         self.size = int(z.shape[0])
 
     def prepare(self, queries: np.ndarray) -> np.ndarray:
         """Bring raw queries (Q, d) into the form that `search` takes."""
-        return prepare(queries, self.distance)
+        return self.distance.prepare(queries)
 
     def search(
         self,
@@ -88,7 +88,7 @@ class Cache:
         while done < length and active.size:
             low = (first + done) % self.size
             high = min(low + step, self.size, low + length - done)
-            d = distances(queries[active], self.keys[low:high], self.distance)
+            d = self.distance.between(queries[active], self.keys[low:high])
             hit = d < radius[active][:, None]
             flat = np.flatnonzero(hit)
             query, column = np.divmod(flat, high - low)
@@ -129,7 +129,7 @@ class Cache:
         radii = np.asarray(radii, np.float32)
         result = np.zeros((len(queries), len(radii)), np.int64)
         for low in range(0, self.size, self.block):
-            d = distances(queries, self.keys[low : low + self.block], self.distance)
+            d = self.distance.between(queries, self.keys[low : low + self.block])
             for column, radius in enumerate(radii):
                 result[:, column] += (d < radius).sum(-1)
         return result
@@ -139,7 +139,7 @@ class Cache:
         row = np.zeros(len(queries), np.int64)
         best = np.full(len(queries), np.inf, np.float32)
         for low in range(0, self.size, self.block):
-            d = distances(queries, self.keys[low : low + self.block], self.distance)
+            d = self.distance.between(queries, self.keys[low : low + self.block])
             at = d.argmin(-1)
             value = d[np.arange(len(queries)), at]
             better = value < best

@@ -14,10 +14,10 @@ from inversescope.context import Context
 from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.generator.build import decode_texts
 from inversescope.generator.condition import Prompts, make_condition
-from inversescope.kernel.distances import paired_distances
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import support_radius
 from inversescope.kernel.neighbours import Cache
-from inversescope.kernel.noise import gaussian_noise, perturb
+from inversescope.kernel.noise import gaussian_noise
 from inversescope.sampling.decode import Draws, decode
 from inversescope.sampling.log_q import log_prob_rows, log_q_marginal
 from inversescope.sampling.mixing import Mixer, make_mixer
@@ -41,7 +41,7 @@ class Recomputer:
 
     def __init__(self, context: Context, target: Target, z: dict[Site, np.ndarray]) -> None:
         self.context, self.target, self.z = context, target, z
-        self.distance = context.config.kernel.distance
+        self.distance = distance_of(context.config.kernel.distance)
         self.known: dict[int, int] = {}
         self.rows: dict[Site, np.ndarray] = {}
 
@@ -63,7 +63,7 @@ class Recomputer:
         good = np.flatnonzero(index >= 0)
         if good.size:
             found = self.activations(index[good], site)
-            result[good] = paired_distances(self.z[site][owner[good]], found, self.distance)
+            result[good] = self.distance.paired(self.z[site][owner[good]], found)
         return result
 
 
@@ -183,7 +183,8 @@ class Run:
             for row in rows:
                 rng = stream(config.seed, "noised", self.site.label, self.name, int(row), int(draws[0]))
                 copies = np.repeat(self.z[[row]], len(draws), 0)
-                moved.append(perturb(copies, config.figures.extra_noise, rng, kernel.distance, "hard", 0.01))
+                distance = distance_of(kernel.distance)
+                moved.append(distance.perturb(copies, config.figures.extra_noise, rng, "hard", 0.01))
             wide = np.concatenate(moved).astype(np.float32)
         elif rule.varies:
             of_draw, noise = schedule(rule, draws)
@@ -264,13 +265,14 @@ class Run:
         shape, space = self.model.shape, config.variant(self.name).noise_space
         width = shape.sites[self.site.label] if space == "model" and not shape.d_embedding else d
         parts = []
+        distance = distance_of(config.kernel.distance)
         for row in rows:
             rng = stream(
                 config.seed, "sampling noise", self.site.label, self.name, decoding, int(row), int(draws[0])
             )
             copies = np.zeros((len(draws), width))
             copies[:, :d] = self.z[row]
-            parts.append(copies + gaussian_noise(copies, noise * epsilon, rng, config.kernel.distance))
+            parts.append(copies + gaussian_noise(noise * epsilon * distance.size(copies), width, rng))
         return np.concatenate(parts).astype(np.float32)
 
     def marginal(self, block: Block, accepted: np.ndarray, rule: DecodingConfig) -> np.ndarray:

@@ -21,7 +21,7 @@ from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
-from inversescope.kernel.distances import prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.sites import Site
 from inversescope.store import write_table
 from inversescope.streams import stream
@@ -138,7 +138,7 @@ def _exact_matches(
     own, labels = ({n: task.features_of(index)[n] for n in names} for index in (drawn, pool))
     result = {}
     for site in sites:
-        prepared = prepare(queries[site.label], kernel.distance)
+        prepared = distance_of(kernel.distance).prepare(queries[site.label])
         exact = exact_reference(
             prepared, keys[site.label], own, labels, [kernel.epsilon], kernel.distance, kernel.kind
         )
@@ -390,7 +390,7 @@ def trace_answers(context: Context) -> None:
         for s, site in enumerate(sites):
             kernel = config.kernel
             exact = exact_reference(
-                prepare(queries[site.label], kernel.distance),
+                distance_of(kernel.distance).prepare(queries[site.label]),
                 keys[site.label],
                 {n: own_labels[n] for n in names},
                 {n: labels[n] for n in names},

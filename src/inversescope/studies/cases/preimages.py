@@ -16,7 +16,7 @@ from inversescope.context import Context, echo, need
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.generator.build import backbone_tokenizer, cached_prompts, load_generator
 from inversescope.generator.condition import Prompts, encode_prompts, make_condition
-from inversescope.kernel.distances import distances, paired_distances, prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.log_q import log_prob_rows
@@ -69,11 +69,11 @@ def compare_distances(context: Context) -> None:
         level, first = 0.0, np.zeros(0, bool)
         for name in [config.kernel.distance, *(n for n in DISTANCES if n != config.kernel.distance)]:
             unit = np.maximum(scale, 1e-12) if name == "standardised" else np.ones_like(scale)
-            how = DISTANCES[name]
-            q = prepare((queries / unit).astype(np.float32), how)
+            metric = distance_of(DISTANCES[name])
+            q = metric.prepare((queries / unit).astype(np.float32))
             d = np.concatenate(
                 [
-                    distances(q, prepare((keys[low : low + BLOCK] / unit).astype(np.float32), how), how)
+                    metric.between(q, metric.prepare((keys[low : low + BLOCK] / unit).astype(np.float32)))
                     for low in range(0, len(keys), BLOCK)
                 ],
                 axis=1,
@@ -97,8 +97,7 @@ def compare_distances(context: Context) -> None:
                 ids = table["prompt_id"].to_numpy()[parsed]
                 z = found[np.searchsorted(index, ids)]
                 near = (
-                    paired_distances(queries[table["target_id"].to_numpy()[parsed]] / unit, z / unit, how)
-                    < epsilon
+                    metric.paired(queries[table["target_id"].to_numpy()[parsed]] / unit, z / unit) < epsilon
                 )
                 refused[f"refusal_{variant}"] = 1.0 - near.sum() / len(table)
             some = np.where(share > 0, share, np.nan)
@@ -186,7 +185,8 @@ def check_completeness(context: Context) -> None:
             rng = stream(config.seed, "check_completeness", label)
             z, keys = (np.array(context.activations(split, label)) for split in ("test", "reference"))
             z = z[: len(test)]
-            d = distances(prepare(z, kernel.distance), prepare(keys, kernel.distance), kernel.distance)
+            metric = distance_of(kernel.distance)
+            d = metric.between(metric.prepare(z), metric.prepare(keys))
             radius = support_radius(kernel.epsilon, kernel.kind)
             owner, chosen, inside, mass = [], [], [], []
             for t in range(len(test)):

@@ -18,7 +18,7 @@ from inversescope.figures.tables import (
     select,
     tidy,
 )
-from inversescope.kernel.distances import distances, prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import read_table, write_table
 from inversescope.streams import stream
@@ -69,8 +69,9 @@ def draw_exact(context: Context) -> None:
     labels, values = pd.factorize(reference[f"feature_{feature}"].astype(str))
     wanted = pd.Index(values).get_indexer(prompts[f"feature_{feature}"].astype(str))
     draws, agreement = [], []
+    metric = distance_of(kernel.distance)
     for site in _shown_heads(fcr, config):
-        targets = prepare(np.asarray(context.activations("test", site)), kernel.distance)
+        targets = metric.prepare(np.asarray(context.activations("test", site)))
         keys = context.activations("reference", site)
         count = min(len(targets), _MOST_TARGETS) if site in curves else SHOWN_TARGET + 1
         near = np.empty(len(keys), np.float32)
@@ -78,7 +79,7 @@ def draw_exact(context: Context) -> None:
         width = (2.0 if kernel.distance == "cosine" else 8 * epsilon) / _AGREEMENT_BINS
         for low in range(0, len(keys), _BLOCK):
             block = slice(low, low + _BLOCK)
-            d = distances(targets[:count], prepare(np.asarray(keys[block]), kernel.distance), kernel.distance)
+            d = metric.between(targets[:count], metric.prepare(np.asarray(keys[block])))
             near[block] = d[SHOWN_TARGET]
             if site in curves:
                 bins = np.clip((d / width).astype(np.int64), 0, _AGREEMENT_BINS)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
-from inversescope.kernel.distances import distances, prepare
+from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
@@ -148,11 +148,12 @@ def _posterior(
     block: int = 16384,
 ) -> np.ndarray:
     """Kernel-weighted shares (targets, attributes) of reference prompts; zeros where none has weight."""
-    own = prepare(queries, distance)
+    metric = distance_of(distance)
+    own = metric.prepare(queries)
     mass = np.zeros((len(queries), k))
     for low in range(0, len(reference), block):
         part = slice(low, low + block)
-        d = distances(own, prepare(np.asarray(reference[part]), distance), distance)
+        d = metric.between(own, metric.prepare(np.asarray(reference[part])))
         mass += kernel_values(d, epsilon, kind) @ np.eye(k)[labels[part]]
     total = mass.sum(1, keepdims=True)
     return mass / np.where(total > 0, total, 1.0)
