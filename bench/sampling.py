@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from inversescope.config import load_config
 from inversescope.generator.backbone import BackboneShape, to_hf
-from inversescope.generator.base import Condition
+from inversescope.generator.condition import Condition
 from inversescope.generator.inversescope import Folded, GeneratorShape, InverseScope
 from inversescope.sampling.decode import decode
 from inversescope.sampling.mixing import Mixer

@@ -28,9 +28,8 @@ from inversescope.config import (
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.generator.backbone import BackboneShape
-from inversescope.generator.base import Condition
 from inversescope.generator.build import load_backbone, load_generator
-from inversescope.generator.condition import encode_prompts
+from inversescope.generator.condition import Condition, encode_prompts
 from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.generator.loss import conditional_loss
 from inversescope.generator.pairs import Batch, NoisePairs
@@ -358,7 +357,7 @@ def test_clean_pairs_are_activations_with_their_own_prompts() -> None:
     z = rng.standard_normal((30, 4)).astype(np.float32)
     prompts = encode_prompts([rng.integers(1, 9, 3) for _ in range(30)], END)
     source = NoisePairs(
-        {"s": z}, prompts, {"s": 6}, epsilon=0.0, per_site=16, prior_size=100, seed=0, floor_every=1
+        {"s": z}, prompts, width={"s": 6}, epsilon=0.0, per_site=16, prior_size=100, seed=0, floor_every=1
     )
     batch = source.batch(3)
     assert batch.z["s"].shape == (16, 6) and (batch.z["s"][:, 4:] == 0).all()
@@ -493,13 +492,13 @@ def test_decoders_start_where_they_should(frontier: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(frontier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from inversescope.generator import stages as generators
+    from inversescope.generator import loss as losses
 
     path = frontier / CHECKPOINTS / "inversionview/view_s0/model.safetensors"
     whole = digest(path)
     file = frontier / "config/config.yaml"
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "save_every": 6}))
-    original, calls = generators.conditional_loss, []
+    original, calls = losses.conditional_loss, []
 
     def killed(*arguments: object) -> torch.Tensor:
         calls.append(1)
@@ -507,7 +506,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(frontier: Path, monkeypatch: p
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generators, "conditional_loss", killed)
+    monkeypatch.setattr(losses, "conditional_loss", killed)
     command = ("train_generator", "--generator", "inversionview", "--variant", "view_s0")
     with pytest.raises(KeyboardInterrupt):
         run(frontier, *command)

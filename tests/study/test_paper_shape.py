@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerFast
 from inversescope.cli import run_stage
 from inversescope.config import ArchitectureConfig, Config, merge, parse_config
 from inversescope.context import Context
-from inversescope.generator import stages as generators
+from inversescope.generator import prior
 from inversescope.store import read_activations, read_json, read_table
 from inversescope.targets.models import build_model, save_trained
 from inversescope.tasks import Task, get_task
@@ -134,7 +134,7 @@ def study(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Study:
     del model
     study = Study(Context(root, config, "ioi", "gpt2"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generators, "GATE_SAMPLES", 4)
+        patch.setattr(prior, "GATE_SAMPLES", 4)
         # Gigabytes are written that need not outlive a power cut.
         patch.setattr(os, "fsync", lambda descriptor: None)
         for split in ("train", "test", "reference"):

@@ -16,9 +16,8 @@ from conftest import MODEL, SITES, VARIANTS, each, make_target, run, write_confi
 from inversescope.activations.capture import capture
 from inversescope.config import load_config
 from inversescope.context import Context
-from inversescope.generator.base import Condition
 from inversescope.generator.build import load_backbone, load_generator
-from inversescope.generator.condition import encode_prompts
+from inversescope.generator.condition import Condition, encode_prompts
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import effective_sample_size
 from inversescope.kernel.neighbours import Cache
@@ -219,10 +218,10 @@ def test_same_seed_same_bytes_and_another_seed_others(study: Path, copied: Copie
 def test_a_killed_generator_goes_on_to_the_same_weights(
     study: Path, copied: Copied, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inversescope.generator import stages as generators
+    from inversescope.generator import loss as losses
 
     root = copied({"save_every": 6})
-    original, calls = generators.conditional_loss, []
+    original, calls = losses.conditional_loss, []
 
     def killed(*arguments: object) -> torch.Tensor:
         calls.append(1)
@@ -230,7 +229,7 @@ def test_a_killed_generator_goes_on_to_the_same_weights(
             raise KeyboardInterrupt
         return original(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(generators, "conditional_loss", killed)
+    monkeypatch.setattr(losses, "conditional_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         run(root, "train_generator", "--variant", "default")
     assert run(root, "train_generator", "--variant", "default") == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from inversescope.config import VariantConfig
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf, to_hf
-from inversescope.generator.base import Condition
-from inversescope.generator.inversescope import ControlLayer, GeneratorShape, InverseScope, NeighbourWords
+from inversescope.generator.build import GENERATORS
+from inversescope.generator.condition import Condition
+from inversescope.generator.inversescope import ControlLayer, GeneratorShape, InverseScope
 from inversescope.generator.loss import conditional_loss
+from inversescope.generator.neighbours import NeighbourWords
 from inversescope.generator.pairs import Batch
 from inversescope.ops import ByOwner
 from inversescope.training import Schedule, train
@@ -392,3 +396,7 @@ def test_rows_by_owner_come_back() -> None:
     laid = rows.spread(x)
     assert laid.shape == (4, 3, 3) and torch.equal(rows.gather(laid), x)
     assert torch.equal(laid[2], x[[0, 2, 3]]) and (laid[1] == 0).all() and (laid[0, 2] == 0).all()
+
+
+def test_the_configuration_knows_every_generator() -> None:
+    assert get_args(VariantConfig.model_fields["generator"].annotation) == tuple(GENERATORS)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from inversescope.errors import InputError
 from inversescope.generator import pairs
 from inversescope.generator.backbone import BackboneShape
-from inversescope.generator.base import Condition
-from inversescope.generator.condition import Prompts, encode_prompts
+from inversescope.generator.condition import Condition, Prompts, encode_prompts
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.loss import conditional_loss
 from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs
@@ -545,7 +544,7 @@ def sources(seed: int) -> list[Any]:
     prompts = toy_prompts()
     z = {"s": toy_activations(prompts), "t": toy_activations(prompts, 1)}
     return [
-        NoisePairs(z, prompts, {"s": 3, "t": 5}, epsilon=0.1, per_site=4, prior_size=96, seed=seed),
+        NoisePairs(z, prompts, width={"s": 3, "t": 5}, epsilon=0.1, per_site=4, prior_size=96, seed=seed),
         KernelPairs(
             z, prompts, epsilon=(0.05, 0.3), per_site=4, prior_size=96, seed=seed, chunk=4, attend=True
         ),
@@ -573,7 +572,7 @@ def test_noise_pairs_carry_the_prompt_that_the_activation_came_from() -> None:
     prompts = toy_prompts()
     z = toy_activations(prompts)
     source = NoisePairs(
-        {"s": z}, prompts, {"s": 6}, epsilon=0.02, per_site=64, prior_size=96, seed=0, floor_every=1
+        {"s": z}, prompts, width={"s": 6}, epsilon=0.02, per_site=64, prior_size=96, seed=0, floor_every=1
     )
     batch = source.batch(0)
     assert batch.z["s"].shape == (64, 6) and batch.targets is None and batch.scalars is None
@@ -592,7 +591,7 @@ def test_bayes_floor_counts_the_prior_within_reach() -> None:
     prompts = toy_prompts()
     z = toy_activations(prompts)
     source = NoisePairs(
-        {"s": z}, prompts, {"s": 3}, epsilon=0.2, per_site=256, prior_size=480, seed=0, floor_every=2
+        {"s": z}, prompts, width={"s": 3}, epsilon=0.2, per_site=256, prior_size=480, seed=0, floor_every=2
     )
     batch = source.batch(0)
     unit = COSINE.prepare(batch.z["s"].astype(np.float64))

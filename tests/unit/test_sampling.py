@@ -14,8 +14,8 @@ from torch import nn
 
 from inversescope.config import IOIConfig
 from inversescope.generator.backbone import BackboneShape
-from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.generator.condition import Prompts, encode_prompts, make_condition
+from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.condition import Condition, Prompts, encode_prompts, make_condition
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.inversionview import InversionView, InversionViewShape
 from inversescope.generator.pairs import KernelPairs

@@ -6,7 +6,7 @@ Shapes: B sequences, T positions, D width, N heads, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inversescope.config import ArchitectureConfig
 from inversescope.ops import causal_attention, even_rows, linear
 
 Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (..., D)) -> what is added to it
@@ -34,6 +35,13 @@ class BackboneShape:
     d_model: int
     d_mlp: int
     tied_embeddings: bool = True
+
+    @staticmethod
+    def of(config: ArchitectureConfig, vocab_size: int) -> BackboneShape:
+        """Sizes of a decoder that is trained from scratch."""
+        names = ("n_positions", "n_layers", "n_heads", "d_model", "tied_embeddings")
+        sizes = {name: getattr(config, name) for name in names}
+        return BackboneShape(vocab_size=vocab_size, d_mlp=config.d_mlp or 4 * config.d_model, **sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -222,7 +230,8 @@ class Backbone(nn.Module):
         return final
 
 
-_HF_NAMES = {
+#: Module of a block here -> in Hugging Face's model.
+_HF_MODULES = {
     "attn.c_attn": "attn.c_attn",
     "attn.c_proj": "attn.c_proj",
     "c_fc": "mlp.c_fc",
@@ -232,10 +241,21 @@ _HF_NAMES = {
 }
 
 
+def _hf_names(shape: BackboneShape) -> Iterator[tuple[str, str, bool]]:
+    """Each parameter's name here, its name in `GPT2LMHeadModel`, and whether it is transposed there (weights of Conv1D)."""
+    yield "lm_head.weight", "lm_head.weight", False
+    for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"):
+        yield name, f"transformer.{name}", False
+    for layer in range(shape.n_layers):
+        for ours, theirs in _HF_MODULES.items():
+            for part in ("weight", "bias"):
+                transposed = part == "weight" and not ours.startswith("ln")
+                yield f"h.{layer}.{ours}.{part}", f"transformer.h.{layer}.{theirs}.{part}", transposed
+
+
 def from_hf(model: nn.Module) -> Backbone:
-    """Copy a Hugging Face `GPT2LMHeadModel` into a `Backbone` (its Conv1D weights are transposed Linears)."""
+    """Copy a Hugging Face `GPT2LMHeadModel` into a `Backbone`."""
     config: Any = model.config
-    state = model.state_dict()
     shape = BackboneShape(
         vocab_size=config.vocab_size,
         n_positions=config.n_positions,
@@ -245,21 +265,9 @@ def from_hf(model: nn.Module) -> Backbone:
         d_mlp=config.n_inner or 4 * config.n_embd,
         tied_embeddings=bool(config.tie_word_embeddings),
     )
-    new: dict[str, Tensor] = {
-        "wte.weight": state["transformer.wte.weight"],
-        "wpe.weight": state["transformer.wpe.weight"],
-        "ln_f.weight": state["transformer.ln_f.weight"],
-        "ln_f.bias": state["transformer.ln_f.bias"],
-        "lm_head.weight": state["lm_head.weight"],
-    }
-    for layer in range(shape.n_layers):
-        for ours, theirs in _HF_NAMES.items():
-            for part in ("weight", "bias"):
-                value = state[f"transformer.h.{layer}.{theirs}.{part}"]
-                transposed = part == "weight" and not ours.startswith("ln")
-                new[f"h.{layer}.{ours}.{part}"] = value.T if transposed else value
-    backbone = Backbone(shape)
-    backbone.load_state_dict({k: v.contiguous() for k, v in new.items()})
+    backbone, state = Backbone(shape), model.state_dict()
+    new = {o: state[t].T if transposed else state[t] for o, t, transposed in _hf_names(shape)}
+    backbone.load_state_dict({name: value.contiguous() for name, value in new.items()})
     return backbone
 
 
@@ -281,22 +289,7 @@ def to_hf(backbone: Backbone) -> nn.Module:
         embd_pdrop=0.0,
         attn_pdrop=0.0,
     )
-    model = GPT2LMHeadModel(config).eval()
-    ours = backbone.state_dict()
-    new = {
-        "transformer.wte.weight": ours["wte.weight"],
-        "transformer.wpe.weight": ours["wpe.weight"],
-        "transformer.ln_f.weight": ours["ln_f.weight"],
-        "transformer.ln_f.bias": ours["ln_f.bias"],
-        "lm_head.weight": ours["lm_head.weight"],
-    }
-    for layer in range(shape.n_layers):
-        for name, theirs in _HF_NAMES.items():
-            for part in ("weight", "bias"):
-                value = ours[f"h.{layer}.{name}.{part}"]
-                transposed = part == "weight" and not name.startswith("ln")
-                new[f"transformer.h.{layer}.{theirs}.{part}"] = (
-                    value.T if transposed else value
-                ).contiguous()
-    model.load_state_dict(new, strict=False)
+    model, state = GPT2LMHeadModel(config).eval(), backbone.state_dict()
+    new = {t: state[o].T if transposed else state[o] for o, t, transposed in _hf_names(shape)}
+    model.load_state_dict({name: value.contiguous() for name, value in new.items()}, strict=False)
     return model

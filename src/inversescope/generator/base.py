@@ -12,23 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inversescope.config import Config, VariantConfig
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, KeyValues, Readout
-
-
-@dataclass
-class Condition:
-    """What the generator is told about each of B activations of one site or of several.
-
-    Attributes:
-        z: site label -> activations (b, d) in the site map's space; the sites' rows follow each other in dict order.
-        scalars: (B, N_SCALARS) or None; log eps, log share, log count, mean distance / eps.
-        embedding: (B, S) or None; log ratio of the neighbours' marginals to the prior's.
-    """
-
-    z: dict[str, Tensor]
-    scalars: Tensor | None = None
-    embedding: Tensor | None = None
+from inversescope.generator.condition import Condition, Prompts
 
 
 class Folded(Protocol):
@@ -46,6 +33,27 @@ class Folded(Protocol):
         """The same for a selection of activations."""
 
 
+@dataclass(frozen=True)
+class Materials:
+    """What an untrained generator is made from.
+
+    Attributes:
+        backbone: the decoder that was fine-tuned on the prior.
+        sites: label -> dimension of the activations that it will be given.
+        scales: label -> root mean square norm of the site's activations.
+        prompts: those that are cached.
+        target_width: width of the target's residual stream.
+    """
+
+    config: Config
+    variant: VariantConfig
+    backbone: Backbone
+    sites: dict[str, int]
+    scales: dict[str, float]
+    prompts: Prompts
+    target_width: int
+
+
 class ConditionalGenerator(nn.Module):
     """q(x | z): a decoder that writes prompts, told about activations by `fold`.
 
@@ -60,6 +68,16 @@ class ConditionalGenerator(nn.Module):
     backbone: Backbone
     neighbour_logits: Any
     neighbour_words: Any
+
+    @classmethod
+    def build(cls, materials: Materials) -> ConditionalGenerator:
+        """An untrained generator of one variant."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_shape(cls, values: dict[str, Any]) -> ConditionalGenerator:
+        """A generator of the shape that a checkpoint describes."""
+        raise NotImplementedError
 
     def fold(self, condition: Condition) -> Any:
         """Compute what B activations contribute to every token. Raises `InputError` for an unknown site."""

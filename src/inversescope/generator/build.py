@@ -1,21 +1,19 @@
-"""Generators and their backbone, made from the configuration or read from checkpoints."""
+"""Generators, their backbone and their training examples, from the configuration or from checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from inversescope.config import ArchitectureConfig, VariantConfig
 from inversescope.context import Context, need
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
-from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.base import ConditionalGenerator, Materials
 from inversescope.generator.condition import Prompts, encode_prompts
-from inversescope.generator.inversescope import GeneratorShape, InverseScope
-from inversescope.generator.inversionview import InversionView, InversionViewShape
+from inversescope.generator.inversescope import InverseScope
+from inversescope.generator.inversionview import InversionView
 from inversescope.generator.pairs import KernelPairs, NoisePairs, PairSource
 from inversescope.store import load_checkpoint, read_json
 from inversescope.targets.sources import load_tokenizer
@@ -23,6 +21,73 @@ from inversescope.targets.tokenizers import encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+#: Name in the configuration -> generator. A new one is a file with its class, and a line here.
+GENERATORS: dict[str, type[ConditionalGenerator]] = {
+    "inversescope": InverseScope,
+    "inversionview": InversionView,
+}
+
+
+def generator_class(context: Context, generator: str, variant: str) -> type[ConditionalGenerator]:
+    """The class of a variant's generator. Raises `InputError` if there is no such generator, or the variant is another one's."""
+    if generator not in GENERATORS:
+        raise InputError(f"unknown generator {generator!r}", f"choose {' or '.join(GENERATORS)}")
+    wanted = context.config.variant(variant).generator
+    if generator != wanted:
+        raise InputError(
+            f"variant {variant} is one of generator {wanted}, not {generator}", f"choose {wanted}"
+        )
+    return GENERATORS[generator]
+
+
+def load_generator(
+    context: Context, generator: str, variant: str
+) -> tuple[ConditionalGenerator, dict[str, Any]]:
+    """A trained generator and its description, in evaluation mode.
+
+    Raises:
+        InputError: unknown generator, a variant of another one, or no checkpoint.
+    """
+    kind = generator_class(context, generator, variant)
+    directory = context.generator_dir(generator, variant)
+    tensors, meta = load_checkpoint(need(directory / "meta.json", "train_generator").parent)
+    model = kind.from_shape(meta["shape"])
+    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
+    return model.eval().requires_grad_(False), meta
+
+
+def untrained_generator(
+    context: Context, kind: type[ConditionalGenerator], variant: str, backbone: Backbone, pairs: PairSource
+) -> ConditionalGenerator:
+    """A generator as training begins with it, for the activations that `pairs` serves.
+
+    Raises:
+        InputError: a decoder with fewer positions than prompts have tokens.
+    """
+    settings = context.config.variant(variant)
+    torch.manual_seed(context.config.seed + settings.seed)
+    model = kind.build(
+        Materials(
+            config=context.config,
+            variant=settings,
+            backbone=backbone,
+            sites=pairs.dimensions,
+            scales={
+                label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean()))
+                for label, z in pairs.activations.items()
+            },
+            prompts=pairs.prompts,
+            target_width=residual_width(context),
+        )
+    )
+    needed = int(pairs.prompts.lengths.max()) - 1
+    if model.backbone.shape.n_positions < needed:
+        raise InputError(
+            f"the decoder of {variant} has {model.backbone.shape.n_positions} positions, but prompts take up to {needed}",
+            f"raise variants.{variant}.decoder.n_positions",
+        )
+    return model
 
 
 def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
@@ -34,10 +99,11 @@ def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
 
 
 def initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> Backbone:
+    """The backbone as its fine-tuning begins with it. Raises `InputError` if a pre-trained one cannot be loaded."""
     config = context.config.backbone
     torch.manual_seed(context.config.seed)
     if config.init == "scratch":
-        return Backbone(_decoder_shape(config.shape, len(tokenizer)), std=config.shape.initializer_range)
+        return Backbone(BackboneShape.of(config.shape, len(tokenizer)), std=config.shape.initializer_range)
     from transformers import GPT2LMHeadModel
 
     try:
@@ -50,19 +116,6 @@ def initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> Ba
             "set backbone.init: local and backbone.path to a directory that holds it, or HF_HOME to a cache that does",
         ) from error
     return from_hf(model)
-
-
-def _decoder_shape(shape: ArchitectureConfig, vocabulary: int) -> BackboneShape:
-    """Sizes of a GPT-2 decoder made here."""
-    return BackboneShape(
-        vocab_size=vocabulary,
-        n_positions=shape.n_positions,
-        n_layers=shape.n_layers,
-        n_heads=shape.n_heads,
-        d_model=shape.d_model,
-        d_mlp=shape.d_mlp or 4 * shape.d_model,
-        tied_embeddings=shape.tied_embeddings,
-    )
 
 
 def load_backbone(context: Context) -> tuple[Backbone, dict[str, Any]]:
@@ -81,166 +134,52 @@ def cached_prompts(context: Context, tokenizer: PreTrainedTokenizerFast, rows: n
     return encode_prompts(encode(tokenizer, frame["text"].tolist()), int(tokenizer.eos_token_id), features)
 
 
-def cached_words(prompts: Prompts) -> list[int]:
-    """Tokens that occur in cached prompts, the start and end token left out."""
-    return sorted(set(np.unique(prompts.tokens).tolist()) - {int(prompts.tokens[0, 0])})
-
-
-def decode_texts(tokenizer: PreTrainedTokenizerFast, rows: np.ndarray, end: int) -> list[str]:
-    """Texts of token rows (N, T), cut at the end token; each distinct row is decoded once."""
-    unique, inverse = np.unique(rows, axis=0, return_inverse=True)
-    lists = []
-    for row in unique:
-        stop = np.flatnonzero(row == end)
-        lists.append(row[: stop[0]].tolist() if stop.size else row.tolist())
-    texts = tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return [texts[i] for i in inverse.ravel()]
-
-
-def pair_source(
-    context: Context,
-    variant: VariantConfig,
-    activations: dict[str, np.ndarray],
-    prompts: Prompts,
-    width: dict[str, int],
-    rows: np.ndarray,
-) -> PairSource:
-    kernel, seed = context.config.kernel, context.config.seed + variant.seed
-    task = context.task
+def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast) -> PairSource:
+    """A variant's training examples, from the cached activations of its sites."""
+    variant, task, kernel = context.config.variant(name), context.task, context.config.kernel
+    rows = context.cache_rows(variant)
+    everything = variant.cache_pairs == "all"
     prior = None
     if not task.uniform:
         index = context.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()[rows]
-        prior = np.exp(task.log_prior(index, None if variant.cache_pairs == "all" else "train"))
-    prior_size = task.size if variant.cache_pairs == "all" else task.split_size("train")
+        prior = np.exp(task.log_prior(index, None if everything else "train"))
+    activations = {
+        site.label: np.ascontiguousarray(context.activations("train", site.label)[rows])
+        for site in context.plan.sites_of(name)
+    }
     epsilon = variant.epsilon or kernel.epsilon
-    if variant.pairs != "kernel":
-        return NoisePairs(
-            activations,
-            prompts,
-            width,
-            epsilon=epsilon if variant.pairs == "noise" else 0.0,
-            per_site=variant.per_site,
-            prior_size=prior_size,
-            seed=seed,
-            distance=kernel.distance,
-            kind=kernel.kind,
-            norm_band=variant.norm_band,
-            prior=prior,
+    common: dict[str, Any] = {
+        "activations": activations,
+        "prompts": cached_prompts(context, tokenizer, rows),
+        "per_site": variant.per_site,
+        "prior_size": task.size if everything else task.split_size("train"),
+        "seed": context.config.seed + variant.seed,
+        "distance": kernel.distance,
+        "kind": kernel.kind,
+        "prior": prior,
+    }
+    if variant.pairs == "kernel":
+        return KernelPairs(
+            **common,
+            epsilon=variant.eps_range if variant.eps_input else epsilon,
+            embed=variant.mean_embedding,
+            soft=variant.soft_targets,
+            disjoint=variant.disjoint,
+            empty=variant.empty_anchors,
+            attend=variant.neighbour_logits or variant.neighbour_words,
+            n_condition=variant.n_condition,
         )
-    return KernelPairs(
-        activations,
-        prompts,
-        epsilon=variant.eps_range if variant.eps_input else epsilon,
-        per_site=variant.per_site,
-        prior_size=prior_size,
-        seed=seed,
-        distance=kernel.distance,
-        kind=kernel.kind,
-        embed=variant.mean_embedding,
-        soft=variant.soft_targets,
-        disjoint=variant.disjoint,
-        empty=variant.empty_anchors,
-        attend=variant.neighbour_logits or variant.neighbour_words,
-        n_condition=variant.n_condition,
-        prior=prior,
+    least = 0
+    if variant.pairs == "noise" and variant.noise_space == "model":
+        least = residual_width(context)
+    return NoisePairs(
+        **common,
+        width={label: max(z.shape[-1], least) for label, z in activations.items()},
+        epsilon=epsilon if variant.pairs == "noise" else 0.0,
+        norm_band=variant.norm_band,
     )
-
-
-def inverse_scope(
-    context: Context,
-    variant: VariantConfig,
-    backbone: Backbone,
-    sites: dict[str, int],
-    scales: dict[str, float],
-    prompts: Prompts,
-) -> InverseScope:
-    """A generator whose control layers are untrained, on the fine-tuned backbone."""
-    shape = GeneratorShape(
-        backbone=backbone.shape,
-        sites=sites,
-        scales=scales,
-        n_heads=variant.n_heads,
-        d_head=variant.d_head,
-        d_condition=variant.d_condition or residual_width(context),
-        site_map_blocks=variant.site_map_blocks,
-        see_norm=variant.see_norm,
-        eps_input=variant.eps_input or variant.mean_embedding,
-        d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
-        neighbour_logits=variant.neighbour_logits,
-        n_condition=variant.n_condition,
-        words=tuple(cached_words(prompts)) if variant.neighbour_words else (),
-    )
-    model = InverseScope(shape)
-    model.backbone.load_state_dict(backbone.state_dict())
-    if model.neighbour_words is not None:
-        model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
-    model.backbone.requires_grad_(not variant.freeze_backbone)
-    return model
-
-
-def inversion_view(
-    context: Context,
-    variant: VariantConfig,
-    backbone: Backbone,
-    sites: dict[str, int],
-    scales: dict[str, float],
-) -> InversionView:
-    """An untrained InversionView: of the backbone it takes the vocabulary and, unless told otherwise, the sizes."""
-    target_width = residual_width(context)
-    decoder = variant.decoder
-    decoder_shape = (
-        _decoder_shape(decoder, backbone.shape.vocab_size) if decoder is not None else backbone.shape
-    )
-    settings = decoder if decoder is not None else context.config.backbone.shape
-    shape = InversionViewShape(
-        backbone=decoder_shape,
-        # One input for all sites: as wide as the residual stream, or as the widest site (MLP activations are wider).
-        sites={label: max(target_width, *sites.values()) for label in sites},
-        scales=scales,
-        d_site=variant.d_condition or target_width,
-        n_blocks=variant.site_map_blocks,
-        see_norm=variant.see_norm,
-        std=settings.initializer_range if context.config.backbone.init == "scratch" or decoder else 0.02,
-    )
-    model = InversionView(shape)
-    if variant.decoder_init == "backbone":
-        model.backbone.load_state_dict(backbone.state_dict())
-    return model
 
 
 def residual_width(context: Context) -> int:
     """Width of the target's residual stream."""
     return int(read_json(context.made_target() / "target.json")["d_model"])
-
-
-def check_generator(context: Context, generator: str, variant: str) -> None:
-    """Raise `InputError` if there is no such generator, or the variant is another one's."""
-    if generator not in GENERATORS:
-        raise InputError(f"unknown generator {generator!r}", f"choose {' or '.join(GENERATORS)}")
-    wanted = context.config.variant(variant).generator
-    if generator != wanted:
-        raise InputError(
-            f"variant {variant} is one of generator {wanted}, not {generator}", f"choose {wanted}"
-        )
-
-
-GENERATORS: dict[str, Callable[[dict[str, Any]], ConditionalGenerator]] = {
-    "inversescope": lambda shape: InverseScope(GeneratorShape.from_dict(shape)),
-    "inversionview": lambda shape: InversionView(InversionViewShape.from_dict(shape)),
-}
-
-
-def load_generator(
-    context: Context, generator: str, variant_name: str
-) -> tuple[ConditionalGenerator, dict[str, Any]]:
-    """A trained generator and its description, in evaluation mode.
-
-    Raises:
-        InputError: unknown generator, a variant of another one, or no checkpoint.
-    """
-    check_generator(context, generator, variant_name)
-    directory = context.generator_dir(generator, variant_name)
-    tensors, meta = load_checkpoint(need(directory / "meta.json", "train_generator").parent)
-    model = GENERATORS[generator](meta["shape"])
-    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
-    return model.eval().requires_grad_(False), meta

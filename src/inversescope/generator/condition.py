@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from inversescope.generator.base import Condition, ConditionalGenerator
 from inversescope.kernel.kernel import support_radius
 from inversescope.kernel.neighbours import Cache, Neighbours
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+    from inversescope.generator.base import ConditionalGenerator
+
 EMBEDDING_SMOOTHING = 2.0  # pseudo-count of the prior in a mean embedding
+
+
+@dataclass
+class Condition:
+    """What the generator is told about each of B activations of one site or of several.
+
+    Attributes:
+        z: site label -> activations (b, d) in the site map's space; the sites' rows follow each other in dict order.
+        scalars: (B, N_SCALARS) or None; log eps, log share, log count, mean distance / eps.
+        embedding: (B, S) or None; log ratio of the neighbours' marginals to the prior's.
+    """
+
+    z: dict[str, Tensor]
+    scalars: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 @dataclass
@@ -34,6 +55,10 @@ class Prompts:
     def size(self) -> int:
         """Number of prompts."""
         return len(self.lengths)
+
+    def words(self) -> list[int]:
+        """Tokens that occur in the prompts, the start and end token left out."""
+        return sorted(set(np.unique(self.tokens).tolist()) - {int(self.tokens[0, 0])})
 
 
 def encode_prompts(tokens: list[np.ndarray], end: int, slots: np.ndarray | None = None) -> Prompts:
@@ -63,6 +88,17 @@ def encode_prompts(tokens: list[np.ndarray], end: int, slots: np.ndarray | None 
     codes = np.stack(columns, 1).astype(np.int32)
     prior = np.bincount(codes[codes >= 0].ravel(), minlength=offset) / len(tokens)
     return Prompts(table, lengths, codes, prior)
+
+
+def decode_texts(tokenizer: PreTrainedTokenizerFast, rows: np.ndarray, end: int) -> list[str]:
+    """Texts of token rows (N, T), cut at the end token; each distinct row is decoded once."""
+    unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+    lists = []
+    for row in unique:
+        stop = np.flatnonzero(row == end)
+        lists.append(row[: stop[0]].tolist() if stop.size else row.tolist())
+    texts = tokenizer.batch_decode(lists, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return [texts[i] for i in inverse.ravel()]
 
 
 def mean_embedding(prompts: Prompts, neighbours: Neighbours) -> np.ndarray:

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.generator.backbone import Attention, Backbone, BackboneShape, KeyValues, Linear, Prefix
-from inversescope.generator.base import Condition, ConditionalGenerator
+from inversescope.generator.base import ConditionalGenerator, Materials
+from inversescope.generator.condition import Condition
 from inversescope.generator.inversescope import ResidualMLP
 from inversescope.ops import even_rows
 
@@ -95,6 +96,34 @@ class InversionView(ConditionalGenerator):
         self.blocks = nn.ModuleList(ResidualMLP(width, EXPANSION) for _ in range(shape.n_blocks))
         self.injections = nn.ModuleList(Linear(width, D) for _ in range(shape.backbone.n_layers))
         self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in range(shape.backbone.n_layers))
+
+    @classmethod
+    def build(cls, materials: Materials) -> InversionView:
+        """An untrained generator: of the backbone it takes the vocabulary and, unless told otherwise, the sizes."""
+        variant, config, backbone = materials.variant, materials.config.backbone, materials.backbone
+        decoder = variant.decoder
+        scratch = decoder if decoder is not None else config.shape
+        shape = InversionViewShape(
+            backbone=backbone.shape
+            if decoder is None
+            else BackboneShape.of(decoder, backbone.shape.vocab_size),
+            # One input for all sites: as wide as the residual stream, or as the widest site (MLP activations are wider).
+            sites=dict.fromkeys(materials.sites, max(materials.target_width, *materials.sites.values())),
+            scales=materials.scales,
+            d_site=variant.d_condition or materials.target_width,
+            n_blocks=variant.site_map_blocks,
+            see_norm=variant.see_norm,
+            std=scratch.initializer_range if config.init == "scratch" or decoder is not None else 0.02,
+        )
+        model = cls(shape)
+        if variant.decoder_init == "backbone":
+            model.backbone.load_state_dict(backbone.state_dict())
+        return model
+
+    @classmethod
+    def from_shape(cls, values: dict[str, Any]) -> InversionView:
+        """A generator of a given shape, as `shape.to_dict` gave it."""
+        return cls(InversionViewShape.from_dict(values))
 
     def encode(self, condition: Condition) -> Tensor:
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""

@@ -8,13 +8,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.generator.pairs import Batch
+from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.condition import Condition
+from inversescope.generator.pairs import Batch, PairSource
+
+
+class ExampleLoss:
+    """One process's share of the loss on a source's examples, step by step, with their Bayes floor."""
+
+    def __init__(
+        self, model: ConditionalGenerator, source: PairSource, process: int = 0, of: int = 1
+    ) -> None:
+        self.model, self.source, self.process, self.of = model, source, process, of
+
+    def __call__(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Loss of one step. Raises `InputError` if there are fewer examples than processes."""
+        batch = self.source.batch(step)
+        part = batch.part(self.process, self.of)
+        value = conditional_loss(self.model, part)
+        if part is not batch:
+            value = value * float(part.weight.sum() / batch.weight.sum())
+        return value, {"bayes_floor": batch.floor}
 
 
 def condition_of(batch: Batch, device: torch.device | str = "cpu") -> Condition:
     """The generator's inputs of a batch, as tensors."""
-    from inversescope.generator.base import Condition
+    from inversescope.generator.condition import Condition
 
     return Condition(
         z={label: torch.from_numpy(z).to(device) for label, z in batch.z.items()},

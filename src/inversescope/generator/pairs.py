@@ -12,7 +12,7 @@ All sources serve the same `Batch`; the generator's architecture does not know w
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -21,9 +21,10 @@ from inversescope.errors import InputError
 from inversescope.generator.condition import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
-from inversescope.kernel.neighbours import Cache
+from inversescope.kernel.neighbours import Cache, Neighbours
 
-MAX_TARGETS = 128  # neighbours that a soft target averages over
+MAX_TARGETS = 128  # neighbours that a soft target averages over, at most
+FLOOR_ROWS = 16_384  # cached prompts that the Bayes floor of noise is estimated from, at most
 
 
 @dataclass
@@ -81,45 +82,72 @@ class Batch:
 
 
 class PairSource(Protocol):
-    """Where training examples come from."""
+    """Where training examples come from.
+
+    Attributes:
+        activations: site label -> cached activations (N, d) or (N, P, d).
+        prompts: the cached prompts.
+    """
+
+    activations: dict[str, np.ndarray]
+    prompts: Prompts
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Site label -> dimension of the activations in a batch."""
 
     def batch(self, step: int) -> Batch:
         """Examples of one step; a function of the seed and the step alone, so that a resumed run sees the same ones."""
 
 
-class NoisePairs:
-    """Cached activations with Appendix B's noise, each with the prompt that it came from.
+@dataclass
+class _Pairs:
+    """What all sources are made from.
 
-    Args:
-        epsilon: bandwidth of the noise; 0 = none, and then there is no Bayes floor.
+    Attributes:
         activations: site label -> (N, d), or (N, P, d): then each example is read at one of P positions.
-        width: site label -> dimension in which the noise lives (d for `subspace`, d_model for `model`: the activation is
-            padded with zeros, since any orthonormal embedding of a head's output space is as good for isotropic noise).
+        per_site: examples of a site a step.
         prior_size: number of prompts of the prior that the cache was drawn from.
         prior: (N,) probability of each cached prompt, if they are not all alike.
     """
 
-    def __init__(
-        self,
-        activations: dict[str, np.ndarray],
-        prompts: Prompts,
-        width: dict[str, int],
-        *,
-        epsilon: float,
-        per_site: int,
-        prior_size: int,
-        seed: int,
-        distance: str = "cosine",
-        kind: str = "hard",
-        norm_band: float = 0.1,
-        floor_every: int = 50,
-        prior: np.ndarray | None = None,
-    ) -> None:
-        self.prior = prior
-        self.activations, self.prompts, self.width = activations, prompts, width
-        self.epsilon, self.per_site, self.prior_size, self.seed = epsilon, per_site, prior_size, seed
-        self.distance, self.kind, self.norm_band, self.floor_every = distance, kind, norm_band, floor_every
-        self.caches = {label: Cache(z[:16384], distance) for label, z in activations.items()}
+    activations: dict[str, np.ndarray]
+    prompts: Prompts
+    _: KW_ONLY
+    per_site: int
+    prior_size: int
+    seed: int
+    distance: str = "cosine"
+    kind: str = "hard"
+    prior: np.ndarray | None = None
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Site label -> dimension of the activations in a batch."""
+        return {label: z.shape[-1] for label, z in self.activations.items()}
+
+
+@dataclass
+class NoisePairs(_Pairs):
+    """Cached activations with Appendix B's noise, each with the prompt that it came from.
+
+    Attributes:
+        width: site label -> dimension in which the noise lives (d for `subspace`, d_model for `model`: the activation is
+            padded with zeros, since any orthonormal embedding of a head's output space is as good for isotropic noise).
+        epsilon: bandwidth of the noise; 0 = none, and then there is no Bayes floor.
+        floor_every: steps between two estimates of the floor.
+    """
+
+    _: KW_ONLY
+    width: dict[str, int]
+    epsilon: float
+    norm_band: float = 0.1
+    floor_every: int = 50
+
+    @property
+    def dimensions(self) -> dict[str, int]:
+        """Site label -> dimension of the activations in a batch."""
+        return self.width
 
     def batch(self, step: int) -> Batch:
         """Examples of one step."""
@@ -128,24 +156,15 @@ class NoisePairs:
         rows, floors = [], []
         for label, cached in self.activations.items():
             row = rng.integers(self.prompts.size, size=self.per_site)
-            clean = np.zeros((self.per_site, self.width[label]), np.float32)
-            clean[:, : cached.shape[-1]] = cached[at_positions(cached, row, rng)]
             rows.append(row)
+            z[label] = self._padded(label, cached[at_positions(cached, row, rng)])
             if not self.epsilon:
-                z[label] = clean
                 continue
-            noised = distance_of(self.distance).perturb(clean, self.epsilon, rng, self.kind, self.norm_band)
+            metric = distance_of(self.distance)
+            noised = metric.perturb(z[label], self.epsilon, rng, self.kind, self.norm_band)
             z[label] = noised.astype(np.float32)
             if step % self.floor_every == 0 and cached.ndim == 2:
-                # The part of z outside the head's space counts in the distance: compare with zero-padded cached rows.
-                cache = self.caches[label]
-                padded = np.zeros((cache.size, self.width[label]), np.float32)
-                padded[:, : cached.shape[1]] = cached[: cache.size]
-                share = Cache(padded, self.distance).counts(
-                    cache.prepare(z[label]), np.array([self.epsilon])
-                )[:, 0]
-                size = self.prior_size if self.prior is None else 1.0 / self.prior[row]
-                floors.append(np.log(np.maximum(share / cache.size, 1.0 / size) * size))
+                floors.append(self._floor(label, z[label], row))
         index = np.concatenate(rows)
         return Batch(
             z=z,
@@ -155,6 +174,18 @@ class NoisePairs:
             floor=float(np.mean(floors)) if floors else float("nan"),
         )
 
+    def _padded(self, label: str, z: np.ndarray) -> np.ndarray:
+        """Activations (n, d) filled up with zeros to the width that the noise lives in."""
+        return np.pad(z.astype(np.float32), ((0, 0), (0, self.width[label] - z.shape[1])))
+
+    def _floor(self, label: str, z: np.ndarray, row: np.ndarray) -> np.ndarray:
+        """Nats (n,) that no generator can do without: log of how many prompts lie as near to z (n, width) as its own."""
+        # The part of z outside the head's space counts in the distance: compare with zero-padded cached rows.
+        cache = Cache(self._padded(label, self.activations[label][:FLOOR_ROWS]), self.distance)
+        count = cache.counts(cache.prepare(z), np.array([self.epsilon]))[:, 0]
+        size = self.prior_size if self.prior is None else 1.0 / self.prior[row]
+        return np.log(np.maximum(count / cache.size, 1.0 / size) * size)
+
 
 def at_positions(
     z: np.ndarray, rows: np.ndarray, rng: np.random.Generator
@@ -163,12 +194,11 @@ def at_positions(
     return rows if z.ndim == 2 else (rows, rng.integers(z.shape[1], size=len(rows)))
 
 
-class KernelPairs:
-    """Clean anchors with other cached prompts within epsilon as targets.
+@dataclass
+class KernelPairs(_Pairs):
+    """Clean anchors with other cached prompts within epsilon as targets; a prompt is as far as the nearest of its positions.
 
-    Args:
-        activations: as in `NoisePairs`; a prompt is as far from an anchor as the nearest of its positions.
-        prior: as in `NoisePairs`.
+    Attributes:
         epsilon: a number, or a range (low, high) from which each anchor draws its own, log-uniformly.
         embed: condition on the mean embedding and the scalars of a disjoint part of the cache.
         soft: target = next-token distribution among all neighbours that share the path's prefix; else one drawn neighbour.
@@ -180,37 +210,22 @@ class KernelPairs:
         chunk: steps that share one neighbour search.
     """
 
-    def __init__(
-        self,
-        activations: dict[str, np.ndarray],
-        prompts: Prompts,
-        *,
-        epsilon: float | tuple[float, float],
-        per_site: int,
-        prior_size: int,
-        seed: int,
-        distance: str = "cosine",
-        kind: str = "hard",
-        embed: bool = True,
-        soft: bool = True,
-        disjoint: bool = True,
-        empty: Literal["own", "skip", "widen"] = "own",
-        attend: bool = False,
-        n_condition: int = 128,
-        chunk: int = 16,
-        prior: np.ndarray | None = None,
-    ) -> None:
-        self.prior = prior
-        if prompts.size < 4:
+    _: KW_ONLY
+    epsilon: float | tuple[float, float]
+    embed: bool = True
+    soft: bool = True
+    disjoint: bool = True
+    empty: Literal["own", "skip", "widen"] = "own"
+    attend: bool = False
+    n_condition: int = 128
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        if self.prompts.size < 4:
             raise InputError(
-                f"a cache of {prompts.size} prompts has no neighbours to learn from", "raise n_train"
+                f"a cache of {self.prompts.size} prompts has no neighbours to learn from", "raise n_train"
             )
-        self.prompts, self.epsilon, self.per_site = prompts, epsilon, per_site
-        self.prior_size, self.seed, self.kind, self.distance = prior_size, seed, kind, distance
-        self.attend, self.n_condition = attend, n_condition
-        self.embed, self.soft, self.disjoint, self.empty, self.chunk = embed, soft, disjoint, empty, chunk
-        self.activations = activations
-        self.caches = {label: Cache(z, distance) for label, z in activations.items()}
+        self.caches = {label: Cache(z, self.distance) for label, z in self.activations.items()}
         self._chunk_index = -1
         self._batches: list[Batch] = []
 
@@ -224,117 +239,138 @@ class KernelPairs:
 
     def _draw_chunk(self, index: int) -> list[Batch]:
         rng = np.random.default_rng([self.seed, 102, index])
-        count = self.chunk * self.per_site
-        sites = [self._draw_site(label, count, rng) for label in self.activations]
-        batches = []
-        for k in range(self.chunk):
-            part = slice(k * self.per_site, (k + 1) * self.per_site)
-            z = {label: site["z"][part] for label, site in zip(self.activations, sites, strict=True)}
+        sites = {label: self._draw_site(label, rng) for label in self.activations}
+        parts = (slice(k * self.per_site, (k + 1) * self.per_site) for k in range(self.chunk))
+        return [self._lay_out({label: site[part] for label, site in sites.items()}) for part in parts]
 
-            def join(name: str, part: slice = part) -> np.ndarray:
-                return np.concatenate([site[name][part] for site in sites])
+    def _lay_out(self, sites: dict[str, _Drawn]) -> Batch:
+        """One step's examples of all sites as a batch, no wider than they need."""
+        drawn = {
+            name: np.concatenate([site.arrays[name] for site in sites.values()])
+            for name in next(iter(sites.values())).arrays
+        }
+        members, rows, tokens = drawn["members"], drawn["rows"], self.prompts.tokens
+        width = 1 + int((members[:, 1:] >= 0).sum(1).max())
+        near = drawn.get("near")
+        if near is not None:
+            near = near[:, : max(int((near >= 0).sum(1).max()), 1)]
+        return Batch(
+            z={label: site.z for label, site in sites.items()},
+            path=tokens[rows],
+            lengths=self.prompts.lengths[rows],
+            weight=drawn["weight"],
+            targets=tokens[np.maximum(members[:, :width], 0)] if self.soft else None,
+            target_weight=drawn["member_weight"][:, :width] if self.soft else None,
+            scalars=drawn["scalars"],
+            embedding=drawn.get("embedding"),
+            neighbours=None if near is None else tokens[np.maximum(near, 0)],
+            neighbour_weight=None if near is None else (near >= 0).astype(np.float32),
+            floor=_mean_of_known(drawn["floor"]),
+        )
 
-            rows = join("rows")
-            members = join("members")
-            width = 1 + int((members[:, 1:] >= 0).sum(1).max())
-            members = members[:, :width]
-            near = None
-            if self.attend:
-                near = join("near")
-                near = near[:, : max(int((near >= 0).sum(1).max()), 1)]
-            batches.append(
-                Batch(
-                    z=z,
-                    path=self.prompts.tokens[rows],
-                    lengths=self.prompts.lengths[rows],
-                    weight=join("weight"),
-                    targets=self.prompts.tokens[np.maximum(members, 0)] if self.soft else None,
-                    target_weight=join("member_weight")[:, :width] if self.soft else None,
-                    scalars=join("scalars"),
-                    embedding=join("embedding") if self.embed else None,
-                    neighbours=None if near is None else self.prompts.tokens[np.maximum(near, 0)],
-                    neighbour_weight=None if near is None else (near >= 0).astype(np.float32),
-                    floor=_mean_of_known(join("floor")),
-                )
-            )
-        return batches
-
-    def _draw_site(self, label: str, count: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        cache = self.caches[label]
-        size = cache.size
-        anchors = rng.integers(size, size=count)
+    def _draw_site(self, label: str, rng: np.random.Generator) -> _Drawn:
+        """A chunk's examples of one site."""
+        cache, count = self.caches[label], self.chunk * self.per_site
+        anchors = rng.integers(cache.size, size=count)
         if isinstance(self.epsilon, tuple):
             low, high = np.log(self.epsilon)
             epsilon = np.exp(rng.uniform(low, high, count))
         else:
             epsilon = np.full(count, float(self.epsilon))
-        radius = support_radius(epsilon, self.kind)
         # One random cut of the cache, at a random place of its (random) row order: condition from one part, target from the other.
-        first = int(rng.integers(size))
-        cut = int(size * rng.uniform(0.4, 0.8)) if self.embed else 0
-        condition_span = (first, cut) if self.disjoint else (first, size)
-        target_span = ((first + cut) % size, size - cut) if self.disjoint else (first, size)
+        first = int(rng.integers(cache.size))
+        cut = int(cache.size * rng.uniform(0.4, 0.8)) if self.embed else 0
+        everything = (first, cache.size)
+        condition_span = (first, cut) if self.disjoint else everything
+        target_span = ((first + cut) % cache.size, cache.size - cut) if self.disjoint else everything
         places = at_positions(self.activations[label], anchors, rng)
         queries = cache.keys[places]
-        found = cache.search(queries, radius, anchors, MAX_TARGETS, target_span)
-        if self.empty == "widen":
-            for _ in range(12):
-                lonely = np.flatnonzero(found.counts == 0)
-                if not lonely.size:
-                    break
-                epsilon[lonely] *= 2.0
-                radius = support_radius(epsilon, self.kind)
-                found = cache.search(queries, radius, anchors, MAX_TARGETS, target_span)
-        n = found.counts
-        members = np.full((count, MAX_TARGETS + 1), -1, np.int64)
-        member_weight = np.zeros((count, MAX_TARGETS + 1), np.float32)
-        owner = np.repeat(np.arange(count), n)
-        column = 1 + np.arange(len(owner)) - found.start[owner]
-        members[owner, column] = found.rows
-        member_weight[owner, column] = kernel_values(found.distance, epsilon[owner], self.kind)
-        # A neighbour stands for prior_size / scanned prompts of the prior, the anchor's own prompt for one.
-        own = found.scanned / self.prior_size if self.prior is None else found.scanned * self.prior[anchors]
-        weight = np.ones(count, np.float32)
-        if self.empty == "own":
-            members[:, 0] = anchors
-            member_weight[:, 0] = own
-            # Without a neighbour the rest of the posterior is unknown: about half a neighbour more is expected.
-            weight[n == 0] = (own / (own + 0.5))[n == 0]
-        else:
-            members[n == 0, 0] = anchors[n == 0]
-            member_weight[n == 0, 0] = 1.0
-            weight[n == 0] = 0.0
-        cumulative = np.cumsum(member_weight, 1, dtype=np.float64)
-        pick = (cumulative < rng.random((count, 1)) * cumulative[:, -1:]).sum(1)
-        pick = np.minimum(pick, MAX_TARGETS)
-        chosen = members[np.arange(count), pick]
-        chosen = np.where(chosen < 0, members[:, 0], chosen)
-        share = member_weight[:, 1:].sum(1) / np.maximum(found.scanned, 1)
-        floor = np.log(np.maximum(share * self.prior_size + 1.0, 1.0))
-        if self.prior is not None:
-            # Entropy of P(x; z): what prompts of the ball weigh, on average, over what the ball weighs.
-            surprise = np.where(members[:, 1:] >= 0, -np.log(self.prior)[members[:, 1:]], 0.0)
-            mean = (surprise * member_weight[:, 1:]).sum(1) / np.maximum(member_weight[:, 1:].sum(1), 1e-12)
-            floor = mean + np.log(share + self.prior[anchors])
-        result = {
-            "z": self.activations[label][places],
-            "rows": chosen,
+
+        def search(limit: int, span: tuple[int, int]) -> Neighbours:
+            return cache.search(queries, support_radius(epsilon, self.kind), anchors, limit, span)
+
+        found = search(MAX_TARGETS, target_span)
+        for _ in range(12 if self.empty == "widen" else 0):
+            lonely = found.counts == 0
+            if not lonely.any():
+                break
+            epsilon[lonely] *= 2.0
+            found = search(MAX_TARGETS, target_span)
+        members, member_weight, weight = self._targets(found, anchors, epsilon)
+        arrays = {
+            "rows": _pick(members, member_weight, rng),
             "members": members,
             "member_weight": member_weight,
             "weight": weight,
-            "floor": np.where(n > 0, floor, np.nan),
+            "floor": self._floor(found, anchors, members, member_weight),
             "scalars": bandwidth_scalars(epsilon),
         }
         if self.embed:
-            near = cache.search(queries, radius, anchors, self.n_condition, condition_span)
-            result["embedding"] = mean_embedding(self.prompts, near)
-            result["scalars"] = scalar_inputs(near, epsilon)
+            near = search(self.n_condition, condition_span)
+            arrays["embedding"] = mean_embedding(self.prompts, near)
+            arrays["scalars"] = scalar_inputs(near, epsilon)
             if self.attend:
-                table = np.full((count, self.n_condition), -1, np.int64)
-                owner = np.repeat(np.arange(count), near.counts)
-                table[owner, np.arange(len(owner)) - near.start[owner]] = near.rows
-                result["near"] = table
-        return result
+                arrays["near"] = near.table(self.n_condition)
+        return _Drawn(self.activations[label][places], arrays)
+
+    def _targets(
+        self, found: Neighbours, anchors: np.ndarray, epsilon: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cached rows that each of B anchors' target averages over, -1 = none, and their weights: (B, 1 + MAX_TARGETS) each, the
+        anchor's own prompt first; and each anchor's weight in the loss (B,)."""
+        lonely = found.counts == 0
+        members = np.full((len(anchors), MAX_TARGETS + 1), -1, np.int64)
+        members[:, 1:] = found.table(MAX_TARGETS)
+        member_weight = np.zeros(members.shape, np.float32)
+        owner = np.repeat(np.arange(len(anchors)), found.counts)
+        member_weight[:, 1:][members[:, 1:] >= 0] = kernel_values(found.distance, epsilon[owner], self.kind)
+        weight = np.ones(len(anchors), np.float32)
+        if self.empty == "own":
+            # A neighbour stands for prior_size / scanned prompts of the prior, the anchor's own prompt for one.
+            own = (
+                found.scanned / self.prior_size if self.prior is None else found.scanned * self.prior[anchors]
+            )
+            members[:, 0], member_weight[:, 0] = anchors, own
+            # Without a neighbour the rest of the posterior is unknown: about half a neighbour more is expected.
+            weight[lonely] = (own / (own + 0.5))[lonely]
+        else:
+            members[lonely, 0], member_weight[lonely, 0] = anchors[lonely], 1.0
+            weight[lonely] = 0.0
+        return members, member_weight, weight
+
+    def _floor(
+        self, found: Neighbours, anchors: np.ndarray, members: np.ndarray, member_weight: np.ndarray
+    ) -> np.ndarray:
+        """Bayes floor of the loss (B,) in nats a sequence, the entropy of P(x; z); NaN without a neighbour."""
+        mass = member_weight[:, 1:].sum(1)
+        share = mass / np.maximum(found.scanned, 1)
+        if self.prior is None:
+            floor = np.log(np.maximum(share * self.prior_size + 1.0, 1.0))
+        else:
+            # What prompts of the ball weigh, on average, over what the ball weighs.
+            surprise = np.where(members[:, 1:] >= 0, -np.log(self.prior)[members[:, 1:]], 0.0)
+            mean = (surprise * member_weight[:, 1:]).sum(1) / np.maximum(mass, 1e-12)
+            floor = mean + np.log(share + self.prior[anchors])
+        return np.where(found.counts > 0, floor, np.nan)
+
+
+@dataclass
+class _Drawn:
+    """Examples of one site: activations (B, d), and what else there is of them, by name."""
+
+    z: np.ndarray
+    arrays: dict[str, np.ndarray]
+
+    def __getitem__(self, part: slice) -> _Drawn:
+        return _Drawn(self.z[part], {name: array[part] for name, array in self.arrays.items()})
+
+
+def _pick(members: np.ndarray, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of each row's members (B, M), drawn by weight (B, M)."""
+    cumulative = np.cumsum(weight, 1, dtype=np.float64)
+    pick = (cumulative < rng.random((len(members), 1)) * cumulative[:, -1:]).sum(1)
+    chosen = members[np.arange(len(members)), np.minimum(pick, members.shape[1] - 1)]
+    return np.where(chosen < 0, members[:, 0], chosen)
 
 
 def _mean_of_known(values: np.ndarray) -> float:

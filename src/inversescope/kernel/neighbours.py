@@ -40,6 +40,13 @@ class Neighbours:
         """Cache rows of one query's neighbours."""
         return self.rows[self.start[query] : self.start[query + 1]]
 
+    def table(self, width: int) -> np.ndarray:
+        """Cache rows as a table (Q, width), a query a row, filled up with -1; no query may have more than `width`."""
+        table = np.full((len(self.counts), width), -1, np.int64)
+        owner = np.repeat(np.arange(len(table)), self.counts)
+        table[owner, np.arange(len(owner)) - self.start[owner]] = self.rows
+        return table
+
 
 class Cache:
     """Activations of one site, ready for exact search.

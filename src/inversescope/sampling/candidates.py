@@ -11,9 +11,8 @@ import pandas as pd
 from inversescope.activations.positions import capture_prompts
 from inversescope.config import DecodingConfig
 from inversescope.context import Context
-from inversescope.generator.base import Condition, ConditionalGenerator
-from inversescope.generator.build import decode_texts
-from inversescope.generator.condition import Prompts, make_condition
+from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.condition import Condition, Prompts, decode_texts, make_condition
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import support_radius
 from inversescope.kernel.neighbours import Cache

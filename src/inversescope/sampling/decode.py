@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from inversescope.generator.base import Condition, ConditionalGenerator
+from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.condition import Condition
 from inversescope.ops import inverse_cdf
 from inversescope.sampling.mixing import Mixer
 from inversescope.sampling.tree import Tree, WordScores, grammar_mask

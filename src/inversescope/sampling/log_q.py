@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from inversescope.generator.base import Condition, ConditionalGenerator, Folded
-from inversescope.generator.condition import Prompts
+from inversescope.generator.base import ConditionalGenerator, Folded
+from inversescope.generator.condition import Condition, Prompts
 from inversescope.sampling.mixing import Mixer
 from inversescope.sampling.tree import Tree, WordScores, grammar_mask
 

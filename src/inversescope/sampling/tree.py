@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversescope.generator.base import ConditionalGenerator, Folded
-from inversescope.generator.inversescope import NeighbourWords
+from inversescope.generator.neighbours import NeighbourWords
 from inversescope.ops import ByOwner
 from inversescope.sampling.mixing import Mixer
 
