@@ -52,6 +52,105 @@ class Schedule:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
+class _Optimised:
+    """A model and its optimiser, on the device and among the processes that the job has."""
+
+    def __init__(self, model: nn.Module, schedule: Schedule, on_cpu: bool) -> None:
+        from accelerate import Accelerator
+
+        self.model, self.clip = model, schedule.clip
+        self.accelerator = Accelerator(cpu=on_cpu or not torch.cuda.is_available())
+        model.to(self.accelerator.device)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": schedule.weight_decay},
+            {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
+        self.optimizer: Any = self.accelerator.prepare(optimizer)
+
+    def minimise(self, loss: LossFunction, step: int, rate: float) -> dict[str, float]:
+        """Take a step along the gradient of the processes' losses together; returns what there is to log."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        value, extra = loss(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(value)
+        if self.accelerator.num_processes > 1:
+            value = self.accelerator.reduce(value.detach(), reduction="sum")
+            for parameter in self.parameters:
+                # A site that this process has no example of has no gradient here.
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(own, reduction="sum")
+        if self.clip is not None:
+            self.accelerator.clip_grad_norm_(self.parameters, self.clip)
+        self.optimizer.step()
+        return {"loss": float(value.detach()), **extra}
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Weights and moments by name, for a state."""
+        tensors = {f"model.{k}": v.detach().cpu().numpy() for k, v in self.model.state_dict().items()}
+        for index, parameter in enumerate(self.parameters):
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{index}.{key}"] = np.atleast_1d(value.detach().cpu().numpy())
+        return tensors
+
+    def restore(self, tensors: Mapping[str, np.ndarray]) -> None:
+        """Put weights and moments back."""
+        weights = {
+            k.removeprefix("model."): torch.from_numpy(v)
+            for k, v in tensors.items()
+            if k.startswith("model.")
+        }
+        self.model.load_state_dict(weights)
+        for index, parameter in enumerate(self.parameters):
+            name = f"optimizer.{index}."
+            if name + "exp_avg" in tensors:
+                moments = {key: torch.from_numpy(tensors[name + key]) for key in ("exp_avg", "exp_avg_sq")}
+                step = torch.tensor(float(tensors[name + "step"][0]))
+                self.optimizer.state[parameter] = {
+                    key: value.to(parameter.device) for key, value in {"step": step, **moments}.items()
+                }
+
+
+class _Log:
+    """Rows of a training's log: means of what was logged since the row before."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.rows: list[dict[str, Any]] = []
+        self.sums: dict[str, list[float]] = {}
+        self.before = 0.0  # seconds of the processes that were killed
+        self.logged = 0  # step of the last row, or of the state
+        self.start = self.since = time.monotonic()
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Log one step; a value that is NaN was not computed, but for the loss."""
+        for key, number in values.items():
+            if not math.isnan(number) or key == "loss":
+                self.sums.setdefault(key, []).append(number)
+
+    def close_row(self, step: int, rate: float) -> dict[str, Any]:
+        """Write a row up to a step."""
+        now = time.monotonic()
+        speed = self.tokens_per_step * (step - self.logged) / max(now - self.since, 1e-9)
+        row: dict[str, Any] = {"step": step, "seconds": round(self.seconds(), 2), "learning_rate": rate}
+        row.update({key: float(np.mean(numbers)) for key, numbers in self.sums.items()})
+        row["tokens_per_second"] = speed
+        self.rows.append(row)
+        self.logged, self.since, self.sums = step, now, {}
+        return row
+
+    def seconds(self) -> float:
+        """Seconds of training until now, those before a kill too."""
+        return self.before + time.monotonic() - self.start
+
+    def restore(self, meta: Mapping[str, Any]) -> None:
+        """Go on with the log of a state."""
+        self.rows, self.sums = list(meta["rows"]), dict(meta["sums"])
+        self.before, self.logged = float(meta["seconds"]), int(meta["step"])
+
+
 def train(
     model: nn.Module,
     loss: LossFunction,
@@ -92,90 +191,61 @@ def train(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=on_cpu or not torch.cuda.is_available())
-    together, leading = accelerator.num_processes > 1, accelerator.is_main_process
-    if not leading:
-        state_writer, log_path, echo = None, None, _silent
-    else:
-        state_writer = state_path
-    model.to(accelerator.device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decay = [p for p in parameters if p.dim() > 1]
-    rest = [p for p in parameters if p.dim() <= 1]
-    groups = [{"params": decay, "weight_decay": schedule.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
-    optimizer = accelerator.prepare(optimizer)
-    first, before = 0, 0.0
-    rows: list[dict[str, Any]] = []
-    sums: dict[str, list[float]] = {}
+    optimised, log = _Optimised(model, schedule, on_cpu), _Log(tokens_per_step)
+    leading = optimised.accelerator.is_main_process
+    echo = echo if leading else _silent
     training = json.loads(json.dumps({"schedule": asdict(schedule), "made_from": made_from}, default=str))
-    if state_path is not None and state_path.exists():
-        try:
-            tensors, meta = load_state(state_path)
-            if meta["training"] == training:
-                first, before, rows, sums = _restore(model, optimizer, parameters, tensors, meta)
-                echo(f"{name}: resuming at step {first} of {schedule.steps}")
-            else:
-                echo(f"{name}: {state_path} is the state of another training; beginning at step 0")
-        except InputError as error:
-            echo(f"{name}: {error.culprit}; beginning at step 0")
+    first = _resume(optimised, log, state_path, training, lambda line: echo(f"{name}: {line}"))
+    if first:
+        echo(f"{name}: resuming at step {first} of {schedule.steps}")
     progress = Progress(name, schedule.steps, echo)
-    start = time.monotonic()
-    logged = first
     model.train()
     for step in range(first, schedule.steps):
-        learning_rate = (rate or schedule.rate)(step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        value, extra = loss(step)
-        optimizer.zero_grad(set_to_none=True)
-        accelerator.backward(value)
-        if together:
-            value = accelerator.reduce(value.detach(), reduction="sum")
-            for parameter in parameters:
-                # A site that this process has no example of has no gradient here.
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = accelerator.reduce(own, reduction="sum")
-        if schedule.clip is not None:
-            accelerator.clip_grad_norm_(parameters, schedule.clip)
-        optimizer.step()
-        for key, number in {"loss": float(value.detach()), **extra}.items():
-            if not math.isnan(number) or key == "loss":
-                sums.setdefault(key, []).append(number)
-        done = step + 1
-        if not math.isfinite(sums["loss"][-1] if "loss" in sums else 0.0):
+        done, learning_rate = step + 1, (rate or schedule.rate)(step)
+        values = optimised.minimise(loss, step, learning_rate)
+        if not math.isfinite(values["loss"]):
             raise InputError(
-                f"{name}: the loss is {sums['loss'][-1]} at step {done}", "lower the learning rate"
+                f"{name}: the loss is {values['loss']} at step {done}", "lower the learning rate"
             )
+        log.add(values)
         ended = stop is not None and stop(done)
         if done % log_every == 0 or done == schedule.steps or ended:
-            seconds = before + time.monotonic() - start
-            speed = (
-                tokens_per_step
-                * (done - logged)
-                / max(time.monotonic() - start - (rows[-1]["_run"] if rows else 0.0), 1e-9)
-            )
-            row: dict[str, Any] = {"step": done, "seconds": round(seconds, 2), "learning_rate": learning_rate}
-            row.update({key: float(np.mean(numbers)) for key, numbers in sums.items()})
-            row.update({"tokens_per_second": speed, "_run": time.monotonic() - start})
-            rows.append(row)
-            logged, sums = done, {}
-            progress(done, f"loss {row['loss']:.3f}")
+            progress(done, f"loss {log.close_row(done, learning_rate)['loss']:.3f}")
         if on_step is not None:
             on_step(done)
         if ended:
             break
-        if state_writer is not None and done % save_every == 0 and done < schedule.steps:
-            seconds = before + time.monotonic() - start
-            logs = {"seconds": seconds, "rows": rows, "sums": sums}
-            _save(model, optimizer, parameters, state_writer, done, logs, training)
+        if state_path is not None and leading and done % save_every == 0 and done < schedule.steps:
+            logs = {"seconds": log.seconds(), "rows": log.rows, "sums": log.sums}
+            save_state(state_path, optimised.tensors(), {**logs, "training": training, "step": done})
     model.eval()
-    log = pd.DataFrame(rows).drop(columns="_run", errors="ignore")
-    if log_path is not None:
-        write_table(log, log_path)
-    return log
+    table = pd.DataFrame(log.rows)
+    if log_path is not None and leading:
+        write_table(table, log_path)
+    return table
+
+
+def _resume(
+    optimised: _Optimised,
+    log: _Log,
+    state_path: Path | None,
+    training: Mapping[str, Any],
+    tell: Callable[[str], None],
+) -> int:
+    """Go on from the state of the same training, if there is one; returns the step to begin at."""
+    if state_path is None or not state_path.exists():
+        return 0
+    try:
+        tensors, meta = load_state(state_path)
+    except InputError as error:
+        tell(f"{error.culprit}; beginning at step 0")
+        return 0
+    if meta["training"] != training:
+        tell(f"{state_path} is the state of another training; beginning at step 0")
+        return 0
+    optimised.restore(tensors)
+    log.restore(meta)
+    return int(meta["step"])
 
 
 def _silent(line: str) -> None:
@@ -187,47 +257,6 @@ def this_process() -> PartialState:
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
-
-
-def _save(
-    model: nn.Module,
-    optimizer: Any,
-    parameters: list[nn.Parameter],
-    state_path: Path,
-    step: int,
-    logs: Mapping[str, Any],
-    training: Mapping[str, Any],
-) -> None:
-    tensors = {f"model.{k}": v.detach().cpu().numpy() for k, v in model.state_dict().items()}
-    for index, parameter in enumerate(parameters):
-        state = optimizer.state.get(parameter, {})
-        for key in ("exp_avg", "exp_avg_sq", "step"):
-            if key in state:
-                tensors[f"optimizer.{index}.{key}"] = np.atleast_1d(state[key].detach().cpu().numpy())
-    rows = logs["rows"]
-    kept = [{**row, "_run": row["_run"] - rows[-1]["_run"]} for row in rows] if rows else []
-    save_state(state_path, tensors, {**logs, "training": training, "step": step, "rows": kept})
-
-
-def _restore(
-    model: nn.Module,
-    optimizer: Any,
-    parameters: list[nn.Parameter],
-    tensors: Mapping[str, np.ndarray],
-    meta: Mapping[str, Any],
-) -> tuple[int, float, list[dict[str, Any]], dict[str, list[float]]]:
-    """Put weights and moments back; returns step, seconds, the log, and what its next row is the mean of."""
-    state = {k[len("model.") :]: torch.from_numpy(v) for k, v in tensors.items() if k.startswith("model.")}
-    model.load_state_dict(state)
-    for index, parameter in enumerate(parameters):
-        if f"optimizer.{index}.exp_avg" in tensors:
-            device = parameter.device
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(tensors[f"optimizer.{index}.step"][0]), device=device),
-                "exp_avg": torch.from_numpy(tensors[f"optimizer.{index}.exp_avg"]).to(device),
-                "exp_avg_sq": torch.from_numpy(tensors[f"optimizer.{index}.exp_avg_sq"]).to(device),
-            }
-    return int(meta["step"]), float(meta["seconds"]), list(meta["rows"]), dict(meta["sums"])
 
 
 def next_token_loss(

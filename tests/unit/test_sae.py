@@ -134,12 +134,12 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
     import inversescope.training as training
 
     whole, _ = train_sae(Stream(z, 256, 0), 12, 30.0, config, 1e-2, 0, "sae", lambda line: None)
-    save = training._save
+    save = training.save_state
     saved = []
 
-    def often(*arguments: object) -> None:
-        saved.append(arguments[4])
-        save(*arguments)  # type: ignore[arg-type]
+    def often(path: Path, tensors: dict[str, np.ndarray], meta: dict[str, int]) -> None:
+        saved.append(meta["step"])
+        save(path, tensors, meta)
 
     original = training.train
 
@@ -147,7 +147,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
         return original(*arguments, **{**options, "save_every": 10})  # type: ignore[arg-type]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_save", often)
+        patch.setattr(training, "save_state", often)
         patch.setattr(training, "train", train)
         with pytest.raises(Killed):
             train_sae(
