@@ -518,8 +518,7 @@ def test_mixer_of_a_cache_holds_each_targets_neighbours() -> None:
     prompts, z, cache = toy_cache()
     queries = np.concatenate([z[:3], [[9.0, -9.0, 0.1]]]).astype(np.float32)
     mixer = make_mixer(cache, prompts, queries, 0.05, VOCABULARY, 3.0)
-    node, _, count = mixer.roots()
-    found = mixer.counts(0, node, count)
+    found = mixer.roots().counts()
     for i in range(4):
         rows = np.flatnonzero(distance_of("cosine").paired(np.tile(queries[i], (len(z), 1)), z) < 0.05)
         np.testing.assert_array_equal(found[i], np.bincount(prompts.tokens[rows, 1], minlength=VOCABULARY))

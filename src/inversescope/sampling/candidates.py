@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from inversescope.activations.positions import capture_prompts
-from inversescope.config import DecodingConfig
+from inversescope.config import Config, DecodingConfig
 from inversescope.context import Context
 from inversescope.generator.base import ConditionalGenerator
 from inversescope.generator.condition import Condition, Prompts, decode_texts, make_condition
@@ -19,58 +20,34 @@ from inversescope.kernel.neighbours import Cache
 from inversescope.kernel.noise import gaussian_noise
 from inversescope.sampling.decode import Draws, decode
 from inversescope.sampling.log_q import log_prob_rows, log_q_marginal
-from inversescope.sampling.mixing import Mixer, make_mixer
+from inversescope.sampling.mixing import MAX_MIXED, Mixer, make_mixer
+from inversescope.sampling.recompute import Recomputer
 from inversescope.sites import Site
 from inversescope.streams import stream, stream_uniforms
-from inversescope.targets.models import Target
 from inversescope.tasks.automata import Automaton
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # Where each draw has an activation of its own, q is a mixture over them. It is computed for so many accepted candidates of each
 # target, over so many of the target's activations.
 MARGINAL_SAMPLES, MARGINAL_ACTIVATIONS = 2, 16
+#: Columns of the table of cached prompts' log q; rows are of the train split.
+LOG_Q = {"target_id": "int32", "row": "int64", "logq": "float64", "epsilon": "float64"}
 DENSE = 256  # targets with more cached neighbours are dense: `combined` needs no log q of them
 
 
-class Recomputer:
-    """Distances of texts to target activations at sites; each distinct prompt is run once, up to the last site's layer.
+@dataclass(frozen=True)
+class Pool:
+    """The cached prompts that a variant may use, at one site.
 
-    Args:
-        z: site -> (targets, d), what distances are taken to.
+    Attributes:
+        rows: (N,) of the train split.
     """
 
-    def __init__(self, context: Context, target: Target, z: dict[Site, np.ndarray]) -> None:
-        self.context, self.target, self.z = context, target, z
-        self.distance = distance_of(context.config.kernel.distance)
-        self.known: dict[int, int] = {}
-        self.rows: dict[Site, np.ndarray] = {}
-
-    def activations(self, index: np.ndarray, site: Site) -> np.ndarray:
-        """Activations (n, d), at position `any` (n, P, d), of prompts of the prior at a site."""
-        new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
-        if new.size:
-            captured = capture_prompts(self.context.task, self.target, new, list(self.z))
-            numbers = range(len(self.known), len(self.known) + len(new))
-            self.known.update(zip(new.tolist(), numbers, strict=True))
-            for one in self.z:
-                known = [self.rows[one]] if one in self.rows else []
-                self.rows[one] = np.concatenate([*known, captured[one.label]])
-        return self.rows[site][[self.known[i] for i in index.tolist()]]
-
-    def distances(self, index: np.ndarray, owner: np.ndarray, site: Site) -> np.ndarray:
-        """Distance (n,) of prompt `index` (n,), -1 = not in the prior, to the activation of target `owner` (n,); NaN for -1."""
-        result = np.full(len(index), np.nan)
-        good = np.flatnonzero(index >= 0)
-        if good.size:
-            found = self.activations(index[good], site)
-            result[good] = self.distance.paired(self.z[site][owner[good]], found)
-        return result
-
-
-def schedule(rule: DecodingConfig, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Temperature and noise (n,) each of draws (n,) under a decoding setting: all combinations in turn, temperatures first."""
-    temperature, noise = np.asarray(rule.temperature), np.asarray(rule.noise)
-    rest, first = np.divmod(draws, len(temperature))
-    return temperature[first], noise[rest % len(noise)]
+    rows: np.ndarray
+    prompts: Prompts
+    cache: Cache
 
 
 @dataclass
@@ -89,169 +66,84 @@ class Block:
     temperature: float | np.ndarray
 
 
-class Run:
-    """Candidates of one variant at one site."""
+@dataclass(frozen=True)
+class Sampler:
+    """A variant's generator at one site, and the targets z (targets, d) that it is asked about."""
 
-    def __init__(
-        self,
-        context: Context,
-        name: str,
-        model: ConditionalGenerator,
-        site: Site,
-        z: np.ndarray,
-        cache: Cache,
-        prompts: Prompts,
-        cache_rows: np.ndarray,
-        recomputer: Recomputer,
-        tokenizer: object,
-        end: int,
-    ) -> None:
-        self.context, self.name, self.model, self.site, self.z = context, name, model, site, z
-        self.cache, self.prompts, self.cache_rows, self.recomputer = cache, prompts, cache_rows, recomputer
-        self.tokenizer, self.end = tokenizer, end
-        self.grammar: Automaton | None = None
+    context: Context
+    variant: str
+    model: ConditionalGenerator
+    tokenizer: PreTrainedTokenizerFast
+    site: Site
+    z: np.ndarray
+    pool: Pool
+
+    @cached_property
+    def grammar(self) -> Automaton:
+        """The prior's grammar over the generator's tokens."""
+        return self.context.task.grammar(self.tokenizer)
+
+    @property
+    def end(self) -> int:
+        """Token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
 
     def condition(self, epsilon: float, z: np.ndarray) -> Condition:
         """The generator's inputs for activations (B, d)."""
-        kind = self.context.config.kernel.kind
-        return make_condition(self.model, self.site.label, z, epsilon, self.cache, self.prompts, kind)
+        kind, pool = self.context.config.kernel.kind, self.pool
+        return make_condition(self.model, self.site.label, z, epsilon, pool.cache, pool.prompts, kind)
 
     def neighbours(self, epsilon: float, z: np.ndarray) -> Mixer | None:
-        """What the generator attends to, if it attends to neighbours; as in `condition`."""
-        if not self.model.shape.neighbour_logits and not self.model.shape.words:
+        """What the generator attends to for activations (B, d), if it attends to neighbours."""
+        shape = self.model.shape
+        if not shape.neighbour_logits and not shape.words:
             return None
-        vocabulary = self.model.shape.backbone.vocab_size
         radius = support_radius(epsilon, self.context.config.kernel.kind)
-        limit = self.model.shape.n_condition
-        return make_mixer(self.cache, self.prompts, z, radius, vocabulary, 1.0, limit)
+        return self.mixer(radius, z, 1.0, shape.n_condition)
 
-    def candidates(self, epsilon: float, decoding: str) -> pd.DataFrame:
-        """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
+    def mixer(self, radius: float, z: np.ndarray, alpha: float, limit: int = MAX_MIXED) -> Mixer:
+        """Cached neighbours of activations (B, d)."""
+        vocabulary = self.model.shape.backbone.vocab_size
+        return make_mixer(self.pool.cache, self.pool.prompts, z, radius, vocabulary, alpha, limit)
+
+    def draw(self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray) -> Block:
+        """Draws of consecutive numbers for some targets."""
         config = self.context.config
-        sampling = config.sampling
-        budget = config.scaled(sampling.max_candidates)
-        if self.name in config.study_variants:
-            per_target = sampling.candidates_study
-        else:
-            headline = epsilon == (config.variant(self.name).epsilon or config.kernel.epsilon)
-            per_target = sampling.candidates if headline else sampling.candidates_elsewhere
-        first = min(config.scaled(per_target), budget)
-        if decoding == "noised":
-            first = budget = config.scaled(config.figures.noised_draws)
-        waiting = np.arange(len(self.z))
-        done = 0
-        frames = []
-        while waiting.size and done < budget:
-            count = first if done == 0 else min(first, budget - done)
-            draws, block = np.arange(done, done + count), max(1, sampling.batch // count)
-            blocks = [
-                self._draw(epsilon, decoding, waiting[low : low + block], draws)
-                for low in range(0, len(waiting), block)
-            ]
-            # The target reads all blocks' prompts together: its activations' last bits depend on the prompts read with them.
-            frames.append(self._judge(epsilon, decoding, blocks, draws))
-            done += count
-            if not sampling.min_accepted:
-                break
-            accepted = pd.concat(frames).groupby("target_id")["accepted"].sum()
-            waiting = waiting[accepted.reindex(waiting).to_numpy() < sampling.min_accepted]
-        return pd.concat(frames, ignore_index=True).sort_values(
-            ["target_id", "draw"], kind="stable", ignore_index=True
-        )
-
-    def _draw(self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray) -> Block:
-        config, task = self.context.config, self.context.task
-        sampling, kernel = config.sampling, config.kernel
-        length = self.prompts.tokens.shape[1] - 1  # text and end token
-        stream_name = f"{self.site.label}/{self.name}/{decoding}/{epsilon}"
-        uniforms = stream_uniforms(config.seed, stream_name, rows, draws, length)
-        mixer = None
-        rule = sampling.rule(decoding)
-        temperature: float | np.ndarray = rule.temperature[0]
-        wide: np.ndarray | None = None  # an activation a draw
-        if rule.mixed:
-            vocabulary = self.model.shape.backbone.vocab_size
-            mixer = make_mixer(
-                self.cache, self.prompts, self.z[rows], epsilon, vocabulary, sampling.mixing_alpha
-            )
-        if rule.masked and self.grammar is None:
-            self.grammar = task.grammar(self.tokenizer)  # type: ignore[arg-type]
-        if decoding == "noised":
-            # The activation itself is moved (Figure 8).
-            moved = []
-            for row in rows:
-                rng = stream(config.seed, "noised", self.site.label, self.name, int(row), int(draws[0]))
-                copies = np.repeat(self.z[[row]], len(draws), 0)
-                distance = distance_of(kernel.distance)
-                moved.append(distance.perturb(copies, config.figures.extra_noise, rng, "hard", 0.01))
-            wide = np.concatenate(moved).astype(np.float32)
-        elif rule.varies:
-            of_draw, noise = schedule(rule, draws)
-            wide = self.noised(epsilon, decoding, rows, draws, noise)
-            temperature = np.tile(of_draw, len(rows))
-        z = self.z[rows]
-        if wide is not None:
-            z, uniforms = wide, uniforms.reshape(-1, 1, length)
-        condition, neighbours = self.condition(epsilon, z), self.neighbours(epsilon, z)
+        rule, length = config.sampling.rule(decoding), self.pool.prompts.tokens.shape[1] - 1
+        name = f"{self.site.label}/{self.variant}/{decoding}/{epsilon}"
+        uniforms = stream_uniforms(config.seed, name, rows, draws, length)
+        z, temperature = self.told(epsilon, decoding, rows, draws)
+        condition = self.condition(epsilon, z)
         drawn = decode(
             self.model,
             condition,
-            uniforms,
+            uniforms.reshape(len(z), -1, length),
             end=self.end,
             temperature=temperature,
-            mixer=mixer,
+            mixer=self.mixer(epsilon, z, config.sampling.mixing_alpha) if rule.mixed else None,
             grammar=self.grammar if rule.masked else None,
-            neighbours=neighbours,
+            neighbours=self.neighbours(epsilon, z),
         )
         return Block(rows, drawn, condition, temperature)
 
-    def _judge(
-        self, epsilon: float, decoding: str, blocks: Sequence[Block], draws: np.ndarray
-    ) -> pd.DataFrame:
-        """Candidates of blocks as rows of the table, with the distance of what the target computes from each."""
-        task, kernel = self.context.task, self.context.config.kernel
-        rule = self.context.config.sampling.rule(decoding)
-        rows = np.concatenate([block.rows for block in blocks])
-        tokens, finished, log_q = (
-            np.concatenate(
-                [getattr(block.drawn, name).reshape(len(block.rows) * len(draws), -1) for block in blocks]
-            )
-            for name in ("tokens", "finished", "log_q")
-        )
-        texts = decode_texts(self.tokenizer, tokens, self.end)
-        index = np.where(finished[:, 0], task.parse(texts), -1)
-        owner = np.repeat(rows, len(draws))
-        d = self.recomputer.distances(index, owner, self.site)
-        accepted = np.nan_to_num(d, nan=np.inf) < support_radius(epsilon, kernel.kind)
-        frame = pd.DataFrame(
-            {
-                "target_id": owner.astype(np.int32),
-                "draw": np.tile(draws, len(rows)).astype(np.int32),
-                "text": texts,
-                "prompt_id": index,
-                "parsed": index >= 0,
-                "distance": d.astype(np.float32),
-                "accepted": accepted,
-                "logq": log_q[:, 0],
-            }
-        )
-        if settings := self.context.config.variant(self.name).settings:
-            marginal = log_q[:, 0]
-            if decoding in settings and rule.varies:
-                parts = np.split(
-                    accepted.reshape(len(rows), -1), np.cumsum([len(block.rows) for block in blocks])[:-1]
-                )
-                marginal = np.concatenate(
-                    [self.marginal(block, part, rule) for block, part in zip(blocks, parts, strict=True)]
-                )
-            frame["logq_marginal"] = marginal
-        for feature, values in task.features_of(index).items():
-            names = np.array([*task.feature_values[feature], ""], dtype=object)
-            frame[f"feature_{feature}"] = pd.Categorical(names[values])
-        shown = np.concatenate(
-            [np.broadcast_to(block.temperature, len(block.rows) * len(draws)) for block in blocks]
-        )
-        return frame.assign(epsilon=epsilon, decoding=decoding, temperature=shown)
+    def told(
+        self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray
+    ) -> tuple[np.ndarray, float | np.ndarray]:
+        """Activations that the generator is told, one a target or one a draw, and the temperature of all or of each."""
+        config = self.context.config
+        rule = config.sampling.rule(decoding)
+        if decoding == "noised":
+            # The activation itself is moved (Figure 8).
+            distance, moved = distance_of(config.kernel.distance), []
+            for row in rows:
+                rng = stream(config.seed, "noised", self.site.label, self.variant, int(row), int(draws[0]))
+                copies = np.repeat(self.z[[row]], len(draws), 0)
+                moved.append(distance.perturb(copies, config.figures.extra_noise, rng, norm_band=0.01))
+            return np.concatenate(moved).astype(np.float32), rule.temperature[0]
+        if rule.varies:
+            temperature, noise = schedule(rule, draws)
+            return self.noised(epsilon, decoding, rows, draws, noise), np.tile(temperature, len(rows))
+        return self.z[rows], rule.temperature[0]
 
     def noised(
         self, epsilon: float, decoding: str, rows: np.ndarray, draws: np.ndarray, noise: np.ndarray
@@ -260,21 +152,26 @@ class Run:
 
         It lives where the variant's noise lives; a generator that looks for neighbours needs it in the activation's own space.
         """
-        config, d = self.context.config, self.z.shape[1]
-        shape, space = self.model.shape, config.variant(self.name).noise_space
-        width = shape.sites[self.site.label] if space == "model" and not shape.d_embedding else d
-        parts = []
-        distance = distance_of(config.kernel.distance)
+        config, d, shape = self.context.config, self.z.shape[1], self.model.shape
+        distance, parts = distance_of(config.kernel.distance), []
+        wide = config.variant(self.variant).noise_space == "model" and not shape.d_embedding
+        width = shape.sites[self.site.label] if wide else d
         for row in rows:
             rng = stream(
-                config.seed, "sampling noise", self.site.label, self.name, decoding, int(row), int(draws[0])
+                config.seed,
+                "sampling noise",
+                self.site.label,
+                self.variant,
+                decoding,
+                int(row),
+                int(draws[0]),
             )
             copies = np.zeros((len(draws), width))
             copies[:, :d] = self.z[row]
             parts.append(copies + gaussian_noise(noise * epsilon * distance.size(copies), width, rng))
         return np.concatenate(parts).astype(np.float32)
 
-    def marginal(self, block: Block, accepted: np.ndarray, rule: DecodingConfig) -> np.ndarray:
+    def marginal(self, block: Block, accepted: np.ndarray, masked: bool) -> np.ndarray:
         """log q (rows x draws,) of the first accepted candidates of each target without their activations; NaN for others.
 
         Args:
@@ -303,35 +200,119 @@ class Run:
                 companions[part],
                 end=self.end,
                 temperature=temperature if isinstance(temperature, np.ndarray) else None,
-                grammar=self.grammar if rule.masked else None,
+                grammar=self.grammar if masked else None,
             )
         return result
 
-    def cached_log_q(self, epsilon: float, targets: int) -> pd.DataFrame:
-        """log q of the cached neighbours of each sparse target (at most `DENSE`) of the first ones, under plain decoding."""
-        owner, rows, values = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
-        if targets:
-            z = self.z[:targets]
-            near = self.cache.search(
-                self.cache.prepare(z), support_radius(epsilon, self.context.config.kernel.kind)
-            )
-            owner = np.repeat(np.arange(len(z)), near.counts)
-            sparse = near.counts[owner] <= DENSE
-            owner, rows = owner[sparse], near.rows[sparse]
-            values = log_prob_rows(
-                self.model,
-                self.condition(epsilon, z),
-                owner,
-                self.prompts,
-                rows,
-                self.context.config.sampling.batch,
-                self.neighbours(epsilon, z),
-            )
-        return pd.DataFrame(
-            {
-                "target_id": owner.astype(np.int32),
-                "row": self.cache_rows[rows],
-                "logq": values,
-                "epsilon": epsilon,
-            }
+    def cached_log_q(self, epsilon: float) -> pd.DataFrame:
+        """log q of the cached neighbours of each sparse target (at most `DENSE`), under plain decoding: columns `LOG_Q`."""
+        config, cache = self.context.config, self.pool.cache
+        near = cache.search(cache.prepare(self.z), support_radius(epsilon, config.kernel.kind))
+        owner = np.repeat(np.arange(len(self.z)), near.counts)
+        sparse = near.counts[owner] <= DENSE
+        owner, rows = owner[sparse], near.rows[sparse]
+        condition, neighbours = self.condition(epsilon, self.z), self.neighbours(epsilon, self.z)
+        values = log_prob_rows(
+            self.model, condition, owner, self.pool.prompts, rows, config.sampling.batch, neighbours
         )
+        columns = (owner, self.pool.rows[rows], values, np.full(len(rows), epsilon))
+        return pd.DataFrame(dict(zip(LOG_Q, columns, strict=True))).astype(LOG_Q)
+
+
+def schedule(rule: DecodingConfig, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Temperature and noise (n,) each of draws (n,) under a decoding setting: all combinations in turn, temperatures first."""
+    temperature, noise = np.asarray(rule.temperature), np.asarray(rule.noise)
+    rest, first = np.divmod(draws, len(temperature))
+    return temperature[first], noise[rest % len(noise)]
+
+
+def draws_of(config: Config, variant: str, epsilon: float, decoding: str) -> tuple[int, int]:
+    """Draws of a target in a round, and in all rounds at most."""
+    sampling, budget = config.sampling, config.scaled(config.sampling.max_candidates)
+    if decoding == "noised":
+        count = config.scaled(config.figures.noised_draws)
+        return count, count
+    if variant in config.study_variants:
+        count = sampling.candidates_study
+    elif epsilon == (config.variant(variant).epsilon or config.kernel.epsilon):
+        count = sampling.candidates
+    else:
+        count = sampling.candidates_elsewhere
+    return min(config.scaled(count), budget), budget
+
+
+def candidates(sampler: Sampler, recomputer: Recomputer, epsilon: float, decoding: str) -> pd.DataFrame:
+    """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
+    sampling = sampler.context.config.sampling
+    first, budget = draws_of(sampler.context.config, sampler.variant, epsilon, decoding)
+    waiting = np.arange(len(sampler.z))
+    done = 0
+    frames = []
+    while waiting.size and done < budget:
+        draws = np.arange(done, min(done + first, budget))
+        size = max(1, sampling.batch // len(draws))
+        blocks = [
+            sampler.draw(epsilon, decoding, waiting[low : low + size], draws)
+            for low in range(0, len(waiting), size)
+        ]
+        frames.append(judge(sampler, recomputer, epsilon, decoding, blocks, draws))
+        done += len(draws)
+        if not sampling.min_accepted:
+            break
+        accepted = pd.concat(frames).groupby("target_id")["accepted"].sum()
+        waiting = waiting[accepted.reindex(waiting).to_numpy() < sampling.min_accepted]
+    return pd.concat(frames, ignore_index=True).sort_values(
+        ["target_id", "draw"], kind="stable", ignore_index=True
+    )
+
+
+def judge(
+    sampler: Sampler,
+    recomputer: Recomputer,
+    epsilon: float,
+    decoding: str,
+    blocks: Sequence[Block],
+    draws: np.ndarray,
+) -> pd.DataFrame:
+    """One round's candidates as rows of the table, with the distance of what the target computes from each."""
+    task, config = sampler.context.task, sampler.context.config
+    rows = np.concatenate([block.rows for block in blocks])
+    tokens = np.concatenate([block.drawn.tokens for block in blocks])
+    finished, log_q = (
+        np.concatenate([getattr(block.drawn, name).ravel() for block in blocks])
+        for name in ("finished", "log_q")
+    )
+    texts = decode_texts(sampler.tokenizer, tokens.reshape(-1, tokens.shape[-1]), sampler.end)
+    index = np.where(finished, task.parse(texts), -1)
+    owner = np.repeat(rows, len(draws))
+    d = recomputer.distances(index, owner, sampler.site)
+    accepted = np.nan_to_num(d, nan=np.inf) < support_radius(epsilon, config.kernel.kind)
+    frame = pd.DataFrame(
+        {
+            "target_id": owner.astype(np.int32),
+            "draw": np.tile(draws, len(rows)).astype(np.int32),
+            "text": texts,
+            "prompt_id": index,
+            "parsed": index >= 0,
+            "distance": d.astype(np.float32),
+            "accepted": accepted,
+            "logq": log_q,
+        }
+    )
+    rule, settings = config.sampling.rule(decoding), config.variant(sampler.variant).settings
+    if settings:
+        frame["logq_marginal"] = log_q
+        if decoding in settings and rule.varies:
+            ends = np.cumsum([len(block.rows) for block in blocks])
+            parts = np.split(accepted.reshape(len(rows), -1), ends[:-1])
+            frame["logq_marginal"] = np.concatenate(
+                [
+                    sampler.marginal(block, part, rule.masked)
+                    for block, part in zip(blocks, parts, strict=True)
+                ]
+            )
+    for feature, values in task.features_of(index).items():
+        names = np.array([*task.feature_values[feature], ""], dtype=object)
+        frame[f"feature_{feature}"] = pd.Categorical(names[values])
+    temperature = [np.broadcast_to(b.temperature, len(b.rows) * len(draws)) for b in blocks]
+    return frame.assign(epsilon=epsilon, decoding=decoding, temperature=np.concatenate(temperature))

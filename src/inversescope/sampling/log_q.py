@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from inversescope.generator.backbone import Readout
 from inversescope.generator.base import ConditionalGenerator, Folded
 from inversescope.generator.condition import Condition, Prompts
 from inversescope.sampling.mixing import Mixer
@@ -98,22 +99,15 @@ def log_q_marginal(
 
 def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     """Counts (E, T - 1, V) along cached prompts (E, T), each left out of its own counts if it is among the neighbours."""
-    node, count = owner, neighbours.root_count[owner]
-    for depth in range(tokens.shape[1] - 1):
-        node, _, count = neighbours.descend(depth, node, count, tokens[:, depth + 1])
-    own = np.minimum(
-        count, 1
-    )  # cached prompts are distinct: whoever is reached at the end is the prompt itself
-    node, count = owner, neighbours.root_count[owner]
-    result = []
-    row = np.arange(len(owner))
-    for depth in range(tokens.shape[1] - 1):
-        here = neighbours.counts(depth, node, count)
-        following = tokens[:, depth + 1]
-        here[row, following] -= own
-        result.append(here)
-        node, _, count = neighbours.descend(depth, node, count, following)
-    return np.stack(result, 1)
+    places = [neighbours.roots(owner)]
+    for following in tokens.T[1:]:
+        places.append(places[-1].descend(following))
+    # Cached prompts are distinct: whoever is reached at the end is the prompt itself.
+    own = np.minimum(places[-1].count, 1)
+    result = np.stack([place.counts() for place in places[:-1]], 1)
+    rows, positions = np.indices(result.shape[:2])
+    result[rows, positions, tokens[:, 1:]] -= own[:, None]
+    return result
 
 
 @torch.inference_mode()
@@ -131,48 +125,76 @@ def log_prob_rows(
     A cached neighbour that the generator attends to is left out of its own counts, so that its q is what a prompt like it that is
     not cached would get.
     """
-    device = next(model.parameters()).device
     folded = model.fold(condition)
     result = np.zeros(len(rows))
     order = np.argsort(owner, kind="stable")
-    length = prompts.tokens.shape[1]
     for low in range(0, len(rows), batch):
         part = order[low : low + batch]
-        targets, of = np.unique(owner[part], return_inverse=True)
-        here = folded.rows(torch.from_numpy(targets).to(device))
         tokens = prompts.tokens[rows[part]].astype(np.int64)
-        counts = words = others = None
+        targets, of = np.unique(owner[part], return_inverse=True)
+        here = folded.rows(torch.from_numpy(targets).to(folded.latent.device))
+        near = None
         if neighbours is not None:
-            counts = _counts_along(neighbours, owner[part], tokens)
             near = Mixer([neighbours.sequences[target] for target in targets], neighbours.vocabulary, 1.0)
-            words = WordScores.of(model, near, device)
-        if words is not None:
-            table, present = near.padded()
-            others = present[of] & (table[of] != tokens[:, None, 1:]).any(-1)
-        tree = Tree(model, here, of, length - 1, int(tokens[0, 0]))
-        for position in range(length - 1):
-            h, alive = tree.step(), tree.alive
-            row_of = torch.from_numpy(tree.row_of).to(device)
-            following = tokens[alive, position + 1]
-            readout = None
-            if counts is not None:
-                # What the others say is each sequence's own.
-                whose = torch.from_numpy(of[alive]).to(device)
-                evidence = None
-                if words is not None and others is not None:
-                    words.read(tree.token, tree.owner)
-                    besides = torch.from_numpy(others[alive]).to(device)
-                    evidence = words.evidence(words.scores[row_of], whose, besides)
-                h, row_of = h[row_of], torch.arange(len(alive), device=device)
-                own = torch.from_numpy(np.ascontiguousarray(counts[alive, position])).to(device)
-                readout = model.readout(here, own, whose, evidence)
-            log_p = torch.log_softmax(model.backbone.logits(h, readout), -1)
-            log_p = log_p[row_of, torch.from_numpy(following).to(device)]
-            result[part[alive]] += log_p.double().cpu().numpy()
-            children = tree.children(following)
-            kept = tree.grow(children)
-            if not tree.alive.size:
-                break
-            if words is not None:
-                words.follow(children.parent[kept])
+        result[part] = _along_tree(model, here, of, tokens, near)
     return result
+
+
+def _along_tree(
+    model: ConditionalGenerator, folded: Folded, of: np.ndarray, tokens: np.ndarray, neighbours: Mixer | None
+) -> np.ndarray:
+    """log q (E,) of prompts (E, T) under the activations `of` (E,), beginnings that they share computed once."""
+    device, length = folded.latent.device, tokens.shape[1] - 1
+    result = np.zeros(len(tokens))
+    others = None if neighbours is None else _Others(model, neighbours, of, tokens, device)
+    tree = Tree(model, folded, of, length, int(tokens[0, 0]))
+    for position in range(length):
+        h, alive, readout = tree.step(), tree.alive, None
+        row_of = torch.from_numpy(tree.row_of).to(device)
+        if others is not None:
+            # What the others say is each sequence's own.
+            readout = others.readout(folded, tree, position)
+            h, row_of = h[row_of], torch.arange(len(alive), device=device)
+        following = tokens[alive, position + 1]
+        log_p = torch.log_softmax(model.backbone.logits(h, readout), -1)
+        result[alive] += log_p[row_of, torch.from_numpy(following).to(device)].double().cpu().numpy()
+        children = tree.children(following)
+        kept = tree.grow(children)
+        if not tree.alive.size:
+            break
+        if others is not None and others.words is not None:
+            others.words.follow(children.parent[kept])
+    return result
+
+
+class _Others:
+    """What the cached neighbours of each of E cached prompts say along it, itself left out."""
+
+    def __init__(
+        self,
+        model: ConditionalGenerator,
+        neighbours: Mixer,
+        of: np.ndarray,
+        tokens: np.ndarray,
+        device: torch.device,
+    ) -> None:
+        self.model, self.of = model, of
+        self.counts = _counts_along(neighbours, of, tokens)
+        self.words: WordScores | None = None
+        if model.neighbour_words is not None:
+            self.words = WordScores(model.neighbour_words, neighbours, device)
+            table, present = neighbours.padded()
+            self.present = present[of] & (table[of] != tokens[:, None, 1:]).any(-1)
+
+    def readout(self, folded: Folded, tree: Tree, position: int) -> Readout | None:
+        """The function that adds to the logits (m, V) of the sequences that have not ended what the others say."""
+        device = tree.owner.device
+        whose = torch.from_numpy(self.of[tree.alive]).to(device)
+        counts = torch.from_numpy(np.ascontiguousarray(self.counts[tree.alive, position])).to(device)
+        evidence = None
+        if self.words is not None:
+            self.words.read(tree)
+            scores = self.words.scores[torch.from_numpy(tree.row_of).to(device)]
+            present = torch.from_numpy(self.present[tree.alive]).to(device)
+            evidence = self.words.evidence(scores, whose, present)
+        return self.model.readout(folded, counts, whose, evidence)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from inversescope.generator.condition import Prompts
@@ -29,7 +31,6 @@ class Mixer:
         order = np.lexsort((*tokens.T[::-1], owner))
         tokens, node = tokens[order], owner[order]
         self.root_count = np.bincount(owner, minlength=len(sequences))
-        self.root_start = np.concatenate([[0], np.cumsum(self.root_count)])[:-1]
         # Per depth: sorted child keys (parent node, token), first row of each child, its number of rows.
         self.keys: list[np.ndarray] = []
         self.starts: list[np.ndarray] = []
@@ -46,9 +47,11 @@ class Mixer:
             self.sizes.append(size)
             node = inverse.ravel()
 
-    def roots(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Node, first row and number of rows of every target."""
-        return np.arange(len(self.root_count)), self.root_start, self.root_count
+    def roots(self, owner: np.ndarray | None = None) -> Place:
+        """Where sequences of all targets, or of the targets `owner` (n,), begin."""
+        start = np.cumsum(self.root_count) - self.root_count
+        roots = Place(self, 0, np.arange(len(start)), start, self.root_count)
+        return roots if owner is None else roots[owner]
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
         """The sequences as one table (targets, K, T), and which of its rows hold one, (targets, K) bool."""
@@ -58,36 +61,60 @@ class Mixer:
             table[target, : len(rows)] = rows
         return table, np.arange(width) < self.root_count[:, None]
 
-    def propose(self, depth: int, start: np.ndarray, count: np.ndarray, u: np.ndarray) -> np.ndarray:
-        """Token of a random neighbour below each node, by uniforms `u`."""
-        row = start + np.minimum((u * count).astype(np.int64), np.maximum(count - 1, 0))
-        child = np.searchsorted(self.starts[depth], row, side="right") - 1
-        return self.keys[depth][child] % self.vocabulary
 
-    def counts(self, depth: int, node: np.ndarray, count: np.ndarray) -> np.ndarray:
-        """How many neighbours go on with each token below each node: (rows, V) float32; zero rows where `count` is 0."""
-        result = np.zeros((len(node), self.vocabulary), np.float32)
-        if not len(self.keys[depth]):
+@dataclass
+class Place:
+    """Where the prefixes of n rows stand in a mixer's tree.
+
+    Attributes:
+        depth: tokens of the prefixes.
+        node: (n,).
+        start: (n,) first of the neighbours that share the prefix.
+        count: (n,) their number; 0 where there is none.
+    """
+
+    mixer: Mixer
+    depth: int
+    node: np.ndarray
+    start: np.ndarray
+    count: np.ndarray
+
+    def __getitem__(self, rows: np.ndarray) -> Place:
+        """A selection of rows."""
+        return Place(self.mixer, self.depth, self.node[rows], self.start[rows], self.count[rows])
+
+    def propose(self, u: np.ndarray) -> np.ndarray:
+        """Next token (n,) of a random neighbour that shares the prefix, by uniforms u (n,)."""
+        mixer = self.mixer
+        row = self.start + np.minimum((u * self.count).astype(np.int64), np.maximum(self.count - 1, 0))
+        child = np.searchsorted(mixer.starts[self.depth], row, side="right") - 1
+        return mixer.keys[self.depth][child] % mixer.vocabulary
+
+    def counts(self) -> np.ndarray:
+        """How many neighbours go on with each token: (n, V) float32."""
+        keys, vocabulary, node = self.mixer.keys[self.depth], self.mixer.vocabulary, self.node
+        result = np.zeros((len(node), vocabulary), np.float32)
+        if not len(keys):
             return result
-        low = np.searchsorted(self.keys[depth], node * self.vocabulary)
-        high = np.where(count > 0, np.searchsorted(self.keys[depth], (node + 1) * self.vocabulary), low)
-        owner = np.repeat(np.arange(len(node)), high - low)
-        child = (
-            np.arange(len(owner)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[owner]
-        )
-        result[owner, self.keys[depth][child] % self.vocabulary] = self.sizes[depth][child]
+        low = np.searchsorted(keys, node * vocabulary)
+        high = np.where(self.count > 0, np.searchsorted(keys, (node + 1) * vocabulary), low)
+        children = high - low
+        owner = np.repeat(np.arange(len(node)), children)
+        child = np.arange(len(owner)) + np.repeat(low - np.cumsum(children) + children, children)
+        result[owner, keys[child] % vocabulary] = self.mixer.sizes[self.depth][child]
         return result
 
-    def descend(
-        self, depth: int, node: np.ndarray, count: np.ndarray, token: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Child reached by each token: node, first row, number of rows (0 where no neighbour goes on like that)."""
-        if not len(self.keys[depth]):
-            return node, np.zeros_like(node), np.zeros_like(node)
-        key = node * self.vocabulary + token
-        at = np.minimum(np.searchsorted(self.keys[depth], key), len(self.keys[depth]) - 1)
-        hit = (count > 0) & (self.keys[depth][at] == key)
-        return at, self.starts[depth][at], np.where(hit, self.sizes[depth][at], 0)
+    def descend(self, token: np.ndarray) -> Place:
+        """Where the prefixes stand with one more token (n,)."""
+        keys, depth = self.mixer.keys[self.depth], self.depth + 1
+        if not len(keys):
+            nothing = np.zeros_like(self.node)
+            return Place(self.mixer, depth, self.node, nothing, nothing)
+        key = self.node * self.mixer.vocabulary + token
+        at = np.minimum(np.searchsorted(keys, key), len(keys) - 1)
+        hit = (self.count > 0) & (keys[at] == key)
+        sizes = np.where(hit, self.mixer.sizes[self.depth][at], 0)
+        return Place(self.mixer, depth, at, self.mixer.starts[self.depth][at], sizes)
 
 
 def make_mixer(

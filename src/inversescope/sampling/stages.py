@@ -1,4 +1,4 @@
-"""Stages `sample_prompts` and `run_mcmc`: candidates, re-computed activations, acceptance."""
+"""Stages `sample_prompts` and `run_mcmc`: candidates, re-computed activations, acceptance; chains of swap moves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import pandas as pd
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.generator.build import backbone_tokenizer, cached_prompts, load_generator
-from inversescope.generator.condition import Prompts
-from inversescope.kernel.kernel import kernel_values
 from inversescope.kernel.neighbours import Cache
-from inversescope.sampling.candidates import Recomputer, Run
-from inversescope.sites import Site
+from inversescope.sampling.candidates import LOG_Q, Pool, Sampler, candidates
+from inversescope.sampling.mcmc import run_chains
+from inversescope.sampling.recompute import Recomputer
 from inversescope.store import write_json, write_table
 from inversescope.streams import stream
 from inversescope.targets.models import load_target
@@ -29,48 +28,34 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
     Writes, a variant and site: results/.../samples/{generator}/{variant}/{site}.parquet (raw candidates, nothing dropped) and
     {site}.cache.parquet (log q of the cached neighbours of sparse targets, for the combined estimator).
     """
+    config = context.config
     target = load_target(context.made_target())
     tokenizer = backbone_tokenizer(context)
     models = {name: load_generator(context, generator, name) for name in variants}
     for name, (_, meta) in models.items():
         if meta["tokenizer_hash"] != tokenizer_hash(tokenizer):
             raise InputError(f"generator {name} was trained with another tokenizer", "rerun train_generator")
-    rows_of = {name: context.cache_rows(context.config.variant(name)) for name in variants}
-    prompts_of: dict[bytes, Prompts] = {}
-    for rows in rows_of.values():
-        if rows.tobytes() not in prompts_of:
-            prompts_of[rows.tobytes()] = cached_prompts(context, tokenizer, rows)
-    end = int(tokenizer.eos_token_id)
+    rows_of = {name: context.cache_rows(config.variant(name)) for name in variants}
+    # Variants that use the same cached prompts share them.
+    distinct = {rows.tobytes(): rows for rows in rows_of.values()}
+    prompts = {key: cached_prompts(context, tokenizer, rows) for key, rows in distinct.items()}
     for label in sites:
-        site = context.site(label)
-        z = np.array(context.activations("test", label))
+        site, z = context.site(label), np.array(context.activations("test", label))
         z_train = context.activations("train", label)
-        recomputer = Recomputer(context, target, {site: z})
-        caches: dict[bytes, Cache] = {}
+        recomputer = Recomputer(context.task, target, {site: z}, config.kernel.distance)
+        pools: dict[bytes, Pool] = {}
         for name, (model, _) in models.items():
             if label not in model.shape.sites:
                 continue
-            rows = rows_of[name]
-            key = rows.tobytes()
-            if key not in caches:
-                caches[key] = Cache(np.array(z_train[rows]), context.config.kernel.distance)
+            key, rows = rows_of[name].tobytes(), rows_of[name]
+            if key not in pools:
+                cache = Cache(np.array(z_train[rows]), config.kernel.distance)
+                pools[key] = Pool(rows, prompts[key], cache)
             start = time.monotonic()
-            run = Run(
-                context, name, model, site, z, caches[key], prompts_of[key], rows, recomputer, tokenizer, end
-            )
-            frames, log_qs = [], []
-            for epsilon in context.config.epsilons_of(name):
-                for decoding in context.config.decodings_of(name, epsilon, site.head is not None):
-                    frames.append(run.candidates(epsilon, decoding))
-                # The frontier compares generators alone: nobody asks for the q of cached prompts.
-                some = len(z) if context.config.variant(name).study != "frontier" else 0
-                log_qs.append(run.cached_log_q(epsilon, some))
-            frame = pd.concat(frames, ignore_index=True)
+            sampler = Sampler(context, name, model, tokenizer, site, z, pools[key])
+            frame, log_q = _sampled(sampler, recomputer)
             write_table(frame, context.samples_path(generator, name, label))
-            write_table(
-                pd.concat(log_qs, ignore_index=True),
-                context.samples_path(generator, name, label, ".cache.parquet"),
-            )
+            write_table(log_q, context.samples_path(generator, name, label, ".cache.parquet"))
             seconds = time.monotonic() - start
             write_json(
                 {"sample_seconds": round(seconds, 2)},
@@ -83,49 +68,35 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
             )
 
 
+def _sampled(sampler: Sampler, recomputer: Recomputer) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates at all bandwidths and decodings that a variant is read at, and log q of cached prompts."""
+    config, name = sampler.context.config, sampler.variant
+    frames, log_qs = [], [pd.DataFrame(columns=list(LOG_Q)).astype(LOG_Q)]
+    for epsilon in config.epsilons_of(name):
+        for decoding in config.decodings_of(name, epsilon, sampler.site.head is not None):
+            frames.append(candidates(sampler, recomputer, epsilon, decoding))
+        # The frontier compares generators alone: nobody asks for the q of cached prompts.
+        if config.variant(name).study != "frontier":
+            log_qs.append(sampler.cached_log_q(epsilon))
+    return pd.concat(frames, ignore_index=True), pd.concat(log_qs, ignore_index=True)
+
+
 def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     """Run one swap-move chain a target on the prior, from the target's own prompt, at the headline bandwidth.
 
     The honest competitor that needs no training: a stated number of target evaluations a chain. Writes
     results/.../mcmc/{site}.parquet with the chain's states: target_id, step, prompt_id, accepted.
     """
-    kernel, budget = context.config.kernel, context.config.fcr.mcmc_evaluations
+    config, kernel = context.config, context.config.kernel
+    if not context.plan.has_chains:
+        raise InputError("chains of 0 evaluations are not run", "set fcr.mcmc_evaluations")
     target = load_target(context.made_target())
     seeds = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
-    places = [context.site(label) for label in sites]
-    recomputer = Recomputer(
-        context, target, {site: np.array(context.activations("test", site.label)) for site in places}
-    )
-    owner = np.arange(len(seeds))
-    rngs = {site: stream(context.config.seed, "run_mcmc", site.label) for site in places}
-
-    def weights(prompts: dict[Site, np.ndarray]) -> dict[Site, np.ndarray]:
-        # All chains' prompts in one forward, read at all sites.
-        recomputer.activations(np.unique(np.concatenate(list(prompts.values()))), places[0])
-        return {
-            site: kernel_values(recomputer.distances(index, owner, site), kernel.epsilon, kernel.kind)
-            for site, index in prompts.items()
-        }
-
-    state = dict.fromkeys(places, seeds)
-    weight = weights(state)
-    rows: dict[Site, list[pd.DataFrame]] = {site: [] for site in places}
-    steps = context.config.scaled(budget) if budget else 0
-    for step in range(steps):
-        proposal = {site: context.task.moves(state[site], rngs[site]) for site in places}
-        new = weights(proposal)
-        for site in places:
-            # Moves are symmetric: Metropolis on the kernel and, where prompts are not all alike, the prior.
-            task = context.task
-            ratio = np.exp(task.log_prior(proposal[site]) - task.log_prior(state[site]))
-            accept = rngs[site].random(len(owner)) * weight[site] < new[site] * ratio
-            state[site] = np.where(accept, proposal[site], state[site])
-            weight[site] = np.where(accept, new[site], weight[site])
-            rows[site].append(
-                pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state[site], "accepted": accept})
-            )
-    empty = pd.DataFrame({"target_id": [], "step": [], "prompt_id": [], "accepted": []}).astype(int)
-    for site in places:
-        frame = pd.concat(rows[site], ignore_index=True) if steps else empty
+    z = {context.site(label): np.array(context.activations("test", label)) for label in sites}
+    recomputer = Recomputer(context.task, target, z, kernel.distance)
+    rngs = {site: stream(config.seed, "run_mcmc", site.label) for site in z}
+    steps = config.scaled(config.fcr.mcmc_evaluations)
+    chains = run_chains(context.task, recomputer, seeds, rngs, kernel.epsilon, kernel.kind, steps)
+    for site, frame in chains.items():
         write_table(frame.assign(epsilon=kernel.epsilon), context.path(paths.MCMC, site=site.label))
         echo(f"run_mcmc {site.label}: {len(seeds)} chains of {steps} evaluations")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inversescope.generator.backbone import Readout
 from inversescope.generator.base import ConditionalGenerator, Folded
 from inversescope.generator.neighbours import NeighbourWords
 from inversescope.ops import ByOwner
@@ -119,17 +120,10 @@ class WordScores:
         self.bags = words.bags(torch.from_numpy(table).to(device))
         self.scores = torch.zeros(self.present.shape, device=device)
 
-    @staticmethod
-    def of(model: ConditionalGenerator, neighbours: Mixer | None, device: torch.device) -> WordScores | None:
-        """Scores before anything is written; None if the generator does not attend by words."""
-        if model.neighbour_words is None or neighbours is None:
-            return None
-        return WordScores(model.neighbour_words, neighbours, device)
-
-    def read(self, token: np.ndarray, owner: Tensor) -> None:
+    def read(self, tree: Tree) -> None:
         """Add what each row's last token says."""
-        last = torch.from_numpy(token).to(self.scores.device)
-        self.scores = self.scores + self.words.after(last, self.bags, owner)
+        last = torch.from_numpy(tree.token).to(self.scores.device)
+        self.scores = self.scores + self.words.after(last, self.bags, tree.owner)
 
     def follow(self, parent: np.ndarray) -> None:
         """Go on with rows that continue the rows `parent`."""
@@ -140,6 +134,30 @@ class WordScores:
         rows = ByOwner(owner, len(self.bags))
         here = self.present[:, None] if present is None else rows.spread(present)
         return rows.gather(self.words.evidence(rows.spread(scores), here, self.bags))
+
+
+class Attended:
+    """What a generator that attends to cached neighbours reads of them, along a tree."""
+
+    def __init__(self, model: ConditionalGenerator, neighbours: Mixer, device: torch.device) -> None:
+        self.model, self.place = model, neighbours.roots()
+        words = model.neighbour_words
+        self.words = None if words is None else WordScores(words, neighbours, device)
+
+    def readout(self, folded: Folded, tree: Tree) -> Readout | None:
+        """The function that adds to the logits of the tree's rows what their neighbours say."""
+        counts = torch.from_numpy(self.place.counts()).to(tree.owner.device)
+        evidence = None
+        if self.words is not None:
+            self.words.read(tree)
+            evidence = self.words.evidence(self.words.scores, tree.owner)
+        return self.model.readout(folded, counts, tree.owner, evidence)
+
+    def follow(self, parent: np.ndarray, token: np.ndarray) -> None:
+        """Go on with rows that continue the rows `parent` by tokens, (n,) each."""
+        self.place = self.place[parent].descend(token)
+        if self.words is not None:
+            self.words.follow(parent)
 
 
 def grammar_mask(grammar: Automaton, state: np.ndarray, vocabulary: int) -> np.ndarray:
