@@ -34,10 +34,10 @@ def test_tables_are_the_same_bytes(one_core: Path, tmp_path: Path, way: str) -> 
     if way == "other blocks":
         # Steps between two states of a training; sites a process reads.
         (folder / "blocks.yaml").write_text("save_every: 9\n")
-        common = folder / "rules/common.smk"
-        text = common.read_text()
+        plan = folder / "src/inversescope/workflow/plan.py"
+        text = plan.read_text()
         assert "\nSITES_PER_JOB = 10\n" in text
-        common.write_text(text.replace("\nSITES_PER_JOB = 10\n", "\nSITES_PER_JOB = 2\n"))
+        plan.write_text(text.replace("\nSITES_PER_JOB = 10\n", "\nSITES_PER_JOB = 2\n"))
         files = (*FILES, "blocks.yaml")
     elif way == "shuffled order":
         rng = random.Random(0)
