@@ -42,17 +42,7 @@ def word_tokenizer(words: Sequence[str], pattern: str | None = None) -> PreTrain
         if not re.fullmatch(pattern or WORD, word):
             raise InputError(f"'{word}' is not one word, mark or space", "Split it into several tokens")
         vocabulary.setdefault(word, len(vocabulary))
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    backend.pre_tokenizer = _word_splitter(pattern or WORD)
-    backend.decoder = tokenizers.decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-    )
+    return _word_level(vocabulary, pattern or WORD, END_OF_TEXT, UNKNOWN)
 
 
 def character_tokenizer(
@@ -80,11 +70,22 @@ def character_tokenizer(
     for token in special:
         if token not in ids:
             raise InputError(f"'{token}' is not in the vocabulary", "Name a character of the vocabulary")
+    return _word_level(ids, r"[\s\S]", end, unknown)
+
+
+def task_tokenizer(*tasks: Task) -> PreTrainedTokenizerFast:
+    """Make the tokenizer of a target that is trained on tasks, of their words or characters; the first says what a token is."""
+    words = [word for task in tasks for word in task.words()]
+    if tasks[0].token_unit == "word":
+        return word_tokenizer(words, tasks[0].word_pattern)
+    return character_tokenizer([END_OF_TEXT, UNKNOWN, *dict.fromkeys(words)])
+
+
+def _word_level(ids: dict[str, int], pattern: str, end: str, unknown: str | None) -> PreTrainedTokenizerFast:
+    """A tokenizer that looks up what a pattern finds."""
     options = {} if unknown is None else {"unk_token": unknown}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, **options))
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Split(
-        tokenizers.Regex(r"[\s\S]"), behavior="isolated", invert=False
-    )
+    backend.pre_tokenizer = _splitter(pattern)
     backend.decoder = tokenizers.decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -96,15 +97,7 @@ def character_tokenizer(
     )
 
 
-def task_tokenizer(*tasks: Task) -> PreTrainedTokenizerFast:
-    """Make the tokenizer of a target that is trained on tasks, of their words or characters; the first says what a token is."""
-    words = [word for task in tasks for word in task.words()]
-    if tasks[0].token_unit == "word":
-        return word_tokenizer(words, tasks[0].word_pattern)
-    return character_tokenizer([END_OF_TEXT, UNKNOWN, *dict.fromkeys(words)])
-
-
-def _word_splitter(pattern: str = WORD) -> tokenizers.pre_tokenizers.PreTokenizer:
+def _splitter(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
     return tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated", invert=False)
 
 
@@ -156,7 +149,7 @@ def _word_vocabulary(backend: tokenizers.Tokenizer) -> dict[str, int] | None:
     """The vocabulary of a tokenizer that `word_tokenizer` made with the usual pattern, None for any other."""
     if not isinstance(backend.model, tokenizers.models.WordLevel) or backend.normalizer is not None:
         return None
-    if backend.pre_tokenizer.__getstate__() != _word_splitter().__getstate__():
+    if backend.pre_tokenizer.__getstate__() != _splitter(WORD).__getstate__():
         return None
     return backend.get_vocab()
 

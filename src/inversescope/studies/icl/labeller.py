@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 from inversescope.errors import InputError
+from inversescope.targets.sources import Location
 from inversescope.targets.tokenizers import encode
 
 Progress = Callable[[int, int], None]
@@ -204,23 +205,6 @@ def load_chat_model(
     Raises:
         InputError: it cannot be loaded, or has no fast tokenizer.
     """
-    where: dict[str, object] = {"revision": revision} if source == "hub" else {"local_files_only": True}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **where)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=getattr(torch, dtype),
-            device_map=device_map,
-            **where,
-        )
-    except Exception as error:  # the hub and file layers raise a dozen unrelated types
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise InputError(
-            f"labeller {path} cannot be loaded ({reason})",
-            "set labeller.source: local and labeller.path to a directory that holds it, or HF_HOME to a cache that does",
-        ) from error
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise InputError(f"labeller {path} has no fast tokenizer", "use a model with tokenizer.json")
-    return model.eval().requires_grad_(False), tokenizer
+    remedy = "set labeller.source: local and labeller.path to a folder that holds it, or HF_HOME to a cache that does"
+    location = Location(path, revision if source == "hub" else None, remedy)
+    return location.model(dtype, device_map), location.tokenizer()

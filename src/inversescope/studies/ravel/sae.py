@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inversescope.errors import InputError
+from inversescope.errors import InputError, first_line
 
 if TYPE_CHECKING:
     from inversescope.config import GemmaScopeConfig, SaeConfig
@@ -136,9 +136,8 @@ def gemma_scope_path(config: GemmaScopeConfig, layer: int) -> Path:
     try:
         return Path(hf_hub_download(config.path, name, revision=config.revision))
     except Exception as error:  # the hub's client raises a dozen unrelated types
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(
-            f"{config.path}/{name} at revision {config.revision} cannot be fetched ({reason})",
+            f"{config.path}/{name} at revision {config.revision} cannot be fetched ({first_line(error)})",
             "set gemma_scope.source: local and path to a folder that holds it",
         ) from error
 
