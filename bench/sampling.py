@@ -100,7 +100,8 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
 
     config = load_config(files)
     experiment = next(iter(config.experiments.values()))
-    context = Context(root, config, experiment.task, experiment.model)
+    own = config.of(experiment.task, experiment.model)
+    context = Context(root, own, experiment.task, experiment.model)
     if not (context.generator_dir("inversescope", VARIANT) / "meta.json").exists():
         return None
     model, _ = load_generator(context, "inversescope", VARIANT)

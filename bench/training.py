@@ -90,7 +90,8 @@ def matrix_product_peaks() -> dict[str, float]:
 def prepare(root: Path, config: Config) -> Context:
     """Everything that `train_generator` reads: prompts, activations of a random target, a random backbone."""
     experiment = next(iter(config.experiments.values()))
-    context = Context(root, config, experiment.task, experiment.model)
+    own = config.of(experiment.task, experiment.model)
+    context = Context(root, own, experiment.task, experiment.model)
     task = context.task
     tokenizer = word_tokenizer(task.words())
     spec = next(iter(config.models[experiment.model].candidates.values()))

@@ -136,7 +136,8 @@ def test_combination_forgets_the_task_and_the_order_of_shots(tiny: TranslationTa
 def test_cache_and_test_prompts_share_no_combination(tmp_path: Path) -> None:
     sizes = {"n_train": 8000, "n_test": 42, "n_reference": 100}
     delta = {"experiments": {"icl_gemma2": sizes}, "icl_translation": {"n_concepts": 20}}
-    context = Context(tmp_path, parse_config(default_values(delta)), "icl_translation", "gemma2-icl")
+    where = ("icl_translation", "gemma2-icl")
+    context = Context(tmp_path, parse_config(default_values(delta)).of(*where), *where)
     for split in ("train", "test"):
         make_prompts(context, split)
     train, test = (context.prompts(split)["prompt_id"].to_numpy() for split in ("train", "test"))

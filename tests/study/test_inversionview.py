@@ -448,7 +448,7 @@ def generator_of(name: str) -> str:
 
 
 def context(root: Path) -> Context:
-    return Context(root, load_config([root / "config/config.yaml"]), "ioi", MODEL)
+    return Context(root, load_config([root / "config/config.yaml"]).of("ioi", MODEL), "ioi", MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     local = str(tmp_path_factory.mktemp("gpt2"))
     values["models"]["gpt2"] |= {"source": "local", "path": local, "revision": None}
     values["backbone"] |= {"init": "local", "path": local, "revision": None}
-    return parse_config(values)
+    return parse_config(values).of("ioi", "gpt2")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ KEYS = ["target_id", "epsilon", "decoding", "draw"]
 
 
 def context(root: Path) -> Context:
-    return Context(root, load_config([root / "config/config.yaml"]), "ioi", MODEL)
+    return Context(root, load_config([root / "config/config.yaml"]).of("ioi", MODEL), "ioi", MODEL)
 
 
 def samples(root: Path, variant: str, site: str) -> pd.DataFrame:
