@@ -206,7 +206,7 @@ def collect_frontier(context: Context) -> None:
     names = context.plan.frontier
     if not names:
         raise InputError(
-            "study_variants has no variant of the frontier", "add variants with study: frontier to it"
+            "the experiment has no variant of the frontier", "add the study frontier to its studies"
         )
     folder = context.results / "frontier"
     labels = context.plan.labels_of(names)
