@@ -18,9 +18,8 @@ class KernelConfig(Strict):
     """Kernel k, distance d and bandwidth epsilon of P(x; z) (paper, section 2)."""
 
     distance: Literal["cosine", "euclidean", "normalised_euclidean"] = Field("cosine", description="d.")
-    kind: Literal["hard", "gaussian"] = Field(
-        "hard", description="k: 1 within epsilon, or a Gaussian of d / epsilon."
-    )
+    kind: Literal["hard", "gaussian"] = "hard"
+    """k: 1 within epsilon, or a Gaussian of d / epsilon."""
     epsilon: float = Field(0.1, description="Headline bandwidth.")
     epsilons: list[float] = Field([0.005, 0.02, 0.05, 0.1, 0.15], description="Bandwidths that are read.")
 
@@ -43,126 +42,88 @@ class BackboneArchitecture(ArchitectureConfig):
 class BackboneConfig(Strict):
     """The decoder-only backbone and its fine-tuning on the prior (paper, 3.2 and C.1)."""
 
-    init: Literal["scratch", "hub", "local"] = Field(
-        "scratch", description="Random weights of `shape`, or a pre-trained model."
-    )
+    init: Literal["scratch", "hub", "local"] = "scratch"
+    """Random weights of `shape`, or a pre-trained model."""
     path: str | None = Field(None, description="Hub repository or local directory of the pre-trained model.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for init: hub.")
     shape: BackboneArchitecture = BackboneArchitecture()
-    targets: Literal["grammar", "samples"] = Field(
-        "samples", description="'samples': next tokens of drawn prompts (paper). 'grammar': their exact next-token distribution "
-        "under the prior, for tasks that expose it as a grammar: the same optimum without label noise."
-    )  # fmt: skip
-    support_weight: float = Field(
-        20.0, ge=0, description="With 'grammar' targets: weight of -log(probability of all tokens that the grammar allows)."
-    )  # fmt: skip
-    tilt: float = Field(
-        6.0, description="Logit tilt of a prompt's own names on half of the batch (0 = plain fine-tuning). "
-        "The optimum is still the exact prior; it makes the rule 'second name differs' learnable."
-    )  # fmt: skip
+    targets: Literal["grammar", "samples"] = "samples"
+    """'samples': next tokens of drawn prompts (paper). 'grammar': their exact next-token distribution under the
+    prior, for tasks that expose it as a grammar: the same optimum without label noise."""
+    support_weight: float = Field(20.0, ge=0)
+    """With 'grammar' targets: weight of -log(probability of all tokens that the grammar allows)."""
+    tilt: float = 6.0
+    """Logit tilt of a prompt's own names on half of the batch (0 = plain fine-tuning). The optimum is still the
+    exact prior; it makes the rule 'second name differs' learnable."""
     batch_size: int = Field(64, ge=1, description="Prompts a step.")
     steps: int = Field(3000, ge=1, description="Training steps.")
     learning_rate: float = Field(2e-3, gt=0, description="Of AdamW, after the warm-up.")
     weight_decay: float = Field(0.1, ge=0, description="Of AdamW.")
     warmup: int = Field(100, ge=0, description="Steps over which the learning rate grows.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate after the warm-up.")
-    gate_in_prior: float = Field(
-        0.9, ge=0, le=1, description="Share of unconditional samples that must be in the prior."
-    )
-    gate_repeated_name: float = Field(
-        0.01, ge=0, le=1, description="Largest share of samples whose two names are equal."
-    )
+    gate_in_prior: float = Field(0.9, ge=0, le=1)
+    """Share of unconditional samples that must be in the prior."""
+    gate_repeated_name: float = Field(0.01, ge=0, le=1)
+    """Largest share of samples whose two names are equal."""
 
 
 class VariantConfig(Strict):
     """One way to make a generator. The defaults are the paper's method; each ablation changes one field of its `base`."""
 
-    generator: Literal["inversescope", "inversionview"] = Field(
-        "inversescope", description="Architecture: backbone with control layers, or InversionView's decoder."
-    )
-    base: str = Field(
-        "",
-        description="The variant that this one takes over; what follows is the change. Resolved: its own name if it has none.",
-    )
+    generator: Literal["inversescope", "inversionview"] = "inversescope"
+    """Architecture: backbone with control layers, or InversionView's decoder."""
+    base: str = ""
+    """The variant that this one takes over; what follows is the change. Resolved: its own name if it has none."""
     change: str = Field("", description="What it changes of its base, in words.")
     label: str = Field("", description="Its name in figures; the name of its entry if empty.")
-    colour: str | None = Field(
-        None, pattern="^#[0-9A-Fa-f]{6}$", description="Its colour in figures, the same in all."
-    )
+    colour: str | None = Field(None, pattern="^#[0-9A-Fa-f]{6}$")
+    """Its colour in figures, the same in all."""
     study: str = Field("", description="The study that it is a run of: filled in from `studies`.")
-    settings: list[str] = Field(
-        default_factory=list,
-        description="Decoding settings under which it is read at its headline bandwidth, the first one its headline "
-        "(entries of sampling.settings, or plain, masked, mixed); empty = what its place in the study asks for.",
-    )
-    sites: list[str] | None = Field(
-        None, description="Patterns of the sites that it is trained on; all if absent."
-    )
+    settings: list[str] = Field(default_factory=list)
+    """Decoding settings under which it is read at its headline bandwidth, the first one its headline (entries of
+    sampling.settings, or plain, masked, mixed); empty = what its place in the study asks for."""
+    sites: list[str] | None = None
+    """Patterns of the sites that it is trained on; all if absent."""
     seed: int = Field(0, description="Of its initial weights and training batches.")
     # pairs
-    pairs: Literal["noise", "kernel", "clean"] = Field(
-        "noise",
-        description="Appendix B noise, kernel pairs, or each cached activation with its own prompt, without noise.",
-    )
-    epsilon: float | None = Field(
-        None, description="Bandwidth of training; None = the headline's, or drawn (eps_input)."
-    )
-    noise_space: Literal["model", "subspace"] = Field(
-        "model",
-        description="Where noise on activations lives: the residual stream, or a head's own subspace.",
-    )
+    pairs: Literal["noise", "kernel", "clean"] = "noise"
+    """Appendix B noise, kernel pairs, or each cached activation with its own prompt, without noise."""
+    epsilon: float | None = None
+    """Bandwidth of training; None = the headline's, or drawn (eps_input)."""
+    noise_space: Literal["model", "subspace"] = "model"
+    """Where noise on activations lives: the residual stream, or a head's own subspace."""
     norm_band: float = Field(0.1, gt=0, lt=1, description="delta of Appendix B.")
     see_norm: bool = Field(True, description="Whether the generator sees the norm of z, or z / |z|.")
-    eps_input: bool = Field(
-        False, description="log eps is an input; eps drawn log-uniformly from eps_range an anchor."
-    )
-    eps_range: tuple[float, float] = Field(
-        (0.004, 0.25), description="Bandwidths of training, for eps_input."
-    )
-    mean_embedding: bool = Field(
-        False, description="Condition on the kernel mean embedding of cached neighbours."
-    )
-    neighbour_logits: bool = Field(
-        False,
-        description="Attention over cached neighbours: their next tokens after the same prefix are an input.",
-    )
-    neighbour_words: bool = Field(
-        False,
-        description="Attention over cached neighbours by the words that they share with what has been written.",
-    )
+    eps_input: bool = False
+    """log eps is an input; eps drawn log-uniformly from eps_range an anchor."""
+    eps_range: tuple[float, float] = (0.004, 0.25)
+    """Bandwidths of training, for eps_input."""
+    mean_embedding: bool = False
+    """Condition on the kernel mean embedding of cached neighbours."""
+    neighbour_logits: bool = False
+    """Attention over cached neighbours: their next tokens after the same prefix are an input."""
+    neighbour_words: bool = False
+    """Attention over cached neighbours by the words that they share with what has been written."""
     n_condition: int = Field(128, ge=1, description="Cached neighbours that condition, at most.")
     soft_targets: bool = Field(False, description="Next-token distribution among neighbours as the target.")
-    disjoint: bool = Field(
-        True, description="Condition and target from disjoint, re-drawn parts of the cache."
-    )
-    empty_anchors: Literal["own", "skip", "widen"] = Field(
-        "own",
-        description="Anchors without a neighbour: own prompt with its prior weight, skipped, or eps widened.",
-    )
+    disjoint: bool = True
+    """Condition and target from disjoint, re-drawn parts of the cache."""
+    empty_anchors: Literal["own", "skip", "widen"] = "own"
+    """Anchors without a neighbour: own prompt with its prior weight, skipped, or eps widened."""
     cache_size: int | None = Field(None, ge=4, description="Use only the first n cached prompts.")
-    cache_pairs: Literal["all", "train"] = Field(
-        "all", description="'train' leaves cached prompts with the test split's name pairs out."
-    )
+    cache_pairs: Literal["all", "train"] = "all"
+    """'train' leaves cached prompts with the test split's name pairs out."""
     # generator
     n_heads: int = Field(32, ge=1, description="Control heads (paper: 32).")
     d_head: int = Field(16, ge=1, description="Width of a control head's key (paper: 64).")
-    d_condition: int | None = Field(
-        None,
-        description="Width of the latent space; of InversionView's site embedding. None = d_model of the target.",
-    )
-    site_map_blocks: int = Field(
-        0,
-        ge=0,
-        description="Residual MLP blocks after the linear site map (paper: 0), or before InversionView's decoder (6).",
-    )
-    decoder: ArchitectureConfig | None = Field(
-        None,
-        description="InversionView's own decoder, trained from scratch; None = the shape of the backbone.",
-    )
-    decoder_init: Literal["scratch", "backbone"] = Field(
-        "scratch",
-        description="InversionView's decoder starts from random weights, or from the backbone that knows the prior.",
-    )
+    d_condition: int | None = None
+    """Width of the latent space; of InversionView's site embedding. None = d_model of the target."""
+    site_map_blocks: int = Field(0, ge=0)
+    """Residual MLP blocks after the linear site map (paper: 0), or before InversionView's decoder (6)."""
+    decoder: ArchitectureConfig | None = None
+    """InversionView's own decoder, trained from scratch; None = the shape of the backbone."""
+    decoder_init: Literal["scratch", "backbone"] = "scratch"
+    """InversionView's decoder starts from random weights, or from the backbone that knows the prior."""
     freeze_backbone: bool = Field(True, description="Train the control layers alone (paper).")
     # optimisation
     steps: int = Field(3000, ge=1, description="Training steps.")
@@ -172,9 +133,8 @@ class VariantConfig(Strict):
     betas: tuple[Share, Share] = Field((0.9, 0.98), description="Of AdamW.")
     warmup: int = Field(100, ge=0, description="Steps over which the learning rate grows.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate after the warm-up.")
-    clip: float | None = Field(
-        1.0, gt=0, description="Gradient norm; None = no clipping (PyTorch's default, paper)."
-    )
+    clip: float | None = Field(1.0, gt=0)
+    """Gradient norm; None = no clipping (PyTorch's default, paper)."""
 
     @model_validator(mode="after")
     def _trainable(self) -> VariantConfig:
@@ -206,12 +166,9 @@ class DecodingConfig(Strict):
     """A decoding setting of the frontier study. Lists are schedules: draws take all combinations in turn."""
 
     temperature: list[float] = Field([1.0], min_length=1, description="Divides the logits.")
-    noise: list[float] = Field(
-        [0.0],
-        min_length=1,
-        description="Gaussian noise on the activation, in multiples of epsilon (paper, D.1.3: 1). Its root mean square norm "
-        "is that multiple of the activation's norm; for Euclidean distance, of one.",
-    )
+    noise: list[float] = Field([0.0], min_length=1)
+    """Gaussian noise on the activation, in multiples of epsilon (paper, D.1.3: 1). Its root mean square norm is that
+    multiple of the activation's norm; for Euclidean distance, of one."""
     masked: bool = Field(False, description="Only tokens that the prior's grammar allows.")
     mixed: bool = Field(False, description="Cached neighbours are mixed in.")
 
@@ -237,30 +194,23 @@ BUILT_IN = ("plain", "masked", "mixed", "noised")
 class SamplingConfig(Strict):
     """Candidates a target, budgets and decoding options."""
 
-    candidates: int = Field(
-        100, ge=1, description="Draws a target at the headline bandwidth, for each decoding that is read."
-    )
+    candidates: int = Field(100, ge=1)
+    """Draws a target at the headline bandwidth, for each decoding that is read."""
     candidates_elsewhere: int = Field(30, ge=1, description="Draws a target at the other bandwidths.")
     candidates_study: int = Field(40, ge=1, description="Draws a target for the variants of the study.")
     max_candidates: int = Field(100, ge=1, description="Budget: draws before a target is given up.")
-    min_accepted: int = Field(
-        0, ge=0, description="A target stops when it has so many accepted samples (0 = draw all)."
-    )
+    min_accepted: int = Field(0, ge=0)
+    """A target stops when it has so many accepted samples (0 = draw all)."""
     temperature: float = Field(1.0, gt=0, description="Divides the logits.")
-    mixing_alpha: float = Field(
-        5.0, gt=0, description="Dirichlet back-off: weight of the generator in cached prompts."
-    )
-    decodings: list[Literal["mixed", "masked", "noised"]] = Field(
-        ["mixed", "noised"],
-        description="Decoding rules of paper and default read beside 'plain', at the headline bandwidth: "
-        "cache mixing, masking to the prior's grammar, extra noise on z (Figure 8; heads only).",
-    )
-    settings: dict[str, DecodingConfig] = Field(
-        default_factory=dict, description="Further decoding settings, which variants name."
-    )
-    batch: int = Field(
-        2048, ge=1, description="Draws at a time: bounds the memory, makes no difference to results."
-    )
+    mixing_alpha: float = Field(5.0, gt=0)
+    """Dirichlet back-off: weight of the generator in cached prompts."""
+    decodings: list[Literal["mixed", "masked", "noised"]] = ["mixed", "noised"]
+    """Decoding rules of paper and default read beside 'plain', at the headline bandwidth: cache mixing, masking to
+    the prior's grammar, extra noise on z (Figure 8; heads only)."""
+    settings: dict[str, DecodingConfig] = Field(default_factory=dict)
+    """Further decoding settings, which variants name."""
+    batch: int = Field(2048, ge=1)
+    """Draws at a time: bounds the memory, makes no difference to results."""
 
     @field_validator("settings")
     @classmethod
@@ -297,30 +247,24 @@ class SaeConfig(Strict):
     width: int = Field(256, ge=1, description="Features (paper: 4096).")
     steps: int = Field(1000, ge=1, description="Training steps (paper: 100,000).")
     batch_size: int = Field(256, ge=1, description="Activations a step (paper: 2048).")
-    sparsity: list[float] = Field(
-        [2e-3, 1.2e-2, 7e-2, 0.4],
-        min_length=1,
-        description="Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose.",
-    )
+    sparsity: list[float] = Field([2e-3, 1.2e-2, 7e-2, 0.4], min_length=1)
+    """Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose."""
     learning_rate: float = Field(3e-3, gt=0, description="Gemma Scope: 7e-5.")
     betas: tuple[Share, Share] = Field((0.0, 0.999), description="Of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
     warmup: int = Field(20, ge=0, description="Steps of the rate's warm-up (Gemma Scope: 1000).")
-    sparsity_warmup: int = Field(
-        60, ge=1, description="Steps over which the penalty grows to its weight (Gemma Scope: 10,000)."
-    )
-    bandwidth: float = Field(
-        0.05, gt=0, description="Width of the rectangle of the pseudo-gradients (Gemma Scope: 0.001)."
-    )
+    sparsity_warmup: int = Field(60, ge=1)
+    """Steps over which the penalty grows to its weight (Gemma Scope: 10,000)."""
+    bandwidth: float = Field(0.05, gt=0)
+    """Width of the rectangle of the pseudo-gradients (Gemma Scope: 0.001)."""
     initial_threshold: float = Field(0.05, gt=0, description="Gemma Scope: 0.001.")
 
 
 class ProbeConfig(Strict):
     """The linear probe."""
 
-    strengths: list[float] = Field(
-        [0.01, 0.1, 1.0], min_length=1, description="Inverse regularisations C; validation prompts choose."
-    )
+    strengths: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
+    """Inverse regularisations C; validation prompts choose."""
     max_iter: int = Field(500, ge=1, description="Iterations of the solver, at most.")
 
 
@@ -328,11 +272,8 @@ class PatchingConfig(Strict):
     """The task-vector experiment (paper, D.3.1)."""
 
     n_pairs: int = Field(400, ge=2, description="Pairs of a three-shot source and a zero-shot target.")
-    n_queries: int = Field(
-        60,
-        ge=5,
-        description="Queries that are asked under each task from English, to tell their parts apart.",
-    )
+    n_queries: int = Field(60, ge=5)
+    """Queries that are asked under each task from English, to tell their parts apart."""
     n_shots: int = Field(4, ge=1, description="Draws of the shots for each of these queries and tasks.")
 
 
@@ -340,6 +281,5 @@ class FigureConfig(Strict):
     """What the figures need beyond the tables."""
 
     noised_draws: int = Field(20, ge=1, description="Draws a target for Figure 8.")
-    extra_noise: float = Field(
-        0.3, gt=0, description="Cosine-distance radius of the noise injected for Figure 8."
-    )
+    extra_noise: float = Field(0.3, gt=0)
+    """Cosine-distance radius of the noise injected for Figure 8."""

@@ -44,9 +44,8 @@ class Settings(Strict):
     budget: float = Field(1.0, gt=0, description="The one knob: scales training steps and sampling budgets.")
     kernel: KernelConfig = KernelConfig()
     backbone: BackboneConfig = BackboneConfig()
-    variants: dict[str, VariantConfig] = Field(
-        default_factory=dict, description="Ways to make a generator; the runs of `studies` among them."
-    )
+    variants: dict[str, VariantConfig] = Field(default_factory=dict)
+    """Ways to make a generator; the runs of `studies` among them."""
     sampling: SamplingConfig = SamplingConfig()
     fcr: FcrConfig = FcrConfig()
     figures: FigureConfig = FigureConfig()
@@ -58,56 +57,39 @@ class Settings(Strict):
 class ExperimentConfig(Strict):
     """A task, a target model, the sites that are read, and what differs from the other experiments."""
 
-    base: str | None = Field(
-        None, exclude=True, description="The experiment that this one takes over; what follows is the change."
-    )
+    base: str | None = Field(None, exclude=True)
+    """The experiment that this one takes over; what follows is the change."""
     task: TaskName = Field("ioi", description="The prior P(x).")
     model: str = Field(..., description="The target model: an entry of `models`.")
-    sites: list[str] = Field(
-        ..., min_length=1, description="Labels or patterns such as L*H* and L*.resid_post."
-    )
-    patched: list[str] = Field(
-        default_factory=list,
-        description="Sites of the causal checks, as in `sites` (resid_mid cannot be replaced); empty = no causal checks.",
-    )
-    variants: list[str] = Field(
-        ["paper", "default"],
-        description="Variants that are trained and compared in its figures; empty = exact values alone.",
-    )
-    studies: list[str] = Field(
-        default_factory=list,
-        description="Studies whose variants are trained too, or single variants of studies.",
-    )
-    settings: Settings = Field(
-        Settings(),
-        exclude=True,  # jobs depend on the experiment's view (`of`), not on how it came about
-        description="Laid over the rest of the configuration for this experiment alone.",
-    )
+    sites: list[str] = Field(..., min_length=1)
+    """Labels or patterns such as L*H* and L*.resid_post."""
+    patched: list[str] = Field(default_factory=list)
+    """Sites of the causal checks, as in `sites` (resid_mid cannot be replaced); empty = no causal checks."""
+    variants: list[str] = ["paper", "default"]
+    """Variants that are trained and compared in its figures; empty = exact values alone."""
+    studies: list[str] = Field(default_factory=list)
+    """Studies whose variants are trained too, or single variants of studies."""
+    # Excluded: jobs depend on the experiment's view (`of`), not on how it came about.
+    settings: Settings = Field(Settings(), exclude=True)
+    """Laid over the rest of the configuration for this experiment alone."""
     n_train: int = Field(100_000, ge=1, description="Prompts in the activation cache (paper: 100,000).")
     n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
-    representative: list[int] | None = Field(
-        None,
-        min_length=1,
-        description="Layers of Figure 10 and Table 2 (ravel); all that are read if absent.",
-    )
-    n_val: int = Field(
-        0, ge=0, description="Prompts on which hyperparameters of baselines are chosen (ravel)."
-    )
-    n_reference: int | Literal["all"] = Field(
-        "all", description="Prior draws for the exact values, or all of the prior."
-    )
+    representative: list[int] | None = Field(None, min_length=1)
+    """Layers of Figure 10 and Table 2 (ravel); all that are read if absent."""
+    n_val: int = Field(0, ge=0)
+    """Prompts on which hyperparameters of baselines are chosen (ravel)."""
+    n_reference: int | Literal["all"] = "all"
+    """Prior draws for the exact values, or all of the prior."""
 
 
 class SweepConfig(Strict):
     """How the runs of a study are repeated."""
 
-    name: str = Field(
-        "{run}", description="Names of the variants: {run}, {seed} and {times} (of the steps) are filled in."
-    )
+    name: str = "{run}"
+    """Names of the variants: {run}, {seed} and {times} (of the steps) are filled in."""
     seeds: list[int] = Field([0], min_length=1, description="Seeds of the runs.")
-    times: list[Annotated[float, Field(gt=0)]] = Field(
-        [1.0], min_length=1, description="Multiples of a run's training steps."
-    )
+    times: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1)
+    """Multiples of a run's training steps."""
     headline: bool = Field(False, description="Read under the first of the run's `settings` alone.")
 
     @field_validator("name")
@@ -126,18 +108,13 @@ class StudyConfig(Strict):
     """Variants that are trained to be compared: every run once a sweep, seed and multiple of the steps."""
 
     sites: list[str] | None = Field(None, description="Sites of the runs that do not say their own.")
-    steps: dict[str, int] = Field(
-        default_factory=dict, description="Base -> training steps of the runs that do not say their own."
-    )
-    sweeps: list[SweepConfig] = Field(
-        [SweepConfig()],
-        min_length=1,
-        description="Each trains all runs; if absent, once, under their own names.",
-    )
+    steps: dict[str, int] = Field(default_factory=dict)
+    """Base -> training steps of the runs that do not say their own."""
+    sweeps: list[SweepConfig] = Field([SweepConfig()], min_length=1)
+    """Each trains all runs; if absent, once, under their own names."""
     once: list[str] = Field(default_factory=list, description="Runs of each sweep's first seed alone.")
-    runs: dict[str, dict[str, Any]] = Field(
-        ..., description="Entries as in `variants`; `base` is the variant that they change."
-    )
+    runs: dict[str, dict[str, Any]]
+    """Entries as in `variants`; `base` is the variant that they change."""
 
     @model_validator(mode="after")
     def _known(self) -> StudyConfig:
@@ -151,34 +128,25 @@ class Config(Settings):
     """The whole configuration."""
 
     seed: int = Field(0, description="Of all random numbers: each stage, site and target has its own stream.")
-    save_every: int = Field(
-        500,
-        ge=1,
-        description="Training steps between two states that a killed training resumes from; no result depends on it.",
-    )
-    mirror: str | None = Field(
-        "../shared/data",
-        description="Folder in which upstream files are looked for before they are fetched; both are checked by SHA-256.",
-    )
-    only: list[str] | None = Field(
-        None, description="Names of the experiments that are run; all of them if absent."
-    )
-    experiments: dict[str, ExperimentConfig] = Field(
-        default_factory=dict, description="What is run: a task on a model."
-    )
+    save_every: int = Field(500, ge=1)
+    """Training steps between two states that a killed training resumes from; no result depends on it."""
+    mirror: str | None = "../shared/data"
+    """Folder in which upstream files are looked for before they are fetched; both are checked by SHA-256."""
+    only: list[str] | None = None
+    """Names of the experiments that are run; all of them if absent."""
+    experiments: dict[str, ExperimentConfig] = Field(default_factory=dict)
+    """What is run: a task on a model."""
     models: dict[str, ModelConfig] = Field(default_factory=dict, description="Target models.")
-    studies: dict[str, StudyConfig] = Field(
-        default_factory=dict, description="Variants by seed, steps and change."
-    )
+    studies: dict[str, StudyConfig] = Field(default_factory=dict)
+    """Variants by seed, steps and change."""
     ioi: IOIConfig = IOIConfig()
     ravel: RavelConfig = RavelConfig()
     icl_translation: TranslationConfig = TranslationConfig()
     counting: CountingConfig = CountingConfig()
     addition: AdditionConfig = AdditionConfig()
     text: TextConfig = TextConfig()
-    labeller: LabellerConfig | None = Field(
-        None, description="Chat model that labels candidates of in-context translation; none if absent."
-    )
+    labeller: LabellerConfig | None = None
+    """Chat model that labels candidates of in-context translation; none if absent."""
     # Of an experiment's view (`of`); in files an experiment names its variants and studies.
     studied_variants: list[str] = Field(["paper", "default"])
     study_variants: list[str] = Field(default_factory=list)

@@ -78,7 +78,7 @@ def _about(path: tuple[str, ...]) -> str:
         is_name = get_origin(field.annotation) is dict
         kinds = [field.annotation, *get_args(field.annotation)]
         model = next((one for one in kinds if isinstance(one, type) and issubclass(one, BaseModel)), None)
-        about = field.description or (model and model.__doc__) or ""
+        about = " ".join((field.description or (model and model.__doc__) or "").split())
     return about
 
 

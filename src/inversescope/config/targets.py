@@ -20,23 +20,15 @@ class ArchitectureConfig(Strict):
     d_model: int = Field(64, ge=8, description="Width of the residual stream.")
     d_mlp: int | None = Field(None, ge=1, description="Hidden width of the MLP; 4 d_model if absent.")
     n_positions: int = Field(32, ge=4, description="Tokens of the longest prompt that fits.")
-    n_kv_heads: int | None = Field(
-        None, ge=1, description="Grouped-query attention (gemma2, llama); n_heads if absent."
-    )
-    head_dim: int | None = Field(
-        None, ge=1, description="Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."
-    )
-    sliding_window: int | None = Field(
-        None,
-        ge=1,
-        description="Positions that every other layer sees (gemma2); the family's default if absent.",
-    )
+    n_kv_heads: int | None = Field(None, ge=1)
+    """Grouped-query attention (gemma2, llama); n_heads if absent."""
+    head_dim: int | None = Field(None, ge=1)
+    """Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."""
+    sliding_window: int | None = Field(None, ge=1)
+    """Positions that every other layer sees (gemma2); the family's default if absent."""
     tied_embeddings: bool = Field(True, description="Embedding and unembedding are one matrix.")
-    initializer_range: float = Field(
-        0.08,
-        gt=0,
-        description="Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths.",
-    )
+    initializer_range: float = Field(0.08, gt=0)
+    """Standard deviation of the initial weights; 0.02 (GPT-2's) is slow at small widths."""
 
 
 class TargetTraining(Strict):
@@ -46,41 +38,25 @@ class TargetTraining(Strict):
     learning_rate: float = Field(2e-3, gt=0, description="Of AdamW, after the warm-up.")
     weight_decay: float = Field(0.1, ge=0, description="Of AdamW.")
     warmup: int = Field(50, ge=0, description="Steps over which the learning rate grows.")
-    max_steps: int = Field(
-        1500, ge=1, description="Cap: a candidate that has not passed the gate by then fails."
-    )
-    extra_steps: int = Field(
-        100, ge=1, description="Steps after the gate is first passed, with the rate decaying to zero."
-    )
-    schedule: Literal["gate", "cosine"] = Field(
-        "gate",
-        description="gate: constant rate until the gate is passed, then extra_steps. cosine: decay over all of max_steps.",
-    )
-    gate_accuracy: float = Field(
-        0.99,
-        description="Accuracy of the answer that a candidate must reach (icl_translation: on each task).",
-    )
-    answer_weight: float = Field(
-        1.0, gt=0, description="Weight of the answer's tokens in the loss, relative to the prompt's."
-    )
-    curriculum: list[int] = Field(
-        default_factory=list,
-        description="Sizes of the dictionary, one after the other, for tasks with a curriculum; empty: all of it from the start.",
-    )
-    curriculum_loss: float = Field(
-        0.35,
-        description="Loss of the last two answers, nats, mean of 20 steps, at which the next size begins.",
-    )
-    delay_layers: int = Field(
-        0,
-        ge=0,
-        description="Blocks in which, until the gate is passed, the position that predicts does not attend to the query "
-        "(icl_translation). The extra steps are without.",
-    )
-    corpus: dict[TaskName, float] = Field(
-        default_factory=dict,
-        description="Further tasks whose answered prompts it is trained on too, each with its share of the batch.",
-    )
+    max_steps: int = Field(1500, ge=1)
+    """Cap: a candidate that has not passed the gate by then fails."""
+    extra_steps: int = Field(100, ge=1)
+    """Steps after the gate is first passed, with the rate decaying to zero."""
+    schedule: Literal["gate", "cosine"] = "gate"
+    """gate: constant rate until the gate is passed, then extra_steps. cosine: decay over all of max_steps."""
+    gate_accuracy: float = 0.99
+    """Accuracy of the answer that a candidate must reach (icl_translation: on each task)."""
+    answer_weight: float = Field(1.0, gt=0)
+    """Weight of the answer's tokens in the loss, relative to the prompt's."""
+    curriculum: list[int] = Field(default_factory=list)
+    """Sizes of the dictionary, one after the other, for tasks with a curriculum; empty: all of it from the start."""
+    curriculum_loss: float = 0.35
+    """Loss of the last two answers, nats, mean of 20 steps, at which the next size begins."""
+    delay_layers: int = Field(0, ge=0)
+    """Blocks in which, until the gate is passed, the position that predicts does not attend to the query
+    (icl_translation). The extra steps are without."""
+    corpus: dict[TaskName, float] = Field(default_factory=dict)
+    """Further tasks whose answered prompts it is trained on too, each with its share of the batch."""
 
     @field_validator("corpus")
     @classmethod
@@ -110,27 +86,20 @@ class VocabularyConfig(Strict):
     """A character vocabulary."""
 
     characters: str = Field(..., min_length=2, description="All tokens in order of their ids, from 0.")
-    end: str = Field(
-        ...,
-        min_length=1,
-        max_length=1,
-        description="The character that ends a sequence; the generator's start too.",
-    )
-    unknown: str | None = Field(
-        None, max_length=1, description="Stands for other characters, which are refused either way."
-    )
+    end: str = Field(..., min_length=1, max_length=1)
+    """The character that ends a sequence; the generator's start too."""
+    unknown: str | None = Field(None, max_length=1)
+    """Stands for other characters, which are refused either way."""
 
 
 class CheckpointConfig(Strict):
     """A published GPT-2 checkpoint: config.json, model.safetensors or pytorch_model.bin, and what its token ids stand for."""
 
     folder: str = Field(..., description="Where it lies; also below `mirror`.")
-    url: str | None = Field(
-        None, description="https address of its folder at a pinned commit; fetched from if it lies nowhere."
-    )
-    sha256: dict[str, str] = Field(
-        default_factory=dict, description="File name -> SHA-256, checked wherever the file comes from."
-    )
+    url: str | None = None
+    """https address of its folder at a pinned commit; fetched from if it lies nowhere."""
+    sha256: dict[str, str] = Field(default_factory=dict)
+    """File name -> SHA-256, checked wherever the file comes from."""
     vocabulary: VocabularyConfig
 
     @model_validator(mode="after")
@@ -143,39 +112,28 @@ class CheckpointConfig(Strict):
 class ModelConfig(Strict):
     """A target model: trained by the workflow, a local directory, a hub repository at a pinned revision, or a checkpoint."""
 
-    base: str | None = Field(
-        None, exclude=True, description="The model that this one takes over; what follows is the change."
-    )
-    source: Literal["trained", "local", "hub", "checkpoint"] = Field(
-        "trained", description="Trained here, a local directory, a hub repository, or a published checkpoint."
-    )
+    base: str | None = Field(None, exclude=True)
+    """The model that this one takes over; what follows is the change."""
+    source: Literal["trained", "local", "hub", "checkpoint"] = "trained"
+    """Trained here, a local directory, a hub repository, or a published checkpoint."""
     checkpoint: CheckpointConfig | None = Field(None, description="For source: checkpoint.")
     path: str | None = Field(None, description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
-    n_layers: int | None = Field(
-        None, description="Layers of a hub or local model, so that its sites are known before download."
-    )
+    n_layers: int | None = None
+    """Layers of a hub or local model, so that its sites are known before download."""
     n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
-    bos: bool = Field(
-        False,
-        description="Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it).",
-    )
-    control: str | None = Field(
-        None, description="Model that figures show beside this one (icl_translation: trained without delay)."
-    )
+    bos: bool = False
+    """Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it)."""
+    control: str | None = None
+    """Model that figures show beside this one (icl_translation: trained without delay)."""
     shape: ArchitectureConfig = Field(ArchitectureConfig(), description="Of a model that is trained here.")
-    seeds: list[int] = Field(
-        [1],
-        min_length=1,
-        description="`train_target` trains one candidate a seed; `select_target` picks one.",
-    )
+    seeds: list[int] = Field([1], min_length=1)
+    """`train_target` trains one candidate a seed; `select_target` picks one."""
     training: TargetTraining = TargetTraining()
-    gemma_scope: GemmaScopeConfig | None = Field(
-        None,
-        description="Released autoencoders as SAE (General); a model without them has its own trained on its general text.",
-    )
+    gemma_scope: GemmaScopeConfig | None = None
+    """Released autoencoders as SAE (General); a model without them has its own trained on its general text."""
 
     @model_validator(mode="after")
     def _complete(self) -> ModelConfig:
@@ -226,16 +184,13 @@ class LabellerConfig(Strict):
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
     batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
-    max_texts: int = Field(
-        20_000,
-        ge=1,
-        description="Distinct candidates that are labelled, at most: as many of each variant and site.",
-    )
+    max_texts: int = Field(20_000, ge=1)
+    """Distinct candidates that are labelled, at most: as many of each variant and site."""
     instruction: str = Field(
         "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
-        "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none.",
-        description="What the model is asked; {labels} stands for the labels.",
+        "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none."
     )
+    """What the model is asked; {labels} stands for the labels."""
 
     @model_validator(mode="after")
     def _pinned(self) -> LabellerConfig:

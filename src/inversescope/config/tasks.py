@@ -21,26 +21,20 @@ class IOIConfig(Strict):
     n_templates: int = Field(8, ge=1, description="Sentence templates, each in both orders of the names.")
     n_places: int = Field(8, ge=1, description="Places.")
     n_items: int = Field(8, ge=1, description="Objects that are given.")
-    held_out_pairs: float = Field(
-        0.05, gt=0, lt=1, description="Share of unordered name pairs kept for the test split."
-    )
+    held_out_pairs: float = Field(0.05, gt=0, lt=1)
+    """Share of unordered name pairs kept for the test split."""
     split_seed: int = Field(0, description=SPLIT_SEED)
 
 
 class RavelConfig(Strict):
     """The RAVEL task (paper, 4.2 and D.2): where its fact tables come from, and how much of them is used."""
 
-    source: Literal["embedded", "upstream"] = Field(
-        "embedded", description="The table of the package, or what `fetch_ravel` brings: upstream's files."
-    )
-    mirror: str | None = Field(
-        None, description="Folder that holds upstream's files; upstream's archive is downloaded if absent."
-    )
-    archive_sha256: str | None = Field(
-        None,
-        pattern="^[0-9a-f]{64}$",
-        description="SHA-256 of the archive; if absent, only files of it with a pinned sum are used.",
-    )
+    source: Literal["embedded", "upstream"] = "embedded"
+    """The table of the package, or what `fetch_ravel` brings: upstream's files."""
+    mirror: str | None = None
+    """Folder that holds upstream's files; upstream's archive is downloaded if absent."""
+    archive_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of the archive; if absent, only files of it with a pinned sum are used."""
     types: list[str] | None = Field(None, min_length=1, description="Entity types; all if absent.")
     n_entities: int | None = Field(None, ge=3, description="Entities a type, at most.")
     n_templates: int | None = Field(None, ge=3, description="Templates an attribute, at most.")
@@ -54,20 +48,14 @@ class RavelConfig(Strict):
 class TranslationConfig(Strict):
     """The in-context translation prior (paper, D.3.2): words, and the split."""
 
-    words: Literal["own", "lists"] = Field(
-        "own",
-        description="'own': the package's table of concepts in four languages. 'lists': the downloaded word pairs of Hendel et al.",
-    )
-    n_concepts: int | None = Field(
-        156, ge=8, description="Dictionary entries that are used, from the first; null: all."
-    )
-    held_out: float = Field(
-        0.05, gt=0, lt=1, description="Share of the (query, shots) combinations kept for the test split."
-    )
-    mirror: str | None = Field(
-        None,
-        description="Directory to read the lists from instead of downloading them; checksums hold there too.",
-    )
+    words: Literal["own", "lists"] = "own"
+    """'own': the package's table of concepts in four languages. 'lists': the downloaded word pairs of Hendel et al."""
+    n_concepts: int | None = Field(156, ge=8)
+    """Dictionary entries that are used, from the first; null: all."""
+    held_out: float = Field(0.05, gt=0, lt=1)
+    """Share of the (query, shots) combinations kept for the test split."""
+    mirror: str | None = None
+    """Directory to read the lists from instead of downloading them; checksums hold there too."""
 
     @property
     def files(self) -> list[str]:
@@ -84,15 +72,12 @@ class CountingConfig(Strict):
     n_distinct: int = Field(3, ge=2, description="Distinct letters in a prompt.")
     max_count: int = Field(9, ge=1, le=9, description="How often a letter occurs at most.")
     begin: str = Field("B", description="Characters before the letters; may be empty.")
-    bar: str = Field(
-        "|", min_length=1, max_length=1, description="Between the letters and the target letter."
-    )
-    colon: str = Field(
-        ":", min_length=1, max_length=1, description="Behind the target letter; the count follows."
-    )
-    held_out_letters: float = Field(
-        0.05, gt=0, lt=1, description="Share of sets of letters kept for the test split."
-    )
+    bar: str = Field("|", min_length=1, max_length=1)
+    """Between the letters and the target letter."""
+    colon: str = Field(":", min_length=1, max_length=1)
+    """Behind the target letter; the count follows."""
+    held_out_letters: float = Field(0.05, gt=0, lt=1)
+    """Share of sets of letters kept for the test split."""
     split_seed: int = Field(0, description=SPLIT_SEED)
 
 
@@ -101,13 +86,10 @@ class AdditionConfig(Strict):
 
     n_digits: int = Field(3, ge=1, le=3, description="Digits of each operand: 3 make 810,000 prompts.")
     begin: str = Field("B", description="Characters before the first operand; may be empty.")
-    with_answer: bool = Field(
-        False,
-        description="Prompts go on to the sum, so that activations at its digits can be read (A1, A2, ...).",
-    )
-    held_out_pairs: float = Field(
-        0.05, gt=0, lt=1, description="Share of unordered pairs of operands kept for the test split."
-    )
+    with_answer: bool = False
+    """Prompts go on to the sum, so that activations at its digits can be read (A1, A2, ...)."""
+    held_out_pairs: float = Field(0.05, gt=0, lt=1)
+    """Share of unordered pairs of operands kept for the test split."""
     split_seed: int = Field(0, description=SPLIT_SEED)
 
 
@@ -115,16 +97,10 @@ class TextFeatureConfig(Strict):
     """A feature of a corpus's prompts: a column of the file, what a regular expression finds, or what a function says."""
 
     column: str | None = Field(None, min_length=1, description="Column that holds the label.")
-    pattern: str | None = Field(
-        None,
-        min_length=1,
-        description="Regular expression, searched in the prompt; its group `label`, or else its first group, is the label.",
-    )
-    function: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
-        description="package.module:function, from a prompt to its label (str): of this package or of text.functions.",
-    )
+    pattern: str | None = Field(None, min_length=1)
+    """Regular expression, searched in the prompt; its group `label`, or else its first group, is the label."""
+    function: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+    """package.module:function, from a prompt to its label (str): of this package or of text.functions."""
 
     @model_validator(mode="after")
     def _one_source(self) -> TextFeatureConfig:
@@ -145,37 +121,26 @@ class TextFeatureConfig(Strict):
 class TextConfig(Strict):
     """The prior of a corpus: the prompts of a file, as often as they stand there (InversionView's factual recall, for one)."""
 
-    file: str = Field(
-        "data/text/corpus.jsonl",
-        description="Parquet, JSON lines, or plain text (one prompt a line), inside the project.",
-    )
-    format: Literal["parquet", "jsonl", "text"] | None = Field(
-        None, description="Of the file; if absent, its suffix says: .parquet, .jsonl, .txt."
-    )
-    prompt: str = Field(
-        "{text}",
-        description="The prompt: columns in braces (named slots), and what stands between them. Plain text has the column text.",
-    )
-    answer: str | None = Field(
-        None, description="Column that should follow the prompt, without the space before it; may be absent."
-    )
-    weight: str | None = Field(
-        None, description="Column that says how often a row counts, a whole number; 1 if absent."
-    )
-    split_by: str | None = Field(
-        None, description="Column whose values are held out as a whole; the prompt itself if absent."
-    )
+    file: str = "data/text/corpus.jsonl"
+    """Parquet, JSON lines, or plain text (one prompt a line), inside the project."""
+    format: Literal["parquet", "jsonl", "text"] | None = None
+    """Of the file; if absent, its suffix says: .parquet, .jsonl, .txt."""
+    prompt: str = "{text}"
+    """The prompt: columns in braces (named slots), and what stands between them. Plain text has the column text."""
+    answer: str | None = None
+    """Column that should follow the prompt, without the space before it; may be absent."""
+    weight: str | None = None
+    """Column that says how often a row counts, a whole number; 1 if absent."""
+    split_by: str | None = None
+    """Column whose values are held out as a whole; the prompt itself if absent."""
     held_out: float = Field(0.1, gt=0, lt=1, description="Share of these values kept for the test split.")
     split_seed: int = Field(0, description=SPLIT_SEED)
-    token_unit: Literal["word", "character"] = Field(
-        "word", description="What the tokenizer of a target trained here takes for a token."
-    )
-    features: dict[str, TextFeatureConfig] = Field(
-        default_factory=dict, description="Features beside the slots, which are features too."
-    )
-    functions: str | None = Field(
-        None, description="Folder inside the project whose modules may be named in features."
-    )
+    token_unit: Literal["word", "character"] = "word"
+    """What the tokenizer of a target trained here takes for a token."""
+    features: dict[str, TextFeatureConfig] = Field(default_factory=dict)
+    """Features beside the slots, which are features too."""
+    functions: str | None = None
+    """Folder inside the project whose modules may be named in features."""
 
     @property
     def sources(self) -> list[str]:
