@@ -23,6 +23,7 @@ BENCHMARKS = {
     "overhead": False,
     "icl": False,
     "ravel": False,
+    "goals": True,
 }
 
 

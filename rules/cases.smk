@@ -1,11 +1,5 @@
 # Causal checks, of every experiment that names sites to patch; distances, completeness and figures of case studies.
 
-CAUSE_FIGURES = literal("studies/cases/figures", "CAUSE_FIGURES")
-CASE_FIGURES = literal("studies/cases/figures", "CASE_FIGURES")
-CASE_TABLES = literal("studies/cases/figures", "CASE_TABLES")
-ANSWER_FIGURES = literal("studies/cases/figures", "ANSWER_FIGURES")
-ANSWER_TABLES = literal("studies/cases/figures", "ANSWER_TABLES")
-
 
 rule check_causes:
     input:
@@ -71,7 +65,7 @@ rule plot_causes:
         causes="results/{task}/{model}/causes.csv",
         ranks="results/{task}/{model}/causes_rank.csv",
     output:
-        figures=shown("figures", CAUSE_FIGURES, "Causal checks"),
+        shown("plot_causes", "Causal checks"),
     log:
         "logs/plot_causes/{task}/{model}.log",
     benchmark:
@@ -98,8 +92,7 @@ rule plot_answers:
         answers="results/{task}/{model}/answers.csv",
         ranks="results/{task}/{model}/answers_rank.csv",
     output:
-        figures=shown("figures", ANSWER_FIGURES, "Causal checks"),
-        tables=shown("tables", ANSWER_TABLES, "Causal checks"),
+        shown("plot_answers", "Causal checks"),
     log:
         "logs/plot_answers/{task}/{model}.log",
     benchmark:
@@ -193,9 +186,9 @@ rule plot_cases:
         points="results/{task}/{model}/completeness.parquet",
         recall="results/{task}/{model}/completeness_recall.csv",
         sizes="results/{task}/{model}/completeness_sizes.csv",
+        accuracy=lambda w: of(w).accuracy,
     output:
-        figures=shown("figures", CASE_FIGURES, "Case studies"),
-        tables=shown("tables", CASE_TABLES, "Case studies"),
+        shown("plot_cases", "Case studies"),
     log:
         "logs/plot_cases/{task}/{model}.log",
     benchmark:
@@ -209,7 +202,7 @@ rule plot_cases:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used(w, "kernel/epsilon", "fcr/features", "sites"),
+        used=lambda w: used(w, "kernel/epsilon", "fcr/features", "studied_variants", "sites", "looks"),
         options=options,
     message:
         "Plotting the case study of {wildcards.task} on {wildcards.model}"

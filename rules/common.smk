@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from inversescope.config import parse_config, read_layers
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN
 from inversescope.workflow import paths
+from inversescope.workflow.figures import captions_of, drawn_of, left_out
 from inversescope.workflow.paths import fill
 from inversescope.workflow.plan import SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
-from inversescope.workflow.sources import literal, source_file, source_files
+from inversescope.workflow.sources import source_file, source_files
 from inversescope.workflow.used import HEADLINE, used as values_of
 
 # Jobs call the command `inversescope` of the environment that runs Snakemake, whether or not it is activated.
@@ -38,6 +40,8 @@ def make_plan() -> Plan:
 
 
 PLAN = make_plan()
+for line in left_out(PLAN) if workflow.is_main_process else []:
+    logger.warning(line)
 CONFIG = PLAN.config
 TRAINED = PLAN.from_source("trained")
 IMPORTED = PLAN.from_source("checkpoint")
@@ -70,31 +74,27 @@ def options(wildcards, threads) -> str:
     return " ".join(f"--config {shlex.quote(file)}" for file in CONFIG_FILES)
 
 
-def shown(kind: str, names: dict[str, str], category: str, of_all: str = "") -> list[str]:
-    """Figures or tables with their titles, as files of all formats, each with its caption for Snakemake's report: of an experiment,
-    or of all on the task `of_all`."""
-    stem, about = (f"{of_all}_", of_all) if of_all else ("{task}_{model}_", "{task} on {model}")
-    first, *others = {"figures": ["png", "pdf", "csv"], "tables": ["csv", "md"]}[kind]
-
-    def captioned(name: str, title: str) -> str:
-        caption = f"../report/{stem if of_all else ''}{name}.rst"
-        told = {"category": category, "subcategory": about, "labels": {"shows": title}}
-        return report(f"results/{kind}/{stem}{name}.{first}", caption=caption, **told)
-
-    captions = [captioned(name, title) for name, title in names.items()]
-    return captions + fill(f"results/{kind}/{stem}{{name}}.{{suffix}}", name=list(names), suffix=others)
+def shown(stage: str, category: str, about: str = "{task} on {model}") -> list[str]:
+    """What a stage draws, as files of all formats, each figure and table with its caption for Snakemake's report."""
+    files = []
+    for one in drawn_of(stage, PLAN):
+        first, *others = one.files(about.replace(" on ", "_"))
+        told = {"category": category, "subcategory": about, "labels": {"shows": one.title}}
+        files += [report(first, caption=f"../report/{one.caption}.rst", **told), *others]
+    return files
 
 
-def parts_of(*parts: str, tasks: list[str] = PLAN.tasks) -> list[str]:
-    """Files of some parts of all experiments on some tasks; to be asked for behind the rules that make them."""
-    planned = [e.parts(lambda rule: getattr(rules, rule).output) for e in PLAN.experiments if e.task in tasks]
+def parts_of(*parts: str, experiments: list[ExperimentPlan] = PLAN.experiments) -> list[str]:
+    """Files of some parts of experiments; to be asked for behind the rules that make them."""
+    planned = [e.parts(lambda rule: getattr(rules, rule).output) for e in experiments]
     return [file for found in planned for part in parts for file in found.get(part, [])]
 
 
 def figures_of(*tasks: str) -> list[str]:
     """Figures and tables of all experiments on some tasks."""
     of_all = list(rules.plot_ravel.output) if "ravel" in tasks else []
-    return of_all + parts_of("figures", "causes", "answers", tasks=tasks)
+    experiments = [e for e in PLAN.experiments if e.task in tasks]
+    return of_all + parts_of("figures", "causes", "answers", experiments=experiments)
 
 
 def is_small(wildcards) -> bool:

@@ -1,7 +1,6 @@
 # In-context translation (paper, sections 4.3, D.3, E.4): word lists, activation patching, LLM labels, Figures 7 and 11. Targets,
 # activations, generators and rates come from the rules above.
 
-ICL_FIGURES = literal("report/pages", "TASK_VECTORS")
 
 ICL = PLAN.on("icl_translation")
 
@@ -125,15 +124,7 @@ rule plot_icl:
             of(w).files(paths.RESULT, file="label_agreement.csv") if CONFIG.labeller is not None else []
         ),
     output:
-        shown("figures", ICL_FIGURES, "Figures"),
-        headline=report(
-            "results/tables/{task}_{model}_headline.csv",
-            caption="../report/task_vectors.rst",
-            category="Tables",
-            subcategory="{task} on {model}",
-            labels={"shows": "Headline numbers"},
-        ),
-        markdown="results/tables/{task}_{model}_headline.md",
+        shown("plot_icl", "Figures"),
         layers="results/{task}/{model}/layers.csv",
         bands="results/{task}/{model}/bands.csv",
         refused="results/{task}/{model}/refused.csv",

@@ -1,9 +1,6 @@
 # Indirect object identification (paper, sections 4.1 and D.1): figures and tables of the paper and more, each beside its data.
 # Nothing here imports PyTorch. Captions are in report/.
 
-FIGURES = literal("studies/ioi/figures", "FIGURES")
-TABLES = literal("studies/ioi/figures", "TABLES")
-
 
 rule draw_exact:
     input:
@@ -46,12 +43,13 @@ rule plot_figures:
         training=lambda w: of(w).of_variants(paths.TRAINING_LOG, of(w).studied),
         samples=lambda w: of(w).samples(of(w).studied),
     output:
-        figures=shown("figures", FIGURES, "Figures"),
-        tables=shown("tables", TABLES, "Tables"),
+        shown("plot_figures", "Figures"),
     log:
         "logs/plot_figures/{task}/{model}.log",
     benchmark:
         "benchmarks/plot_figures/{task}/{model}.tsv"
+    wildcard_constraints:
+        task="ioi",
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -59,7 +57,7 @@ rule plot_figures:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 30),
     params:
-        used=lambda w: used(w, "kernel", "fcr", "figures", "studied_variants", "bandwidths"),
+        used=lambda w: used(w, "kernel", "fcr", "figures", "studied_variants", "bandwidths", "looks"),
         options=options,
     message:
         "Plotting the figures and writing the tables of {wildcards.task} on {wildcards.model}"

@@ -1,8 +1,6 @@
 # RAVEL beside what every task has: its data set, sparse autoencoders, all methods scored as classifiers of attributes, figures.
 
 RAVEL = PLAN.on("ravel")
-RAVEL_FIGURES = literal("studies/ravel/figures", "FIGURES")
-RAVEL_TABLES = literal("studies/ravel/figures", "TABLES")
 
 
 if CONFIG.ravel.source == "upstream" and RAVEL:
@@ -177,12 +175,11 @@ if RAVEL:
             targets=[file for e in RAVEL for file in e.files(paths.TARGET, file="target.json")],
             samples=[file for e in RAVEL for file in e.samples(e.studied)],
         output:
+            shown("plot_ravel", "Figures", about="ravel"),
             tables=fill(
                 "results/ravel/{name}.csv",
                 name=["scores", "bandwidth", "saes", "refusal", "rates", "targets"],
             ),
-            figures=shown("figures", RAVEL_FIGURES, "Figures", "ravel"),
-            shown=shown("tables", RAVEL_TABLES, "Tables", "ravel"),
         log:
             "logs/plot_ravel.log",
         benchmark:

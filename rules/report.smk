@@ -3,10 +3,8 @@ import re
 
 # The experiment that the report shows: the first on IOI, whose figures it consists of.
 SHOWN = next((e for e in PLAN.on("ioi") if e.studied), None)
-OTHERS = [e for e in PLAN.experiments if e.task in ("ravel", "icl_translation", "counting", "addition")]
-CAPTIONS = fill(
-    "report/{name}.rst", name=[*FIGURES, *STUDY_FIGURES, *FRONTIER_FIGURES, *TABLES, *FRONTIER_TABLES]
-)
+OTHERS = [e for e in PLAN.experiments if e.task != "ioi"]
+CAPTIONS = captions_of(SHOWN) if SHOWN else []
 # Parts of the configuration that captions quote: values most of which are defaults and stand in no file.
 config.clear()
 config.update(CONFIG.model_dump(mode="json"))
@@ -20,18 +18,11 @@ if SHOWN:
     rule make_report:
         input:
             source=source_files("make_report", None),
-            rates=SHOWN.files(paths.RESULT, file=["fcr.csv", "refusal.csv", "coverage.csv"]),
-            targets=SHOWN.files(paths.RESULT, file=["target_selection.csv"] if SHOWN.model in TRAINED else []),
-            figures=SHOWN.files(
-                paths.FIGURE,
-                name=[*FIGURES, *(CAUSE_FIGURES if SHOWN.settings.patched else [])],
-                suffix="png",
-            ),
-            tables=SHOWN.files(paths.TABLE, name=list(TABLES), suffix="csv"),
-            captions=[*CAPTIONS, *fill("report/{name}.rst", name=list(CAUSE_FIGURES))],
+            rates=SHOWN.files(paths.RESULT, file=["fcr.csv", "refusal.csv"]),
+            figures=parts_of("figures", "causes", experiments=[SHOWN]),
+            captions=CAPTIONS,
         output:
             report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),
-            headline=SHOWN.files(paths.TABLE, name="headline", suffix=["csv", "md"]),
         log:
             "logs/make_report.log",
         benchmark:
@@ -57,21 +48,11 @@ if OTHERS:
         input:
             source=source_files("make_studies", None),
             figures=figures_of(*(e.task for e in OTHERS)),
-            captions=fill(
-                "report/{name}.rst",
-                name=[
-                    *fill("ravel_{name}", name=list(RAVEL_FIGURES)),
-                    *ICL_FIGURES,
-                    *CASE_FIGURES,
-                    *CAUSE_FIGURES,
-                    *ANSWER_FIGURES,
-                ],
-            ),
+            captions=captions_of(*OTHERS),
         output:
             report(
                 "results/studies.html", category="Report", labels={"shows": "All other studies on one page"}
             ),
-            headline=fill("results/tables/studies_headline.{suffix}", suffix=["csv", "md"]),
         log:
             "logs/make_studies.log",
         benchmark:

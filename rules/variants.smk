@@ -1,10 +1,6 @@
 # The study over dimension, training steps and seeds with its ablations, and the frontier of generators: further variants,
 # trained and sampled by the rules above, compared here.
 
-STUDY_FIGURES = literal("studies/ioi/figures", "STUDY_FIGURES")
-FRONTIER_FIGURES = literal("studies/ioi/figures", "FRONTIER_FIGURES")
-FRONTIER_TABLES = literal("studies/ioi/figures", "FRONTIER_TABLES")
-
 
 use rule estimate_fcr as estimate_variants with:
     input:
@@ -77,8 +73,7 @@ rule plot_study:
         study="results/{task}/{model}/study.csv",
         ablations="results/{task}/{model}/ablations.csv",
     output:
-        figures=shown("figures", STUDY_FIGURES, "Study"),
-        claim="results/tables/{task}_{model}_misleads.csv",
+        shown("plot_study", "Study"),
     log:
         "logs/plot_study/{task}/{model}.log",
     benchmark:
@@ -90,7 +85,7 @@ rule plot_study:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used(w, "kernel", "fcr/confidence"),
+        used=lambda w: used(w, "kernel", "fcr/confidence", "looks"),
         options=options,
     message:
         "Plotting the study of {wildcards.task} on {wildcards.model}"
@@ -144,8 +139,7 @@ rule plot_frontier:
         heads="results/{task}/{model}/frontier_heads.csv",
         pairs="results/{task}/{model}/frontier_pairs.csv",
     output:
-        figures=shown("figures", FRONTIER_FIGURES, "Study"),
-        tables=shown("tables", FRONTIER_TABLES, "Study"),
+        shown("plot_frontier", "Study"),
     log:
         "logs/plot_frontier/{task}/{model}.log",
     benchmark:
@@ -157,7 +151,7 @@ rule plot_frontier:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used(w, "kernel", "fcr/confidence"),
+        used=lambda w: used(w, "kernel", "fcr/confidence", "looks"),
         options=options,
     message:
         "Plotting the frontier of {wildcards.task} on {wildcards.model}"

@@ -49,7 +49,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "default": 1, "help": "threads of this process"},
     "config": {"action": "append", "help": "YAML file, may be repeated; later ones win"},
     "root": {"type": Path, "default": Path("."), "help": "where data/ and results/ lie"},
-    "study": {"flag": "study", "help": "a task, or inversionview for its case studies"},
+    "study": {"flag": "study", "help": "a task, or the beginning of its name"},
     "action": {
         "flag": "action",
         "nargs": "?",
@@ -171,25 +171,9 @@ def _quiet() -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
-    config = _load(arguments)
-    tasks = {e.task for e in config.experiments.values()}
-    # A beginning that only one has will do: icl.
-    found = [task for task in tasks if task.startswith(arguments.study)]
-    task = found[0] if len(found) == 1 and arguments.study not in tasks else arguments.study
-    if task == "inversionview":
-        from inversescope.studies.cases.headline import show_cases
+    from inversescope.report.show import show_task
 
-        show_cases(arguments.root, config)
-    elif task not in tasks:
-        raise InputError(f"no experiment reads task {task!r}", "see 'experiments' in the configuration")
-    elif task == "ravel":
-        from inversescope.studies.ravel.headline import show_ravel
-
-        show_ravel(arguments.root, config)
-    else:
-        from inversescope.studies.ioi.headline import show_task
-
-        show_task(arguments.root, config, task)
+    show_task(arguments.root, _load(arguments), arguments.study)
 
 
 def _config(arguments: argparse.Namespace) -> None:
@@ -235,7 +219,7 @@ def _restore(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "show": Command("headline numbers of a task beside their goals", ("study", "config", "root"), _show),
+    "show": Command("headline numbers of a task", ("study", "config", "root"), _show),
     "config": Command(
         "validate the configuration, show it, or write its schema",
         ("action", "key", "config", "root"),

@@ -34,11 +34,9 @@ from inversescope.config import (
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.kernel.distances import distance_of
-from inversescope.report.lines import NOT_MEASURED
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table
 from inversescope.studies.cases.causes import check_causes, rank_agreement, same_effects, trace_answers
-from inversescope.studies.cases.headline import _agreement
 from inversescope.studies.cases.preimages import nearest
 from inversescope.targets.models import Target, build_model, load_target, save_trained
 from inversescope.targets.tokenizers import character_tokenizer, encode, task_tokenizer
@@ -642,12 +640,16 @@ def test_a_generator_that_never_writes_a_prompt_is_always_refused(checked: Path,
     assert (table["fcr"].to_numpy() == before["fcr"].to_numpy()).all()
 
 
-def test_a_generator_without_any_accepted_candidate_is_told_of() -> None:
-    fcr = pd.DataFrame(
-        {"estimator": ["generated"] * 2, "variant": "default", "site": "L0H0", "feature": ["a", "b"]}
-    )
-    (line,) = _agreement(fcr.assign(error=np.nan), Config(), 0.1, goal=True)
-    assert line.value.startswith("none") and line.verdict == NOT_MEASURED
+def test_a_generator_without_any_accepted_candidate_is_told_of(checked: Path) -> None:
+    path = checked / "fcr.csv"
+    whole = read_table(path)
+    generated = whole["estimator"] == "generated"
+    write_table(whole.assign(error=whole["error"].where(~generated)), path)
+    assert run(checked.parents[2], "plot_cases") == 0
+    numbers = read_table(checked.parents[1] / "tables/counting_tiny_headline.csv").set_index(["what", "who"])
+    assert numbers.loc[("generated default", "largest"), "n"] == 0
+    assert np.isnan(numbers.loc[("generated default", "largest"), "value"])
+    write_table(whole, path)
 
 
 def test_the_nearest_prompts_are_as_many_as_asked_for() -> None:

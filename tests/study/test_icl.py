@@ -19,16 +19,15 @@ from inversescope.activations.patching import Intervention, patch
 from inversescope.cli import main
 from inversescope.config import ArchitectureConfig, load_config, merge
 from inversescope.context import Context
-from inversescope.errors import InputError
 from inversescope.store import read_json, read_table
-from inversescope.studies.icl.figures import (
+from inversescope.studies.icl.headline import separation
+from inversescope.studies.icl.shown import (
     QUERY_BAND,
     TASK_BAND,
     layer_bands,
     order_of_layers,
     patching_bands,
 )
-from inversescope.studies.icl.headline import _separation, headline_icl
 from inversescope.studies.icl.stages import draw_pairs
 from inversescope.targets.models import build_model, load_target
 from inversescope.targets.tokenizers import encode, word_tokenizer
@@ -247,21 +246,38 @@ def test_targets_say_how_they_were_trained(study: Path) -> None:
     assert main(["train_target", *where, "--candidate", "s0"]) == 2
 
 
-def test_show_prints_goals_and_skips_controls(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_numbers_and_skips_controls(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "icl", "--root", str(study), "--config", str(study / "config.yaml")]) == 0
     shown = capsys.readouterr().out
-    assert f"{TASK} / delayed" in shown and f"{TASK} / plain" not in shown
-    context = context_of(study)
-    lines = headline_icl(study, context.config, TASK, "delayed")
-    said = [line.what for line in lines]
-    assert "plain: accuracy on the worst of six tasks" in said and "rule and LLM agree" in said
-    for words in ("task rises before query", "exact, layer 1", "the same, query hidden from the source"):
-        assert any(what.startswith(words) for what in said)
-    assert "length of the task vector that is left" in said
-    sections = {line.section for line in lines}
-    assert {"patching, delayed", "patching, plain", "masked or overwritten, plain"} <= sections
-    with pytest.raises(InputError, match=r"layers.csv does not exist"):
-        headline_icl(study / "nowhere", context.config, TASK, "delayed")
+    assert f"{TASK}_delayed" in shown and f"{TASK}_plain" not in shown
+    numbers = read_table(study / f"results/tables/{TASK}_delayed_headline.csv")
+    for words in (
+        "plain",
+        "task rises before query",
+        "layer 1",
+        "l to best layer, query hidden from the source",
+    ):
+        assert numbers["what"].str.startswith(words).any(), words
+    assert "length of the task vector that is left" in set(numbers["what"])
+    sections = " ".join(numbers["section"].unique())
+    for words in (
+        "patching, delayed",
+        "patching, plain",
+        "masked or overwritten, plain",
+        "FCR at attention outputs: query",
+    ):
+        assert words in sections
+    exact = numbers[(numbers["section"] == "FCR at attention outputs: task") & (numbers["who"] == "exact")]
+    assert (
+        (exact["value"] == exact["exact"]).all()
+        and (exact["low"] <= exact["value"]).all()
+        and (exact["n"] > 0).all()
+    )
+    (study / "nowhere").mkdir()
+    assert (
+        main(["show", "icl", "--root", str(study / "nowhere"), "--config", str(study / "config.yaml")]) == 2
+    )
+    assert "make figures STUDIES=icl_translation" in capsys.readouterr().err
 
 
 def rates(task: list[float], query: list[float], width: float = 0.02) -> pd.DataFrame:
@@ -293,17 +309,14 @@ def test_bands_follow_the_rule() -> None:
 
 
 def test_separation_ends_where_the_query_enters() -> None:
-    def said(task: list[float], query: list[float]) -> tuple[str, str]:
-        layers = rates(task, query).assign(estimator="exact")
-        line = _separation(layers, layer_bands(layers).assign(source="fcr"))
-        return line.value, line.verdict
+    def apart(task: list[float], query: list[float]) -> list[int]:
+        layers = rates(task, query)
+        return separation(layers, layer_bands(layers))
 
     # Layer 1: a task that is neither absent nor present is apart from an absent query; layer 3 comes after the query.
-    value, verdict = said([0.17, 0.5, 0.17, 0.9], [0.0, 0.0, 0.3, 0.0])
-    assert value.startswith("at layers [1]; bands: task without query [3]") and verdict == "met"
-    value, verdict = said([0.17, 0.17, 0.9], [0.0, 0.5, 0.9])
-    assert value.startswith("at layers []") and verdict == "missed"
-    assert said([0.17, 0.9], [0.0, 0.0])[1] == "met"  # a query that never enters
+    assert apart([0.17, 0.5, 0.17, 0.9], [0.0, 0.0, 0.3, 0.0]) == [1]
+    assert apart([0.17, 0.17, 0.9], [0.0, 0.5, 0.9]) == []
+    assert apart([0.17, 0.9], [0.0, 0.0]) == [1]  # a query that never enters
 
 
 # The LLM labeller as a stage

@@ -43,6 +43,7 @@ from inversescope.streams import stream_uniforms
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks.ioi import IOITask
 from inversescope.training import Schedule, train
+from inversescope.workflow.figures import planned
 
 Copied = Callable[..., Path]
 DECODER = BackboneShape(vocab_size=11, n_positions=9, n_layers=3, n_heads=2, d_model=16, d_mlp=40)
@@ -604,12 +605,11 @@ def test_pairs_of_generators(frontier: Path) -> None:
 
 
 def test_frontier_figures_and_tables(frontier: Path) -> None:
-    from inversescope.studies.ioi.figures import FRONTIER_FIGURES, FRONTIER_TABLES
-
-    for name in FRONTIER_FIGURES:
+    shown = planned("plot_frontier", context(frontier).plan)
+    for name in (one.name for one in shown if one.kind == "figure"):
         for suffix in (".png", ".pdf", ".csv"):
             assert (frontier / "results/figures" / f"ioi_{MODEL}_{name}{suffix}").stat().st_size > 100
-    for name in FRONTIER_TABLES:
+    for name in ("fig5_methods", "frontier_matched"):
         text = (frontier / "results/tables" / f"ioi_{MODEL}_{name}.md").read_text()
         assert text.startswith("# Refusal") and "inversionview" in text
     drawn = read_table(frontier / "results/figures" / f"ioi_{MODEL}_frontier.csv")
@@ -617,7 +617,7 @@ def test_frontier_figures_and_tables(frontier: Path) -> None:
 
 
 def test_least_refusal_at_an_error() -> None:
-    from inversescope.studies.variants.frontier_figures import least_refusal, matched
+    from inversescope.studies.variants.frontier import least_refusal, matched
 
     error, refusal = np.array([0.02, 0.04, 0.10]), np.array([0.5, 0.45, 0.1])
     assert least_refusal(error, refusal, 0.10) == 0.1

@@ -22,13 +22,15 @@ from rich.console import Console
 from snakemake.io import regex_from_filepattern
 
 from inversescope.cli import main
-from inversescope.config import Config
+from inversescope.config import Config, load_config
 from inversescope.errors import InputError
-from inversescope.report.page import _grid
+from inversescope.figures.headline import headline_page
+from inversescope.figures.headline import number as headline_number
+from inversescope.figures.save import markdown, save_table
+from inversescope.report.page import grid
+from inversescope.report.show import show_task
 from inversescope.sites import SITE_PATTERN, Site
 from inversescope.store import load_checkpoint, load_state, read_activations, read_table, write_table
-from inversescope.studies.ioi import samples
-from inversescope.studies.ioi.headline import _print_examples
 from inversescope.targets.models import load_target
 
 DATA = Path("data/ioi") / MODEL
@@ -222,20 +224,21 @@ def test_every_part_of_the_configuration_refuses_unknown_keys() -> None:
 def test_text_in_the_report_neither_runs_nor_steers() -> None:
     from jinja2 import Environment, StrictUndefined
 
-    grid = _grid(pd.DataFrame({"text": [EVIL], "fcr": [0.5]}))
+    table = grid(pd.DataFrame({"text": [EVIL], "fcr": [0.5]}))
     template = (
         "{% for row in grid.rows %}{% for name, cell in row %}<td>{{ cell }}</td>{% endfor %}{% endfor %}"
     )
-    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(grid=grid)
+    page = Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(grid=table)
     assert "<script" not in page and not any(c in page for c in CONTROLS)
     source = (ROOT / "src/inversescope/report/page.html.j2").read_text()
     assert "|safe" not in source.replace(" ", "") and "autoescape false" not in source
 
 
 def test_text_in_tables_neither_runs_nor_steers(tmp_path: Path) -> None:
-    assert "<script" not in samples.markdown(EVIL)
+    assert "<script" not in markdown(EVIL)
     frame = pd.DataFrame({"text": [EVIL], "distance": [0.1], "accepted": [True]})
-    for path in samples._write(frame, [samples.markdown(EVIL)], tmp_path / "table"):
+    save_table(frame, markdown(EVIL), tmp_path / "table")
+    for path in tmp_path.iterdir():
         text = path.read_text()
         assert "script" in text and not any(c in text for c in CONTROLS), path
     raw = tmp_path / "raw.parquet"
@@ -244,16 +247,16 @@ def test_text_in_tables_neither_runs_nor_steers(tmp_path: Path) -> None:
 
 
 def test_text_on_the_terminal_does_not_steer_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"row": "default", "site": "L0H0", "n_distinct": 1, "distance": 0.1, "accepted": True, "text": EVIL}
-    write_table(pd.DataFrame([row]), tmp_path / "results/tables/ioi_tiny_table1.csv")
+    write_config(tmp_path)
+    config = str(tmp_path / "config/config.yaml")
+    frame, _ = headline_page([headline_number(EVIL, EVIL, EVIL, 0.5)])
+    write_table(frame, tmp_path / f"results/tables/ioi_{MODEL}_headline.csv")
     with (tmp_path / "terminal").open("w+") as out:
-        _print_examples(Console(file=out, width=200), tmp_path, "ioi", "tiny", "default")
+        show_task(tmp_path, load_config([config]), "ioi", Console(file=out, width=200))
         out.seek(0)
         shown = out.read()
     assert "owned" in shown and not any(c in shown for c in CONTROLS)
     # What a user types, or a file is called, comes back in errors.
-    write_config(tmp_path)
-    config = str(tmp_path / "config/config.yaml")
     assert main(["make_prompts", "--model", EVIL, "--split", "test", "--config", config]) == 2
     assert main(["config", "--config", f"{EVIL}.yaml"]) == 2
     err = capsys.readouterr().err

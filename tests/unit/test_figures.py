@@ -12,17 +12,24 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig
+from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig, merge, parse_config
 from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.figures import style, tables
+from inversescope.figures import tables
+from inversescope.figures.save import markdown
+from inversescope.figures.style import publication_style
 from inversescope.report import page as report
-from inversescope.store import file_hash, read_table, write_activations, write_json, write_table
-from inversescope.studies.ioi import figures, heatmaps, samples
-from inversescope.studies.ioi import headline as show
+from inversescope.report.show import show_task
+from inversescope.report.stages import make_report
+from inversescope.store import file_hash, read_table, write_activations, write_table
+from inversescope.studies.ioi import heatmaps, samples
 from inversescope.studies.ioi import plot as plots
-from inversescope.studies.ioi.distance import smooth
-from inversescope.studies.variants import figures as study
+from inversescope.studies.ioi.distance import fig8, smooth
+from inversescope.studies.ioi.shown import IoiStudy
+from inversescope.studies.variants import misleads as study
+from inversescope.studies.variants.plot import plot_study
+from inversescope.workflow.figures import drawn_of, left_out, planned, registered
+from inversescope.workflow.plan import ExperimentPlan, Plan
 
 EPSILONS = (0.005, 0.02, 0.05, 0.1, 0.15)
 FEATURES = ("object", "subject", "item", "template")
@@ -61,6 +68,7 @@ def site_rows(sizes: Sizes) -> list[dict]:
 def make_config(sizes: Sizes) -> Config:
     variants = {
         "paper": VariantConfig(base="paper"),
+        "paper_s1": VariantConfig(base="paper", study="dimension"),
         "paper_eps0.05": VariantConfig(base="paper", epsilon=0.05, change="eps 0.05"),
         "paper_eps0.15": VariantConfig(base="paper", epsilon=0.15, change="eps 0.15"),
         "default": VariantConfig(base="default", pairs="kernel", eps_input=True),
@@ -70,12 +78,17 @@ def make_config(sizes: Sizes) -> Config:
     }
     return Config(
         experiments={
-            "toy": ExperimentConfig(model=MODEL, sites=["L*H*", "L*.resid_post"], n_test=sizes.targets)
+            "toy": ExperimentConfig(
+                model=MODEL,
+                sites=["L*H*", "L*.resid_post"],
+                n_test=sizes.targets,
+                variants=[name for name, one in variants.items() if not one.study],
+                studies=["dimension"],
+            )
         },
-        models={MODEL: ModelConfig(source="local", path="toy")},
+        models={MODEL: ModelConfig(source="local", path="toy", n_layers=sizes.layers, n_heads=sizes.heads)},
         variants=variants,
-        studied_variants=list(variants),
-    )
+    ).of(TASK, MODEL)
 
 
 def make_study(root: Path, sizes: Sizes) -> Config:
@@ -129,8 +142,6 @@ def make_study(root: Path, sizes: Sizes) -> Config:
                 results / "samples" / "inversescope" / variant / f"{site['site']}.parquet",
             )
     make_study_tables(results, rng)
-    write_json({"wall_seconds": 700, "peak_bytes": 2 * 2**30}, root / "results" / "bench" / "study.json")
-    write_table(pd.DataFrame({"speed_ratio": [6.0]}), root / "results" / "bench" / "sampling.csv")
     return config
 
 
@@ -337,11 +348,17 @@ def make_study_tables(results: Path, rng: np.random.Generator) -> None:
     write_table(pd.DataFrame(rows), results / "ablations.csv")
 
 
+def context_of(root: Path, config: Config) -> Context:
+    return Context(root, config, TASK, MODEL)
+
+
 def draw_all(root: Path, config: Config) -> None:
-    plots.draw_exact(Context(root, config, TASK, MODEL))
-    plots.plot_figures(Context(root, config, TASK, MODEL))
-    plots.plot_study(Context(root, config, TASK, MODEL))
-    plots.make_report(Context(root, config, TASK, MODEL))
+    for stage in (plots.draw_exact, plots.plot_figures, plot_study, make_report):
+        stage(context_of(root, config))
+
+
+def names_of(stage: str, kind: str, config: Config) -> list[str]:
+    return [one.name for one in planned(stage, ExperimentPlan(config, TASK, MODEL)) if one.kind == kind]
 
 
 @pytest.fixture(scope="module")
@@ -357,16 +374,53 @@ def written(root: Path, name: str) -> pd.DataFrame:
 
 
 def test_every_figure_has_png_pdf_and_csv(study_root):
-    root, _ = study_root
-    for name in [*figures.FIGURES, *figures.STUDY_FIGURES]:
-        stem = root / "results" / "figures" / f"{TASK}_{MODEL}_{name}"
-        png, pdf = (Path(f"{stem}{suffix}").read_bytes() for suffix in (".png", ".pdf"))
-        assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF")
-        assert b"CreationDate" not in pdf and b"matplotlib" not in png[:400].lower()
-        assert len(read_table(Path(f"{stem}.csv")))
-    for name in figures.TABLES:
-        for suffix in (".csv", ".md"):
-            assert (root / "results" / "tables" / f"{TASK}_{MODEL}_{name}{suffix}").stat().st_size > 100
+    root, config = study_root
+    for stage in ("plot_figures", "plot_study"):
+        for name in names_of(stage, "figure", config):
+            stem = root / "results" / "figures" / f"{TASK}_{MODEL}_{name}"
+            png, pdf = (Path(f"{stem}{suffix}").read_bytes() for suffix in (".png", ".pdf"))
+            assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF")
+            assert b"CreationDate" not in pdf and b"matplotlib" not in png[:400].lower()
+            assert len(read_table(Path(f"{stem}.csv")))
+        for name in names_of(stage, "table", config):
+            for suffix in (".csv", ".md"):
+                assert (root / "results" / "tables" / f"{TASK}_{MODEL}_{name}{suffix}").stat().st_size > 100
+
+
+def test_what_a_configuration_lacks_is_known_beforehand(study_root):
+    """A figure that needs a decoding, a variant or a bandwidth is left out, with a line; a stage without any figure is refused."""
+    _, config = study_root
+    assert set(names_of("plot_figures", "figure", config)) >= {"fig2", "fig8", "fig9"}
+    assert not left_out(Plan(config))
+    values = config.model_dump(mode="json")
+    own = values["experiments"]["toy"]
+
+    def changed(**delta):
+        return parse_config(merge(values, delta))
+
+    plain = changed(sampling={"decodings": ["mixed"]})
+    assert left_out(Plan(plain)) == ["figure fig8 of experiment toy is left out: there is no decoding noised"]
+    assert "fig8" not in names_of("plot_figures", "figure", plain.of(TASK, MODEL))
+    few = changed(experiments={"toy": {"variants": ["paper", "default"]}})
+    assert left_out(Plan(few)) == [
+        "figure fig9 of experiment toy is left out: there is no variant paper_eps0.05, variant paper_eps0.15"
+    ]
+    bare = {**own, "model": "other", "settings": {"sampling": {"decodings": ["mixed"]}}}
+    two = Plan(changed(experiments={"bare": bare}, models={"other": values["models"][MODEL]}))
+    assert "fig8" not in {one.name for one in drawn_of("plot_figures", two)}
+    assert {"fig2", "fig9"} < {one.name for one in drawn_of("plot_figures", two)}
+    alone = changed(experiments={"toy": {"variants": ["default"]}}).of(TASK, MODEL)
+    with pytest.raises(InputError, match="nothing to draw of experiment toy: there is no variant paper"):
+        planned("plot_figures", ExperimentPlan(alone, TASK, MODEL))
+
+
+def test_every_figure_has_a_caption():
+    """By the name that its decorator says; the paper's figures come first, by number."""
+    names = [one.name for one in registered()]
+    assert names[:2] == ["fig2", "fig4"] and len(names) > 35
+    for one in registered():
+        assert (report.CAPTIONS / f"{one.caption}.rst").is_file(), one.caption
+        assert one.title
 
 
 def test_two_runs_write_the_same_bytes(study_root, tmp_path):
@@ -382,17 +436,13 @@ def test_two_runs_write_the_same_bytes(study_root, tmp_path):
     assert (root / "results/report.html").read_bytes() == (again / "results/report.html").read_bytes()
 
 
-def test_csv_holds_exactly_what_a_heatmap_shows(tmp_path, monkeypatch):
-    config = make_study(tmp_path, Sizes())
-    caught = []
-    monkeypatch.setattr(
-        heatmaps, "save", lambda figure, data, out: caught.append(figure) or style.save(figure, data, out)
-    )
-    fcr = read_table(tmp_path / "results" / TASK / MODEL / "fcr.csv")
-    heatmaps.plot_fig4(fcr, tmp_path / "fig4", config.kernel.epsilon)
-    data = read_table(tmp_path / "fig4.csv")
+def test_csv_holds_exactly_what_a_heatmap_shows(study_root):
+    root, config = study_root
+    with publication_style():
+        drawn, _ = heatmaps.fig4(IoiStudy(context_of(root, config)))
+    data = written(root, "fig4")
     panels = [(row, feature) for row in heatmaps.ROWS for feature in ("object", "subject")]
-    for ax, (row, feature) in zip(caught[0].axes, panels, strict=False):
+    for ax, (row, feature) in zip(drawn.axes, panels, strict=False):
         grid = tables.head_grid(data[(data["row"] == row) & (data["feature"] == feature)]).to_numpy()
         mesh = ax.collections[0]
         np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(grid.shape), grid)
@@ -436,21 +486,13 @@ def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):
     assert used == {0.05: ["paper_eps0.05"], 0.1: ["paper"], 0.15: ["paper_eps0.15"]}
 
 
-def test_fig8_has_the_half_line_and_all_samples(study_root, tmp_path, monkeypatch):
-    from inversescope.studies.ioi import distance
-
-    root, _ = study_root
-    caught = []
-    monkeypatch.setattr(
-        distance, "save", lambda figure, data, out: caught.append(figure) or style.save(figure, data, out)
-    )
+def test_fig8_has_the_half_line_and_all_samples(study_root):
+    root, config = study_root
     data = written(root, "fig8")
-    dots = data[data["kind"] == "sample"].rename(columns={"agreement": "agree"})
-    distance.plot_fig8(
-        dots, data[data["kind"] == "exact"], dict.fromkeys(dots["site"], "why"), tmp_path / "fig8", 0.1
-    )
-    assert len(caught[0].axes) == 4
-    for ax in caught[0].axes:
+    with publication_style():
+        drawn, _ = fig8(IoiStudy(context_of(root, config)))
+    assert len(drawn.axes) == 4
+    for ax in drawn.axes:
         half = [line for line in ax.lines if list(line.get_ydata()) == [0.5, 0.5]]
         assert len(half) == 1 and half[0].get_label() == "50%"
     for (site, variant), part in data[data["kind"] == "sample"].groupby(["site", "variant"]):
@@ -463,26 +505,19 @@ def test_fig8_has_the_half_line_and_all_samples(study_root, tmp_path, monkeypatc
     ).all()
 
 
-def test_what_was_not_run_is_said(study_root, tmp_path, monkeypatch):
-    """A bandwidth without a paper generator, a head without samples, one seed: named, not left out."""
-    root, _ = study_root
-    results = root / "results" / TASK / MODEL
-    caught = []
-    monkeypatch.setattr(heatmaps, "save", lambda figure, data, out: caught.append(figure) or [])
-    heatmaps.plot_fig9(read_table(results / "fcr.csv"), tmp_path / "fig9", [0.05, 0.1], {0.1: "paper"})
-    assert any("no paper generator" in text.get_text() for text in caught[0].axes[0].texts)
-    prompts = read_table(root / "data" / TASK / "prompts" / "test.parquet")
-    drawn = read_table(results / "samples" / "inversescope" / "paper" / "L0H0.parquet").assign(
-        parsed=False, accepted=False
-    )
-    found = {"paper": {"L0H0": drawn}}
-    exact = read_table(results / "exact_draws.parquet")
-    shown = samples.table1(found, exact[exact["site"] == "none"], prompts, {"L0H0": "why"}, 0, ["object"])
-    assert list(shown["n_distinct"]) == [0, 0] and list(shown["text"]) == ["", ""]
-    samples.write_table1(shown, tmp_path / "table1", 0.1)
-    assert "no candidate is in the prior" in (tmp_path / "table1.md").read_text()
-    beside = samples.fig2_examples(found, exact, prompts, {"L0H0": "why"}, 0, "object")
-    assert beside.loc[beside["row"] == "paper", "n_accepted"].tolist() == [0]
+def test_what_was_not_run_is_said(tmp_path):
+    """A head without samples, one seed: named, not left out."""
+    config = make_study(tmp_path, Sizes())
+    results = tmp_path / "results" / TASK / MODEL
+    plots.draw_exact(context_of(tmp_path, config))
+    for path in results.glob("samples/inversescope/paper/*.parquet"):
+        write_table(read_table(path).assign(parsed=False, accepted=False), path)
+    shown, text = samples.table1(IoiStudy(context_of(tmp_path, config)))
+    nothing = shown[shown["row"] == "paper"]
+    assert (nothing["n_distinct"] == 0).all() and (nothing["text"] == "").all() and len(nothing) == 3
+    assert text.count("no candidate is in the prior") == 3
+    beside = samples.fig2_examples(IoiStudy(context_of(tmp_path, config)))
+    assert (beside.loc[beside["row"] == "paper", "n_accepted"] == 0).all()
     frame = read_table(results / "study.csv")
     claim = study.misleading_claim(frame[frame["seed"] == 1], 0.1)
     assert not claim["misleads"].any() and (claim["n_seeds"] == 1).all()
@@ -499,12 +534,15 @@ def test_smoothing_recovers_a_known_curve():
     assert smooth(pd.Series([0.1]), pd.Series([1]), pd.Series([0])).empty
 
 
-def test_a_study_of_which_nothing_was_accepted_is_drawn(study_root, tmp_path):
-    root, _ = study_root
-    frame = read_table(root / "results" / TASK / MODEL / "study.csv")
+def test_a_study_of_which_nothing_was_accepted_is_drawn(tmp_path):
+    config = make_study(tmp_path, Sizes())
+    path = tmp_path / "results" / TASK / MODEL / "study.csv"
+    frame = read_table(path)
     frame = frame.assign(refusal_rate=1.0, entropy_gap=np.nan, fcr_error=np.nan, fcr_error_weighted=np.nan)
-    for path in study.plot_misleads(frame, tmp_path / "nothing", 0.1):
-        assert path.stat().st_size > 0
+    write_table(frame, path)
+    plot_study(context_of(tmp_path, config))
+    for name in ("figures/{}_misleads.png", "tables/{}_study_headline.md"):
+        assert (tmp_path / "results" / name.format(f"{TASK}_{MODEL}")).stat().st_size > 0
 
 
 def test_exact_draws_lie_in_the_ball_and_agreement_is_a_share(study_root):
@@ -600,9 +638,11 @@ def test_report_is_self_contained_and_escapes_text(study_root):
     page = (root / "results" / "report.html").read_text()
     assert "<script" not in page.lower()
     assert "&lt;script&gt;" in page
-    assert page.count("data:image/png;base64,") == len(figures.FIGURES) + len(figures.STUDY_FIGURES)
+    drawn = [name for stage in ("plot_figures", "plot_study") for name in names_of(stage, "figure", config)]
+    assert page.count("data:image/png;base64,") == len(drawn)
+    assert "goal" not in page
     assert "http://" not in page and "https://" not in page and 'src="results' not in page
-    for name in [*figures.FIGURES, *figures.STUDY_FIGURES, *figures.TABLES]:
+    for name in [*drawn, *names_of("plot_figures", "table", config)]:
         text = report.caption(name, config)
         assert len(text) > 80 and "{" not in text and "``" not in text
     for path in sorted(report.CAPTIONS.glob("*.rst")):
@@ -613,62 +653,62 @@ def test_markdown_tables_escape_text(study_root):
     root, _ = study_root
     text = (root / "results" / "tables" / f"{TASK}_{MODEL}_failures.md").read_text()
     assert "<script" not in text and "\\|" in text and "\\`x\\`" in text
-    assert samples.markdown("a|b\n<i>") == "a\\|b &lt;i&gt;"
+    assert markdown("a|b\n<i>") == "a\\|b &lt;i&gt;"
 
 
-def test_show_prints_numbers_beside_goals(study_root):
+def test_show_prints_what_the_workflow_wrote(study_root, tmp_path):
     root, config = study_root
     console = Console(record=True, width=180, file=open("/dev/null", "w"))  # noqa: SIM115
-    assert isinstance(show.show_task(root, config, TASK, console), bool)
+    show_task(root, config, TASK, console)
     text = console.export_text()
     for piece in (
-        "11.7 min",
-        "≤ 15 min",
         "combined",
-        "≤ 0.01",
         "reweighted",
         "generated",
         "cache of 50,000, ε = 0.005",
-        "≤ 0.20",
         "gap",
         "dimension 256",
-        "not measured",
         "cache of 5,000",
     ):
         assert piece in text, piece
-    lines = show.headline(root, config, TASK, MODEL)
+    numbers = read_table(root / "results" / "tables" / f"{TASK}_{MODEL}_headline.csv")
     fcr = tables.tidy(read_table(root / "results" / TASK / MODEL / "fcr.csv"))
     errors = tables.fcr_errors(fcr, 0.1, ["object", "subject"], "combined", "plain", "default")
-    expected = f"{errors.loc[errors['group'] == 'heads', 'error'].mean():.4f}"
-    assert any(line.what == "combined, heads" and line.value == expected for line in lines)
-    with pytest.raises(InputError, match="No experiment"):
-        show.show_task(root, config, "ravel", console)
+    one = numbers[(numbers["what"] == "combined, plain, heads") & (numbers["who"] == "default")].iloc[0]
+    of_heads = errors.loc[errors["group"] == "heads", "error"]
+    assert one["value"] == pytest.approx(of_heads.mean(), rel=1e-5) and one["n"] == len(of_heads)
+    with pytest.raises(InputError, match="no experiment"):
+        show_task(root, config, "ravel", console)
+    with pytest.raises(InputError, match="make figures"):
+        show_task(tmp_path, config, TASK, console)
 
 
-def test_a_missing_table_names_its_rule(study_root, tmp_path):
-    _, config = study_root
+def test_a_missing_table_names_its_rule(tmp_path):
     config = make_study(tmp_path, Sizes())
+    context = context_of(tmp_path, config)
     with pytest.raises(InputError, match="draw_exact"):
-        plots.plot_figures(Context(tmp_path, config, TASK, MODEL))
-    plots.draw_exact(Context(tmp_path, config, TASK, MODEL))
+        plots.plot_figures(context)
+    plots.draw_exact(context)
     results = tmp_path / "results" / TASK / MODEL
     fcr = read_table(results / "fcr.csv")
     write_table(fcr[fcr["variant"] != "paper"], results / "fcr.csv")
     with pytest.raises(InputError, match="variant = paper"):
-        plots.plot_figures(Context(tmp_path, config, TASK, MODEL))
+        plots.plot_figures(context)
     write_table(fcr, results / "fcr.csv")
     (results / "training" / "inversescope" / "paper.csv").unlink()
     with pytest.raises(InputError, match="train_generator"):
-        plots.plot_figures(Context(tmp_path, config, TASK, MODEL))
+        plots.plot_figures(context)
     (results / "study.csv").unlink()
     with pytest.raises(InputError, match="study.csv"):
-        plots.plot_study(Context(tmp_path, config, TASK, MODEL))
+        plot_study(context)
     with pytest.raises(InputError, match="plot_figures"):
-        report.write_report(tmp_path, config, TASK, MODEL)
+        make_report(context)
 
 
 def test_figures_never_import_torch():
-    package = "inversescope.studies.ioi"
-    names = f"{package}.figures, inversescope.report.page, {package}.headline, {package}.plot"
+    plots = [f"inversescope.studies.{study}.plot" for study in ("ioi", "variants", "cases", "ravel", "icl")]
+    names = ", ".join([*plots, "inversescope.report.page", "inversescope.report.show"])
     code = f"import sys, {names}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, inversescope.workflow.figures as f; f.registered(); sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The page of the other studies, from the tables in tests/data and the pictures in docs/results."""
+"""The page of the other studies, from the headline numbers and pictures of the last full run (docs/results)."""
 
 from __future__ import annotations
 
@@ -9,52 +9,54 @@ import pytest
 
 from inversescope.config import Config, load_config
 from inversescope.errors import InputError
-from inversescope.report.pages import ABOUT, studies, write_studies
-from inversescope.store import read_table
-from inversescope.studies.cases.figures import CASE_FIGURES
+from inversescope.figures.headline import by_section, read_headlines
+from inversescope.report.page import ABOUT, sections, write_studies
+from inversescope.workflow.figures import planned
+from inversescope.workflow.plan import Plan
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
-    root = tmp_path_factory.mktemp("page")
-    shutil.copytree(ROOT / "tests/data/results", root / "results")
-    shutil.copytree(ROOT / "docs/results/figures", root / "results/figures")
+@pytest.fixture
+def page(tmp_path: Path) -> tuple[Path, Config]:
+    shutil.copytree(ROOT / "docs/results", tmp_path / "results")
     config = load_config([ROOT / "config/config.yaml"])
-    write_studies(root, config)
-    return root, config
+    write_studies(tmp_path, config)
+    return tmp_path, config
 
 
 def test_every_study_has_its_numbers_and_its_figures(page: tuple[Path, Config]) -> None:
     root, config = page
     text = (root / "results/studies.html").read_text()
-    sections = list(studies(root, config))
+    shown = sections(config)
     assert (
-        {study.task for study in sections}
-        == set(ABOUT)
+        {s.experiment.task for s in shown}
+        == set(ABOUT) - {"ioi", "text"}
         == {e.task for e in config.experiments.values()} - {"ioi"}
     )
-    for study in sections:
-        assert f'<h2 id="{study.name}">' in text and study.lines
-    assert text.count('src="data:image/png;base64,') == sum(len(study.figures) for study in sections)
-    assert "<script" not in text and 'src="http' not in text
-    headline = read_table(root / "results/tables/studies_headline.csv")
-    assert len(headline) == sum(len(study.lines) for study in sections)
+    for section in shown:
+        assert f'<h2 id="{section.name}">' in text
+        numbers = read_headlines(root, section.prefix)
+        assert numbers is not None and len(numbers) > 20
+        for title in by_section(numbers):
+            assert title.replace("&", "&amp;").replace("'", "&#39;") in text
+    pictures = sum(len(section.filled(root)["figures"]) for section in shown)
+    assert text.count('src="data:image/png;base64,') == pictures
+    assert "<script" not in text and 'src="http' not in text and "goal" not in text
 
 
 def test_a_figure_that_is_not_there_names_what_makes_it(page: tuple[Path, Config]) -> None:
     root, config = page
-    for name in CASE_FIGURES:
+    own = Plan(config)["addition", "addition-embedded"]
+    names = [one.name for one in planned("plot_cases", own) if one.kind == "figure"]
+    for name in names:
         (root / f"results/figures/addition_addition-embedded_{name}.png").unlink()
     write_studies(root, config)
-    assert (root / "results/studies.html").read_text().count("snakemake --cores 2 -- addition") == len(
-        CASE_FIGURES
-    )
+    assert (root / "results/studies.html").read_text().count("rule plot_cases") == len(names) == 3
 
 
 def test_a_study_that_was_not_run_is_named(page: tuple[Path, Config]) -> None:
     root, config = page
-    (root / "results/ravel/scores.csv").unlink()
-    with pytest.raises(InputError, match=r"scores\.csv does not exist"):
+    (root / "results/tables/ravel_headline.csv").unlink()
+    with pytest.raises(InputError, match=r"ravel_headline\.csv does not exist\. Run plot_ravel"):
         write_studies(root, config)

@@ -27,6 +27,8 @@ _TEXT = (
 )
 _GROUP_ORDER = {"heads": 0, "residual": 1, "other": 2}
 
+#: Variants that every figure shows side by side.
+VARIANTS = ("paper", "default")
 #: The decoding in which variants are compared: nothing but the generator, at temperature 1.
 PLAIN = "plain"
 #: The same with cache mixing.

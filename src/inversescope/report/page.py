@@ -1,8 +1,9 @@
-"""The self-contained report: headline numbers, figures, rates, samples; every text of a model escaped."""
+"""The two self-contained pages: headline numbers, figures, rates and samples; every text of a model escaped."""
 
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,117 +13,134 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from inversescope import __version__
 from inversescope.config import Config
+from inversescope.context import Context, need
 from inversescope.errors import InputError, neutral
-from inversescope.figures.tables import MIXED, PLAIN, full_cache, select, tidy
-from inversescope.report.lines import Line
-from inversescope.store import atomic_path, read_table, write_table
-from inversescope.studies.cases.figures import CAUSE_FIGURES
-from inversescope.studies.ioi.figures import FIGURES, FRONTIER_FIGURES, STUDY_FIGURES, TABLES
-from inversescope.studies.ioi.headline import headline, headline_frame
-from inversescope.studies.ioi.samples import markdown
+from inversescope.figures.headline import by_section, read_headlines
+from inversescope.figures.study import Study
+from inversescope.figures.tables import MIXED, PLAIN, VARIANTS, full_cache, select
+from inversescope.store import atomic_path, read_table
+from inversescope.workflow import paths
+from inversescope.workflow.figures import DRAWS, Shown, planned
+from inversescope.workflow.plan import ExperimentPlan, Plan
 
 #: Captions are shared with `snakemake --report`: reStructuredText that reads as plain text too.
 CAPTIONS = Path(__file__).resolve().parents[3] / "report"
 #: The page; jinja2 escapes whatever is put into it.
 TEMPLATE = Path(__file__).resolve().with_name("page.html.j2")
+#: What each study is about.
+ABOUT = {
+    "ioi": "Sections 4.1 and E of the paper: which names do attention heads and the residual stream encode? docs/ioi.md",
+    "ravel": "Sections 4.2, D.2 and E.3 of the paper: which attribute of an entity does the residual stream encode? docs/ravel.md",
+    "icl_translation": "Sections 4.3, D.3 and E.4 of the paper: where the task and the query enter. docs/icl.md",
+    "counting": "InversionView's case study: how often does a letter occur? docs/counting.md",
+    "addition": "InversionView's case study: three-digit addition. docs/counting.md",
+    "text": "Prompts from a file. docs/text.md",
+}
 
 
-def write_report(root: Path, config: Config, task: str, model: str) -> list[Path]:
-    """Write results/report.html and the headline table (results/tables/{task}_{model}_headline.{csv,md}).
+@dataclass(frozen=True)
+class Section:
+    """A study on a page.
+
+    Attributes:
+        title: its heading.
+        prefix: how names of its files begin.
+        experiment: whose figures are shown; of several, any.
+    """
+
+    title: str
+    prefix: str
+    experiment: ExperimentPlan
+
+    @property
+    def name(self) -> str:
+        """What links to it end in."""
+        return self.prefix.removesuffix("_")
+
+    def filled(self, root: Path) -> dict[str, Any]:
+        """What the template shows; figures that were not drawn are named as not run.
+
+        Raises:
+            InputError: there are no headline numbers.
+        """
+        plan = self.experiment
+        stages = [stage for stage, draws in DRAWS.items() if draws(plan)]
+        numbers = read_headlines(root, self.prefix)
+        if numbers is None:
+            path = root / "results" / "tables" / f"{self.prefix}headline.csv"
+            raise InputError(f"{path} does not exist", f"Run {stages[0]}")
+        shown = [one for stage in stages for one in planned(stage, plan) if one.kind == "figure"]
+        pictures = [picture(root, self.prefix, one, plan.config) for one in shown]
+        headline = [(title, grid(table)) for title, table in by_section(numbers).items()]
+        text = {"name": self.name, "title": self.title, "about": ABOUT[plan.task]}
+        return text | {"headline": headline, "figures": pictures}
+
+
+def write_report(context: Context) -> None:
+    """Write results/report.html, the page of one study on indirect object identification, with all of its rates and samples.
 
     The page needs no other file: pictures are data URIs. It holds no date, so equal tables give equal bytes.
 
-    Args:
-        root: repository root.
-        config: the configuration.
-        task: name of the task.
-        model: name of the target model.
+    Raises:
+        InputError: a table of `plot_figures` is missing.
+    """
+    study, config = Study(context), context.config
+    task, model = context.task_name, context.model_name
+    section = Section(f"{task} on {model}", f"{task}_{model}_", context.plan)
+    filled = section.filled(context.root)
+    tables = [("Feature consistency rates", *_rates(study, feature)) for feature in study.features]
+    tables.append(("Refusal, entropy gap and FCR error", "", _refusal(study)))
+    for name, title, left_out in (
+        ("table1", "Samples with their distances", ["target_id", "seed", "reason"]),
+        ("failures", "Failure cases", ["target_id", "draw"]),
+    ):
+        table = read_table(need(context.path(paths.TABLE, name=name, suffix="csv"), "plot_figures"))
+        tables.append((title, caption(name, config), grid(table.drop(columns=left_out), {"distance": ".3f"})))
+    path = context.root / "results/report.html"
+    write_page(path, title=section.title, sections=[filled], tables=tables, seed=config.seed)
 
-    Returns:
-        The paths written.
+
+def sections(config: Config) -> list[Section]:
+    """All studies of the configuration but those on indirect object identification.
+
+    Args:
+        config: the whole configuration, not as one experiment sees it.
+    """
+    found: dict[str, Section] = {}
+    for one in Plan(config).experiments:
+        if one.task == "ravel":
+            found.setdefault("ravel", Section("RAVEL, all targets", "ravel_", one))
+        elif one.task != "ioi" and one.studied:  # a control is shown beside another model
+            title = "In-context learning" if one.task == "icl_translation" else one.task.capitalize()
+            found[one.name] = Section(f"{title}: {one.model}", f"{one.task}_{one.model}_", one)
+    return list(found.values())
+
+
+def write_studies(root: Path, config: Config) -> None:
+    """Write results/studies.html, which needs no other file.
 
     Raises:
-        InputError: a table or figure is missing; those of `plot_causes`, `plot_study` and `plot_frontier` are named as not
-        run instead.
+        InputError: a table of headline numbers is missing.
     """
-    results, stem = root / "results", f"{task}_{model}"
-    lines = headline(root, config, task, model)
-    checked = CAUSE_FIGURES if config.experiment(task, model).patched else {}
-    optional = checked | STUDY_FIGURES | FRONTIER_FIGURES
-    captions = {name: caption(name, config) for name in [*FIGURES, *optional, *TABLES]}
-    made_by = {
-        **dict.fromkeys(checked, "plot_causes"),
-        **dict.fromkeys(STUDY_FIGURES, "plot_study"),
-        **dict.fromkeys(FRONTIER_FIGURES, "plot_frontier"),
-    }
-    pictures = []
-    for name, title in (FIGURES | optional).items():
-        path = results / "figures" / f"{stem}_{name}.png"
-        if name in FIGURES and not path.exists():
-            raise InputError(f"{path} does not exist", "Run plot_figures")
-        pictures.append(picture(path, title, captions[name], f"inversescope {made_by.get(name)}"))
-    fcr = tidy(_need(results / task / model / "fcr.csv", "collect_tables"))
-    refusal = tidy(_need(results / task / model / "refusal.csv", "collect_tables"))
-    samples = _need(results / "tables" / f"{stem}_table1.csv", "plot_figures")
-    failed = _need(results / "tables" / f"{stem}_failures.csv", "plot_figures")
-    html = write_page(
-        results / "report.html",
-        title=f"{task} on {model}",
-        studies=[],
-        task=task,
-        model=model,
-        seed=config.seed,
-        epsilon=f"{config.kernel.epsilon:g}",
-        confidence=f"{config.fcr.confidence:.0%}",
-        headline=by_section(lines),
-        figures=pictures,
-        captions=captions,
-        rates=[_rates(fcr, feature, config.kernel.epsilon) for feature in config.fcr.features],
-        refusal=_refusal(refusal, config.kernel.epsilon),
-        samples=_grid(
-            samples.drop(columns=["target_id", "seed", "reason"], errors="ignore"), {"distance": ".3f"}
-        ),
-        failures=_grid(failed.drop(columns=["target_id", "draw"], errors="ignore"), {"distance": ".3f"}),
-    )
-    return [html, *write_headline(lines, results / "tables" / f"{stem}_headline")]
+    filled = [section.filled(root) for section in sections(config)]
+    path = root / "results/studies.html"
+    write_page(path, title="all other studies", sections=filled, tables=[], seed=config.seed)
 
 
-def write_page(path: Path, **values: Any) -> Path:
+def write_page(path: Path, **values: Any) -> None:
     """Fill in the page, escaping whatever is put into it, and write it."""
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(version=__version__, **values)
     with atomic_path(path) as part:
         part.write_text(page, encoding="utf-8")
-    return path
 
 
-def by_section(lines: list[Line]) -> list[tuple[str, list[Line]]]:
-    """Headline numbers under their sections."""
-    sections: dict[str, list[Line]] = {}
-    for line in lines:
-        sections.setdefault(line.section, []).append(line)
-    return list(sections.items())
-
-
-def picture(path: Path, title: str, about: str, command: str) -> dict[str, Any]:
-    """A figure for the page, as a data URI; without its file, the command that makes it stands instead."""
+def picture(root: Path, prefix: str, shown: Shown, config: Config) -> dict[str, Any]:
+    """A figure for the page, as a data URI; without its file, the rule that makes it stands instead."""
+    path = root / "results" / "figures" / f"{prefix}{shown.name}.png"
     image = base64.b64encode(path.read_bytes()).decode("ascii") if path.exists() else None
-    return {"name": path.stem, "title": title, "caption": about, "image": image, "command": command}
-
-
-def write_headline(lines: list[Any], out: Path) -> list[Path]:
-    """Write the headline numbers as CSV and Markdown."""
-    frame = headline_frame(lines)
-    csv, md = out.parent / f"{out.name}.csv", out.parent / f"{out.name}.md"
-    write_table(frame, csv)
-    text = ["| | default | goal | | paper |", "| --- | --- | --- | --- | --- |"]
-    for section, part in frame.groupby("section", sort=False):
-        text.append(f"| **{markdown(section)}** | | | | |")
-        for row in part.drop(columns="section").itertuples(index=False):
-            text.append(" ".join(["|", " | ".join(markdown(cell) for cell in row), "|"]))
-    with atomic_path(md) as part_path:
-        part_path.write_text("\n".join(text) + "\n", encoding="utf-8")
-    return [csv, md]
+    text = {"name": path.stem, "title": shown.title, "caption": caption(shown.caption, config)}
+    return text | {"image": image, "command": f"rule {shown.stage}"}
 
 
 def caption(name: str, config: Config) -> str:
@@ -150,23 +168,17 @@ def caption(name: str, config: Config) -> str:
     return " ".join(text.replace("``", "").split())
 
 
-def _need(path: Path, rule: str) -> pd.DataFrame:
-    if not path.exists():
-        raise InputError(f"{path} does not exist", f"Run {rule}")
-    return read_table(path)
-
-
-def _grid(frame: pd.DataFrame, formats: dict[str, str] | None = None) -> dict[str, Any]:
+def grid(frame: pd.DataFrame, formats: dict[str, str] | None = None) -> dict[str, Any]:
     """A table for the page: cells as text (escaped by the template), numeric columns to the right."""
     formats = formats or {}
-    columns = list(frame.columns)
+    columns = [str(name) for name in frame.columns]
     rows = [
         [(name, _cell(value, formats.get(name, ".3g"))) for name, value in zip(columns, row, strict=True)]
         for row in frame.itertuples(index=False)
     ]
     numeric = [
-        name
-        for name in columns
+        str(name)
+        for name in frame.columns
         if pd.api.types.is_numeric_dtype(frame[name]) and not pd.api.types.is_bool_dtype(frame[name])
     ]
     return {"columns": columns, "rows": rows, "numeric": numeric}
@@ -180,63 +192,48 @@ def _cell(value: Any, form: str) -> str:
     return "" if value is None or value is pd.NA else neutral(str(value))
 
 
-def _rates(fcr: pd.DataFrame, feature: str, epsilon: float) -> dict[str, Any]:
-    """Rates of one feature with intervals, one row a site: exact, both variants' estimators, cache."""
-    rows = full_cache(select(fcr, feature=feature, epsilon=epsilon))
-    shown = [("exact", "", "exact"), ("cache", "", "cache")]
-    for variant in ("paper", "default"):
-        shown += [(name, variant, f"{variant}, {name}") for name in ("generated", "reweighted", "combined")]
-    table: dict[str, dict[str, str]] = {site: {} for site in dict.fromkeys(rows["site"])}
-    for estimator, variant, title in shown:
+def _rates(study: Study, feature: str) -> tuple[str, dict[str, Any]]:
+    """Rates of one feature with intervals, one row a site: exact, cache, both variants' estimators."""
+    rows = full_cache(select(study.fcr, feature=feature, epsilon=study.epsilon))
+    shown = [("exact", ""), ("cache", "")]
+    shown += [(name, variant) for variant in VARIANTS for name in ("generated", "reweighted", "combined")]
+    sites = list(dict.fromkeys(rows["site"]))
+    table = pd.DataFrame({"site": sites})
+    for estimator, variant in shown:
         part = rows[rows["estimator"] == estimator]
         part = part[(part["variant"] == variant) & (part["decoding"] == PLAIN)] if variant else part
-        part = part.drop_duplicates("site").set_index("site")
-        for site in table:
-            if site in part.index:
-                one = part.loc[site]
-                table[site][title] = (
-                    f"{one['fcr']:.3f} [{one['ci_low']:.3f}, {one['ci_high']:.3f}]"
-                    if np.isfinite(one["fcr"])
-                    else "–"
-                )
-            else:
-                table[site][title] = "–"
-    frame = pd.DataFrame.from_dict(table, orient="index").rename_axis("site").reset_index()
-    exact = rows[rows["estimator"] == "exact"].drop_duplicates("site")
-    targets = f"{int(exact['n_targets'].min())}" if len(exact) else "?"
-    chance = f"{float(rows['chance'].mean()):.3f}"
-    title = f"{feature}: rate [interval], ε = {epsilon:g}, {targets} target prompts a site, chance {chance}"
-    grid = _grid(frame)
-    return grid | {"title": title, "numeric": [name for name in frame.columns if name != "site"]}
-
-
-def _refusal(refusal: pd.DataFrame, epsilon: float) -> dict[str, Any]:
-    """Refusal with its interval, entropy gap and FCR error of every site, variant and decoding."""
-    rows = full_cache(
-        select(refusal, "refusal.csv", epsilon=epsilon, variant=["paper", "default"], decoding=[PLAIN, MIXED])
-    )
-    rows = rows.drop_duplicates(["site", "variant", "decoding"])
-    frame = pd.DataFrame(
-        {
-            "site": rows["site"],
-            "variant": rows["variant"],
-            "decoding": rows["decoding"].map({PLAIN: "plain", MIXED: "cache mixing"}),
-            "refused": [
-                f"{r:.3f} [{a:.3f}, {b:.3f}]"
-                for r, a, b in zip(rows["refusal_rate"], rows["ci_low"], rows["ci_high"], strict=True)
-            ],
-            "not in the prior": rows["parse_refusal"],
-            "too far": rows["distance_refusal"],
-            "entropy gap (nats)": rows["entropy_gap"],
-            "FCR error": rows["fcr_error"],
-            "copies": rows["copies"],
-            "bits (exact)": rows["bits"],
-            "bits (generated)": rows["bits_generated"],
-            "candidates": rows["n_candidates"],
+        part = part.drop_duplicates("site").dropna(subset="fcr")
+        cells = {
+            one.site: f"{one.fcr:.3f} [{one.ci_low:.3f}, {one.ci_high:.3f}]" for one in part.itertuples()
         }
+        title = f"{variant}, {estimator}" if variant else estimator
+        table[title] = [cells.get(site, "–") for site in sites]
+    exact = rows[rows["estimator"] == "exact"]
+    about = (
+        f"{feature}: rate [interval], ε = {study.epsilon:g}, {int(exact['n_targets'].min())} target prompts a site, "
+        f"chance {float(rows['chance'].mean()):.3f}"
     )
-    forms = {
-        name: ".3f" for name in ("not in the prior", "too far", "entropy gap (nats)", "FCR error", "copies")
+    return about, grid(table) | {"numeric": list(table.columns[1:])}
+
+
+def _refusal(study: Study) -> dict[str, Any]:
+    """Refusal with its interval, entropy gap and FCR error of every site, variant and decoding."""
+    key = {"epsilon": study.epsilon, "variant": list(VARIANTS), "decoding": [PLAIN, MIXED]}
+    rows = full_cache(select(study.refusal, "refusal.csv", **key)).drop_duplicates(
+        ["site", "variant", "decoding"]
+    )
+    refused = [f"{r.refusal_rate:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]" for r in rows.itertuples()]
+    about = {"site": "site", "variant": "variant", "decoding": "decoding", "refused": "refused"}
+    numbers = {
+        "parse_refusal": "not in the prior",
+        "distance_refusal": "too far",
+        "entropy_gap": "entropy gap (nats)",
+        "fcr_error": "FCR error",
+        "copies": "copies",
     }
-    grid = _grid(frame, forms | {"bits (exact)": ".2f", "bits (generated)": ".2f"})
-    return grid | {"numeric": [*grid["numeric"], "refused"]}
+    bits = {"bits": "bits (exact)", "bits_generated": "bits (generated)"}
+    names = about | numbers | bits | {"n_candidates": "candidates"}
+    decoding = rows["decoding"].map({PLAIN: "plain", MIXED: "cache mixing"})
+    table = rows.assign(refused=refused, decoding=decoding)[list(names)].rename(columns=names)
+    found = grid(table, dict.fromkeys(numbers.values(), ".3f") | dict.fromkeys(bits.values(), ".2f"))
+    return found | {"numeric": [*found["numeric"], "refused"]}

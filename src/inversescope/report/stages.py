@@ -1,16 +1,24 @@
-"""Stage `make_studies`: the page of all studies but that of indirect object identification, without torch."""
+"""Stages `make_report` and `make_studies`: pages of what the other stages made, without torch."""
 
 from __future__ import annotations
 
 from inversescope.context import Context
+from inversescope.report.page import write_report, write_studies
+
+
+def make_report(context: Context) -> None:
+    """Write results/report.html, the page of a study on indirect object identification.
+
+    Raises:
+        InputError: a table of `plot_figures` is missing; what other stages draw is named as not run instead.
+    """
+    write_report(context)
 
 
 def make_studies(context: Context) -> None:
-    """Write results/studies.html and results/tables/studies_headline.{csv,md}, of all experiments.
+    """Write results/studies.html, the page of all other studies.
 
     Raises:
         InputError: a table of a study is missing.
     """
-    from inversescope.report.pages import write_studies
-
     write_studies(context.root, context.whole or context.config)

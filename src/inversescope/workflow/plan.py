@@ -216,6 +216,12 @@ class ExperimentPlan:
         ]
 
     @property
+    def accuracy(self) -> list[str]:
+        """The table that tells how many answers of the target are right, where it is trained or imported here."""
+        name = {"trained": "target_selection.csv", "checkpoint": "target_import.csv"}.get(self.target.source)
+        return self.files(paths.RESULT, file=[name] if name else [])
+
+    @property
     def whole(self) -> Block:
         """All sites as one block."""
         return Block(self, tuple(self.labels))

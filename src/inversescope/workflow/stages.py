@@ -48,8 +48,8 @@ STAGES = {
     "plot_answers": Stage("studies.cases.plot"),
     "draw_exact": Stage("studies.ioi.plot"),
     "plot_figures": Stage("studies.ioi.plot"),
-    "plot_study": Stage("studies.ioi.plot"),
-    "plot_frontier": Stage("studies.ioi.plot"),
-    "make_report": Stage("studies.ioi.plot"),
+    "plot_study": Stage("studies.variants.plot"),
+    "plot_frontier": Stage("studies.variants.plot"),
+    "make_report": Stage("report.stages"),
     "make_studies": Stage("report.stages"),
 }

@@ -37,11 +37,18 @@ def drawing(plan: ExperimentPlan, variant: str) -> dict[str, Any]:
     }
 
 
+def looks(plan: ExperimentPlan) -> dict[str, Any]:
+    """How variants are called and coloured in figures."""
+    told = {"label", "colour"}
+    return {name: one.model_dump(include=told) for name, one in plan.config.variants.items()}
+
+
 #: First part of a key -> what it stands for, given the rest.
 DERIVED: dict[str, Callable[..., Any]] = {
     "bandwidths": lambda plan: plan.bandwidths,
     "training": training,
     "drawing": drawing,
+    "looks": looks,
 }
 
 

@@ -2,113 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
-from inversescope.figures.style import (
-    BLACK,
-    GREY,
-    VARIANT_COLOUR,
-    WIDTH,
-    as_written,
-    new_figure,
-    panel_letters,
-    save,
-    share_axis,
-    styled,
-)
+from inversescope.figures.panels import panel_letters, share_axis
+from inversescope.figures.registry import Drawing, figure
+from inversescope.figures.save import as_written
+from inversescope.figures.style import BLACK, GREY, WIDTH, new_figure
+from inversescope.figures.tables import VARIANTS
+from inversescope.studies.ioi.samples import fig8_points
+from inversescope.studies.ioi.shown import IoiStudy
 
 _GRID = 80
 _RESAMPLES = 400
 
 
-@styled
-def plot_fig8(
-    points: pd.DataFrame,
-    exact: pd.DataFrame,
-    reasons: Mapping[str, str],
-    out: Path,
-    epsilon: float,
-    feature: str = "object",
-) -> list[Path]:
+@figure(
+    "fig8",
+    "plot_figures",
+    title="Figure 8: distance against feature agreement",
+    needs={"decodings": ["noised"]},
+)
+def fig8(study: IoiStudy) -> Drawing:
     """Figure 8: distance against agreement with the seed's feature, from samples drawn with extra noise.
 
     The curve is a Nadaraya-Watson estimate with a Gaussian kernel; its 95% band resamples target prompts. The
     exact curve is the share of agreeing prompts among *all* reference prompts at that distance, whatever a
     generator would propose.
-
-    Args:
-        points: one row a parsed sample: site, variant, target_id, distance, agree (0 or 1).
-        exact: site, distance (middle of a bin), n, agreement.
-        reasons: site -> why it is shown; one row of panels each.
-        out: path without suffix.
-        epsilon: headline bandwidth, marked by a dotted line.
-        feature: name of the feature, for the axis.
     """
-    data = as_written(fig8_table(points, exact))
-    sites, variants = list(reasons), ("paper", "default")
-    figure = new_figure(WIDTH, 2.15 * len(sites) + 0.25)
-    axes = figure.subplots(len(sites), len(variants), sharey=True, squeeze=False)
+    data = as_written(fig8_table(fig8_points(study), study.table("exact_agreement.csv", "draw_exact")))
+    sites, epsilon = list(study.heads), study.epsilon
+    drawn = new_figure(WIDTH, 2.15 * len(sites) + 0.25)
+    axes = drawn.subplots(len(sites), len(VARIANTS), sharey=True, squeeze=False)
     for i, site in enumerate(sites):
         here = data[data["site"] == site]
         end = here.loc[here["kind"] == "sample", "distance"].max()
         end = end if np.isfinite(end) else 2 * epsilon
-        for j, variant in enumerate(variants):
-            ax, colour = axes[i, j], VARIANT_COLOUR.get(variant, GREY)
-            dots = here[(here["variant"] == variant) & (here["kind"] == "sample")]
-            curve = here[(here["variant"] == variant) & (here["kind"] == "smoothed")]
-            truth = here[(here["kind"] == "exact") & (here["distance"] <= end)]
+        for j, variant in enumerate(VARIANTS):
+            ax = axes[i, j]
             ax.axhline(0.5, color=GREY, linewidth=0.8, label="50%")
             ax.axvline(epsilon, color=GREY, linewidth=0.8, linestyle=":", label=f"ε = {epsilon:g}")
-            ax.plot(
-                dots["distance"],
-                dots["agreement"],
-                "|",
-                color=colour,
-                alpha=0.18,
-                markersize=6,
-                markeredgewidth=0.6,
-                rasterized=True,
-                label="samples",
-            )
-            ax.fill_between(
-                curve["distance"], curve["ci_low"], curve["ci_high"], color=colour, alpha=0.2, linewidth=0
-            )
-            ax.plot(
-                curve["distance"],
-                curve["agreement"],
-                color=colour,
-                linewidth=1.6,
-                label="smoothed, 95% interval",
-            )
+            _agreement(ax, here[here["variant"] == variant], study.colour(variant))
+            truth = here[(here["kind"] == "exact") & (here["distance"] <= end)]
             for k, piece in enumerate(_unbroken(truth)):
+                style = {"color": BLACK, "linewidth": 1, "linestyle": "--"}
                 label = "exact, all prompts" if k == 0 else None
-                ax.plot(
-                    piece["distance"],
-                    piece["agreement"],
-                    color=BLACK,
-                    linewidth=1,
-                    linestyle="--",
-                    label=label,
-                )
-            if dots.empty:
-                ax.text(0.5, 0.25, "no sample in the prior", transform=ax.transAxes, ha="center", color=GREY)
+                ax.plot(piece["distance"], piece["agreement"], label=label, **style)
             share_axis(ax, pad=0.06)
             ax.set_xlim(0, end * 1.02)
-            ax.set_title(f"{site} ({reasons[site]}), {variant}")
+            ax.set_title(f"{site} ({study.heads[site]}), {variant}")
             ax.set_xlabel("cosine distance d(z, ẑ)" if i == len(sites) - 1 else "")
-            ax.set_ylabel(f"same {feature} as the seed" if j == 0 else "")
+            ax.set_ylabel(f"same {study.feature} as the seed" if j == 0 else "")
     panel_letters(axes.flat)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    legend = drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
-    return save(figure, data, out)
+    return drawn, data
+
+
+def _agreement(ax: Axes, rows: pd.DataFrame, colour: str) -> None:
+    """Samples of a variant, and their smoothed agreement."""
+    dots, curve = rows[rows["kind"] == "sample"], rows[rows["kind"] == "smoothed"]
+    style: dict[str, Any] = {"alpha": 0.18, "markersize": 6, "markeredgewidth": 0.6, "rasterized": True}
+    ax.plot(dots["distance"], dots["agreement"], "|", color=colour, label="samples", **style)
+    ax.fill_between(
+        curve["distance"], curve["ci_low"], curve["ci_high"], color=colour, alpha=0.2, linewidth=0
+    )
+    ax.plot(
+        curve["distance"], curve["agreement"], color=colour, linewidth=1.6, label="smoothed, 95% interval"
+    )
+    if dots.empty:
+        ax.text(0.5, 0.25, "no sample in the prior", transform=ax.transAxes, ha="center", color=GREY)
 
 
 def _unbroken(truth: pd.DataFrame) -> list[pd.DataFrame]:
@@ -121,26 +90,23 @@ def _unbroken(truth: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def fig8_table(points: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
-    """All that Figure 8 draws, in one tidy table; `kind` is `sample`, `smoothed` or `exact`."""
+    """All that Figure 8 draws, in one tidy table; `kind` is `sample`, `smoothed` or `exact`.
+
+    Args:
+        points: one row a parsed sample: site, variant, target_id, distance, agree (0 or 1).
+        exact: site, distance (middle of a bin), n, agreement.
+    """
     parts = []
-    for key, group in points.groupby(["site", "variant"], sort=False):
-        site, variant = (str(part) for part in cast(tuple[Any, Any], key))
-        parts.append(
-            pd.DataFrame({"distance": group["distance"], "agreement": group["agree"].astype(float)}).assign(
-                site=site, variant=variant, kind="sample", target_id=group["target_id"]
-            )
-        )
-        parts.append(
-            smooth(group["distance"], group["agree"], group["target_id"]).assign(
-                site=site, variant=variant, kind="smoothed"
-            )
-        )
-    truth = exact[["site", "distance", "agreement", "n"]].assign(kind="exact", variant="exact")
-    table = pd.concat([*parts, truth], ignore_index=True)
+    for (site, variant), group in points.groupby(["site", "variant"], sort=False):
+        dots = group.rename(columns={"agree": "agreement"}).assign(kind="sample")
+        curve = smooth(group["distance"], group["agree"], group["target_id"]).assign(kind="smoothed")
+        parts += [part.assign(site=site, variant=variant) for part in (dots, curve)]
+    parts.append(exact[["site", "distance", "agreement", "n"]].assign(kind="exact", variant="exact"))
+    table = pd.concat(parts, ignore_index=True)
     table["target_id"] = table["target_id"].astype("Int64")
-    columns = ["site", "variant", "kind", "target_id", "distance", "agreement", "ci_low", "ci_high", "n"]
-    numbers = {name: float for name in ("distance", "agreement", "ci_low", "ci_high", "n")}
-    return table.reindex(columns=columns).astype(numbers)
+    numbers = ["distance", "agreement", "ci_low", "ci_high", "n"]
+    columns = ["site", "variant", "kind", "target_id", *numbers]
+    return table.reindex(columns=columns).astype(dict.fromkeys(numbers, float))
 
 
 def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataFrame:

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from inversescope.figures.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PINK,
-    RED,
-    SKY,
-    WIDTH,
-    as_written,
-    error_bars,
-    new_figure,
-    panel_letters,
-    save,
-    share_axis,
-    styled,
-)
-from inversescope.store import atomic_path, write_table
-from inversescope.studies.ioi.samples import markdown
-
-#: Figures and tables of `plot_ravel`: name -> title.
-FIGURES = {
-    "fig6": "Figure 6: attributes read by layer, all methods",
-    "fig6_new": "Figure 6 for templates outside of the prior",
-    "fig10": "Figure 10: attributes read by size of the target",
-    "confusion": "Confusion of attributes",
-}
-TABLES = {"table2": "Table 2: representative layers", "samples": "Samples and failures of RAVEL"}
+from inversescope.context import need
+from inversescope.figures.panels import error_bars, key, light_grid, panel_letters, share_axis
+from inversescope.figures.registry import Drawing, Page, figure, table
+from inversescope.figures.save import as_written, markdown_table
+from inversescope.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, new_figure
+from inversescope.figures.tables import PLAIN, VARIANTS
+from inversescope.store import read_table
+from inversescope.studies.ravel.scores import confusion as confusion_matrix
+from inversescope.studies.ravel.shown import RavelStudy
 
 #: Method -> name, colour, marker, line; in the order of legends. The first four are drawn on top.
 METHODS: dict[str, tuple[str, str, str, Any]] = {
@@ -57,44 +37,50 @@ PANELS = {
     "macro_f1": ("macro-F1", ("always_no",)),
     "accuracy_one_vs_rest": ("accuracy of single\ndecisions", ()),
 }
-GROUP_TITLE = {"seen": "templates of the prior, new entities", "new": "new templates, new entities"}
+#: Methods of Figure 10.
+BY_SIZE = ["default", "paper", "exact", "sae_ravel", "probe"]
+#: Samples a variant and kind: the first ones, so that nobody picks.
+SHOWN = 4
 
 
-@styled
-def plot_layers(scores: pd.DataFrame, out: Path, group: str) -> list[Path]:
-    """Figure 6: scores by layer, a column a target size, a row a metric, all methods, with intervals.
+@figure("fig6", "plot_ravel", title="Figure 6: attributes read by layer, all methods")
+def fig6(study: RavelStudy) -> Drawing:
+    """Scores by layer of prompts in templates of the prior."""
+    return _by_layer(study, "seen")
 
-    Args:
-        scores: results/ravel/scores.csv.
-        out: path without suffix.
-        group: `seen` or `new`; the other one is a figure of its own.
-    """
+
+@figure("fig6_new", "plot_ravel", title="Figure 6 for templates outside of the prior")
+def fig6_new(study: RavelStudy) -> Drawing:
+    """Scores by layer of prompts in templates that the prior does not have."""
+    return _by_layer(study, "new")
+
+
+def _by_layer(study: RavelStudy, group: str) -> Drawing:
+    """Scores by layer, a column a target, a row a metric, all methods, with intervals."""
+    scores = study.gathered("scores")
     data = as_written(scores[scores["group"] == group])
     models = list(dict.fromkeys(data.sort_values(["d_model", "model"])["model"]))
-    figure = new_figure(WIDTH, 1.75 * len(PANELS) + 0.8)
-    axes = figure.subplots(len(PANELS), len(models), sharey="row", sharex="col", squeeze=False)
+    drawn = new_figure(WIDTH, 1.75 * len(PANELS) + 0.8)
+    axes = drawn.subplots(len(PANELS), len(models), sharey="row", sharex="col", squeeze=False)
     present = [m for m in METHODS if (data["method"] == m).any()]
     for i, (metric, (title, without)) in enumerate(PANELS.items()):
         for j, model in enumerate(models):
-            ax = axes[i, j]
-            rows = data[data["model"] == model]
+            ax, rows = axes[i, j], data[data["model"] == model]
             for k, method in enumerate(present):
                 if method in without:
                     continue
                 _, colour, marker, line = METHODS[method]
                 part = rows[rows["method"] == method].sort_values("layer")
-                layer = part["layer"].to_numpy(float)
+                layer, y = part["layer"].to_numpy(float), part[metric]
                 x = layer + 0.02 * (k - len(present) / 2) * max(1.0, np.ptp(layer) / 4)
-                top = 4 if k < 4 else 3
-                ax.plot(
-                    x, part[metric], color=colour, marker=marker, linestyle=line, markersize=3.2, zorder=top
-                )
-                error_bars(ax, x, part[metric], part[f"{metric}_low"], part[f"{metric}_high"], colour)
+                style = {"linestyle": line, "markersize": 3.2, "zorder": 4 if k < 4 else 3}
+                ax.plot(x, y, color=colour, marker=marker, **style)
+                error_bars(ax, x, y, part[f"{metric}_low"], part[f"{metric}_high"], colour)
             if metric == "accuracy_one_vs_rest":
                 ax.set_ylim(top=1.005)
             else:
                 share_axis(ax, "y")
-            ax.grid(axis="y", color="#e6e6e6", linewidth=0.5)
+            light_grid(ax)
             ax.set_axisbelow(True)
             if i == 0:
                 ax.set_title(f"{model}\nwidth {rows['d_model'].iloc[0]}", fontsize=7.5)
@@ -105,51 +91,45 @@ def plot_layers(scores: pd.DataFrame, out: Path, group: str) -> list[Path]:
                 layers = sorted(rows["layer"].unique())
                 ax.set_xticks(layers if len(layers) < 9 else layers[::4])
     panel_letters(axes.flat)
-    _legend(figure, present)
-    return save(figure, data, out)
+    _legend(drawn, present)
+    return drawn, data
 
 
-@styled
-def plot_sizes(scores: pd.DataFrame, representative: dict[str, list[int]], out: Path) -> list[Path]:
-    """Figure 10: accuracy at representative layers of each model (left), and its mean over them by width (right).
+def _legend(drawn: Figure, methods: list[str]) -> None:
+    handles = [key(*METHODS[method], markersize=4) for method in methods]
+    columns = -(-len(handles) // 2) if len(handles) > 5 else len(handles)
+    drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
 
-    Args:
-        scores: results/ravel/scores.csv; prompts in seen templates are shown.
-        representative: model -> layers (Table 2).
-        out: path without suffix.
-    """
-    shown = ["default", "paper", "exact", "sae_ravel", "probe"]
-    data = scores[(scores["group"] == "seen") & scores["method"].isin(shown)]
+
+@figure("fig10", "plot_ravel", title="Figure 10: attributes read by size of the target")
+def fig10(study: RavelStudy) -> Drawing:
+    """Accuracy at representative layers of each model (left), and its mean over them by width (right)."""
+    scores, representative = study.gathered("scores"), study.representative
+    data = scores[(scores["group"] == "seen") & scores["method"].isin(BY_SIZE)]
     keep = [layer in representative[model] for layer, model in zip(data["layer"], data["model"], strict=True)]
     data = data[keep].sort_values(["d_model", "layer"])
     data = as_written(data.assign(rank=data.groupby(["model", "method"]).cumcount()))
     models = list(dict.fromkeys(data["model"]))
-    figure = new_figure(WIDTH, 2.9)
-    left, right = figure.subplots(1, 2)
+    drawn = new_figure(WIDTH, 2.9)
+    left, right = drawn.subplots(1, 2)
     width = max(len(layers) for layers in representative.values()) + 1
-    for method in shown:
+    start = {model: j * width for j, model in enumerate(models)}
+    for method in BY_SIZE:
         _, colour, marker, line = METHODS[method]
-        for j, model in enumerate(models):
-            part = data[(data["model"] == model) & (data["method"] == method)]
-            x = j * width + part["rank"].to_numpy(float)
-            left.plot(x, part["accuracy"], color=colour, marker=marker, linestyle=line, markersize=3.4)
+        own = data[data["method"] == method]
+        style = {"color": colour, "marker": marker, "linestyle": line}
+        for model in models:
+            part = own[own["model"] == model]
+            x = start[model] + part["rank"].to_numpy(float)
+            left.plot(x, part["accuracy"], markersize=3.4, **style)
             error_bars(left, x, part["accuracy"], part["accuracy_low"], part["accuracy_high"], colour)
-        mean = data[data["method"] == method].groupby("d_model")["accuracy"].mean()
-        right.plot(mean.index, mean, color=colour, marker=marker, linestyle=line, markersize=4)
-    ticks, labels = [], []
-    for j, model in enumerate(models):
-        for rank, layer in enumerate(representative[model]):
-            ticks.append(j * width + rank)
-            labels.append(f"L{layer}")
-        left.text(
-            j * width + (len(representative[model]) - 1) / 2,
-            0.02,
-            model,
-            ha="center",
-            va="bottom",
-            fontsize=6,
-        )
-    left.set_xticks(ticks, labels, fontsize=6)
+        mean = own.groupby("d_model")["accuracy"].mean()
+        right.plot(mean.index, mean, markersize=4, **style)
+    ticks = {start[m] + k: f"L{layer}" for m in models for k, layer in enumerate(representative[m])}
+    left.set_xticks(list(ticks), list(ticks.values()), fontsize=6)
+    for model in models:
+        x = start[model] + (len(representative[model]) - 1) / 2
+        left.text(x, 0.02, model, ha="center", va="bottom", fontsize=6)
     left.set_xlabel("representative layer")
     left.set_ylabel("accuracy")
     right.set_xscale("log")
@@ -160,34 +140,27 @@ def plot_sizes(scores: pd.DataFrame, representative: dict[str, list[int]], out: 
     right.set_ylabel("mean accuracy over these layers")
     for ax in (left, right):
         share_axis(ax, "y")
-        ax.grid(axis="y", color="#e6e6e6", linewidth=0.5)
+        light_grid(ax)
         ax.set_axisbelow(True)
     panel_letters([left, right])
-    _legend(figure, shown)
-    return save(figure, data, out)
+    _legend(drawn, BY_SIZE)
+    return drawn, data
 
 
-@styled
-def plot_confusion(matrices: pd.DataFrame, names: list[str], out: Path) -> list[Path]:
-    """Confusion matrices by attribute: a row the attribute of the target, a column what it is called.
-
-    Args:
-        matrices: columns panel, truth, called ("null" for none), share.
-        names: attributes, in order.
-        out: path without suffix.
-    """
-    data = as_written(matrices)
+@figure("confusion", "plot_ravel", title="Confusion of attributes")
+def confusion(study: RavelStudy) -> Drawing:
+    """Confusion by attribute of the widest target: a row the attribute of the target, a column what it is called."""
+    names = study.widest.context.task.feature_values["attribute"]
+    data = as_written(_confusions(study, names))
     panels = list(dict.fromkeys(data["panel"]))
-    columns = 2
-    figure = new_figure(WIDTH, 3.1 * -(-len(panels) // columns) + 0.6)
-    axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False, sharex=True, sharey=True)
-    image = None
+    rows = -(-len(panels) // 2)
+    drawn = new_figure(WIDTH, 3.1 * rows + 0.6)
+    axes = drawn.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
     short = [name.replace(":", ": ") for name in names]
     for ax, panel in zip(axes.flat, panels, strict=False):
         part = data[data["panel"] == panel].pivot(index="truth", columns="called", values="share")
-        image = ax.imshow(
-            part.reindex(index=names, columns=[*names, "null"]).to_numpy(float), vmin=0, vmax=1, cmap="Blues"
-        )
+        part = part.reindex(index=names, columns=[*names, "null"])
+        image = ax.imshow(part.to_numpy(float), vmin=0, vmax=1, cmap="Blues")
         ax.set_title(panel)
         ax.set_xticks(range(len(names) + 1), [*short, "null"], rotation=90, fontsize=5.5)
         ax.set_yticks(range(len(names)), short, fontsize=5.5)
@@ -199,41 +172,70 @@ def plot_confusion(matrices: pd.DataFrame, names: list[str], out: Path) -> list[
         ax.set_ylabel("attribute of the target")
     for ax in list(axes.flat)[len(panels) :]:
         ax.set_visible(False)
-    if image is not None:
-        figure.colorbar(image, ax=axes, shrink=0.5, label="share of calls")
-    return save(figure, data, out)
+    drawn.colorbar(image, ax=axes, shrink=0.5, label="share of calls")
+    return drawn, data
 
 
-def write_table2(rows: pd.DataFrame, out: Path) -> list[Path]:
-    """Table 2: representative layers and width of each model, as CSV and Markdown."""
-    return _write(rows, out, "Representative layers and width of the residual stream (the paper's Table 2).")
+def _confusions(study: RavelStudy, names: list[str]) -> pd.DataFrame:
+    """Confusion of `default` and of the exact posterior at the shown layers, prompts in seen templates.
+
+    Returns:
+        panel, truth, called ("null" for none), share.
+    """
+    parts = []
+    for layer in study.shown_layers:
+        path = study.widest.context.results / "attributes" / f"{study.shown_site(layer)}.parquet"
+        decisions = read_table(need(path, "classify_attributes"))
+        for method in ("default", "exact"):
+            of = decisions[(decisions["method"] == method) & (decisions["group"] == "seen")]
+            matrix = pd.DataFrame(confusion_matrix(of, len(names)), names, [*names, "null"])
+            long = (
+                matrix.rename_axis("truth").reset_index().melt("truth", var_name="called", value_name="share")
+            )
+            order = {"truth": pd.Categorical(long["truth"], names)}
+            long = long.assign(**order).sort_values("truth", kind="stable").astype({"truth": str})
+            parts.append(long.assign(panel=f"{method}, layer {layer}"))
+    return pd.concat(parts, ignore_index=True)[["panel", "truth", "called", "share"]]
 
 
-def write_samples(rows: pd.DataFrame, out: Path, about: str) -> list[Path]:
-    """Drawn prompts of targets, right ones and failures, as CSV and Markdown."""
-    return _write(rows, out, about)
+@table("table2", "plot_ravel", title="Table 2: representative layers")
+def table2(study: RavelStudy) -> Page:
+    """Representative layers and width of each model."""
+    targets = study.gathered("targets")
+    layers = [", ".join(map(str, study.representative[model])) for model in targets["model"]]
+    frame = targets[["model"]].assign(layers=layers, of=targets["n_layers"], width=targets["d_model"])
+    about = "Representative layers and width of the residual stream (the paper's Table 2)."
+    return frame, f"{about}\n\n{markdown_table(frame)}"
 
 
-def _write(rows: pd.DataFrame, out: Path, about: str) -> list[Path]:
-    csv, md = (out.parent / (out.name + suffix) for suffix in (".csv", ".md"))
-    write_table(rows, csv)
-
-    def cell(value: object) -> str:
-        return f"{value:.3f}" if isinstance(value, float) else markdown(str(value))
-
-    lines = [about, "", "| " + " | ".join(rows.columns) + " |", "|" + " --- |" * len(rows.columns)]
-    lines += ["| " + " | ".join(cell(v) for v in row) + " |" for row in rows.itertuples(index=False)]
-    with atomic_path(md) as part:
-        part.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [csv, md]
-
-
-def _legend(figure: object, methods: list[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=c, marker=m, linestyle=line, markersize=4, label=name)
-        for name, c, m, line in (METHODS[method] for method in methods)
-    ]
-    columns = -(-len(handles) // 2) if len(handles) > 5 else len(handles)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)  # type: ignore[attr-defined]
+@table("samples", "plot_ravel", title="Samples and failures of RAVEL")
+def samples(study: RavelStudy) -> Page:
+    """The first drawn prompts of each kind, at the shown layers of the widest target, a variant."""
+    own, task = study.widest, study.widest.context.task
+    prompts = own.context.prompts("test")
+    parts = []
+    for layer in study.shown_layers:
+        for variant in VARIANTS:
+            drawn = own.samples(variant, study.shown_site(layer), PLAIN)
+            drawn = drawn.drop_duplicates(["target_id", "text"])
+            truth = prompts["feature_attribute"].astype(str).to_numpy()[drawn["target_id"]]
+            same = drawn["feature_attribute"].to_numpy() == truth
+            matched = task.features_of_texts(drawn["text"].tolist())["attribute"] >= 0
+            accepted = drawn["accepted"].to_numpy(bool)
+            kinds = {
+                "right": accepted & same,
+                "another attribute": accepted & ~same,
+                "refused": ~accepted & matched,
+                "null": ~matched,
+            }
+            for kind, mask in kinds.items():
+                few = drawn[mask].drop_duplicates("target_id").head(SHOWN)
+                parts.append(few.assign(layer=layer, variant=variant, kind=kind))
+    frame = pd.concat(parts, ignore_index=True).rename(columns={"text": "drawn"})
+    frame["target"] = prompts["text"].to_numpy()[frame["target_id"].astype(int)]
+    frame = frame[["layer", "variant", "kind", "target", "drawn", "distance"]]
+    about = (
+        f"Prompts that InverseScope draws for targets of {own.context.model_name}, the first of each kind: right ones, "
+        "accepted ones of another attribute, refused ones, and ones that match no template (null)."
+    )
+    return frame, f"{about}\n\n{markdown_table(frame, '.3f')}"

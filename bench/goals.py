@@ -1,0 +1,83 @@
+"""Goals that were set before the runs, and whether they are met: `python -m bench goals`.
+
+Each row of goals.csv names tables below results/, conditions on the rows that count (patterns, parted by semicolons), a column,
+what is taken over these rows, and a limit. A limit `who=NAME` compares each row with that of NAME beside it. Headline numbers
+have further columns: `size` (of the value, whatever its sign), `error` (of the value against the exact one) and `above_chance`.
+"""
+
+from __future__ import annotations
+
+import operator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pandas as pd
+from bench.tables import finish, options
+
+from inversescope.store import read_json, read_table
+
+GOALS = Path(__file__).with_name("goals.csv")
+RELATIONS = {"≤": operator.le, "<": operator.lt, "≥": operator.ge, ">": operator.gt}
+
+
+def rows_of(results: Path, table: str, where: str) -> pd.DataFrame:
+    """Rows of all tables of a pattern that meet the conditions; none if nothing was run."""
+    files = sorted(results.glob(table))
+    frames = [
+        pd.DataFrame([read_json(f)]) if f.suffix == ".json" else read_table(f).assign(file=f.name)
+        for f in files
+    ]
+    rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    for condition in where.split(";") if where and len(rows) else ():
+        column, _, pattern = condition.partition("=")
+        rows = rows[[fnmatchcase(str(value), pattern) for value in rows[column]]]
+    if "value" in rows:
+        value = rows["value"]
+        beside = {"error": (value - rows["exact"]).abs(), "above_chance": value - rows["chance"]}
+        rows = rows.assign(size=value.abs(), **beside)
+    return rows
+
+
+def judge(goal: dict[str, str], results: Path) -> dict[str, object]:
+    """A goal, what was measured, and whether it is met; `not measured` where there is no row."""
+    rows = (
+        rows_of(results, goal["table"], goal["where"]).dropna(subset=goal["column"])
+        if goal["column"]
+        else pd.DataFrame()
+    )
+    told = {"study": goal["study"], "goal": goal["goal"], "limit": f"{goal['relation']} {goal['limit']}"}
+    if rows.empty:
+        return told | {"measured": "", "verdict": "not measured"}
+    good, values = RELATIONS[goal["relation"]], rows[goal["column"]].astype(float)
+    if goal["limit"].startswith("who="):
+        of = goal["where"].split(";")
+        other = ";".join([*(part for part in of if not part.startswith("who=")), goal["limit"]])
+        key = ["file", "section", "what"]
+        both = rows.merge(
+            rows_of(results, goal["table"], other)[[*key, "value"]], on=key, suffixes=("", "_other")
+        )
+        met = good(both["value"], both["value_other"])
+        return told | {
+            "measured": f"{int(met.sum())} of {len(met)}",
+            "verdict": "met" if met.all() else "missed",
+        }
+    measured = float(values.agg(goal["over"]))
+    return told | {
+        "measured": f"{measured:.4g}",
+        "verdict": "met" if good(measured, float(goal["limit"])) else "missed",
+    }
+
+
+def main() -> None:
+    """Print all goals, and write them where asked."""
+    parser = options((__doc__ or "").splitlines()[0], "goals")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="docs/results: the last full run"
+    )
+    arguments = parser.parse_args()
+    goals = pd.read_csv(GOALS, dtype=str, keep_default_na=False).to_dict("records")
+    finish([judge(goal, arguments.results) for goal in goals], arguments.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""An experiment as its figures see it: its tables, read when they are first asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from inversescope.context import Context, need
+from inversescope.figures.style import GREY
+from inversescope.figures.tables import select, tidy
+from inversescope.store import read_table
+
+
+class Study:
+    """Tables and settings of one experiment, for figures, tables and headline numbers.
+
+    Attributes:
+        context: its files and configuration.
+        config: its configuration.
+        epsilon: headline bandwidth.
+        features: names of the headline features.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.config = context, context.config
+        self.epsilon, self.features = self.config.kernel.epsilon, list(self.config.fcr.features)
+        self._tables: dict[str, pd.DataFrame] = {}
+        self._samples: dict[tuple[str, str, str], pd.DataFrame] = {}
+
+    def table(self, name: str, rule: str) -> pd.DataFrame:
+        """A table below results/{task}/{model}. Raises `InputError` naming the rule that makes it."""
+        if name not in self._tables:
+            self._tables[name] = read_table(need(self.context.results / name, rule))
+        return self._tables[name]
+
+    @cached_property
+    def fcr(self) -> pd.DataFrame:
+        """Tidy fcr.csv."""
+        return tidy(self.table("fcr.csv", "collect_tables"))
+
+    @cached_property
+    def refusal(self) -> pd.DataFrame:
+        """Tidy refusal.csv."""
+        return tidy(self.table("refusal.csv", "collect_tables"))
+
+    @cached_property
+    def prompts(self) -> pd.DataFrame:
+        """The test split, row t = target t, labels as text."""
+        prompts = self.context.prompts("test")
+        names = [name for name in prompts.columns if name.startswith("feature_")]
+        return prompts.assign(**{name: prompts[name].astype(str) for name in names})
+
+    def samples(self, variant: str, site: str, decoding: str) -> pd.DataFrame:
+        """Raw candidates of a variant at a site, of one decoding, at the headline bandwidth, by target and draw.
+
+        Raises:
+            InputError: there is none.
+        """
+        key = (variant, site, decoding)
+        if key not in self._samples:
+            rule = f"sample_prompts (variant {variant}, site {site})"
+            path = need(
+                self.context.samples_path(self.config.variant(variant).generator, variant, site), rule
+            )
+            near = (pc.field("epsilon") > self.epsilon * (1 - 1e-6)) & (
+                pc.field("epsilon") < self.epsilon * (1 + 1e-6)
+            )
+            rows = ds.dataset(path).to_table(filter=near & (pc.field("decoding") == decoding)).to_pandas()
+            if rows.empty:
+                select(rows.assign(decoding=""), str(path), decoding=decoding)
+            for name in rows.columns:
+                if name.startswith("feature_"):
+                    rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)
+            rows = rows.sort_values(["target_id", "draw"], kind="stable").reset_index(drop=True)
+            self._samples[key] = rows
+        return self._samples[key]
+
+    def colour(self, variant: str) -> str:
+        """Colour of a variant, the same in every figure."""
+        return self.config.variant(variant).colour or GREY
+
+    def label(self, variant: str) -> str:
+        """Name of a variant for readers."""
+        return self.config.variant(variant).label or variant

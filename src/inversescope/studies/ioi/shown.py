@@ -1,0 +1,53 @@
+"""What figures and tables of the study show, chosen by rule: heads, a target prompt, variants of each bandwidth."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import pandas as pd
+
+from inversescope.figures.study import Study
+from inversescope.figures.tables import example_heads, highest_and_median_head, select
+
+#: The target prompt that Figure 2 and Table 1 show: the first one, so that nobody picks.
+SHOWN_TARGET = 0
+
+
+class IoiStudy(Study):
+    """The experiment, with the heads that are shown, each with the reason."""
+
+    @property
+    def feature(self) -> str:
+        """The first headline feature."""
+        return self.features[0]
+
+    @property
+    def headline(self) -> list[str]:
+        """The two features that panels show."""
+        return self.features[:2]
+
+    @cached_property
+    def heads(self) -> dict[str, str]:
+        """The two heads of Figures 2 and 8."""
+        rows = select(self.fcr, estimator="exact", feature=self.feature, epsilon=self.epsilon)
+        reasons = (f"highest exact {self.feature} FCR", f"median exact {self.feature} FCR")
+        return dict(zip(highest_and_median_head(rows.drop_duplicates("site")), reasons, strict=False))
+
+    @cached_property
+    def examples(self) -> dict[str, str]:
+        """The three heads of Table 1."""
+        return example_heads(self.fcr, self.features, self.epsilon)
+
+    @cached_property
+    def paper_variants(self) -> dict[float, str]:
+        """Bandwidth -> variant of the paper's method that was trained at it and is read there."""
+        found: dict[float, str] = {}
+        for name in sorted(self.config.studied_variants, key=lambda n: (len(n), n)):
+            if name == "paper" or name.startswith("paper_eps"):
+                found.setdefault(self.config.epsilons_of(name)[0], name)
+        return found
+
+    @property
+    def exact_draws(self) -> pd.DataFrame:
+        """Prompts drawn from the exact ball: site, target_id, draw, text, distance, feature_<name>."""
+        return self.table("exact_draws.parquet", "draw_exact")

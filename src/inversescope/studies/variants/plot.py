@@ -1,0 +1,30 @@
+"""Stages `plot_study` and `plot_frontier`: from tables to pictures, without torch."""
+
+from __future__ import annotations
+
+from inversescope.context import Context
+from inversescope.figures.registry import draw
+from inversescope.figures.study import Study
+
+# Imported for what they register.
+from inversescope.studies.variants import frontier, misleads
+
+__all__ = ["frontier", "misleads", "plot_frontier", "plot_study"]
+
+
+def plot_study(context: Context) -> None:
+    """Draw the study over dimension, training time and seeds, and the ablations; see `registry.draw`.
+
+    Raises:
+        InputError: a table is missing, or has no rows at the headline bandwidth.
+    """
+    draw("plot_study", Study(context))
+
+
+def plot_frontier(context: Context) -> None:
+    """Draw Figure 5 and what it hides: InverseScope beside InversionView; see `registry.draw`.
+
+    Raises:
+        InputError: a table is missing.
+    """
+    draw("plot_frontier", frontier.FrontierStudy(context))
