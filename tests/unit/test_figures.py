@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig, merge, parse_config
+from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.figures import tables
@@ -83,7 +83,7 @@ def make_config(sizes: Sizes) -> Config:
                 sites=["L*H*", "L*.resid_post"],
                 n_test=sizes.targets,
                 variants=[name for name, one in variants.items() if not one.study],
-                studies=["dimension"],
+                studies=["paper_s1"],
             )
         },
         models={MODEL: ModelConfig(source="local", path="toy", n_layers=sizes.layers, n_heads=sizes.heads)},
@@ -392,26 +392,30 @@ def test_what_a_configuration_lacks_is_known_beforehand(study_root):
     _, config = study_root
     assert set(names_of("plot_figures", "figure", config)) >= {"fig2", "fig8", "fig9"}
     assert not left_out(Plan(config))
-    values = config.model_dump(mode="json")
-    own = values["experiments"]["toy"]
+    toy, mixed = config.experiments["toy"], {"sampling": {"decodings": ["mixed"]}}
 
-    def changed(**delta):
-        return parse_config(merge(values, delta))
+    def changed(**experiments):
+        return config.model_copy(
+            update={"experiments": experiments, "models": dict.fromkeys([MODEL, "other"], target)}
+        )
 
-    plain = changed(sampling={"decodings": ["mixed"]})
+    def with_fields(**fields):
+        return ExperimentConfig.model_validate(toy.model_dump(exclude={"settings"}) | fields)
+
+    target = config.models[MODEL]
+    plain = changed(toy=with_fields(settings=mixed))
     assert left_out(Plan(plain)) == ["figure fig8 of experiment toy is left out: there is no decoding noised"]
     assert "fig8" not in names_of("plot_figures", "figure", plain.of(TASK, MODEL))
-    few = changed(experiments={"toy": {"variants": ["paper", "default"]}})
+    few = changed(toy=with_fields(variants=["paper", "default"]))
     assert left_out(Plan(few)) == [
         "figure fig9 of experiment toy is left out: there is no variant paper_eps0.05, variant paper_eps0.15"
     ]
-    bare = {**own, "model": "other", "settings": {"sampling": {"decodings": ["mixed"]}}}
-    two = Plan(changed(experiments={"bare": bare}, models={"other": values["models"][MODEL]}))
-    assert "fig8" not in {one.name for one in drawn_of("plot_figures", two)}
-    assert {"fig2", "fig9"} < {one.name for one in drawn_of("plot_figures", two)}
-    alone = changed(experiments={"toy": {"variants": ["default"]}}).of(TASK, MODEL)
+    # One rule draws all experiments: what one of them cannot have is none of its files.
+    both = Plan(changed(toy=toy, bare=with_fields(settings=mixed, model="other")))
+    drawn = {one.name for one in drawn_of("plot_figures", both)}
+    assert "fig8" not in drawn and {"fig2", "fig9"} < drawn
     with pytest.raises(InputError, match="nothing to draw of experiment toy: there is no variant paper"):
-        planned("plot_figures", ExperimentPlan(alone, TASK, MODEL))
+        drawn_of("plot_figures", Plan(changed(toy=with_fields(variants=["default"]))))
 
 
 def test_every_figure_has_a_caption():
