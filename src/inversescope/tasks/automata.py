@@ -136,6 +136,67 @@ class UniformNextTokens(ExactAutomaton):
         return self.grammar.step(state, token)
 
 
+class PromptTree(ExactAutomaton):
+    """The tree of some prompts' tokens, and their exact next-token distributions.
+
+    Args:
+        tokenizer: any tokenizer that tells the prompts apart.
+        texts: N prompts.
+        weight: how often each counts (N,); all alike if absent.
+
+    Raises:
+        InputError: the tokenizer has no end token, or a prompt holds it, or two prompts have the same tokens.
+    """
+
+    def __init__(
+        self, tokenizer: TextEncoder, texts: Sequence[str], weight: np.ndarray | None = None
+    ) -> None:
+        self.accept_token, self.start = end_token(tokenizer), 0
+        weight = np.ones(len(texts)) if weight is None else weight
+        rows = [token_ids(tokenizer, text) for text in texts]
+        for text, row in zip(texts, rows, strict=True):
+            if self.accept_token in row:
+                raise InputError(
+                    f"the prompt '{text[:80]}' holds the tokenizer's end token", "remove it there"
+                )
+        self.tokens = np.unique(np.array([self.accept_token, *(t for row in rows for t in row)], np.int64))
+        lengths = np.array([len(row) + 1 for row in rows])
+        node = np.zeros(len(rows), np.int64)
+        keys, weights, known = [], [], 0
+        for depth in range(int(lengths.max())):
+            alive = np.flatnonzero(lengths > depth)
+            written = [rows[i][depth] if depth < len(rows[i]) else self.accept_token for i in alive.tolist()]
+            key = node[alive] * len(self.tokens) + np.searchsorted(self.tokens, written)
+            unique, inverse = np.unique(key, return_inverse=True)
+            keys.append(unique)
+            weights.append(np.bincount(inverse, weights=weight[alive]))
+            node[alive] = known + 1 + inverse
+            known += len(unique)
+        if len(np.unique(node)) < len(set(texts)):
+            raise InputError("the tokenizer gives two prompts the same tokens", "use a lossless tokenizer")
+        # Edge e leads to node e + 1; nodes are numbered by depth, so that the keys are in order throughout.
+        self._keys, self._weights = np.concatenate(keys), np.concatenate(weights)
+        self._total = np.concatenate([[float(weight.sum())], self._weights])
+
+    def probabilities(self, state: np.ndarray) -> np.ndarray:
+        state = np.atleast_1d(np.asarray(state, np.int64))
+        width = len(self.tokens)
+        low, high = (np.searchsorted(self._keys, (state + more) * width) for more in (0, 1))
+        count = np.where(state >= 0, high - low, 0)
+        owner = np.repeat(np.arange(len(state)), count)
+        edge = np.arange(len(owner)) + np.repeat(low - (np.cumsum(count) - count), count)
+        result = np.zeros((len(state), width))
+        result[owner, self._keys[edge] % width] = self._weights[edge] / self._total[state[owner]]
+        return result
+
+    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
+        state, token = np.asarray(state, np.int64), np.asarray(token, np.int64)
+        column, known = self.columns(token)
+        key = state * len(self.tokens) + column
+        edge = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
+        return np.where(known & (state >= 0) & (self._keys[edge] == key), edge + 1, -1)
+
+
 def completions(grammar: Grammar) -> np.ndarray:
     """Number of texts that can follow each state, float64 (n_states,). Raises `InputError` if the automaton has a cycle."""
     table = grammar.table

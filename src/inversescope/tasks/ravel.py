@@ -15,7 +15,7 @@ import numpy as np
 
 from inversescope.config import RavelConfig
 from inversescope.errors import InputError
-from inversescope.tasks.automata import Grammar, TextEncoder, build_grammar, end_token, token_ids
+from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import WORD, Task, of_each
 from inversescope.tasks.facts import EMBEDDED, FactTable, ambiguous_templates, limited, read_tables
 
@@ -246,36 +246,13 @@ class RavelTask(Task):
             found |= dict.fromkeys(re.findall(WORD, answer) + re.findall(WORD, f" {answer}"))
         return sorted(found)
 
-    def grammar(self, tokenizer: TextEncoder) -> Grammar:
-        """Return the smallest automaton of the prior's texts over a tokenizer's ids.
-
-        Raises:
-            InputError: the prior has too many prompts, or the tokenizer has no end token.
-        """
+    def grammar(self, tokenizer: TextEncoder) -> PromptTree:
         if self.size > MOST_IN_GRAMMAR:
             raise InputError(
                 f"the automaton of {self.size} prompts would not fit into memory",
                 "set backbone.targets: samples, and leave 'masked' out of the decoding rules",
             )
-        end = end_token(tokenizer)
-        rows = sorted((*token_ids(tokenizer, text), end) for text in self.texts(np.arange(self.size)))
-        # What may follow a beginning is what may follow any other with the same rests: such states are one.
-        numbers: dict[tuple[tuple[int, int], ...], int] = {}
-
-        def state(low: int, high: int, depth: int) -> int:
-            following: list[tuple[int, int]] = []
-            while low < high:
-                token = rows[low][depth]
-                stop = low
-                while stop < high and rows[stop][depth] == token:
-                    stop += 1
-                following.append((token, state(low, stop, depth + 1) if token != end else -1))
-                low = stop
-            return numbers.setdefault(tuple(following), len(numbers))
-
-        start = state(0, len(rows), 0)
-        table = {number: dict(following) for following, number in numbers.items()}
-        return build_grammar(start, lambda number: table.get(number, {}), -1, end)
+        return PromptTree(tokenizer, self.texts(np.arange(self.size)))
 
     # Markov chain
 

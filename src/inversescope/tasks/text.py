@@ -17,7 +17,7 @@ import pandas as pd
 
 from inversescope.config import TextConfig
 from inversescope.errors import InputError
-from inversescope.tasks.automata import ExactAutomaton, TextEncoder, end_token, token_ids
+from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import WORD, Task, held_out
 from inversescope.tasks.corpus import Labeller, inside, labeller, read_corpus, template_pieces
 
@@ -64,29 +64,27 @@ class TextTask(Task):
         described = own | described
         used = [*columns, *described.values(), config.answer, config.split_by]
         rows = {column: self._strings(frame, column) for column in dict.fromkeys(c for c in used if c)}
-        weights = self._weights(frame)
-        texts = ["".join(parts) for parts in zip(*self._parts(pieces, rows, len(frame)), strict=True)]
-        first = self._distinct(texts, rows, weights, frame.index)
+        texts = [
+            "".join(text + (rows[column][i] if column else "") for text, column in pieces)
+            for i in range(len(frame))
+        ]
+        first = self._distinct(texts, rows, self._weights(frame), frame.index)
+        rows = {column: [values[row] for row in first] for column, values in rows.items()}
         self._texts = [texts[row] for row in first]
         self.size = len(first)
         self._index_of = {text: number for number, text in enumerate(self._texts)}
         self._cumulative = np.cumsum(self.weight)
         self.uniform = bool((self.weight == self.weight[0]).all())
-        self._answers = [rows[config.answer][row] for row in first] if config.answer else [""] * self.size
-        self._lay_out_slots(
-            pieces, columns, {column: [rows[column][row] for row in first] for column in rows}
-        )
-        self._lay_out_features(
-            described, {column: [rows[column][row] for row in first] for column in rows}, root
-        )
+        self._answers = rows[config.answer] if config.answer else [""] * self.size
+        self._lay_out_slots(pieces, columns, rows)
+        self._lay_out_features(described, rows, root)
         self.counterfactual_features = tuple(
             name
             for name, column in described.items()
             if config.answer and len(columns) > 1 and column in columns
         )
         self._slot_of_feature = {name: columns.index(c) for name, c in described.items() if c in columns}
-        groups = [rows[config.split_by][row] for row in first] if config.split_by else self._texts
-        self._held_out = self._hold_out(groups)
+        self._held_out = self._hold_out(rows[config.split_by] if config.split_by else self._texts)
         self.split_rows = {"train": np.flatnonzero(~self._held_out), "test": np.flatnonzero(self._held_out)}
         sizes = [len(self.slot_values[name]) for name in self.slot_names]
         self.move_counts = (self.size, *(sizes if len(sizes) > 1 else ()))
@@ -128,13 +126,6 @@ class TextTask(Task):
             )
         return numbers.astype(np.int64)
 
-    @staticmethod
-    def _parts(pieces: list[tuple[str, str | None]], rows: dict[str, list[str]], n: int) -> list[list[str]]:
-        """What each row's prompt consists of, a list a piece."""
-        return [
-            part for text, column in pieces for part in ([text] * n, rows[column] if column else [""] * n)
-        ]
-
     def _distinct(
         self, texts: list[str], rows: dict[str, list[str]], weights: np.ndarray, lines: pd.Index
     ) -> list[int]:
@@ -169,9 +160,8 @@ class TextTask(Task):
         self.slot_names = tuple(names.values())
         self.slot_values, codes = {}, []
         for column in columns:
-            values, code = np.unique(np.array(rows[column], object), return_inverse=True)
-            self.slot_values[names[column]] = values.tolist()
-            codes.append(code.astype(np.int32))
+            self.slot_values[names[column]], code = _coded(rows[column])
+            codes.append(code)
         self._slots = np.stack(codes, 1)
         self._of_slots = {tuple(row): number for number, row in enumerate(self._slots.tolist())}
         # A slot's position is that of its last character, so that it is the last of its tokens.
@@ -210,9 +200,8 @@ class TextTask(Task):
         self.feature_values = {}
         columns = []
         for name, values in labels.items():
-            distinct, code = np.unique(np.array(values, object), return_inverse=True)
-            self.feature_values[name] = distinct.tolist()
-            columns.append(code.astype(np.int32))
+            self.feature_values[name], code = _coded(values)
+            columns.append(code)
         self._labels = np.stack(columns, 1)
 
     def labels(self, index: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -352,9 +341,8 @@ class TextTask(Task):
         """Where the last character of a slot stands; -1 where the slot is empty."""
         return self._ends[name][index]
 
-    def grammar(self, tokenizer: TextEncoder) -> TextGrammar:
-        """Return the automaton of the corpus over a tokenizer's ids. Raises `InputError`, see `TextGrammar`."""
-        return TextGrammar(self, tokenizer)
+    def grammar(self, tokenizer: TextEncoder) -> PromptTree:
+        return PromptTree(tokenizer, self._texts, self.weight)
 
     def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Prompts of the corpus that differ in one slot alone; -1 where there is none."""
@@ -399,62 +387,7 @@ class TextTask(Task):
         return np.where(found >= 0, found, index)
 
 
-class TextGrammar(ExactAutomaton):
-    """The automaton of a corpus: the tree of its prompts' tokens, and the prior's exact next-token distributions.
-
-    Args:
-        task: the corpus.
-        tokenizer: any tokenizer that tells its prompts apart.
-
-    Raises:
-        InputError: the tokenizer has no end token, or a prompt holds it, or two prompts have the same tokens.
-    """
-
-    def __init__(self, task: TextTask, tokenizer: TextEncoder) -> None:
-        self.accept_token, self.start = end_token(tokenizer), 0
-        texts = task.texts(np.arange(task.size))
-        rows = [token_ids(tokenizer, text) for text in texts]
-        for text, row in zip(texts, rows, strict=True):
-            if self.accept_token in row:
-                raise InputError(
-                    f"the prompt '{text[:80]}' holds the tokenizer's end token", "remove it there"
-                )
-        self.tokens = np.unique(np.array([self.accept_token, *(t for row in rows for t in row)], np.int64))
-        lengths = np.array([len(row) + 1 for row in rows])
-        node = np.zeros(len(rows), np.int64)
-        keys, weights, known = [], [], 0
-        for depth in range(int(lengths.max())):
-            alive = np.flatnonzero(lengths > depth)
-            written = [rows[i][depth] if depth < len(rows[i]) else self.accept_token for i in alive.tolist()]
-            key = node[alive] * len(self.tokens) + np.searchsorted(self.tokens, written)
-            unique, inverse = np.unique(key, return_inverse=True)
-            keys.append(unique)
-            weights.append(np.bincount(inverse, weights=task.weight[alive]))
-            node[alive] = known + 1 + inverse
-            known += len(unique)
-        if len(np.unique(node)) < len(node):
-            raise InputError("the tokenizer gives two prompts the same tokens", "use a lossless tokenizer")
-        # Edge e leads to node e + 1; nodes are numbered by depth, so that the keys are in order throughout.
-        self._keys, self._weights = np.concatenate(keys), np.concatenate(weights)
-        self._total = np.concatenate([[float(task.weight.sum())], self._weights])
-
-    def probabilities(self, state: np.ndarray) -> np.ndarray:
-        state = np.atleast_1d(np.asarray(state, np.int64))
-        width = len(self.tokens)
-        low, high = (np.searchsorted(self._keys, (state + more) * width) for more in (0, 1))
-        high = np.where(state >= 0, high, low)
-        owner = np.repeat(np.arange(len(state)), high - low)
-        edge = (
-            np.arange(len(owner)) - np.repeat(np.cumsum(high - low) - (high - low), high - low) + low[owner]
-        )
-        result = np.zeros((len(state), width))
-        result[owner, self._keys[edge] % width] = self._weights[edge] / self._total[state[owner]]
-        return result
-
-    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
-        state, token = np.asarray(state, np.int64), np.asarray(token, np.int64)
-        column, known = self.columns(token)
-        key = state * len(self.tokens) + column
-        edge = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
-        known = known & (state >= 0) & (self._keys[edge] == key)
-        return np.where(known, edge + 1, -1)
+def _coded(values: list[str]) -> tuple[list[str], np.ndarray]:
+    """Distinct values in order, and the place of each among them, int32 (N,)."""
+    distinct, code = np.unique(np.array(values, object), return_inverse=True)
+    return distinct.tolist(), code.astype(np.int32)
