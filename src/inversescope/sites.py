@@ -153,9 +153,14 @@ def _range(pattern: str, what: str, number: str, count: int) -> list[int]:
     """The indices that a number or `*` stands for."""
     if number == "*":
         return list(range(count))
-    if int(number) >= count:
+    check_range(pattern, what, int(number), count, "the model")
+    return [int(number)]
+
+
+def check_range(site: str, what: str, number: int, count: int, model: str) -> None:
+    """Raise `InputError` if a site's layer or head is not one of the model's `count`."""
+    if number >= count:
         raise InputError(
-            f"Site '{pattern}' has {what} {number}, but the model's {what}s are 0 to {count - 1}",
+            f"Site '{site}' has {what} {number}, but {model}'s {what}s are 0 to {count - 1}",
             f"Choose a {what} in that range",
         )
-    return [int(number)]

@@ -28,7 +28,7 @@ from transformers import (
 from inversescope import store
 from inversescope.config import ArchitectureConfig
 from inversescope.errors import InputError
-from inversescope.sites import Site
+from inversescope.sites import Site, check_range
 from inversescope.targets.architectures import ARCHITECTURES, Architecture
 from inversescope.targets.sources import locate, quiet
 from inversescope.targets.tokenizers import encode, tokenizer_hash
@@ -135,15 +135,8 @@ class Target:
     def check_sites(self, sites: Sequence[Site]) -> None:
         """Raise `InputError` if a site's layer or head is out of the model's range."""
         for site in sites:
-            for what, value, count in (
-                ("layer", site.layer, self.n_layers),
-                ("head", site.head or 0, self.n_heads),
-            ):
-                if value >= count:
-                    raise InputError(
-                        f"Site '{site.label}' has {what} {value}, but {self.name}'s {what}s are 0 to {count - 1}",
-                        f"Choose a {what} in that range",
-                    )
+            check_range(site.label, "layer", site.layer, self.n_layers, self.name)
+            check_range(site.label, "head", site.head or 0, self.n_heads, self.name)
 
     def check_tokens(self, tokens: np.ndarray, rows: np.ndarray) -> None:
         """Raise `InputError` if prompts (B, T), numbered `rows` (B,), are empty, too long, or out of the vocabulary."""

@@ -7,7 +7,7 @@ object): "After John and Mary went to the store, Mary gave a drink to".
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -75,8 +75,8 @@ _TEMPLATE, _ORDER, _NAME_A, _NAME_B, _PLACE, _ITEM = range(_N_SLOTS)
 # Kinds of moves: re-draw slot 0 to 5; swap the two names; swap them and the order, which keeps subject and
 # object.
 _SWAP, _SWAP_ROLES_KEPT = 6, 7
-# What is left of a template, as pieces of text and slots ("[OBJECT]=" is a repetition), and what is known of names, place and item.
-_Rest = tuple[tuple[str, ...], int, int, int, int]
+# What is left of a template, as pieces of text and slots ("[OBJECT]=" is a repetition), and the codes of known slots.
+_Rest = tuple[tuple[str, ...], tuple[tuple[str, int], ...]]
 
 
 class IOITask(Task):
@@ -327,55 +327,38 @@ class IOITask(Task):
         )
         for text, pieces in self._shown():
             check_pieces(tokenizer, text, pieces)
-        names = [ids[f" {name}"] for name in self.names]
-        others = {
-            "[PLACE]": [ids[f" {word}"] for word in self.slot_values["place"]],
-            "[OBJECT]": [ids[f" {word}"] for word in self.slot_values["item"]],
+        slots = {"[A]": "name_a", "[B]": "name_b", "[PLACE]": "place", "[OBJECT]": "item"}
+        tokens = {
+            piece: [ids[f" {word}"] for word in self.slot_values[slot]] for piece, slot in slots.items()
         }
 
-        def ways(rest: _Rest) -> Iterable[tuple[tuple[int, ...], _Rest]]:
-            pieces, first, second, place, item = rest
+        def ways(rest: _Rest) -> Iterator[tuple[tuple[int, ...], _Rest]]:
+            pieces, known = rest
             if not pieces:
                 return
-            piece, behind = pieces[0], pieces[1:]
-            if piece == "[A]":
-                for code, token in enumerate(names):
-                    yield (token,), _known(behind, code, -1, place, item)
-            elif piece == "[B]":
-                for code, token in enumerate(names):
-                    if code != first:
-                        yield (token,), _known(behind, first, code, place, item)
-            elif piece == "[S]":
-                for code in (first, second):
-                    yield (names[code],), _known(behind, first, second, place, item)
-            elif piece == "[PLACE]":
-                for code, token in enumerate(others[piece]):
-                    yield (token,), _known(behind, first, second, code, item)
-            elif piece == "[OBJECT]":
-                for code, token in enumerate(others[piece]):
-                    yield (token,), _known(behind, first, second, place, code)
+            piece, behind, codes = pieces[0], pieces[1:], dict(known)
+            if piece == "[S]":
+                for code in (codes["[A]"], codes["[B]"]):
+                    yield (tokens["[A]"][code],), _known(behind, codes)
+            elif piece.endswith("]="):
+                yield (tokens[piece[:-1]][codes[piece[:-1]]],), _known(behind, codes)
+            elif piece not in tokens:
+                yield token_ids(tokenizer, piece), _known(behind, codes)
             else:
-                repeated = {"[PLACE]=": place, "[OBJECT]=": item}.get(piece)
-                tokens = token_ids(tokenizer, piece) if repeated is None else (others[piece[:-1]][repeated],)
-                yield tokens, _known(behind, first, second, place, item)
+                for code, token in enumerate(tokens[piece]):
+                    if piece != "[B]" or code != codes["[A]"]:
+                        yield (token,), _known(behind, {**codes, piece: code})
 
-        templates = [_pieces(template) for template in self.slot_values["template"]]
-        start = [_known(_marked(pieces), -1, -1, -1, -1) for pieces in templates]
+        start = [_known(_marked(_pieces(template)), {}) for template in self.slot_values["template"]]
         return write_grammar(start, ways, end_token(tokenizer))
 
-    def _shown(self) -> Iterable[tuple[str, list[str]]]:
+    def _shown(self) -> Iterator[tuple[str, list[str]]]:
         """Prompts that show every template, name, place and item, each with its pieces."""
         turn = np.arange(8 * max(len(values) for values in self.slot_values.values()))
-        sizes = [len(self.slot_values[slot]) for slot in self.slot_names]
-        n = len(self.names)
-        codes = [
-            turn % sizes[_TEMPLATE],
-            turn // sizes[_TEMPLATE] % 2,
-            turn % n,
-            (turn % n + 1 + turn // n % (n - 1)) % n,
-            (turn + turn // sizes[_PLACE]) % sizes[_PLACE],
-            (turn + turn // sizes[_ITEM]) % sizes[_ITEM],
-        ]
+        templates, orders, n, _, places, items = (len(self.slot_values[slot]) for slot in self.slot_names)
+        first, second = turn % n, (turn % n + 1 + turn // n % (n - 1)) % n
+        place, item = (turn + turn // places) % places, (turn + turn // items) % items
+        codes = [turn % templates, turn // templates % orders, first, second, place, item]
         index = self.index(np.stack(codes, axis=1))
         for text, slots in zip(self.texts(index), self.slots(index).tolist(), strict=True):
             values = [self.slot_values[slot][code] for slot, code in zip(self.slot_names, slots, strict=True)]
@@ -457,11 +440,12 @@ def _marked(pieces: list[str]) -> tuple[str, ...]:
     )
 
 
-def _known(pieces: tuple[str, ...], first: int, second: int, place: int, item: int) -> _Rest:
-    """What is left of a template. What it does not ask for is forgotten, and a pair of names is kept without its order, so that
-    templates that end alike share their states."""
-    if "[S]" not in pieces:
-        first = second = -1
-    elif -1 < second < first:
-        first, second = second, first
-    return pieces, first, second, place if "[PLACE]=" in pieces else -1, item if "[OBJECT]=" in pieces else -1
+def _known(pieces: tuple[str, ...], codes: Mapping[str, int]) -> _Rest:
+    """What is left of a template, and the codes of the slots that it asks for again; all others are forgotten, and a pair of names
+    is kept without its order, so that templates that end alike share their states."""
+    asked = {"[A]", "[B]"} if "[S]" in pieces else set()
+    asked |= {piece[:-1] for piece in pieces if piece.endswith("]=")}
+    known = {piece: code for piece, code in codes.items() if piece in asked}
+    if known.get("[B]", len(NAMES)) < known.get("[A]", -1):
+        known["[A]"], known["[B]"] = known["[B]"], known["[A]"]
+    return pieces, tuple(sorted(known.items()))
