@@ -33,9 +33,9 @@ from inversescope.config import Config, load_config
 from inversescope.context import Context
 from inversescope.generator.backbone import Backbone, BackboneShape
 from inversescope.generator.pairs import Batch, KernelPairs, NoisePairs
-from inversescope.ops import linear
 from inversescope.store import save_checkpoint
 from inversescope.targets.models import build_model, save_trained
+from inversescope.targets.speed import linear
 from inversescope.targets.tokenizers import tokenizer_hash, word_tokenizer
 
 VARIANTS = ("paper", "default")

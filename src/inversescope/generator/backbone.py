@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.config import ArchitectureConfig
-from inversescope.ops import causal_attention, even_rows, linear
+from inversescope.targets.speed import causal_attention, even_rows, linear
 
 Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (..., D)) -> what is added to it
 Prefix = list[
@@ -49,7 +49,7 @@ class BackboneShape:
 
 
 class Linear(nn.Linear):
-    """A linear layer, and GPT-2's activation behind it if asked, by `ops.linear`."""
+    """A linear layer, and GPT-2's activation behind it if asked, by `targets.speed.linear`."""
 
     def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         """Apply it: (..., n_in) -> (..., n_out)."""

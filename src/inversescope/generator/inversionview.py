@@ -22,7 +22,7 @@ from inversescope.generator.backbone import Attention, Backbone, BackboneShape, 
 from inversescope.generator.base import ConditionalGenerator, Materials
 from inversescope.generator.condition import Condition
 from inversescope.generator.inversescope import ResidualMLP
-from inversescope.ops import even_rows
+from inversescope.targets.speed import even_rows
 
 EXPANSION = 4  # hidden width of an MLP block over its width
 
