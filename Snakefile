@@ -111,7 +111,7 @@ rule tables:
         parts_of("tables"),
 
 
-# The same parts of single tasks and experiments, and more: activations_ravel_48; and all of an experiment: experiment_ravel_48
+# What the stages of dvc.yaml ask for: the prompts of a task, and all of an experiment.
 for task in PLAN.tasks:
 
     rule:
@@ -122,18 +122,9 @@ for task in PLAN.tasks:
 
 
 for experiment in PLAN.experiments:
-    parts = experiment.parts(lambda rule: getattr(rules, rule).output)
 
     rule:
         name:
             f"experiment_{experiment.name}"
         input:
-            list(parts.values()),
-
-    for part, files in parts.items():
-
-        rule:
-            name:
-                f"{part}_{experiment.name}"
-            input:
-                files,
+            list(experiment.parts(lambda rule: getattr(rules, rule).output).values()),

@@ -132,7 +132,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
         "activations",
         "exact",
         "generators",
-        "samples_inversescope",
+        "samples",
         "estimates",
         "tables",
         "figures",

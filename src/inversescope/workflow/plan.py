@@ -249,9 +249,7 @@ class ExperimentPlan:
         # A control has no generators, hence only parts that need none.
         if self.variants:
             parts["generators"] = self.of_variants(paths.CHECKPOINT, self.variants, file="model.safetensors")
-        for generator in dict.fromkeys(map(self.generator_of, self.variants)):
-            own = [v for v in self.variants if self.generator_of(v) == generator]
-            parts[f"samples_{generator}"] = self.samples(own)
+            parts["samples"] = self.samples(self.variants)
         if self.studied:
             parts["estimates"] = self.at_sites(paths.CELLS)
             parts["tables"] = self.files(paths.RESULT, file="fcr.csv")
