@@ -60,9 +60,7 @@ class Site:
             raise InputError(f"Unknown kind of site '{self.kind}'", f"Use one of {', '.join(KINDS)}")
         if (self.kind in HEAD_KINDS) != (self.head is not None):
             need = "needs a head" if self.kind in HEAD_KINDS else "has no head"
-            raise InputError(
-                f"A site of kind '{self.kind}' {need}", "Write L9H6 for a head, L9.attn_out for a layer"
-            )
+            raise InputError(f"A site of kind '{self.kind}' {need}", "Write L9H6 or L9.attn_out")
 
     @classmethod
     def parse(cls, text: str) -> Site:

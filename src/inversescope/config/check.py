@@ -112,12 +112,9 @@ def _check_sites(view: Config, name: str, experiment: ExperimentConfig) -> None:
     for variant, place in _run(view, name, experiment):
         for site in expanded(view.variants[variant].sites or [], (*place, "sites")):
             if site not in read:
-                message = (
-                    f"variant {variant} is trained on site {site.label}, which the experiment does not read"
-                )
-                raise Misplaced(
-                    (*place, "sites"), message, f"add it to experiments.{name}.sites, or change these"
-                )
+                what = f"variant {variant} is trained on site {site.label}"
+                remedy = f"add it to experiments.{name}.sites, or change these"
+                raise Misplaced((*place, "sites"), f"{what}, which the experiment does not read", remedy)
 
 
 def _run(view: Config, name: str, experiment: ExperimentConfig) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -126,7 +126,7 @@ def validated(model: type[Model], tree: Any, path: tuple[Any, ...] = ()) -> Mode
             key = ".".join(map(str, where))
             place = origin_of(tree, where) or "the configuration"
             raise InputError(
-                f"{place}: unknown key {key!r}", "remove it or check its spelling in config/schema.json"
+                f"{place}: unknown key {key!r}", "check its spelling in config/schema.json"
             ) from error
         raise fault(tree, where, first["msg"].removeprefix("Value error, ")) from error
 

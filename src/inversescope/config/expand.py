@@ -23,12 +23,8 @@ def expand(values: Mapping[str, Any]) -> Entries:
     written = Entries(values)
     for name in ("studied_variants", "study_variants"):
         if name in written:
-            raise fault(
-                written,
-                (name,),
-                "is said of each experiment",
-                "write 'variants' or 'studies' into an entry of 'experiments'",
-            )
+            remedy = "write 'variants' or 'studies' into an entry of 'experiments'"
+            raise fault(written, (name,), "is said of each experiment", remedy)
     for part in ("models", "experiments"):
         written.put(part, _inherit(written, part), written.origins.get(part))
     written.put("experiments", _kept(written), written.origins.get("experiments"))
@@ -76,12 +72,8 @@ def _kept(tree: Entries) -> Entries:
         return experiments
     for name in only:
         if name not in experiments:
-            raise fault(
-                tree,
-                ("only",),
-                f"names experiment {name!r}, which is not in 'experiments'",
-                f"choose from {', '.join(map(str, experiments))}",
-            )
+            known = ", ".join(map(str, experiments))
+            raise fault(tree, ("only",), f"names {name!r}, which is no experiment", f"choose from {known}")
     kept = Entries(experiments)
     for name in experiments:
         if name not in only:
@@ -96,20 +88,12 @@ def _variants(tree: Entries) -> Entries:
     for name in [*(name for name in written if name not in runs), *runs]:
         entry = section(tree, "variants", name)
         if "study" in entry:
-            raise fault(
-                tree,
-                ("variants", name, "study"),
-                "comes from 'studies'",
-                "put the variant into a study there",
-            )
+            raise fault(tree, ("variants", name, "study"), "comes from 'studies'", "put it there")
         if name in runs:
-            if entry.get("base", runs[name]["base"]) != runs[name]["base"]:
-                raise fault(
-                    tree,
-                    ("variants", name, "base"),
-                    f"{name} is a run of study {runs[name]['study']} on {runs[name]['base']}: {runs.origins.get(name)}",
-                    "give the new variant another name",
-                )
+            base, study = runs[name]["base"], runs[name]["study"]
+            if entry.get("base", base) != base:
+                message = f"{name} is a run of study {study} on {base}: {runs.origins.get(name)}"
+                raise fault(tree, ("variants", name, "base"), message, "give the new variant another name")
             entry = merge(runs[name], entry)
         entries.put(name, entry, written.origins.get(name, runs.origins.get(name)))
     whole.put("variants", entries, written.origins.get("variants"))
@@ -140,12 +124,8 @@ def _runs(tree: Entries) -> Entries:
                     for times in sweep.times:
                         name = sweep.name.format(run=run, seed=seed, times=f"{times:g}")
                         if name in runs:
-                            raise fault(
-                                tree,
-                                path,
-                                f"a second run is called {name!r}",
-                                "tell them apart in sweeps.name",
-                            )
+                            message = f"a second run is called {name!r}"
+                            raise fault(tree, path, message, "tell them apart in sweeps.name")
                         made = Entries(entry)
                         made.put("study", study, origins.get(run))
                         if "sites" not in entry and settings.sites is not None:
@@ -182,13 +162,10 @@ def _with_its_variants(tree: Entries, written: Entries, name: str) -> Entries:
     for variant, entry in changes.items():
         if variant not in tree["variants"]:
             if variant not in run:
-                raise fault(
-                    tree, (*path, variant), "is no variant", f"choose one of {', '.join(tree['variants'])}"
-                )
+                known = ", ".join(tree["variants"])
+                raise fault(tree, (*path, variant), "is no variant", f"choose one of {known}")
         elif "base" in entry and entry["base"] != tree["variants"][variant]["base"]:
-            raise fault(
-                tree, (*path, variant, "base"), "an experiment changes no base", "give it another name"
-            )
+            raise fault(tree, (*path, variant, "base"), "an experiment keeps it", "give it another name")
     settings = Entries(section(tree, "experiments", name, "settings"))
     settings.put("variants", own, settings.origins.get("variants"))
     result = Entries(experiment)

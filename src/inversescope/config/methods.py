@@ -225,10 +225,8 @@ class SamplingConfig(Strict):
         if name in self.settings:
             return self.settings[name]
         if name not in BUILT_IN:
-            raise InputError(
-                f"unknown decoding setting {name!r}",
-                f"add it to sampling.settings, or choose one of {', '.join([*BUILT_IN[:3], *self.settings])}",
-            )
+            known = ", ".join([*BUILT_IN[:3], *self.settings])
+            raise InputError(f"unknown decoding setting {name!r}", f"choose one of {known}, or add it")
         return DecodingConfig(temperature=[self.temperature], masked=name == "masked", mixed=name == "mixed")
 
 

@@ -98,9 +98,7 @@ class SweepConfig(Strict):
         try:
             name.format(run="", seed=0, times="")
         except (KeyError, ValueError, IndexError, AttributeError):
-            raise ValueError(
-                f"may have {{run}}, {{seed}} and {{times}} in braces, nothing else: {name!r}"
-            ) from None
+            raise ValueError(f"may have {{run}}, {{seed}} and {{times}} alone in braces: {name!r}") from None
         return name
 
 
@@ -166,10 +164,7 @@ class Config(Settings):
             if (experiment.task, experiment.model) == (task, model):
                 return experiment
         known = ", ".join(f"{e.task}/{e.model}" for e in self.experiments.values())
-        raise InputError(
-            f"no experiment reads model {model!r} on task {task!r}",
-            f"add one to 'experiments' (there: {known})",
-        )
+        raise InputError(f"no experiment reads model {model!r} on task {task!r}", f"add one beside {known}")
 
     def of(self, task: str, model: str) -> Config:
         """The configuration as an experiment sees it: its `settings` laid over the rest, its variants and studies chosen.
@@ -188,12 +183,8 @@ class Config(Settings):
         view = self.model_copy(update={part: getattr(parts, part) for part in own})
         studies = experiment.studies
         runs = [v for s in studies for v, about in view.variants.items() if s in (v, about.study)]
-        return view.model_copy(
-            update={
-                "studied_variants": list(experiment.variants),
-                "study_variants": list(dict.fromkeys(runs)),
-            }
-        )
+        chosen = {"studied_variants": list(experiment.variants), "study_variants": list(dict.fromkeys(runs))}
+        return view.model_copy(update=chosen)
 
     def variant(self, name: str) -> VariantConfig:
         """A variant by name. Raises `InputError` if it is unknown."""

@@ -140,10 +140,8 @@ class ModelConfig(Strict):
         if len(set(self.seeds)) < len(self.seeds):
             raise Misplaced(("seeds",), f"a seed stands twice: {self.seeds}")
         if self.training.delay_layers > self.shape.n_layers:
-            raise Misplaced(
-                ("training", "delay_layers"),
-                f"delay_layers is {self.training.delay_layers}, but the model has {self.shape.n_layers} layers",
-            )
+            message = f"is {self.training.delay_layers}, but the model has {self.shape.n_layers} layers"
+            raise Misplaced(("training", "delay_layers"), message)
         if (self.source == "checkpoint") != (self.checkpoint is not None):
             raise ValueError("source: checkpoint and the key 'checkpoint' go together")
         if self.source == "checkpoint" and (self.n_layers is None or self.n_heads is None):

@@ -112,9 +112,7 @@ class TextFeatureConfig(Strict):
             except re.error as error:
                 raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
             if not compiled.groups:
-                raise ValueError(
-                    f"pattern {self.pattern!r} has no group: put what is the label in parentheses"
-                )
+                raise ValueError(f"pattern {self.pattern!r} has no group: put the label in parentheses")
         return self
 
 

@@ -117,10 +117,7 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
     path = re.sub(f"^{SHOWN}/", "results/", asked)
     records = read_records(root)
     if path not in records:
-        raise InputError(
-            f"{asked} is an output of no recorded job",
-            "name a file that the workflow has made or make adopt recorded",
-        )
+        raise InputError(f"{asked} is an output of no recorded job", "name a file of a job or of make adopt")
     store = Store(root)
     tree = _Tree(store, records, verify)
     row_from = _part_with_row(root, records[path], asked, line) if line is not None else ""
@@ -175,9 +172,7 @@ def _row(root: Path, path: str, line: int | None) -> dict[str, str]:
     with file.open(newline="") as text:
         rows = list(csv.reader(text))
     if not 2 <= line <= len(rows):
-        raise InputError(
-            f"{path} has no row at line {line}", f"its rows are at lines 2 to {len(rows)}, below the header"
-        )
+        raise InputError(f"{path} has no row at line {line}", f"its rows are at lines 2 to {len(rows)}")
     return dict(zip(rows[0], rows[line - 1], strict=False))
 
 

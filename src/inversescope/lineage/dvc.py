@@ -54,25 +54,18 @@ class Store:
             from dvc.exceptions import DvcException
             from dvc.repo import Repo
         except ImportError:
-            raise InputError(
-                "DVC is not installed", "run make setup, or pip install 'inversescope[lineage]'"
-            ) from None
+            raise InputError("DVC is not installed", "pip install 'inversescope[lineage]'") from None
         try:
             repo = Repo(str(self.root))
             if self.remote is None or self.remote in repo.config["remote"]:
                 return repo
             url, self.remote = self.remote, "asked"
             if "://" not in url and not Path(url).is_dir():
-                raise InputError(
-                    f"{url} is neither a remote nor a directory",
-                    "see dvc remote list, or give a directory or URL",
-                )
+                raise InputError(f"{url} is neither a remote nor a directory", "see dvc remote list")
             url = url if "://" in url else str(Path(url).resolve())
             return Repo(str(self.root), config={"remote": {self.remote: {"url": url, "verify": True}}})
         except DvcException as error:
-            raise InputError(
-                f"{self.root} is not a DVC repository: {error}", "run this in a clone of the project"
-            ) from error
+            raise InputError(f"{self.root} is not a DVC repository: {error}", "run it in a clone") from error
 
     def commit(self) -> tuple[list[str], dict[str, str]]:
         """Keep the outputs of all stages that have some here, and write dvc.lock anew.

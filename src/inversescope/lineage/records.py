@@ -160,10 +160,7 @@ def _adopted(root: Path) -> dict[str, tuple[dict[str, Any], str]]:
     try:
         packed = json.loads(lzma.decompress(file.read_bytes()))
         return {
-            output: (
-                packed["jobs"][job] | {"starttime": started / 1000, "endtime": ended / 1000},
-                md5,
-            )
+            output: (packed["jobs"][job] | {"starttime": started / 1000, "endtime": ended / 1000}, md5)
             for output, (job, md5, started, ended) in packed["outputs"].items()
         }
     except (lzma.LZMAError, ValueError, KeyError, TypeError, IndexError) as error:

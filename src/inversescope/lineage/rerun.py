@@ -61,11 +61,8 @@ def run_again(
             text=True,
         )
         if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            raise InputError(
-                f"{words[1]} failed when run again: {lines[-1] if lines else 'no message'}",
-                "see --verify for causes",
-            )
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise InputError(f"{words[1]} failed when run again: {last}", "see --verify for causes")
         return {output: compare(root / output, folder / output) for output in outputs}
 
 
@@ -75,15 +72,11 @@ def _job(records: dict[str, Record], files: Mapping[str, list[str]], what: str) 
         return records[what]
     if what not in files:
         raise InputError(
-            f"{what} is not a recorded job of this lineage",
-            f"name one of its files or stages ({', '.join(files)})",
+            f"{what} is not a recorded job of this lineage", f"name a file or stage ({', '.join(files)})"
         )
     jobs = {records[path].command: records[path] for path in files[what]}
     if len(jobs) > 1:
-        raise InputError(
-            f"{what} stands for {len(jobs)} recorded jobs",
-            f"name an output of one of them, such as {files[what][0]}",
-        )
+        raise InputError(f"{what} stands for {len(jobs)} recorded jobs", f"name an output: {files[what][0]}")
     return next(iter(jobs.values()))
 
 

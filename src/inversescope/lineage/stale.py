@@ -30,11 +30,8 @@ def summary(root: Path, targets: Iterable[str]) -> dict[str, Stale | None]:
     """
     done = _snakemake(root, "--summary", *targets)
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise InputError(
-            f"Snakemake cannot tell what is to be done: {lines[-1] if lines else 'no message'}",
-            "run snakemake --dry-run",
-        )
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"Snakemake cannot tell what is to be done: {last}", "run snakemake --dry-run")
     found: dict[str, Stale | None] = {}
     for line in done.stdout.splitlines():
         cells = line.split("\t")

@@ -249,9 +249,7 @@ def build_grammar(
 
 
 def write_grammar(
-    first: Iterable[Item],
-    ways: Callable[[Item], Iterable[tuple[tuple[int, ...], Item]]],
-    accept_token: int,
+    first: Iterable[Item], ways: Callable[[Item], Iterable[tuple[tuple[int, ...], Item]]], accept_token: int
 ) -> Grammar:
     """The automaton of texts that are written piece by piece, a piece being one or several tokens.
 
@@ -302,9 +300,7 @@ def single_tokens(tokenizer: TextEncoder, words: Sequence[str], remedy: str) -> 
     for word in words:
         found = token_ids(tokenizer, word)
         if len(found) != 1 or found[0] in unusable:
-            raise InputError(
-                f"the tokenizer does not encode '{word}' as one token but as {list(found)}", remedy
-            )
+            raise InputError(f"the tokenizer does not encode '{word}' as one token but {list(found)}", remedy)
         ids[word] = found[0]
     return ids
 
@@ -327,8 +323,7 @@ def check_pieces(tokenizer: TextEncoder, text: str, pieces: Iterable[str]) -> No
         if found[at : at + len(tokens)] != tokens:
             raise InputError(
                 f"the tokenizer encodes '{piece}' by itself otherwise than within '{text}'",
-                "use a tokenizer that splits text at spaces, as word-level tokenizers and GPT-2's do, or set "
-                "backbone.targets: samples",
+                "use a tokenizer that splits text at spaces, as GPT-2's does, or set backbone.targets: samples",
             )
         at += len(tokens)
     if at != len(found):

@@ -177,8 +177,7 @@ class Task(ABC):
         if name not in self.position_names:
             known = ", ".join(f"@{known}" for known in ("last", *self.position_names, "any"))
             raise InputError(
-                f"task {self.name} has no position '@{name}'",
-                f"use one of {known}, or a token index such as @4",
+                f"task {self.name} has no position '@{name}'", f"use one of {known}, or an index such as @4"
             )
         return self._offsets(name, self.check_index(index))
 
@@ -217,9 +216,7 @@ class Task(ABC):
     def check_split(self, split: str) -> str:
         """Return the split's name. Raises `InputError` if the task has no such split."""
         if split not in self.splits:
-            raise InputError(
-                f"unknown split '{split}' of task {self.name}", f"choose one of: {', '.join(self.splits)}"
-            )
+            raise InputError(f"unknown split '{split}' of {self.name}", f"it has {', '.join(self.splits)}")
         return split
 
     @cached_property
@@ -399,9 +396,7 @@ class Task(ABC):
         """
         if feature not in self.counterfactual_features:
             known = ", ".join(self.counterfactual_features) or "none"
-            raise InputError(
-                f"task {self.name} has no counterfactuals for {feature!r}", f"it has them for: {known}"
-            )
+            raise InputError(f"task {self.name} has no counterfactuals for {feature!r}", f"it has: {known}")
         return self._counterfactuals(feature, self.check_index(index), rng)
 
     def _counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.config import TextConfig, TextFeatureConfig
-from inversescope.errors import InputError
+from inversescope.errors import InputError, first_line
 
 Labeller = Callable[[str], str | None]
 
@@ -32,9 +32,7 @@ def inside(root: Path, name: str, key: str) -> Path:
     base = root.resolve()
     path = (base / name).resolve()
     if Path(name).is_absolute() or not path.is_relative_to(base):
-        raise InputError(
-            f"{key} '{name}' leads out of the project", "name a path inside it, relative to its root"
-        )
+        raise InputError(f"{key} '{name}' leads out of the project", "name a relative path inside it")
     return path
 
 
@@ -47,8 +45,7 @@ def read_corpus(path: Path, config: TextConfig) -> pd.DataFrame:
     kind = config.format or _SUFFIXES.get(path.suffix)
     if kind is None:
         raise InputError(
-            f"corpus {config.file} has no known suffix ({', '.join(_SUFFIXES)})",
-            "set text.format: parquet, jsonl or text",
+            f"corpus {config.file} has no known suffix ({', '.join(_SUFFIXES)})", "set text.format"
         )
     if not path.is_file():
         raise InputError(f"corpus {config.file} does not exist", "set text.file to the file of prompts")
@@ -60,7 +57,7 @@ def read_corpus(path: Path, config: TextConfig) -> pd.DataFrame:
             frame = pq.read_table(path).to_pandas(ignore_metadata=True)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(
-                f"corpus {config.file} is no Parquet file ({str(error).splitlines()[0][:120]})", "mend it"
+                f"corpus {config.file} is no Parquet file ({first_line(error)})", "mend it"
             ) from error
         return frame.set_index(np.arange(1, len(frame) + 1))
     try:
@@ -74,16 +71,13 @@ def read_corpus(path: Path, config: TextConfig) -> pd.DataFrame:
         )
     records: list[dict[str, Any]] = []
     for number, line in numbered:
+        where = f"corpus {config.file}, line {number}"
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise InputError(
-                f"corpus {config.file}, line {number}: no JSON ({error})", "write one object a line"
-            ) from error
+            raise InputError(f"{where}: no JSON ({error})", "write one object a line") from error
         if not isinstance(record, dict):
-            raise InputError(
-                f"corpus {config.file}, line {number}: no JSON object", "write one object a line"
-            )
+            raise InputError(f"{where}: no JSON object", "write one object a line")
         records.append(record)
     # As objects: a column with gaps must not turn whole numbers into fractions.
     return pd.DataFrame(records, index=[i for i, _ in numbered], dtype=object)
@@ -95,7 +89,7 @@ def template_pieces(prompt: str) -> list[tuple[str, str | None]]:
         found = [(text, name, spec, how) for text, name, spec, how in string.Formatter().parse(prompt)]
     except ValueError as error:
         raise InputError(
-            f"text.prompt {prompt!r} is no template: {error}", "write columns in braces, and braces twice"
+            f"text.prompt {prompt!r} is no template: {error}", "write other braces twice"
         ) from error
     if any(name == "" or spec or how for _, name, spec, how in found) or all(
         name is None for _, name, _, _ in found
@@ -120,20 +114,17 @@ def labeller(name: str, feature: TextFeatureConfig, folder: str | None, root: Pa
         return found
     assert feature.function is not None
     function = _function(name, feature.function, folder, root)
+    which = f"function {feature.function} of feature '{name}'"
 
     def said(text: str) -> str:
         try:
             label = function(text)
         except Exception as error:  # whatever a stranger's function raises
             raise InputError(
-                f"function {feature.function} of feature '{name}' fails on '{text[:80]}': {type(error).__name__}: {error}",
-                "mend the function",
+                f"{which} fails on '{text[:80]}': {type(error).__name__}: {error}", "mend it"
             ) from error
         if not isinstance(label, str):
-            raise InputError(
-                f"function {feature.function} of feature '{name}' says {label!r} of '{text[:80]}'",
-                "let it return the label, a string",
-            )
+            raise InputError(f"{which} says {label!r} of '{text[:80]}'", "let it return the label, a string")
         return label
 
     return said

@@ -49,23 +49,15 @@ class CountingTask(Task):
         alphabet, k, most = config.letters, config.n_distinct, config.max_count
         marks = config.begin + config.bar + config.colon + "".join(map(str, range(1, most + 1)))
         if len(set(alphabet + marks)) < len(alphabet + marks):
-            raise InputError(
-                "counting: a letter or mark occurs twice",
-                "let counting.letters, begin, bar, colon and the digits differ",
-            )
+            raise InputError("counting: a letter or mark occurs twice", "let them and the digits differ")
         if k > len(alphabet):
-            raise InputError(
-                f"counting.n_distinct is {k}, but there are {len(alphabet)} letters",
-                "lower it or add letters",
-            )
+            raise InputError(f"counting.n_distinct is {k}, but there are {len(alphabet)} letters", "lower it")
         self._sets = np.array(list(combinations(range(len(alphabet)), k)), np.int64)
         self._set_code = {tuple(letters): code for code, letters in enumerate(self._sets.tolist())}
         self._counts = np.array(list(product(range(1, most + 1), repeat=k)), np.int64)
         orders = [math.factorial(sum(c)) // math.prod(map(math.factorial, c)) for c in self._counts.tolist()]
         if sum(orders) * len(self._sets) * k >= 2**63:
-            raise InputError(
-                "counting: the prior has more prompts than can be numbered", "lower n_distinct or max_count"
-            )
+            raise InputError("counting has too many prompts to be numbered", "lower n_distinct or max_count")
         self._orders = np.array(orders, np.int64)
         self._first = np.concatenate([[0], np.cumsum(self._orders)])
         self.size = int(self._first[-1]) * len(self._sets) * k

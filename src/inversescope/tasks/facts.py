@@ -94,16 +94,14 @@ def _read_table(folder: Path, kind: str) -> FactTable:
     facts, prompts, entity_split, prompt_split = (_read_object(paths[name]) for name in KINDS)
     remedy = "mend the file, or leave the type out"
     templates = []
+    at = paths["attribute_to_prompts"]
     for attribute, texts in prompts.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise InputError(
-                f"{paths['attribute_to_prompts']}: '{attribute}' is no list of templates", remedy
-            )
+            raise InputError(f"{at}: '{attribute}' is no list of templates", remedy)
         for text in texts:
             if text.count(SLOT) != 1:
                 raise InputError(
-                    f"{paths['attribute_to_prompts']}: template '{text}' of '{attribute}' has "
-                    f"{text.count(SLOT)} %s instead of one",
+                    f"{at}: template '{text}' of '{attribute}' has {text.count(SLOT)} %s instead of one",
                     remedy,
                 )
             split = _split_of(text, prompt_split, paths["prompt_to_split"])
@@ -142,9 +140,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist", "each entity type needs its four files: see docs/ravel.md"
-        ) from None
+        raise InputError(f"{path} does not exist", "an entity type has four: see docs/ravel.md") from None
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error})", "fetch it again") from None
     if not isinstance(values, dict):
@@ -238,9 +234,7 @@ def fetch_tables(
         found = sorted(path for path in mirror.iterdir() if _NAME.fullmatch(path.name))
         contents = {path.name: path.read_bytes() for path in found}
     if not contents:
-        raise InputError(
-            f"{mirror or url} holds no files ravel_TYPE_entity_attributes.json", "check ravel.mirror"
-        )
+        raise InputError(f"{mirror or url} holds no ravel_TYPE_entity_attributes.json", "check ravel.mirror")
     files: dict[str, dict[str, Any]] = {}
     for name, content in contents.items():
         checked(content, sums.get(name), mirror / name if mirror else name)

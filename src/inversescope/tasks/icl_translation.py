@@ -370,10 +370,8 @@ class TranslationTask(Task):
             Texts; the tokens to be predicted are the four outputs, of zero to three shots. Prompts of the test split do not occur.
         """
         if self.config.words != "own":
-            raise InputError(
-                "targets are trained on the own table: lists have no common concepts",
-                "set icl_translation.words: own",
-            )
+            message = "targets are trained on the own table: lists have no common concepts"
+            raise InputError(message, "set icl_translation.words: own")
         size = min(level or self.n, self.n)
         directions = [(s, t) for s in range(len(LANGUAGES)) for t in range(len(LANGUAGES)) if s != t]
         rows = np.zeros((0, N_SHOTS + 1), np.int64)

@@ -55,12 +55,9 @@ class RavelTask(Task):
         folder = EMBEDDED if config.source == "embedded" else root / SOURCE
         tables = read_tables(folder)
         if config.types is not None:
-            missing = sorted(set(config.types) - {table.kind for table in tables})
-            if missing:
-                raise InputError(
-                    f"{folder} has no entity type '{missing[0]}'",
-                    f"choose ravel.types among {', '.join(table.kind for table in tables)}",
-                )
+            kinds = [table.kind for table in tables]
+            if missing := sorted(set(config.types) - set(kinds)):
+                raise InputError(f"{folder} has no entity type '{missing[0]}'", f"it has {', '.join(kinds)}")
             tables = [table for table in tables if table.kind in config.types]
         self.ambiguous = ambiguous_templates(tables)
         tables = [limited(table, config.n_entities, config.n_templates) for table in tables]

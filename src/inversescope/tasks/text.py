@@ -94,16 +94,12 @@ class TextTask(Task):
     def _strings(self, frame: pd.DataFrame, column: str) -> list[str]:
         """A column as strings. Raises `InputError` if it is missing, or empty somewhere."""
         if column not in frame.columns:
-            raise InputError(
-                f"{self._where} has no column '{column}'",
-                f"correct the text settings; its columns are: {', '.join(map(str, frame.columns)) or 'none'}",
-            )
+            known = ", ".join(map(str, frame.columns)) or "none"
+            raise InputError(f"{self._where} has no column '{column}'", f"its columns are: {known}")
         values = frame[column].tolist()
         for line, value in zip(frame.index, values, strict=True):
             if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-                raise InputError(
-                    f"{self._where}, line {line}: column '{column}' is empty", "fill it in, or drop the row"
-                )
+                raise InputError(f"{self._where}, line {line}: column '{column}' is empty", "fill it in")
             if not isinstance(value, str | int | float | bool | np.generic):
                 raise InputError(
                     f"{self._where}, line {line}: column '{column}' holds a {type(value).__name__}",
@@ -134,9 +130,7 @@ class TextTask(Task):
         total: dict[str, int] = {}
         for row, (text, weight) in enumerate(zip(texts, weights.tolist(), strict=True)):
             if not text.strip():
-                raise InputError(
-                    f"{self._where}, line {lines[row]}: the prompt is empty", "fill it in, or drop the row"
-                )
+                raise InputError(f"{self._where}, line {lines[row]}: the prompt is empty", "fill it in")
             if not weight:
                 continue
             known = first.setdefault(text, row)
@@ -193,9 +187,7 @@ class TextTask(Task):
                 )
             labels[name] = [NONE if one is None else one for one in found]
         if not labels:
-            raise InputError(
-                f"{self._where} has no feature", "name some in text.features, or slots in text.prompt"
-            )
+            raise InputError(f"{self._where} has no feature", "name some in text.features or text.prompt")
         self.features = tuple(labels)
         self.feature_values = {}
         columns = []

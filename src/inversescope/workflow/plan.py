@@ -81,10 +81,7 @@ class ExperimentPlan:
             InputError: the configuration does not say them.
         """
         if self.target.size is None:
-            raise InputError(
-                f"models.{self.model} has no n_layers or n_heads",
-                "set both, so that its sites are known beforehand",
-            )
+            raise InputError(f"models.{self.model} has no n_layers or n_heads", "set both, to know its sites")
         return self.target.size
 
     @cached_property
