@@ -28,7 +28,8 @@ import torch
 from torch import Tensor
 
 from inversescope.activations.capture import capture, result_basis
-from inversescope.config import ArchitectureConfig, IOIConfig
+from inversescope.config.targets import ArchitectureConfig
+from inversescope.config.tasks import IOIConfig
 from inversescope.sites import expand_sites
 from inversescope.store import write_table
 from inversescope.targets.models import Target, build_model, load_target, save_trained

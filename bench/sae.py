@@ -18,7 +18,7 @@ from bench.tables import fastest, finish, options
 # isort: split
 import numpy as np
 
-from inversescope.config import SaeConfig
+from inversescope.config.methods import SaeConfig
 from inversescope.studies.ravel.sae import train_sae
 
 #: Width of the activations, features, activations a step, steps, turns.

@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from inversescope.config import parse_config, read_layers
+from inversescope.config.load import parse_config, read_layers
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN
 from inversescope.workflow import paths

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from inversescope.config import ArchitectureConfig, merge
+from inversescope.config import merge
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.tasks import get_task
 
 MODEL = "tiny"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inversescope.config import Config, VariantConfig
+from inversescope.config import Config
+from inversescope.config.methods import VariantConfig
 from inversescope.errors import InputError, neutral
 from inversescope.sites import Site
 from inversescope.streams import stream as stream

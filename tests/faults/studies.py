@@ -12,9 +12,9 @@ from test_icl_translation import MIRROR as LISTS
 from test_icl_translation import byte_level
 from test_ravel import MIRROR as TABLES
 
-from inversescope.config import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.targets.models import build_model
-from inversescope.tasks.concepts import CONCEPTS
+from inversescope.tasks.icl_translation import CONCEPTS
 
 TASK_FILES = ("config/config.yaml", "config/test/smallest_tasks.yaml", "upstream.yaml")
 TASK_TARGETS = ("ravel", "icl_translation", "counting", "addition", "pages", "study")

@@ -22,15 +22,9 @@ from safetensors.torch import save_file
 from inversescope.activations.capture import capture
 from inversescope.activations.positions import capture_prompts, named_positions
 from inversescope.cli import main
-from inversescope.config import (
-    AdditionConfig,
-    ArchitectureConfig,
-    Config,
-    CountingConfig,
-    IOIConfig,
-    merge,
-    parse_config,
-)
+from inversescope.config import Config, merge, parse_config
+from inversescope.config.targets import ArchitectureConfig
+from inversescope.config.tasks import AdditionConfig, CountingConfig, IOIConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.kernel.distances import distance_of

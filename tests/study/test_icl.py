@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 
 from inversescope.activations.patching import Intervention, patch
 from inversescope.cli import main
-from inversescope.config import ArchitectureConfig, load_config, merge
+from inversescope.config import load_config, merge
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.context import Context
 from inversescope.store import read_json, read_table
 from inversescope.studies.icl.headline import separation
@@ -31,7 +32,7 @@ from inversescope.studies.icl.shown import (
 from inversescope.studies.icl.stages import draw_pairs
 from inversescope.targets.models import build_model, load_target
 from inversescope.targets.tokenizers import encode, word_tokenizer
-from inversescope.tasks.concepts import CONCEPTS
+from inversescope.tasks.icl_translation import CONCEPTS
 
 TASK = "icl_translation"
 MODELS = ("delayed", "plain")

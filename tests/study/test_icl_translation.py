@@ -14,15 +14,15 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from inversescope.config import TranslationConfig, parse_config
+from inversescope.config import parse_config
+from inversescope.config.tasks import TranslationConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.prompts.stages import make_prompts
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import icl_translation, word_lists
 from inversescope.tasks.automata import UniformNextTokens
-from inversescope.tasks.concepts import CONCEPTS, LANGUAGES
-from inversescope.tasks.icl_translation import TranslationTask
+from inversescope.tasks.icl_translation import CONCEPTS, LANGUAGES, TranslationTask
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data" / "translation"
 

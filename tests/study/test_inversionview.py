@@ -18,13 +18,9 @@ from conftest import MODEL, default_values, each, run
 from scipy import stats
 from torch import Tensor, nn
 
-from inversescope.config import (
-    DecodingConfig,
-    IOIConfig,
-    VariantConfig,
-    load_config,
-    parse_config,
-)
+from inversescope.config import load_config, parse_config
+from inversescope.config.methods import DecodingConfig, VariantConfig
+from inversescope.config.tasks import IOIConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.generator.backbone import BackboneShape

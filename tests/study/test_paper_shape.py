@@ -24,7 +24,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from inversescope.cli import run_stage
-from inversescope.config import ArchitectureConfig, Config, merge, parse_config
+from inversescope.config import Config, merge, parse_config
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.context import Context
 from inversescope.generator import prior
 from inversescope.store import read_activations, read_json, read_table

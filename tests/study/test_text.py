@@ -14,7 +14,8 @@ import yaml
 from conftest import default_values, each
 
 from inversescope.cli import main
-from inversescope.config import Config, TextConfig, load_config, parse_config
+from inversescope.config import Config, load_config, parse_config
+from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
 from inversescope.store import read_table
 from inversescope.targets.tokenizers import task_tokenizer, word_tokenizer

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inversescope.activations.capture import capture, result_basis
-from inversescope.config import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import LAYER_KINDS, Site, expand_sites
 from inversescope.targets.architectures import ARCHITECTURES

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from inversescope.cli import main
-from inversescope.config import Config, load_config, merge, parse_config, read_layers, show, to_schema
+from inversescope.config import Config, load_config, merge, parse_config, show, to_schema
+from inversescope.config.load import read_layers
 from inversescope.errors import InputError
 from inversescope.workflow.plan import Plan
 

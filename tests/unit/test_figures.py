@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from inversescope.config import Config, ExperimentConfig, ModelConfig, VariantConfig
+from inversescope.config import Config, ExperimentConfig
+from inversescope.config.methods import VariantConfig
+from inversescope.config.targets import ModelConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.figures import tables

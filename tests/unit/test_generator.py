@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from inversescope.config import VariantConfig
+from inversescope.config.methods import VariantConfig
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf, to_hf
 from inversescope.generator.build import GENERATORS

@@ -12,7 +12,7 @@ import torch
 from numpy.polynomial.legendre import leggauss
 from scipy import integrate, stats
 
-from inversescope.config import KernelConfig
+from inversescope.config.methods import KernelConfig
 from inversescope.errors import InputError
 from inversescope.kernel.distances import DISTANCES, distance_of
 from inversescope.kernel.kernel import (

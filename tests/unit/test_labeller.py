@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from inversescope.config import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.studies.icl.labeller import Labeller
 from inversescope.targets.models import build_model

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from inversescope import store
-from inversescope.config import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site
 from inversescope.targets.architectures import ARCHITECTURES

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inversescope.config import RavelConfig
+from inversescope.config.tasks import RavelConfig
 from inversescope.errors import InputError
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import facts

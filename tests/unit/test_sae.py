@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from inversescope.config import GemmaScopeConfig, SaeConfig
+from inversescope.config.methods import SaeConfig
+from inversescope.config.targets import GemmaScopeConfig
 from inversescope.errors import InputError
 from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
 from inversescope.studies.ravel.sae import (

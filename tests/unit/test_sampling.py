@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from inversescope.config import IOIConfig
+from inversescope.config.tasks import IOIConfig
 from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.base import ConditionalGenerator
 from inversescope.generator.condition import Condition, Prompts, encode_prompts, make_condition

@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 
-from inversescope.config import IOIConfig
+from inversescope.config.tasks import IOIConfig
 from inversescope.errors import InputError
 from inversescope.tasks import SPLITS, TASKS, Task, get_task
 from inversescope.tasks.automata import Grammar, TextEncoder, end_token, token_ids, write_grammar

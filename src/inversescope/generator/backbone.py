@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inversescope.config import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.targets.speed import causal_attention, even_rows, linear
 
 Control = Callable[[int, Tensor], Tensor]  # (layer, hidden after attention (..., D)) -> what is added to it

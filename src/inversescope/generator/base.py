@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inversescope.config import Config, VariantConfig
+from inversescope.config import Config
+from inversescope.config.methods import VariantConfig
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, KeyValues, Readout
 from inversescope.generator.condition import Condition, Prompts

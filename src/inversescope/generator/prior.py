@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inversescope.config import BackboneConfig
+from inversescope.config.methods import BackboneConfig
 from inversescope.generator.backbone import Backbone
 from inversescope.generator.condition import decode_texts, encode_prompts
 from inversescope.ops import inverse_cdf

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from inversescope.config import Config, DecodingConfig
+from inversescope.config import Config
+from inversescope.config.methods import DecodingConfig
 from inversescope.context import Context
 from inversescope.generator.base import ConditionalGenerator
 from inversescope.generator.condition import Condition, Prompts, decode_texts, make_condition

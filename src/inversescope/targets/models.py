@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from inversescope import store
-from inversescope.config import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site, check_range
 from inversescope.targets.architectures import ARCHITECTURES, Architecture

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inversescope.config import CheckpointConfig
+from inversescope.config.targets import CheckpointConfig
 from inversescope.context import Context, echo
 from inversescope.errors import InputError, first_line
 from inversescope.store import atomic_path, checked, fetch, file_hash, read_json, write_table

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inversescope.config import TargetCandidate
-from inversescope.config import TargetTraining as Settings
+from inversescope.config.targets import TargetCandidate
+from inversescope.config.targets import TargetTraining as Settings
 from inversescope.errors import InputError
 from inversescope.targets.hooks import without_attention
 from inversescope.targets.models import Target, build_model

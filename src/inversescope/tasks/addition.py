@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inversescope.config import AdditionConfig
+from inversescope.config.tasks import AdditionConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import Grammar, TextEncoder, build_grammar, character_ids, end_token
 from inversescope.tasks.base import Task, mixed_radix

@@ -52,6 +52,15 @@ def held_out(names: Sequence[str], share: float, seed: int) -> np.ndarray:
     return np.array([name in chosen for name in names], bool)
 
 
+def first(key: str, number: int | None, values: Sequence[Value]) -> list[Value]:
+    """The first of some values, all if `number` is None. Raises `InputError` if there are fewer than a setting asks for."""
+    if number is not None and number > len(values):
+        raise InputError(
+            f"{key} is {number}, but there are {len(values)}", f"set it to {len(values)} or less"
+        )
+    return list(values[:number])
+
+
 def of_each(texts: Sequence[str], read: Callable[[str], Value]) -> list[Value]:
     """What a function says of each text, asked once about equal ones."""
     known = {text: read(text) for text in dict.fromkeys(texts)}

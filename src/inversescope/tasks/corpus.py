@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from inversescope.config import TextConfig, TextFeatureConfig
+from inversescope.config.tasks import TextConfig, TextFeatureConfig
 from inversescope.errors import InputError, first_line
 
 Labeller = Callable[[str], str | None]

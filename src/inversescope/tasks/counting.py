@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inversescope.config import CountingConfig
+from inversescope.config.tasks import CountingConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import ExactAutomaton, TextEncoder, character_ids, end_token
 from inversescope.tasks.base import SPLITS, Task, held_out

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inversescope.config import TranslationConfig
+from inversescope.config.tasks import TranslationConfig
 from inversescope.errors import InputError
 from inversescope.tasks import word_lists
 from inversescope.tasks.automata import (
@@ -28,9 +28,11 @@ from inversescope.tasks.automata import (
     token_ids,
     write_grammar,
 )
-from inversescope.tasks.base import Lesson, Task, mixed_radix, of_each
-from inversescope.tasks.concepts import CONCEPTS, LANGUAGES
+from inversescope.tasks.base import Lesson, Task, first, mixed_radix, of_each
 
+#: Words of one meaning in four languages, the embedded study's dictionary (ours): the table's head, then a concept a row.
+_TABLE = Path(__file__).parent / "data/icl_translation/concepts.tsv"
+LANGUAGES, *CONCEPTS = (tuple(line.split("\t")) for line in _TABLE.read_text(encoding="utf-8").splitlines())
 CODES = dict(zip(LANGUAGES, ("en", "fr", "it", "es"), strict=True))
 FOREIGN = LANGUAGES[1:]
 #: The six tasks of D.3.2, as (source, target) languages.
@@ -411,43 +413,28 @@ def _pairs(
     config: TranslationConfig, lists: Path
 ) -> tuple[list[list[tuple[str, str]]], list[str], dict[str, int]]:
     """Pairs of each task, names of their rows, and how many pairs of downloaded lists were left out, by the reason."""
+    key, number = "icl_translation.n_concepts", config.n_concepts
     if config.words == "own":
-        return (*_own_pairs(CONCEPTS, config.n_concepts), {})
+        return (*_own_pairs(first(key, number, CONCEPTS)), {})
     found = word_lists.read(lists, [(CODES[source], CODES[target]) for source, target in TASKS])
-    longest = len(found.words[0])
-    if config.n_concepts is not None and config.n_concepts > longest:
-        raise InputError(
-            f"icl_translation.n_concepts is {config.n_concepts}, but the lists leave {longest} pairs a task",
-            f"set it to {longest} or less",
-        )
-    pairs = [one[: config.n_concepts] for one in found.words]
+    pairs = [first(key, number, one) for one in found.words]
     return pairs, [str(row) for row in range(len(pairs[0]))], found.dropped
 
 
-def _own_pairs(
-    table: Sequence[Sequence[str]], number: int | None
-) -> tuple[list[list[tuple[str, str]]], list[str]]:
-    """Pairs of each task from the first concepts of a table, and the concepts' English names."""
-    number = number or len(table)
-    if number > len(table):
-        raise InputError(
-            f"icl_translation.n_concepts is {number}, but there are {len(table)}",
-            f"set it to {len(table)} or less",
-        )
-    for row, concept in enumerate(table[:number]):
+def _own_pairs(table: Sequence[Sequence[str]]) -> tuple[list[list[tuple[str, str]]], list[str]]:
+    """Pairs of each task from a table of concepts, and the concepts' English names."""
+    for row, concept in enumerate(table):
         if len(concept) != len(LANGUAGES) or not all(concept):
             raise InputError(
                 f"concept {row} ({', '.join(concept)}) has {len(concept)} words, not one for each of {', '.join(LANGUAGES)}",
                 "complete or remove it",
             )
-    twice = [
-        word for word, count in Counter(w for concept in table[:number] for w in concept).items() if count > 1
-    ]
-    if twice:
+    counts = Counter(word for concept in table for word in concept)
+    if twice := [word for word, count in counts.items() if count > 1]:
         raise InputError(
             f"the spelling '{twice[0]}' occurs twice in the table of concepts",
             "remove one of its concepts: a prompt must say which language a word is in",
         )
     at = {language: column for column, language in enumerate(LANGUAGES)}
-    pairs = [[(c[at[source]], c[at[target]]) for c in table[:number]] for source, target in TASKS]
-    return pairs, [concept[0] for concept in table[:number]]
+    pairs = [[(c[at[source]], c[at[target]]) for c in table] for source, target in TASKS]
+    return pairs, [concept[0] for concept in table]

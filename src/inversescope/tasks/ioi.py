@@ -6,6 +6,7 @@ object): "After John and Mary went to the store, Mary gave a drink to".
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -13,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inversescope.config import IOIConfig
-from inversescope.errors import InputError
+from inversescope.config.tasks import IOIConfig
 from inversescope.tasks.automata import (
     Grammar,
     TextEncoder,
@@ -24,47 +24,18 @@ from inversescope.tasks.automata import (
     token_ids,
     write_grammar,
 )
-from inversescope.tasks.base import Task, held_out, of_each
+from inversescope.tasks.base import Task, first, held_out, of_each
 
-# [A] and [B] are the first and second name in the text, [S] the one that is repeated. No template starts with
-# a slot, because a word at the start of a text is another token than the same word after a space.
-TEMPLATES = (
-    # The paper's own wordings: section 4.1, Table 1 and section E.1.
-    "When [A] and [B] went to the [PLACE], [S] gave a [OBJECT] to",
-    "After [A] and [B] went to the [PLACE], [S] gave a [OBJECT] to",
-    "Then, [A] and [B] had a lot of fun at the [PLACE]. [S] gave a [OBJECT] to",
-    "When [A] and [B] got a [OBJECT] at the [PLACE], [S] decided to give it to",
-    "After the lunch, [A] and [B] went to the [PLACE]. [S] gave a [OBJECT] to",
-    "Afterwards, [A] and [B] went to the [PLACE]. [S] gave a [OBJECT] to",
-    "The [PLACE] [A] and [B] went to had a [OBJECT]. [S] gave it to",
-    "The local big [PLACE] [A] and [B] went to had a [OBJECT]. [S] gave it to",
-    "Then, [A] and [B] went to the [PLACE]. [S] gave a [OBJECT] to",
-    "When [A] and [B] got a [OBJECT] at the [PLACE], [S] decided to give the [OBJECT] to",
-    # Ours, in the same manner.
-    "While [A] and [B] were waiting at the [PLACE], [S] handed a [OBJECT] to",
-    "On the way to the [PLACE], [A] and [B] found a [OBJECT]. [S] showed it to",
-    "Yesterday, [A] and [B] met near the [PLACE]. [S] brought a [OBJECT] to",
-    "Before [A] and [B] left the [PLACE], [S] wanted to offer a [OBJECT] to",
-    "As soon as [A] and [B] came back from the [PLACE], [S] sent a [OBJECT] to",
-    "Last week, [A] and [B] saw a [OBJECT] in the [PLACE]. [S] bought it for",
-)
-
-# Common English first names, each a single token of GPT-2's vocabulary after a space. The embedded study uses
-# the first 32.
-NAMES = tuple(
-    """
-    John Mary Michael Sarah James Emily David Anna Robert Laura Daniel Rachel Thomas Alice Kevin Lisa
-    Paul Kate Mark Jane Peter Susan Andrew Julia Simon Amy Adam Nicole Jacob Erin Steven Emma
-    Matthew Joseph Elizabeth Samuel Charles Anthony Jeffrey Kenneth Timothy Benjamin Aaron Jesse Jose Crystal
-    Danielle Shannon Lindsey Linda Barbara Jennifer Jessica Karen Helen Sandra Ashley Donna Carol Ruth Sharon
-    Michelle Kimberly Melissa Rebecca Stephanie Amanda Catherine Christine Maria Martha Diana Victoria Sophie
-    Olivia Hannah Natalie Claire Richard William George Edward Brian Ronald Jason Gary Nicholas Eric Stephen
-    Jonathan Larry Justin Scott Brandon Frank Gregory Raymond Patrick Jack Dennis Henry Tyler Nathan
-    """.split()
-)
+_DATA = json.loads((Path(__file__).parent / "data/ioi/words.json").read_text(encoding="utf-8"))
+# [A] and [B] are the first and second name in the text, [S] the one that is repeated. No template starts with a slot, because a
+# word at the start of a text is another token than the same word after a space. The first ten are the paper's own wordings
+# (section 4.1, Table 1, section E.1), the others ours, in the same manner.
+TEMPLATES: list[str] = _DATA["templates"]
+# Common English first names, each a single token of GPT-2's vocabulary after a space. The embedded study uses the first 32.
+NAMES: list[str] = _DATA["names"]
 # All places and the first five items stand in the samples that the paper shows (Table 1, section 4.1).
-PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
-ITEMS = ("drink", "ring", "computer", "kiss", "bone", "book", "ticket", "letter")
+PLACES: list[str] = _DATA["places"]
+ITEMS: list[str] = _DATA["items"]
 ORDERS = ("ABA", "ABB")
 
 _SLOT = re.compile(r"(\[[A-Z]+\])")
@@ -98,10 +69,10 @@ class IOITask(Task):
     enlarging = ("raise ioi.n_names", "ioi.held_out_pairs")
 
     def __init__(self, config: IOIConfig, root: Path = Path(".")) -> None:
-        templates = _first("n_templates", config.n_templates, TEMPLATES)
-        self.names = _first("n_names", config.n_names, NAMES)
-        places = _first("n_places", config.n_places, PLACES)
-        items = _first("n_items", config.n_items, ITEMS)
+        templates = first("ioi.n_templates", config.n_templates, TEMPLATES)
+        self.names = first("ioi.n_names", config.n_names, NAMES)
+        places = first("ioi.n_places", config.n_places, PLACES)
+        items = first("ioi.n_items", config.n_items, ITEMS)
         self.config = config
         shared = {"template": templates, "order": list(ORDERS), "place": places, "item": items}
         values = shared | dict.fromkeys(
@@ -399,14 +370,6 @@ class IOITask(Task):
         digits[_NAME_A], digits[_NAME_B] = first, second
         digits[_ORDER] = np.where(kind == _SWAP_ROLES_KEPT, 1 - digits[_ORDER], digits[_ORDER])
         return self._index(digits)
-
-
-def _first(key: str, number: int, values: tuple[str, ...]) -> list[str]:
-    if number > len(values):
-        raise InputError(
-            f"ioi.{key} is {number}, but there are {len(values)}", f"set it to {len(values)} or less"
-        )
-    return list(values[:number])
 
 
 def _printf(template: str, place: str, item: str) -> str:

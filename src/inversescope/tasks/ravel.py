@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inversescope.config import RavelConfig
+from inversescope.config.tasks import RavelConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import WORD, Task, of_each

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inversescope.config import TextConfig
+from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import WORD, Task, held_out

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from inversescope.config import Config, ExperimentConfig, ModelConfig
+from inversescope.config import Config, ExperimentConfig
+from inversescope.config.targets import ModelConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
 from inversescope.workflow import paths

@@ -21,7 +21,8 @@ import numpy as np
 from inversescope.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from inversescope.config import GemmaScopeConfig, SaeConfig
+    from inversescope.config.methods import SaeConfig
+    from inversescope.config.targets import GemmaScopeConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from inversescope.config import VariantConfig
+from inversescope.config.methods import VariantConfig
 from inversescope.context import Context, echo, need, stream
 from inversescope.errors import InputError
 from inversescope.fcr.stages import write_timings
