@@ -1,4 +1,4 @@
-"""Copies of the workflow that tests run, on the smallest study, as a user would: by Snakemake, in a process of its own."""
+"""Copies of the workflow that tests run as a user would: by Snakemake, in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs")
+SNAKEMAKE = (sys.executable, "-m", "snakemake")
 FILES = ("config/config.yaml", "config/test/smallest.yaml")
 MODEL = "smallest"
 DATA = Path("data/ioi") / MODEL
@@ -39,24 +40,10 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     }
 
 
-def command(*options: str, targets: tuple[str, ...] = ("all",), files: tuple[str, ...] = FILES) -> list[str]:
-    """Snakemake's command line."""
-    snakemake = [sys.executable, "-m", "snakemake", "--configfile", *files]
-    return [*snakemake, *(options or ("--cores", "2")), "--", *targets]
-
-
-def run(
-    folder: Path,
-    *options: str,
-    targets: tuple[str, ...] = ("all",),
-    files: tuple[str, ...] = FILES,
-    check: bool = True,
-    timeout: float = 900,
-    **more: str,
-) -> str:
-    """Run Snakemake in the folder; returns all that it prints, after its exit status where that may be an error."""
+def execute(folder: Path, *command: str, check: bool = True, timeout: float = 900, **more: str) -> str:
+    """Run a command in the folder, with more in its environment; returns all that it prints."""
     done = subprocess.run(
-        command(*options, targets=targets, files=files),
+        command,
         cwd=folder,
         env=environment(folder, **more),
         stdout=subprocess.PIPE,
@@ -66,6 +53,30 @@ def run(
     )
     assert not check or done.returncode == 0, done.stdout[-6000:]
     return done.stdout
+
+
+def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+    """Run Snakemake in the folder, on the default configuration unless told otherwise."""
+    return execute(folder, *SNAKEMAKE, "--cores", "2", *arguments, check=check)
+
+
+def command(
+    *options: str, targets: tuple[str, ...] = ("all",), files: tuple[str, ...] = FILES
+) -> tuple[str, ...]:
+    """Snakemake's command line for a study."""
+    return (*SNAKEMAKE, "--configfile", *files, *(options or ("--cores", "2")), "--", *targets)
+
+
+def run(
+    folder: Path,
+    *options: str,
+    targets: tuple[str, ...] = ("all",),
+    files: tuple[str, ...] = FILES,
+    check: bool = True,
+    timeout: float = 900,
+) -> str:
+    """Run a study in the folder, the smallest unless told otherwise; returns all that Snakemake prints."""
+    return execute(folder, *command(*options, targets=targets, files=files), check=check, timeout=timeout)
 
 
 def same_tables(one: Path, other: Path) -> None:

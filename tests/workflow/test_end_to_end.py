@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from project import copy_workflow, run
 
-REPOSITORY = Path(__file__).parents[2]
-PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs", "pyproject.toml")
+FILES = ("config/config.yaml", "config/test/tiny.yaml")
 TABLES = ("fcr.csv", "refusal.csv", "coverage.csv")
 RESULTS = Path("results/ioi/gpt2-embedded")
-
-
-def run_workflow(folder: Path, cores: int, *targets: str) -> str:
-    """Run Snakemake on the tiny study in a folder of its own; returns what it printed."""
-    for part in PARTS:
-        source = REPOSITORY / part
-        if not (folder / part).exists():
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, folder / part)
-    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--configfile", "config/config.yaml"]
-    result = subprocess.run(
-        [*command, "config/test/tiny.yaml", "--", *targets],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(folder / "src"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-    )
-    output = result.stdout + result.stderr
-    assert result.returncode == 0, output[-4000:]
-    return output
 
 
 @pytest.fixture(scope="module")
 def two_cores(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The complete tiny study, with figures and report, on two cores."""
-    folder = tmp_path_factory.mktemp("two")
-    run_workflow(folder, 2, "all", "study")
+    folder = copy_workflow(tmp_path_factory.mktemp("two"))
+    run(folder, "--cores", "2", targets=("all", "study"), files=FILES)
     return folder
 
 
@@ -69,7 +41,7 @@ def test_the_workflow_ends_in_figures_tables_and_a_report(two_cores: Path) -> No
             assert path.stat().st_size > 100, path
     for name in ("table1", "failures", "headline"):
         assert (two_cores / f"results/tables/ioi_gpt2-embedded_{name}.csv").exists()
-    assert "Nothing to be done" in run_workflow(two_cores, 2, "all")
+    assert "Nothing to be done" in run(two_cores, "--cores", "2", files=FILES)
 
 
 def test_every_rate_stands_beside_its_exact_value_and_controls(two_cores: Path) -> None:
@@ -93,6 +65,7 @@ def test_every_rate_stands_beside_its_exact_value_and_controls(two_cores: Path) 
 
 def test_one_core_and_two_give_the_same_bytes(two_cores: Path, tmp_path: Path) -> None:
     """Two runs with the same seed, one of them on a single core, write byte-identical tables."""
-    run_workflow(tmp_path, 1, "tables")
+    one_core = copy_workflow(tmp_path)
+    run(one_core, "--cores", "1", targets=("tables",), files=FILES)
     for name in TABLES:
-        assert (tmp_path / RESULTS / name).read_bytes() == (two_cores / RESULTS / name).read_bytes(), name
+        assert (one_core / RESULTS / name).read_bytes() == (two_cores / RESULTS / name).read_bytes(), name

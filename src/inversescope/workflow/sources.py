@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,19 @@ def imports_of(module: str) -> frozenset[str]:
     return _imports_in(_tree(module))
 
 
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Statements of a piece of code and those within them, but what is for type checking alone. No expression holds an import."""
+    for part in ("body", "orelse", "handlers", "finalbody", "cases"):
+        for child in getattr(node, part, ()):
+            if not (isinstance(child, ast.If) and "TYPE_CHECKING" in vars(child.test).values()):
+                yield child
+                yield from _statements(child)
+
+
 def _imports_in(tree: ast.AST) -> frozenset[str]:
-    """Modules of the package that a piece of code imports, but for type checking."""
-    for_types = [
-        n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
-    ]
-    skipped = {id(n) for block in for_types for n in ast.walk(block)}
+    """Modules of the package that a piece of code imports."""
     names: set[str] = set()
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in _statements(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "inversescope":
             names.add(node.module or "")
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
