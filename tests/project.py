@@ -7,6 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from inversescope.config import merge
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs")
@@ -29,6 +34,12 @@ def copy_workflow(folder: Path) -> Path:
     return folder
 
 
+def edit_config(root: Path, delta: dict[str, Any]) -> None:
+    """Lay a delta over the default configuration, in place."""
+    file = root / "config/config.yaml"
+    file.write_text(yaml.safe_dump(merge(yaml.safe_load(file.read_text()), delta), sort_keys=False))
+
+
 def environment(folder: Path, **more: str) -> dict[str, str]:
     """What a shell in the folder would have."""
     return {
@@ -36,6 +47,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
         "PYTHONPATH": str(folder / "src"),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PYTHONHASHSEED": "0",
+        "GIT_CONFIG_GLOBAL": os.devnull,
         **more,
     }
 
@@ -55,9 +67,17 @@ def execute(folder: Path, *command: str, check: bool = True, timeout: float = 90
     return done.stdout
 
 
-def snakemake(folder: Path, *arguments: str, check: bool = True) -> str:
+def snakemake(folder: Path, *arguments: str, check: bool = True, **more: str) -> str:
     """Run Snakemake in the folder, on the default configuration unless told otherwise."""
-    return execute(folder, *SNAKEMAKE, "--cores", "2", *arguments, check=check)
+    return execute(folder, *SNAKEMAKE, "--cores", "2", *arguments, check=check, **more)
+
+
+def planned(folder: Path, *targets: str) -> list[str]:
+    """Files that the jobs behind some targets write."""
+    summary = snakemake(folder, "--summary", *targets)
+    files = [line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))]
+    assert len(files) > 100
+    return files
 
 
 def command(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,51 +118,6 @@ def test_a_state_of_another_training_or_a_damaged_one_is_not_used(tmp_path: Path
         told = "is damaged: its checksum" if damage else "is the state of another training"
         assert told in lines[0] and lines[0].endswith("beginning at step 0")
         assert torch.equal(again[0].weight, whole[0].weight)
-
-
-SHARED = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from test_training import SCHEDULE, make_model, loss_of
-from inversescope.training import this_process, train
-model, process = make_model(), this_process()
-index, of = process.process_index, process.num_processes
-assert of == 2
-
-def loss(step):
-    import numpy as np
-    rng = np.random.default_rng([3, step])
-    x = torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32))
-    y = x[:, :1] - 0.5 * x[:, 1:2]
-    # Uneven shares, the second process without the first three rows; all 16 rows count alike.
-    part = slice(0, 3) if index == 0 else slice(3, 16)
-    return ((model(x[part]) - y[part]) ** 2).sum() / 16, {"twice": 2.0 * step, "rare": float("nan")}
-
-log = train(model, loss, SCHEDULE, name="t", tokens_per_step=1, log_every=5, log_path=Path(sys.argv[2]) / "log.csv")
-torch.save(model.state_dict(), Path(sys.argv[2]) / f"{index}.pt")
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    (tmp_path / "shared.py").write_text(SHARED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*command, str(tmp_path / "shared.py"), str(Path(__file__).parent), str(tmp_path)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    alone = make_model()
-    log = run(alone)
-    first, second = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in (0, 1))
-    for name, value in alone.state_dict().items():
-        assert torch.equal(first[name], second[name]), name
-        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-6)
-    assert done.stdout.count("t: 30/30") == 1, "the first alone speaks"
-    np.testing.assert_allclose(pd.read_csv(tmp_path / "log.csv")["loss"], log["loss"], rtol=1e-4)
 
 
 def test_parts_of_a_batch_are_all_of_it_once() -> None:

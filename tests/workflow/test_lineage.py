@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from project import MODEL, RESULTS, ROOT, copy_workflow, environment
+from project import MODEL, RESULTS, ROOT, copy_workflow, edit_config, planned, snakemake
+from project import execute as shell
 
 from inversescope.cli import main
-from inversescope.config import merge
 from inversescope.errors import InputError, neutral
 from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
 from inversescope.lineage.audit import audit
@@ -34,22 +33,6 @@ PROMPTS = "data/ioi/prompts/test.parquet"
 STAGES = {"prompts@ioi", "experiment@ioi", "figures"}
 
 
-def shell(root: Path, *command: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=root,
-        env=environment(root, GIT_CONFIG_GLOBAL=os.devnull),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, (command, done.stdout[-2000:], done.stderr[-2000:])
-    return done.stdout + done.stderr
-
-
-def snakemake(root: Path, *arguments: str) -> str:
-    return shell(root, sys.executable, "-m", "snakemake", "--cores", "1", *arguments)
-
-
 def dvc(root: Path, *arguments: str) -> str:
     return shell(root, sys.executable, "-m", "dvc", *arguments)
 
@@ -57,11 +40,6 @@ def dvc(root: Path, *arguments: str) -> str:
 def commit(root: Path, message: str) -> None:
     shell(root, "git", "add", "--all")
     shell(root, "git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", message)
-
-
-def edit_config(root: Path, delta: dict[str, Any]) -> None:
-    file = root / "config/config.yaml"
-    file.write_text(yaml.safe_dump(merge(yaml.safe_load(file.read_text()), delta), sort_keys=False))
 
 
 def keep_one_experiment(root: Path) -> None:
@@ -109,10 +87,7 @@ def adopted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     keep_one_experiment(root)
     shell(root, "git", "init", "-q", "-b", "main")
     commit(root, "The workflow")
-    summary = snakemake(root, "--summary", "all")
-    outputs = [line.split("\t")[0] for line in summary.splitlines() if line.startswith(("data/", "results/"))]
-    assert len(outputs) > 100
-    for output in outputs:
+    for output in planned(root, "all"):
         write_placeholder(root, output)
     shell(root, *f"inversescope make_prompts --model {MODEL} --split test --root {root}".split())
     snakemake(root, "--touch", "--forceall", "--quiet", "all", "--", "all")
@@ -178,8 +153,8 @@ def test_what_git_holds_is_not_taken_for_computed(adopted: Path, tmp_path: Path)
         edit_config(root, edit)
         for file in root.rglob("*"):
             os.utime(file, (1e9, 1e9))
-        planned = snakemake(root, "--dry-run", "--quiet", "rules", "--", "all")
-        assert set(re.findall(r"^total +(\d+)$", planned, flags=re.M)) == {str(jobs + 1)}, "and the target"
+        dry = snakemake(root, "--dry-run", "--quiet", "rules", "--", "all")
+        assert set(re.findall(r"^total +(\d+)$", dry, flags=re.M)) == {str(jobs + 1)}, "and the target"
 
 
 @pytest.mark.parametrize("fails", [False, True])
