@@ -40,7 +40,7 @@ export PYTHONHASHSEED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup figures study bench test test-slurm test-faults lint format report adopt restore audit clean
+.PHONY: help setup figures study bench test test-fast test-slurm test-faults lint format report adopt restore audit clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -100,10 +100,16 @@ lint: setup ## Linters, types and workflow checks
 	ruff format --check .
 	$(call say,mypy)
 	mypy
+	$(call say,import-linter)
+	lint-imports --no-cache --no-logo
 	$(call say,snakefmt)
 	snakefmt --check Snakefile rules
 	$(call say,snakemake --lint)
 	snakemake --lint
+
+test-fast: setup ## Unit tests alone, under a minute: no target model is trained, no Snakemake started
+	$(call say,pytest of tests/unit with $(WORKERS) worker(s))
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile tests/unit
 
 test: lint ## All checks and tests, at most two workers
 	$(call say,pytest with $(WORKERS) worker(s))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -709,12 +707,3 @@ def test_a_missing_table_names_its_rule(tmp_path):
         plot_study(context)
     with pytest.raises(InputError, match="plot_figures"):
         make_report(context)
-
-
-def test_figures_never_import_torch():
-    plots = [f"inversescope.studies.{study}.plot" for study in ("ioi", "variants", "cases", "ravel", "icl")]
-    names = ", ".join([*plots, "inversescope.report.page", "inversescope.report.show"])
-    code = f"import sys, {names}; sys.exit(bool({{'torch', 'transformers'}} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    code = "import sys, inversescope.workflow.figures as f; f.registered(); sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

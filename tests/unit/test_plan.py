@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -26,15 +24,6 @@ def configuration(delta: dict[str, Any] | None = None) -> Config:
 
 def planned(delta: dict[str, Any] | None = None) -> ExperimentPlan:
     return Plan(configuration(delta))["ioi", MODEL]
-
-
-def test_planning_imports_no_library_of_numbers() -> None:
-    """Snakemake reads the plan in every one of its processes."""
-    modules = ("plan", "used", "sources", "stages", "paths")
-    code = "import sys, " + ", ".join(f"inversescope.workflow.{name}" for name in modules)
-    heavy = "sorted({'numpy', 'pandas', 'torch', 'matplotlib', 'pyarrow'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", f"{code}; print({heavy})"], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_fill_leaves_other_names() -> None:

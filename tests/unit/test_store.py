@@ -191,8 +191,3 @@ def test_checkpoints_and_json_round_trip(tmp_path: Path) -> None:
         store.read_json(tmp_path / "c" / "meta.json")
     with pytest.raises(ValueError, match="JSON compliant"):
         store.write_json({"x": float("nan")}, tmp_path / "nan.json")
-
-
-def test_importing_the_store_does_not_import_torch() -> None:
-    code = "import sys, inversescope.store, inversescope.sites; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -437,11 +435,6 @@ def test_words_are_the_vocabulary(tiny: IOITask) -> None:
     pieces = {piece for text in tiny.texts(tiny.enumerate()) for piece in re.findall(r" ?\w+|[^\w\s]", text)}
     assert pieces == set(tiny.words()) and len(tiny.words()) == len(pieces)
     assert {f" {word}" for word in tiny.single_token_words()} <= pieces
-
-
-def test_tasks_do_not_import_torch() -> None:
-    code = "import sys, inversescope.tasks; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # A new task is a class and its name in the table
