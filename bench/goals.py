@@ -12,9 +12,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pandas as pd
-from bench.tables import finish, options
+from bench.tables import options
 
-from inversescope.store import read_json, read_table
+from inversescope.figures.save import markdown_table
+from inversescope.store import read_json, read_table, write_table
 
 GOALS = Path(__file__).with_name("goals.csv")
 RELATIONS = {"≤": operator.le, "<": operator.lt, "≥": operator.ge, ">": operator.gt}
@@ -40,11 +41,8 @@ def rows_of(results: Path, table: str, where: str) -> pd.DataFrame:
 
 def judge(goal: dict[str, str], results: Path) -> dict[str, object]:
     """A goal, what was measured, and whether it is met; `not measured` where there is no row."""
-    rows = (
-        rows_of(results, goal["table"], goal["where"]).dropna(subset=goal["column"])
-        if goal["column"]
-        else pd.DataFrame()
-    )
+    rows = rows_of(results, goal["table"], goal["where"])
+    rows = rows.dropna(subset=goal["column"]) if goal["column"] in rows else pd.DataFrame()
     told = {"study": goal["study"], "goal": goal["goal"], "limit": f"{goal['relation']} {goal['limit']}"}
     if rows.empty:
         return told | {"measured": "", "verdict": "not measured"}
@@ -68,15 +66,23 @@ def judge(goal: dict[str, str], results: Path) -> dict[str, object]:
     }
 
 
+def judged(results: Path) -> pd.DataFrame:
+    """All goals, what was measured below a folder of results, and the verdicts."""
+    goals = pd.read_csv(GOALS, dtype=str, keep_default_na=False).to_dict("records")
+    return pd.DataFrame([judge(goal, results) for goal in goals])
+
+
 def main() -> None:
-    """Print all goals, and write them where asked."""
+    """Print all goals in Markdown, and write them where asked."""
     parser = options((__doc__ or "").splitlines()[0], "goals")
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="docs/results: the last full run"
     )
     arguments = parser.parse_args()
-    goals = pd.read_csv(GOALS, dtype=str, keep_default_na=False).to_dict("records")
-    finish([judge(goal, arguments.results) for goal in goals], arguments.out)
+    table = judged(arguments.results)
+    print(markdown_table(table))
+    if arguments.out is not None:
+        write_table(table, arguments.out)
 
 
 if __name__ == "__main__":

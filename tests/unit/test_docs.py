@@ -5,8 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
+
+from inversescope import config
+from inversescope.figures.save import markdown_table
+from inversescope.report.results import PAGE, results_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -98,6 +105,19 @@ def test_tables_quote_numbers_that_a_rule_wrote(page: Path) -> None:
             assert not unwritten(block, tables), before
 
 
+def test_the_results_are_those_of_the_adopted_run() -> None:
+    """`make adopt` writes docs/results.md; so does `inversescope.report.results.write_results`."""
+    assert (ROOT / PAGE).read_text() == results_page(ROOT)
+
+
+def test_the_goals_are_judged_by_the_adopted_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m bench.goals --results docs/results` prints the table of bench/README.md."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from bench.goals import judged
+
+    assert markdown_table(judged(ROOT / "docs/results")) in (ROOT / "bench/README.md").read_text()
+
+
 def names_of(source: Path) -> set[str]:
     """Functions, classes, their methods and constants that a module defines."""
     found: set[str] = set()
@@ -122,3 +142,21 @@ def test_the_map_of_the_paper_names_what_exists() -> None:
         if file.suffix == ".py":
             missing = set(re.findall(r"`([\w.]+)`", named)) - names_of(file)
             assert not missing, (path, missing)
+
+
+def test_the_example_of_a_task_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The task in docs/extending.md: parsing reverses writing, splits are apart, moves can be taken back."""
+    page = (ROOT / "docs/extending.md").read_text()
+    code = re.search(r"```python\n(.*?class \w+\(Task\).*?)```", page, flags=re.S)
+    assert code is not None
+    monkeypatch.setattr(config, "ColoursConfig", SimpleNamespace, raising=False)
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    task = names["ColoursTask"](SimpleNamespace(n_colours=4))
+    index = np.arange(task.size)
+    assert (task.parse(task.texts(index)) == index).all() and task.parse(["The red cat"]) == -1
+    assert sorted(np.concatenate(list(task.split_rows.values()))) == index.tolist()
+    assert {" " + answer for answer in task.answers(index)} < set(task.words())
+    for kind, count in enumerate(task.move_counts):
+        reached = [task.move(index, np.full(task.size, kind), np.full(task.size, v)) for v in range(count)]
+        assert all(sorted(to) == index.tolist() and (to != index).all() for to in reached)

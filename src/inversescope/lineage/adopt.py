@@ -12,6 +12,7 @@ from inversescope.errors import InputError
 from inversescope.lineage.dvc import Store
 from inversescope.lineage.records import CONFIG_FILE, adopted_records, restore_records, write_adopted
 from inversescope.lineage.stale import refuse_stale, stale, summary
+from inversescope.report.results import write_results
 
 #: What is adopted unless asked otherwise: all studies, and the study over dimension, steps and seeds.
 TARGETS = ("all", "study")
@@ -27,7 +28,7 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> tuple[list[str], list
     """Record a finished run, provided that Snakemake has nothing left to do. Files of the run are not touched.
 
     Everything that the outputs of dvc.yaml's stages hold here is kept by DVC and named in dvc.lock. The records of its jobs, and
-    copies of what README and docs show, go to docs/results.
+    copies of what README and docs show, go to docs/results; docs/results.md is written from these.
 
     Args:
         root: repository root.
@@ -47,7 +48,9 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> tuple[list[str], list
     refuse_stale([one for one in found.values() if one is not None], remedy)
     names, hashes = Store(root).commit()
     write_adopted(root, hashes)
-    return names, copy_shown(root)
+    left = copy_shown(root)
+    write_results(root)
+    return names, left
 
 
 def copy_shown(root: Path) -> list[str]:
