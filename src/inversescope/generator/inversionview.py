@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.generator.backbone import Attention, Backbone, BackboneShape, KeyValues, Linear, Prefix
-from inversescope.generator.base import ConditionalGenerator, Materials
+from inversescope.generator.base import ConditionalGenerator, Materials, Rows
 from inversescope.generator.condition import Condition
 from inversescope.generator.inversescope import ResidualMLP
 from inversescope.targets.speed import even_rows
@@ -148,26 +148,14 @@ class InversionView(ConditionalGenerator):
             prefix.append(attention.key_value(norm(injection(c))))
         return Injected(prefix, c)
 
-    def logits(
-        self,
-        tokens: Tensor,
-        folded: Injected,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, folded: Injected, rows: Rows) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T). Of neighbours it knows nothing."""
-        rows = folded if owner is None else folded.rows(owner)
-        logits: Tensor = self.backbone(tokens, prefix=rows.prefix)
+        own = folded if rows.owner is None else folded.rows(rows.owner)
+        logits: Tensor = self.backbone(tokens, prefix=own.prefix)
         return logits
 
     def step(
-        self,
-        tokens: Tensor,
-        position: int,
-        cache: list[KeyValues],
-        folded: Injected,
-        owner: Tensor,
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Injected, owner: Tensor
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) a row."""
         # Rows that fill up to an even number attend to whatever activation comes first; nobody reads them.
