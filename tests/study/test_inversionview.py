@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -171,7 +171,7 @@ def test_unknown_site_is_an_input_error() -> None:
 def test_shape_survives_json() -> None:
     import json
 
-    assert InversionViewShape.from_dict(json.loads(json.dumps(SHAPE.to_dict()))) == SHAPE
+    assert InversionView.from_shape(json.loads(json.dumps(asdict(SHAPE)))).shape == SHAPE
 
 
 def test_all_of_it_learns() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import get_args
 
 import numpy as np
@@ -282,7 +282,7 @@ def test_unknown_site_is_an_input_error() -> None:
 def test_shape_survives_json() -> None:
     import json
 
-    assert GeneratorShape.from_dict(json.loads(json.dumps(FULL.to_dict()))) == FULL
+    assert InverseScope.from_shape(json.loads(json.dumps(asdict(FULL)))).shape == FULL
 
 
 # Steps

@@ -7,7 +7,7 @@ Shapes: B sequences, T positions, D width, N heads, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,10 +42,6 @@ class BackboneShape:
         names = ("n_positions", "n_layers", "n_heads", "d_model", "tied_embeddings")
         sizes = {name: getattr(config, name) for name in names}
         return BackboneShape(vocab_size=vocab_size, d_mlp=config.d_mlp or 4 * config.d_model, **sizes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 class Linear(nn.Linear):

@@ -6,7 +6,7 @@ Shapes: B activations, n sequences, T positions, D width of the decoder, V vocab
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inversescope.config import Config
 from inversescope.config.methods import VariantConfig
 from inversescope.errors import InputError
-from inversescope.generator.backbone import Backbone, KeyValues, Readout
+from inversescope.generator.backbone import Backbone, BackboneShape, KeyValues, Readout
 from inversescope.generator.condition import Condition, Prompts
 
 
@@ -70,15 +70,17 @@ class Rows:
 
 
 class ConditionalGenerator(nn.Module):
-    """q(x | z): a decoder that writes prompts, told about activations by `fold`.
+    """q(x | z): a decoder that writes prompts, told about activations by `fold`. It is made from its shape alone.
 
     Attributes:
         shape: everything that fixes the parameters: `backbone` (sizes of the decoder), `sites` (label -> dimension taken),
             `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`, `words`, `n_condition`).
+        shape_type: its class, a dataclass.
         backbone: the decoder.
         neighbour_logits, neighbour_words: how it attends to cached neighbours, by prefix or by words; None = not.
     """
 
+    shape_type: ClassVar[Any]
     shape: Any
     backbone: Backbone
     neighbour_logits: Any
@@ -91,8 +93,9 @@ class ConditionalGenerator(nn.Module):
 
     @classmethod
     def from_shape(cls, values: dict[str, Any]) -> ConditionalGenerator:
-        """A generator of the shape that a checkpoint describes, as `shape.to_dict` gave it."""
-        raise NotImplementedError
+        """A generator of the shape that a checkpoint describes: `dataclasses.asdict` of it, from JSON."""
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(cls.shape_type(**{**values, "backbone": BackboneShape(**values["backbone"])}))
 
     def fold(self, condition: Condition) -> Any:
         """Compute what B activations contribute to every token. Raises `InputError` for an unknown site."""

@@ -10,8 +10,7 @@ sampling, and nothing is approximated.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,16 +43,6 @@ class GeneratorShape:
     neighbour_logits: bool = False
     n_condition: int = 128  # cached neighbours that condition, at most
     words: tuple[int, ...] = ()  # W tokens by which neighbours are attended to; none = they are not
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> GeneratorShape:
-        """Inverse of `to_dict`."""
-        backbone, words = BackboneShape(**values["backbone"]), tuple(values.get("words", ()))
-        return GeneratorShape(**{**values, "backbone": backbone, "words": words})
 
 
 @dataclass
@@ -126,6 +115,8 @@ class ResidualMLP(nn.Module):
 class InverseScope(ConditionalGenerator):
     """A backbone steered by control layers that read one activation of any known site."""
 
+    shape_type = GeneratorShape
+
     def __init__(self, shape: GeneratorShape) -> None:
         super().__init__()
         self.shape = shape
@@ -172,11 +163,6 @@ class InverseScope(ConditionalGenerator):
             model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
         model.backbone.requires_grad_(not variant.freeze_backbone)
         return model
-
-    @classmethod
-    def from_shape(cls, values: dict[str, Any]) -> InverseScope:
-        """A generator of a given shape, as `shape.to_dict` gave it."""
-        return cls(GeneratorShape.from_dict(values))
 
     def encode(self, condition: Condition) -> Tensor:
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""

@@ -11,8 +11,8 @@ C = W + E.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,15 +60,6 @@ class InversionViewShape:
         """W, width of the widest site's activations."""
         return max(self.sites.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> InversionViewShape:
-        """Inverse of `to_dict`."""
-        return InversionViewShape(**{**values, "backbone": BackboneShape(**values["backbone"])})
-
 
 @dataclass
 class Injected:
@@ -84,6 +75,8 @@ class Injected:
 
 class InversionView(ConditionalGenerator):
     """A decoder whose every block attends to one activation of any known site."""
+
+    shape_type = InversionViewShape
 
     def __init__(self, shape: InversionViewShape) -> None:
         super().__init__()
@@ -119,11 +112,6 @@ class InversionView(ConditionalGenerator):
         if variant.decoder_init == "backbone":
             model.backbone.load_state_dict(backbone.state_dict())
         return model
-
-    @classmethod
-    def from_shape(cls, values: dict[str, Any]) -> InversionView:
-        """A generator of a given shape, as `shape.to_dict` gave it."""
-        return cls(InversionViewShape.from_dict(values))
 
     def encode(self, condition: Condition) -> Tensor:
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""

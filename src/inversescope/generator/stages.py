@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def train_backbone(context: Context) -> None:
     }
     _check_gate(rates, settings)
     meta = {
-        "shape": backbone.shape.to_dict(),
+        "shape": asdict(backbone.shape),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         **rates,
         "train_seconds": float(log["seconds"].iloc[-1]),
@@ -157,7 +158,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     if not process.is_main_process:
         return
     meta: dict[str, Any] = {
-        "shape": model.shape.to_dict(),
+        "shape": asdict(model.shape),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "variant": settings.model_dump(mode="json"),
         "steps": steps,
