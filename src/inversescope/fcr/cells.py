@@ -88,11 +88,14 @@ class SiteCells:
             keep &= allowed[rows]
         return rows[keep], kernel_values(d[keep], epsilon, kind)
 
-    def add_untrained(self, epsilons: list[float], prior_samples: pd.DataFrame) -> None:
-        """Exact values, the cache alone, and the controls that need no generator.
+    def add_untrained(
+        self, epsilons: list[float], prior_samples: pd.DataFrame, states: pd.DataFrame | None
+    ) -> None:
+        """Exact values, the cache alone, the controls that need no generator, and chains of swap moves if there are any.
 
         Args:
             prior_samples: what the backbone writes without any activation.
+            states: of the chains, at the headline bandwidth.
         """
         size = len(self.train)
         prior_samples = prior_samples[prior_samples["parsed"].astype(bool)]
@@ -117,13 +120,13 @@ class SiteCells:
                     self.add(feature, target, epsilon, "cache", cache, cache_size=size)
                     self.add(feature, target, epsilon, "nearest", nearest, cache_size=size)
                     self.add(feature, target, epsilon, "majority", Estimate(float(majority == own), 1, 1.0))
+            if states is not None:
+                self._add_chains(feature, states)
 
-    def add_chains(self, states: pd.DataFrame, epsilon: float) -> None:
-        """Values of the chains of swap moves, from their states."""
+    def _add_chains(self, feature: str, states: pd.DataFrame) -> None:
         target_id = states["target_id"].to_numpy()
-        found = self.context.task.features_of(states["prompt_id"].to_numpy().astype(np.int64))
-        for feature, labels in self.labels.items():
-            match = pd.Series((found[feature] == labels[target_id]).astype(float)).groupby(target_id)
-            for target, value in match.mean().items():
-                n = int(match.size()[target])
-                self.add(feature, int(target), epsilon, "mcmc", Estimate(float(value), n, math.nan))
+        found = self.context.task.features_of(states["prompt_id"].to_numpy().astype(np.int64))[feature]
+        match = pd.Series((found == self.labels[feature][target_id]).astype(float)).groupby(target_id)
+        for target, value in match.mean().items():
+            estimate = Estimate(float(value), int(match.size()[target]), math.nan)
+            self.add(feature, int(target), self.context.config.kernel.epsilon, "mcmc", estimate)

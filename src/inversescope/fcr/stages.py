@@ -72,10 +72,10 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
     base = context.results / out if out else context.results
     here, epsilons = _load_site(context, site), context.plan.bandwidths
     if not out:
-        here.add_untrained(epsilons, read_table(need(context.path(paths.PRIOR_SAMPLES), "train_backbone")))
-        if context.plan.has_chains:
-            states = read_table(need(context.path(paths.MCMC, site=site), "run_mcmc"))
-            here.add_chains(states, context.config.kernel.epsilon)
+        chains = context.path(paths.MCMC, site=site)
+        states = read_table(need(chains, "run_mcmc")) if context.plan.has_chains else None
+        prior_samples = read_table(need(context.path(paths.PRIOR_SAMPLES), "train_backbone"))
+        here.add_untrained(epsilons, prior_samples, states)
     refusals: list[dict[str, Any]] = []
     for variant in variants:
         generator = context.config.variant(variant).generator
