@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from inversescope import __version__
-from inversescope.config import BackboneConfig
+from inversescope.config.methods import BackboneConfig
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.generator.build import (
