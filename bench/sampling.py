@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.gpt2 import to_hf
 from bench.tables import fastest, finish, options
 
 # isort: split
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from inversescope.config import load_config
-from inversescope.generator.backbone import BackboneShape, to_hf
+from inversescope.generator.backbone import BackboneShape
 from inversescope.generator.condition import Condition
 from inversescope.generator.inversescope import Folded, GeneratorShape, InverseScope
 from inversescope.sampling.decode import decode

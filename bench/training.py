@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def prepare(root: Path, config: Config) -> Context:
         )
     )
     state = {name: value.detach().numpy() for name, value in backbone.state_dict().items()}
-    meta = {"shape": backbone.shape.to_dict(), "tokenizer_hash": tokenizer_hash(tokenizer)}
+    meta = {"shape": asdict(backbone.shape), "tokenizer_hash": tokenizer_hash(tokenizer)}
     save_checkpoint(context.backbone_dir, state, meta)
     return context
 

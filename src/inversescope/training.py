@@ -145,6 +145,10 @@ class _Log:
         """Seconds of training until now, those before a kill too."""
         return self.before + time.monotonic() - self.start
 
+    def state(self) -> dict[str, Any]:
+        """What a log of the same training goes on from."""
+        return {"seconds": self.seconds(), "rows": self.rows, "sums": self.sums}
+
     def restore(self, meta: Mapping[str, Any]) -> None:
         """Go on with the log of a state."""
         self.rows, self.sums = list(meta["rows"]), dict(meta["sums"])
@@ -171,18 +175,16 @@ def train(
 ) -> pd.DataFrame:
     """Minimise `loss(step)` over the trainable parameters of `model`, on the GPU of this process if there is one.
 
-    Where there are several processes, `loss` gives this one's share, and the sum over processes is what is minimised; the first
-    process alone writes and speaks.
+    With several processes, `loss` gives this one's share and their sum is minimised; the first one alone writes and speaks.
 
     Args:
-        loss: step -> (scalar loss, extra values to log); must depend on nothing but the step, the model and the process.
+        loss: step -> (scalar loss, extra values to log); depends on nothing but the step, the model and the process.
         state_path: the file of the resumable state; removed by the caller once the result is written.
-        made_from: what the result depends on beside the schedule. A state of another training is left alone, and training begins
-            at step 0; so it does where the state is damaged.
+        made_from: what the result depends on beside the schedule. A state of another training is not gone on from.
         save_every: steps between two states; makes no difference to the result.
         stop: asked after each step; True ends the run early.
         rate: learning rate at a step, if not the schedule's.
-        on_step: called after each step (evaluation, snapshots).
+        on_step: called after each step (evaluation).
         on_cpu: stay on the processor, whatever there is.
 
     Returns:
@@ -216,8 +218,7 @@ def train(
         if ended:
             break
         if state_path is not None and leading and done % save_every == 0 and done < schedule.steps:
-            logs = {"seconds": log.seconds(), "rows": log.rows, "sums": log.sums}
-            save_state(state_path, optimised.tensors(), {**logs, "training": training, "step": done})
+            save_state(state_path, optimised.tensors(), {**log.state(), "training": training, "step": done})
     model.eval()
     table = pd.DataFrame(log.rows)
     if log_path is not None and leading:

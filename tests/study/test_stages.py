@@ -21,6 +21,7 @@ from inversescope.generator.condition import Condition, encode_prompts
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import effective_sample_size
 from inversescope.kernel.neighbours import Cache
+from inversescope.sampling.log_q import log_q
 from inversescope.sites import Site
 from inversescope.store import read_table
 from inversescope.targets.models import load_target
@@ -121,13 +122,10 @@ def test_log_q_is_the_generators(study: Path) -> None:
     z = np.zeros((TARGETS, 16), np.float32)
     z[:, :8] = c.activations("test", "L1H1")  # noise lived in the residual stream's 16 dimensions
     with torch.no_grad():
-        folded = model.fold(Condition({"L1H1": torch.from_numpy(z)})).rows(
-            torch.tensor(frame["target_id"].to_numpy())
-        )
-        logq = model.log_prob(
-            torch.from_numpy(prompts.tokens.astype(np.int64)), torch.from_numpy(prompts.lengths), folded
-        )
-    np.testing.assert_allclose(frame["logq"], logq.numpy(), atol=1e-4)
+        folded = model.fold(Condition({"L1H1": torch.from_numpy(z)}))
+    tokens, owner = prompts.tokens[:, 1:].astype(np.int64), frame["target_id"].to_numpy()
+    expected = log_q(model, folded, owner, tokens, end=int(tokenizer.eos_token_id))
+    np.testing.assert_allclose(frame["logq"], expected, atol=1e-4)
 
 
 def test_masked_candidates_are_all_of_the_prior(study: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from inversescope.errors import InputError
 from inversescope.generator import pairs
 from inversescope.generator.backbone import BackboneShape
+from inversescope.generator.base import Rows
 from inversescope.generator.condition import Condition, Prompts, encode_prompts
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.loss import conditional_loss
@@ -71,9 +72,7 @@ class Tabular(nn.Module):
         assert torch.equal(self.keys[anchor], z), "anchors are clean cached activations"
         return anchor
 
-    def log_probabilities(
-        self, tokens: Tensor, anchor: Tensor, counts: Tensor | None = None, **others: Tensor | None
-    ) -> Tensor:
+    def log_probabilities(self, tokens: Tensor, anchor: Tensor, rows: Rows | None = None) -> Tensor:
         index = [[self.prefixes[tuple(row[: t + 1])] for t in range(len(row))] for row in tokens.tolist()]
         return torch.log_softmax(self.logits[anchor[:, None], torch.tensor(index)], -1)
 
@@ -247,7 +246,7 @@ def test_soft_target_is_the_next_token_distribution_among_prefix_sharers() -> No
     logp = torch.log_softmax(torch.randn(1, 3, VOCABULARY, generator=torch.Generator().manual_seed(0)), -1)
     model = nn.Linear(1, 1)
     model.fold = lambda condition: None  # type: ignore[assignment]
-    model.log_probabilities = lambda tokens, folded, counts, evidence: logp  # type: ignore[assignment]
+    model.log_probabilities = lambda tokens, folded, rows: logp  # type: ignore[assignment]
     batch = Batch(
         {"s": np.zeros((1, 1), np.float32)},
         path,

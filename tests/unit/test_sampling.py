@@ -14,7 +14,7 @@ from torch import nn
 
 from inversescope.config.tasks import IOIConfig
 from inversescope.generator.backbone import BackboneShape
-from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.base import ConditionalGenerator, Rows
 from inversescope.generator.condition import Condition, Prompts, encode_prompts, make_condition
 from inversescope.generator.inversescope import GeneratorShape, InverseScope
 from inversescope.generator.inversionview import InversionView, InversionViewShape
@@ -130,7 +130,7 @@ def rule_of(
             for t in range(len(prefix) + 1):
                 said[0, t] = torch.from_numpy(evidence(attended[target], prefix[:t]))
         here = model.fold(condition).rows(torch.tensor([target]))
-        readout = model.readout(here, counts, evidence=said)
+        readout = model.readout(here, Rows(None, counts, said))
         logits = model.backbone(x, model.controller(here), readout)[0, -1].double() / temperature
         if grammar is not None:
             state = grammar.start
@@ -174,16 +174,12 @@ def test_log_q_of_plain_decoding(temperature: float) -> None:
     check_log_q(drawn, rule_of(model, condition, temperature))
 
 
-def test_log_q_is_log_prob_of_the_sequence() -> None:
+def test_log_q_of_drawn_and_of_given_sequences_is_the_same() -> None:
     model, condition = make_model(), activations()
     drawn = decode(model, condition, uniforms(), end=END)
-    ends = drawn.tokens == END
-    lengths = np.where(ends.any(-1), ends.argmax(-1) + 2, LENGTH + 1)
-    tokens = torch.from_numpy(np.concatenate([np.full((TARGETS, DRAWS, 1), END), drawn.tokens], -1))
-    folded = model.fold(condition).rows(torch.arange(TARGETS).repeat_interleave(DRAWS))
-    with torch.no_grad():
-        logp = model.log_prob(tokens.flatten(0, 1), torch.from_numpy(lengths.ravel()), folded)
-    np.testing.assert_allclose(drawn.log_q.ravel(), logp.numpy(), atol=1e-4)
+    owner = np.arange(TARGETS).repeat(DRAWS)
+    given = log_q(model, model.fold(condition), owner, drawn.tokens.reshape(-1, LENGTH), end=END)
+    np.testing.assert_allclose(drawn.log_q.ravel(), given, atol=1e-4)
 
 
 @pytest.mark.parametrize("alpha", [0.5, 5.0])

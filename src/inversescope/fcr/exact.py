@@ -51,55 +51,65 @@ def exact_reference(
         Exact values. If the reference is all of the prior they are exact; if it holds draws of it, estimates.
     """
     metric, order = distance_of(distance), np.argsort(epsilons)
-    sorted_eps = np.asarray(epsilons, np.float64)[order]
-    Q, E = len(queries), len(epsilons)
-    radius = support_radius(float(sorted_eps[-1]), kind)
-    mass, count, log_mass = np.zeros((Q, E)), np.zeros((Q, E)), np.zeros((Q, E))
-    match = {name: np.zeros((Q, E)) for name in query_labels}
-    surprise = np.zeros((Q, E))
+    ascending = np.asarray(epsilons, np.float64)[order]
+    radius = np.float32(support_radius(float(ascending[-1]), kind))
+    sums = _Sums(len(queries), ascending, kind, 2 + len(query_labels))
     for low in range(0, len(reference), block):
-        d = metric.between(queries, metric.prepare(np.asarray(reference[low : low + block])))
-        flat = np.flatnonzero(d < np.float32(radius))
+        part = slice(low, low + block)
+        d = metric.between(queries, metric.prepare(np.asarray(reference[part])))
+        flat = np.flatnonzero(d < radius)
         owner, row = np.divmod(flat, d.shape[1])
-        value = d.ravel()[flat]
-        same = {n: query_labels[n][owner] == reference_labels[n][low : low + block][row] for n in match}
-        if kind == "hard":
-            # A prompt counts for every bandwidth above its distance: bin it by the first one, add up afterwards.
-            key = owner * E + np.searchsorted(sorted_eps.astype(np.float32), value, side="right")
-            count += np.bincount(key, minlength=Q * E).reshape(Q, E)
-            for name, hits in same.items():
-                match[name] += np.bincount(key, weights=hits, minlength=Q * E).reshape(Q, E)
-            if log_prior is not None:
-                nats = -log_prior[low : low + block][row]
-                surprise += np.bincount(key, weights=nats, minlength=Q * E).reshape(Q, E)
-            continue
-        for e, epsilon in enumerate(sorted_eps):
-            # Cut off as everywhere else: the tail of all of the prior could outweigh a small ball.
-            inside = value < np.float32(support_radius(float(epsilon), kind))
-            k = kernel_values(value, epsilon, kind) * inside
-            mass[:, e] += np.bincount(owner, weights=k, minlength=Q)
-            count[:, e] += np.bincount(owner[inside], minlength=Q)
-            log_mass[:, e] += np.bincount(owner, weights=k * np.log(np.maximum(k, 1e-300)), minlength=Q)
-            if log_prior is not None:
-                nats = -log_prior[low : low + block][row]
-                surprise[:, e] += np.bincount(owner, weights=k * nats, minlength=Q)
-            for name, hits in same.items():
-                match[name][:, e] += np.bincount(owner, weights=k * hits, minlength=Q)
-    if kind == "hard":
-        count = np.cumsum(count, 1)
-        match = {name: np.cumsum(value, 1) for name, value in match.items()}
-        surprise = np.cumsum(surprise, 1)
-        mass = count.copy()
+        same = [query_labels[name][owner] == reference_labels[name][part][row] for name in query_labels]
+        surprise = None if log_prior is None else -log_prior[part][row]
+        sums.add(owner, d.ravel()[flat], [np.ones(len(row)), surprise, *same])
+    back = np.argsort(order)
+    count, total, log_mass = sums.results()
     with np.errstate(divide="ignore", invalid="ignore"):
+        mass = total[0]
         entropy = np.log(mass) - log_mass / mass
-        match = {name: value / mass for name, value in match.items()}
-        surprise = surprise / mass
-    back = np.empty(E, np.int64)
-    back[order] = np.arange(E)
+        means = total[1:] / mass
     return Exact(
         mass[:, back],
         count[:, back],
         entropy[:, back],
-        {n: v[:, back] for n, v in match.items()},
-        None if log_prior is None else surprise[:, back],
+        {name: means[1 + i][:, back] for i, name in enumerate(query_labels)},
+        None if log_prior is None else means[0][:, back],
     )
+
+
+class _Sums:
+    """Sums of quantities over the reference prompts within each of Q balls at E ascending bandwidths, weighted by the kernel."""
+
+    def __init__(self, queries: int, epsilons: np.ndarray, kind: str, quantities: int) -> None:
+        self.epsilons, self.kind = epsilons, kind
+        shape = queries, len(epsilons)
+        self.count, self.log_mass = np.zeros(shape), np.zeros(shape)
+        self.total = np.zeros((quantities, *shape))
+
+    def add(self, owner: np.ndarray, distance: np.ndarray, quantities: list[np.ndarray | None]) -> None:
+        """Add prompts at distances (m,) from the queries `owner` (m,), and what each adds (m,) to each of the sums."""
+        queries, E = self.count.shape
+        if self.kind == "hard":
+            # A prompt counts for every bandwidth above its distance: bin it by the first one, add up afterwards.
+            key = owner * E + np.searchsorted(self.epsilons.astype(np.float32), distance, side="right")
+            for total, quantity in zip(self.total, quantities, strict=True):
+                if quantity is not None:
+                    total += np.bincount(key, weights=quantity, minlength=queries * E).reshape(queries, E)
+            return
+        for e, epsilon in enumerate(self.epsilons):
+            # Cut off as everywhere else: the tail of all of the prior could outweigh a small ball.
+            inside = distance < np.float32(support_radius(float(epsilon), self.kind))
+            k = kernel_values(distance, epsilon, self.kind) * inside
+            self.count[:, e] += np.bincount(owner[inside], minlength=queries)
+            nats = k * np.log(np.maximum(k, 1e-300))
+            self.log_mass[:, e] += np.bincount(owner, weights=nats, minlength=queries)
+            for total, quantity in zip(self.total, quantities, strict=True):
+                if quantity is not None:
+                    total[:, e] += np.bincount(owner, weights=k * quantity, minlength=queries)
+
+    def results(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Prompts within reach (Q, E), sums (quantities, Q, E), and the sum of k log k (Q, E)."""
+        if self.kind != "hard":
+            return self.count, self.total, self.log_mass
+        total = np.cumsum(self.total, 2)
+        return total[0], total, self.log_mass

@@ -11,10 +11,13 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
-from inversescope.fcr.cells import add_untrained, add_variant, load_cells
+from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.exact import exact_reference
+from inversescope.fcr.generated import VariantCells
 from inversescope.fcr.rates import coverage_rows, fcr_rates, refusal_rates
 from inversescope.kernel.distances import distance_of
+from inversescope.kernel.kernel import support_radius
+from inversescope.kernel.neighbours import Cache
 from inversescope.store import read_json, read_table, write_table
 from inversescope.workflow import paths
 
@@ -67,22 +70,24 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
     results/.../{out}/ and only the variants' rows are written (the study's).
     """
     base = context.results / out if out else context.results
-    here = load_cells(context, site)
-    epsilons = context.plan.bandwidths
+    here, epsilons = _load_site(context, site), context.plan.bandwidths
     if not out:
-        add_untrained(here, epsilons)
+        chains = context.path(paths.MCMC, site=site)
+        states = read_table(need(chains, "run_mcmc")) if context.plan.has_chains else None
+        prior_samples = read_table(need(context.path(paths.PRIOR_SAMPLES), "train_backbone"))
+        here.add_untrained(epsilons, prior_samples, states)
     refusals: list[dict[str, Any]] = []
     for variant in variants:
         generator = context.config.variant(variant).generator
         meta = read_json(need(context.generator_dir(generator, variant) / "meta.json", "train_generator"))
         if site in meta["shape"]["sites"]:
-            refusals += add_variant(here, generator, variant)
-    cells = pd.DataFrame(here.cells)
-    for feature in here.features:
-        truth = here.exact[f"fcr_{feature}"]
-        rows = cells["feature"] == feature
-        index = pd.MultiIndex.from_frame(cells.loc[rows, ["epsilon", "target_id"]])
-        cells.loc[rows, "exact"] = truth.reindex(index).to_numpy()
+            samples, log_q = (
+                read_table(need(context.samples_path(generator, variant, site, suffix), "sample_prompts"))
+                for suffix in (".parquet", ".cache.parquet")
+            )
+            rows = context.cache_rows(context.config.variant(variant))
+            refusals += VariantCells(here, generator, variant, rows).add(samples, log_q)
+    cells = here.table()
     write_table(cells, base / "cells" / f"{site}.parquet")
     # Rates are over the targets that the task counts; its own tables report the others apart.
     counted = context.task.counted(here.test)
@@ -94,6 +99,28 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
     if not out:
         write_table(coverage_rows(here, epsilons), base / "coverage" / f"{site}.csv")
     echo(f"estimate_fcr {site}: {len(cells)} cells, {len(rates)} rates")
+
+
+def _load_site(context: Context, label: str) -> SiteCells:
+    """What the estimators know of a site."""
+    kernel, task = context.config.kernel, context.task
+    test, train = (
+        context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy() for split in ("test", "train")
+    )
+    cache = Cache(np.array(context.activations("train", label)), kernel.distance)
+    queries = cache.prepare(np.array(context.activations("test", label)))
+    exact = read_table(need(context.path(paths.EXACT, site=label), "compute_exact"))
+    return SiteCells(
+        context=context,
+        site=context.site(label),
+        test=test,
+        train=train,
+        exact=exact.set_index(["epsilon", "target_id"]),
+        near=cache.search(queries, support_radius(max(context.plan.bandwidths), kernel.kind)),
+        nearest=cache.nearest(queries)[0],
+        labels=task.features_of(test),
+        train_labels=task.features_of(train),
+    )
 
 
 def collect_tables(context: Context) -> None:

@@ -7,7 +7,7 @@ Shapes: B sequences, T positions, D width, N heads, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,10 +42,6 @@ class BackboneShape:
         names = ("n_positions", "n_layers", "n_heads", "d_model", "tied_embeddings")
         sizes = {name: getattr(config, name) for name in names}
         return BackboneShape(vocab_size=vocab_size, d_mlp=config.d_mlp or 4 * config.d_model, **sizes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 class Linear(nn.Linear):
@@ -241,7 +237,7 @@ _HF_MODULES = {
 }
 
 
-def _hf_names(shape: BackboneShape) -> Iterator[tuple[str, str, bool]]:
+def hf_names(shape: BackboneShape) -> Iterator[tuple[str, str, bool]]:
     """Each parameter's name here, its name in `GPT2LMHeadModel`, and whether it is transposed there (weights of Conv1D)."""
     yield "lm_head.weight", "lm_head.weight", False
     for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias"):
@@ -266,30 +262,6 @@ def from_hf(model: nn.Module) -> Backbone:
         tied_embeddings=bool(config.tie_word_embeddings),
     )
     backbone, state = Backbone(shape), model.state_dict()
-    new = {o: state[t].T if transposed else state[t] for o, t, transposed in _hf_names(shape)}
+    new = {o: state[t].T if transposed else state[t] for o, t, transposed in hf_names(shape)}
     backbone.load_state_dict({name: value.contiguous() for name, value in new.items()})
     return backbone
-
-
-def to_hf(backbone: Backbone) -> nn.Module:
-    """The same backbone as a Hugging Face `GPT2LMHeadModel`: for parity tests and for comparing speeds."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = backbone.shape
-    config = GPT2Config(
-        vocab_size=shape.vocab_size,
-        n_positions=shape.n_positions,
-        n_layer=shape.n_layers,
-        n_head=shape.n_heads,
-        n_embd=shape.d_model,
-        n_inner=shape.d_mlp,
-        tie_word_embeddings=shape.tied_embeddings,
-        activation_function="gelu_pytorch_tanh",
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
-    model, state = GPT2LMHeadModel(config).eval(), backbone.state_dict()
-    new = {t: state[o].T if transposed else state[o] for o, t, transposed in _hf_names(shape)}
-    model.load_state_dict({name: value.contiguous() for name, value in new.items()}, strict=False)
-    return model

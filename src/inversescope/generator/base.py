@@ -6,16 +6,15 @@ Shapes: B activations, n sequences, T positions, D width of the decoder, V vocab
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.config import Config
 from inversescope.config.methods import VariantConfig
 from inversescope.errors import InputError
-from inversescope.generator.backbone import Backbone, KeyValues, Readout
+from inversescope.generator.backbone import Backbone, BackboneShape, KeyValues, Readout
 from inversescope.generator.condition import Condition, Prompts
 
 
@@ -55,16 +54,33 @@ class Materials:
     target_width: int
 
 
+@dataclass(frozen=True)
+class Rows:
+    """What n sequences have beside their tokens.
+
+    Attributes:
+        owner: (n,) which of B activations each belongs to; without it n = B.
+        counts: (n, [T,] V) cached neighbours that share the prefix and go on with each token, for `neighbour_logits`.
+        evidence: (n, [T,] W) for `neighbour_words`.
+    """
+
+    owner: Tensor | None = None
+    counts: Tensor | None = None
+    evidence: Tensor | None = None
+
+
 class ConditionalGenerator(nn.Module):
-    """q(x | z): a decoder that writes prompts, told about activations by `fold`.
+    """q(x | z): a decoder that writes prompts, told about activations by `fold`. It is made from its shape alone.
 
     Attributes:
         shape: everything that fixes the parameters: `backbone` (sizes of the decoder), `sites` (label -> dimension taken),
             `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`, `words`, `n_condition`).
+        shape_type: its class, a dataclass.
         backbone: the decoder.
         neighbour_logits, neighbour_words: how it attends to cached neighbours, by prefix or by words; None = not.
     """
 
+    shape_type: ClassVar[Any]
     shape: Any
     backbone: Backbone
     neighbour_logits: Any
@@ -77,31 +93,20 @@ class ConditionalGenerator(nn.Module):
 
     @classmethod
     def from_shape(cls, values: dict[str, Any]) -> ConditionalGenerator:
-        """A generator of the shape that a checkpoint describes."""
-        raise NotImplementedError
+        """A generator of the shape that a checkpoint describes: `dataclasses.asdict` of it, from JSON."""
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(cls.shape_type(**{**values, "backbone": BackboneShape(**values["backbone"])}))
 
     def fold(self, condition: Condition) -> Any:
         """Compute what B activations contribute to every token. Raises `InputError` for an unknown site."""
         raise NotImplementedError
 
-    def logits(
-        self,
-        tokens: Tensor,
-        folded: Any,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
-        """Logits (n, T, V) of the next token at each position of tokens (n, T); arguments as in `log_probabilities`."""
+    def logits(self, tokens: Tensor, folded: Any, rows: Rows) -> Tensor:
+        """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
         raise NotImplementedError
 
     def step(
-        self,
-        tokens: Tensor,
-        position: int,
-        cache: list[KeyValues],
-        folded: Any,
-        owner: Tensor,
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Any, owner: Tensor
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) at `position`; the cache's first n rows hold the earlier ones.
 
@@ -110,52 +115,13 @@ class ConditionalGenerator(nn.Module):
         """
         raise NotImplementedError
 
-    def readout(
-        self,
-        folded: Any,
-        counts: Tensor | None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Readout | None:
-        """The function that adds what cached neighbours say to the logits; None if the generator does not attend to any.
-
-        Args:
-            counts: (n, [T,] V) neighbours that share the prefix and go on with each token, for `neighbour_logits`.
-            owner: as in `log_probabilities`.
-            evidence: (n, [T,] W) for `neighbour_words`, if the generator has it.
-        """
+    def readout(self, folded: Any, rows: Rows) -> Readout | None:
+        """The function that adds what cached neighbours say to the logits; None if the generator does not attend to any."""
         return None
 
-    def log_probabilities(
-        self,
-        tokens: Tensor,
-        folded: Any,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
-        """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T).
-
-        Args:
-            counts: (n, T, V), evidence: (n, T, W): as in `readout`, needed if the generator attends to neighbours.
-            owner: (n,) which activation each row belongs to; without it n = B.
-        """
-        return F.log_softmax(self.logits(tokens, folded, counts, owner, evidence), dim=-1)
-
-    def log_prob(
-        self,
-        tokens: Tensor,
-        lengths: Tensor,
-        folded: Any,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
-        """log q(x | z) (n,) of sequences (n, T) that hold start token, text and end token, `lengths` tokens in all."""
-        logp = self.log_probabilities(tokens[:, :-1], folded, counts, owner, evidence)
-        logp = logp.gather(-1, tokens[:, 1:, None])[..., 0]
-        inside = torch.arange(1, tokens.shape[1], device=tokens.device)[None] < lengths[:, None]
-        return (logp * inside).sum(-1)
+    def log_probabilities(self, tokens: Tensor, folded: Any, rows: Rows | None = None) -> Tensor:
+        """Log-probabilities (n, T, V) of the next token at each position of tokens (n, T)."""
+        return F.log_softmax(self.logits(tokens, folded, rows or Rows()), dim=-1)
 
     def scaled(self, label: str, z: Tensor) -> Tensor:
         """Activations (b, d) of a site at unit scale: by the site's root mean square norm, or each by its own.

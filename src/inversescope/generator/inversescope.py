@@ -10,8 +10,7 @@ sampling, and nothing is approximated.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
-from inversescope.generator.base import ConditionalGenerator, Materials
+from inversescope.generator.base import ConditionalGenerator, Materials, Rows
 from inversescope.generator.condition import Condition
 from inversescope.generator.neighbours import NeighbourLogits, NeighbourWords
 from inversescope.ops import ByOwner, tanh
@@ -44,16 +43,6 @@ class GeneratorShape:
     neighbour_logits: bool = False
     n_condition: int = 128  # cached neighbours that condition, at most
     words: tuple[int, ...] = ()  # W tokens by which neighbours are attended to; none = they are not
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> GeneratorShape:
-        """Inverse of `to_dict`."""
-        backbone, words = BackboneShape(**values["backbone"]), tuple(values.get("words", ()))
-        return GeneratorShape(**{**values, "backbone": backbone, "words": words})
 
 
 @dataclass
@@ -126,6 +115,8 @@ class ResidualMLP(nn.Module):
 class InverseScope(ConditionalGenerator):
     """A backbone steered by control layers that read one activation of any known site."""
 
+    shape_type = GeneratorShape
+
     def __init__(self, shape: GeneratorShape) -> None:
         super().__init__()
         self.shape = shape
@@ -172,15 +163,6 @@ class InverseScope(ConditionalGenerator):
             model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))
         model.backbone.requires_grad_(not variant.freeze_backbone)
         return model
-
-    @classmethod
-    def from_shape(cls, values: dict[str, Any]) -> InverseScope:
-        """A generator of a given shape, as `shape.to_dict` gave it."""
-        return cls(GeneratorShape.from_dict(values))
-
-    def controlled_parameters(self) -> list[nn.Parameter]:
-        """Parameters outside the backbone: site maps, conditions, control layers."""
-        return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
 
     def encode(self, condition: Condition) -> Tensor:
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""
@@ -237,58 +219,33 @@ class InverseScope(ConditionalGenerator):
         )
         return signal
 
-    def readout(
-        self,
-        folded: Folded,
-        counts: Tensor | None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Readout | None:
-        """The function that adds what cached neighbours say to the logits.
-
-        Args:
-            counts: (n, [T,] V) neighbours that share the prefix and go on with each token, for `neighbour_logits`.
-            owner: as in `controller`.
-            evidence: (n, [T,] W) of `NeighbourWords`, if the generator has one.
-        """
+    def readout(self, folded: Folded, rows: Rows) -> Readout | None:
+        """The function that adds what cached neighbours say to the logits."""
         by_prefix, by_words = self.neighbour_logits, self.neighbour_words
         if by_prefix is None and by_words is None:
             return None
-        latent = folded.latent if owner is None else folded.latent[owner]
+        latent = folded.latent if rows.owner is None else folded.latent[rows.owner]
 
         def read(h: Tensor) -> Tensor:
             said = []
             if by_prefix is not None:
-                assert counts is not None
-                said.append(by_prefix(h, latent[:, None] if h.dim() == 3 else latent, counts))
+                assert rows.counts is not None
+                said.append(by_prefix(h, latent[:, None] if h.dim() == 3 else latent, rows.counts))
             if by_words is not None:
-                assert evidence is not None
-                said.append(by_words(h, evidence))
+                assert rows.evidence is not None
+                said.append(by_words(h, rows.evidence))
             return sum(said[1:], said[0])
 
         return read
 
-    def logits(
-        self,
-        tokens: Tensor,
-        folded: Folded,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, folded: Folded, rows: Rows) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T)."""
-        control = self.controller(folded, owner)
-        readout = self.readout(folded, counts, owner, evidence)
+        control, readout = self.controller(folded, rows.owner), self.readout(folded, rows)
         logits: Tensor = self.backbone(tokens, control, readout)
         return logits
 
     def step(
-        self,
-        tokens: Tensor,
-        position: int,
-        cache: list[KeyValues],
-        folded: Folded,
-        owner: Tensor,
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Folded, owner: Tensor
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) a row."""
         return self.backbone.step(tokens, position, cache, self.controller(folded, owner))

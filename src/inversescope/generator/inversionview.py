@@ -11,15 +11,15 @@ C = W + E.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inversescope.generator.backbone import Attention, Backbone, BackboneShape, KeyValues, Linear, Prefix
-from inversescope.generator.base import ConditionalGenerator, Materials
+from inversescope.generator.base import ConditionalGenerator, Materials, Rows
 from inversescope.generator.condition import Condition
 from inversescope.generator.inversescope import ResidualMLP
 from inversescope.targets.speed import even_rows
@@ -60,15 +60,6 @@ class InversionViewShape:
         """W, width of the widest site's activations."""
         return max(self.sites.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> InversionViewShape:
-        """Inverse of `to_dict`."""
-        return InversionViewShape(**{**values, "backbone": BackboneShape(**values["backbone"])})
-
 
 @dataclass
 class Injected:
@@ -84,6 +75,8 @@ class Injected:
 
 class InversionView(ConditionalGenerator):
     """A decoder whose every block attends to one activation of any known site."""
+
+    shape_type = InversionViewShape
 
     def __init__(self, shape: InversionViewShape) -> None:
         super().__init__()
@@ -120,11 +113,6 @@ class InversionView(ConditionalGenerator):
             model.backbone.load_state_dict(backbone.state_dict())
         return model
 
-    @classmethod
-    def from_shape(cls, values: dict[str, Any]) -> InversionView:
-        """A generator of a given shape, as `shape.to_dict` gave it."""
-        return cls(InversionViewShape.from_dict(values))
-
     def encode(self, condition: Condition) -> Tensor:
         """Latent conditions (B, C). Raises `InputError` for a site that the generator was not trained on."""
         index = {label: i for i, label in enumerate(self.shape.sites)}
@@ -148,26 +136,14 @@ class InversionView(ConditionalGenerator):
             prefix.append(attention.key_value(norm(injection(c))))
         return Injected(prefix, c)
 
-    def logits(
-        self,
-        tokens: Tensor,
-        folded: Injected,
-        counts: Tensor | None = None,
-        owner: Tensor | None = None,
-        evidence: Tensor | None = None,
-    ) -> Tensor:
+    def logits(self, tokens: Tensor, folded: Injected, rows: Rows) -> Tensor:
         """Logits (n, T, V) of the next token at each position of tokens (n, T). Of neighbours it knows nothing."""
-        rows = folded if owner is None else folded.rows(owner)
-        logits: Tensor = self.backbone(tokens, prefix=rows.prefix)
+        own = folded if rows.owner is None else folded.rows(rows.owner)
+        logits: Tensor = self.backbone(tokens, prefix=own.prefix)
         return logits
 
     def step(
-        self,
-        tokens: Tensor,
-        position: int,
-        cache: list[KeyValues],
-        folded: Injected,
-        owner: Tensor,
+        self, tokens: Tensor, position: int, cache: list[KeyValues], folded: Injected, owner: Tensor
     ) -> Tensor:
         """Final hidden states (n, D) of one more token (n,) a row."""
         # Rows that fill up to an even number attend to whatever activation comes first; nobody reads them.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inversescope.generator.base import ConditionalGenerator
+from inversescope.generator.base import ConditionalGenerator, Rows
 from inversescope.generator.condition import Condition
 from inversescope.generator.pairs import Batch, PairSource
 
@@ -63,7 +63,7 @@ def conditional_loss(model: ConditionalGenerator, batch: Batch) -> Tensor:
             scores = model.neighbour_words.along(path[:, :-1], bags)
             evidence = model.neighbour_words.evidence(scores, weight[:, None] > 0, bags)
     folded = model.fold(condition_of(batch, device))
-    logp = model.log_probabilities(path[:, :-1], folded, counts, evidence=evidence)
+    logp = model.log_probabilities(path[:, :-1], folded, Rows(None, counts, evidence))
     inside = (torch.arange(1, length)[None] < torch.from_numpy(batch.lengths)[:, None]).to(device)
     if batch.targets is None or batch.target_weight is None:
         token = logp.gather(-1, path[:, 1:, None])[..., 0]

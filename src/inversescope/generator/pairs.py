@@ -13,7 +13,7 @@ All sources serve the same `Batch`; the generator's architecture does not know w
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, fields, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -81,28 +81,9 @@ class Batch:
         return replace(self, z=z, **arrays)
 
 
-class PairSource(Protocol):
-    """Where training examples come from.
-
-    Attributes:
-        activations: site label -> cached activations (N, d) or (N, P, d).
-        prompts: the cached prompts.
-    """
-
-    activations: dict[str, np.ndarray]
-    prompts: Prompts
-
-    @property
-    def dimensions(self) -> dict[str, int]:
-        """Site label -> dimension of the activations in a batch."""
-
-    def batch(self, step: int) -> Batch:
-        """Examples of one step; a function of the seed and the step alone, so that a resumed run sees the same ones."""
-
-
 @dataclass
-class _Pairs:
-    """What all sources are made from.
+class PairSource:
+    """Where training examples come from.
 
     Attributes:
         activations: site label -> (N, d), or (N, P, d): then each example is read at one of P positions.
@@ -126,9 +107,13 @@ class _Pairs:
         """Site label -> dimension of the activations in a batch."""
         return {label: z.shape[-1] for label, z in self.activations.items()}
 
+    def batch(self, step: int) -> Batch:
+        """Examples of one step; a function of the seed and the step alone, so that a resumed run sees the same ones."""
+        raise NotImplementedError
+
 
 @dataclass
-class NoisePairs(_Pairs):
+class NoisePairs(PairSource):
     """Cached activations with Appendix B's noise, each with the prompt that it came from.
 
     Attributes:
@@ -195,7 +180,7 @@ def at_positions(
 
 
 @dataclass
-class KernelPairs(_Pairs):
+class KernelPairs(PairSource):
     """Clean anchors with other cached prompts within epsilon as targets; a prompt is as far as the nearest of its positions.
 
     Attributes:

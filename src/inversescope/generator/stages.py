@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
 from inversescope import __version__
+from inversescope.config.methods import BackboneConfig
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.generator.build import (
@@ -80,8 +82,26 @@ def train_backbone(context: Context) -> None:
     texts = unconditional_texts(backbone.cpu(), tokenizer, needed, config.seed)
     frame = table_of_texts(task, texts)
     write_table(frame, context.path(paths.PRIOR_SAMPLES))
-    in_prior = float(frame["parsed"].mean())
-    repeats = float(np.mean([repeats_a_name(text, set(task.names)) for text in texts]))
+    rates = {
+        "in_prior": float(frame["parsed"].mean()),
+        "repeated_name": float(np.mean([repeats_a_name(text, set(task.names)) for text in texts])),
+    }
+    _check_gate(rates, settings)
+    meta = {
+        "shape": asdict(backbone.shape),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        **rates,
+        "train_seconds": float(log["seconds"].iloc[-1]),
+        "steps": steps,
+        "package_version": __version__,
+    }
+    save_checkpoint(context.backbone_dir, _numpy_state(backbone), meta)
+    state.unlink(missing_ok=True)
+
+
+def _check_gate(rates: dict[str, float], settings: BackboneConfig) -> None:
+    """Raise `InputError` if the backbone's own samples show that it does not know the prior."""
+    in_prior, repeats = rates["in_prior"], rates["repeated_name"]
     echo(f"train_backbone: in-prior rate {in_prior:.3f}, repeated-name rate {repeats:.4f}")
     if in_prior < settings.gate_in_prior or repeats > settings.gate_repeated_name:
         raise InputError(
@@ -89,17 +109,6 @@ def train_backbone(context: Context) -> None:
             f"repeated-name rate {repeats:.4f} (gate {settings.gate_repeated_name})",
             "raise backbone.steps, or set backbone.targets: grammar or backbone.tilt: 6",
         )
-    meta = {
-        "shape": backbone.shape.to_dict(),
-        "tokenizer_hash": tokenizer_hash(tokenizer),
-        "in_prior": in_prior,
-        "repeated_name": repeats,
-        "train_seconds": float(log["seconds"].iloc[-1]),
-        "steps": steps,
-        "package_version": __version__,
-    }
-    save_checkpoint(context.backbone_dir, _numpy_state(backbone), meta)
-    state.unlink(missing_ok=True)
 
 
 def train_generator(context: Context, generator: str, variant: str) -> None:
@@ -149,7 +158,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     if not process.is_main_process:
         return
     meta: dict[str, Any] = {
-        "shape": model.shape.to_dict(),
+        "shape": asdict(model.shape),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "variant": settings.model_dump(mode="json"),
         "steps": steps,

@@ -40,6 +40,19 @@ class Neighbours:
         """Cache rows of one query's neighbours."""
         return self.rows[self.start[query] : self.start[query + 1]]
 
+    def first(self, limit: int) -> Neighbours:
+        """The first neighbours of each query, `limit` at most.
+
+        A query that is cut short has effectively been scanned only up to its last kept neighbour.
+        """
+        full = self.counts
+        counts = np.minimum(full, limit)
+        keep = np.arange(len(self.rows)) - np.repeat(self.start[:-1], full) < limit
+        share = (self.scanned * counts / np.maximum(full, 1)).astype(np.int64)
+        scanned = np.where(full > counts, share, self.scanned)
+        start = np.concatenate([[0], np.cumsum(counts)])
+        return Neighbours(start, self.rows[keep], self.distance[keep], scanned)
+
     def table(self, width: int) -> np.ndarray:
         """Cache rows as a table (Q, width), a query a row, filled up with -1; no query may have more than `width`."""
         table = np.full((len(self.counts), width), -1, np.int64)
@@ -87,21 +100,17 @@ class Cache:
         count = len(queries)
         radius = np.broadcast_to(np.asarray(radius, np.float32), (count,))
         active = np.arange(count)
-        found = np.zeros(count, np.int64)
-        scanned = np.zeros(count, np.int64)
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        found, scanned = np.zeros((2, count), np.int64)
+        parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
         done = 0
         step = min(self.block, 2048) if limit is not None else self.block
         while done < length and active.size:
             low = (first + done) % self.size
             high = min(low + step, self.size, low + length - done)
             d = self.distance.between(queries[active], self.keys[low:high])
-            hit = d < radius[active][:, None]
-            flat = np.flatnonzero(hit)
+            flat = np.flatnonzero(d < radius[active][:, None])
             query, column = np.divmod(flat, high - low)
-            row = column + low
-            owner = active[query]
-            value = d.ravel()[flat]
+            owner, row, value = active[query], column + low, d.ravel()[flat]
             if exclude is not None:
                 keep = row != exclude[owner]
                 owner, row, value = owner[keep], row[keep], value[keep]
@@ -112,24 +121,12 @@ class Cache:
                 found += np.bincount(owner, minlength=count)
                 active = active[found[active] < limit]
                 step = self.block
-        owner = np.concatenate([p[0] for p in parts]) if parts else np.zeros(0, np.int64)
+        owner, rows, value = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         order = np.argsort(owner, kind="stable")
-        rows = np.concatenate([p[1] for p in parts])[order] if parts else np.zeros(0, np.int64)
-        value = np.concatenate([p[2] for p in parts])[order] if parts else np.zeros(0, np.float32)
-        owner = owner[order]
-        start = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=count))])
-        if limit is not None:
-            rank = np.arange(len(owner)) - start[owner]
-            keep = rank < limit
-            # A query that was cut short has effectively been scanned only up to its last kept neighbour's block.
-            rows, value, owner = rows[keep], value[keep], owner[keep]
-            counts = np.bincount(owner, minlength=count)
-            full = np.diff(start)
-            scanned = np.where(
-                full > counts, (scanned * counts / np.maximum(full, 1)).astype(np.int64), scanned
-            )
-            start = np.concatenate([[0], np.cumsum(counts)])
-        return Neighbours(start, rows, value.astype(np.float32), scanned)
+        counts = np.bincount(owner, minlength=count)
+        start = np.concatenate([[0], np.cumsum(counts)])
+        near = Neighbours(start, rows[order], value[order].astype(np.float32), scanned)
+        return near if limit is None else near.first(limit)
 
     def counts(self, queries: np.ndarray, radii: np.ndarray) -> np.ndarray:
         """Count cached rows nearer than each radius: (Q, len(radii)) int64, for prepared queries (Q, d)."""

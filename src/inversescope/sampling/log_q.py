@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from inversescope.generator.backbone import Readout
-from inversescope.generator.base import ConditionalGenerator, Folded
+from inversescope.generator.base import ConditionalGenerator, Folded, Rows
 from inversescope.generator.condition import Condition, Prompts
 from inversescope.sampling.mixing import Mixer
 from inversescope.sampling.tree import Tree, WordScores, grammar_mask
@@ -45,7 +45,7 @@ def log_q(
     x = torch.from_numpy(np.concatenate([np.full((n, 1), end), tokens[:, :-1]], 1)).to(device)
     used, of = np.unique(owner, return_inverse=True)
     here, rows = folded.rows(torch.from_numpy(used).to(device)), torch.from_numpy(of).to(device)
-    logits = model.logits(x, here, owner=rows).double()
+    logits = model.logits(x, here, Rows(rows)).double()
     if temperature is not None:
         logits = logits / torch.from_numpy(temperature[owner]).to(device)[:, None, None]
     if grammar is not None:
@@ -197,4 +197,4 @@ class _Others:
             scores = self.words.scores[torch.from_numpy(tree.row_of).to(device)]
             present = torch.from_numpy(self.present[tree.alive]).to(device)
             evidence = self.words.evidence(scores, whose, present)
-        return self.model.readout(folded, counts, whose, evidence)
+        return self.model.readout(folded, Rows(whose, counts, evidence))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inversescope.generator.backbone import Readout
-from inversescope.generator.base import ConditionalGenerator, Folded
+from inversescope.generator.base import ConditionalGenerator, Folded, Rows
 from inversescope.generator.neighbours import NeighbourWords
 from inversescope.ops import ByOwner
 from inversescope.sampling.mixing import Mixer
@@ -151,7 +151,7 @@ class Attended:
         if self.words is not None:
             self.words.read(tree)
             evidence = self.words.evidence(self.words.scores, tree.owner)
-        return self.model.readout(folded, counts, tree.owner, evidence)
+        return self.model.readout(folded, Rows(tree.owner, counts, evidence))
 
     def follow(self, parent: np.ndarray, token: np.ndarray) -> None:
         """Go on with rows that continue the rows `parent` by tokens, (n,) each."""
