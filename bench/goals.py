@@ -41,12 +41,12 @@ def rows_of(results: Path, table: str, where: str) -> pd.DataFrame:
 
 def judge(goal: dict[str, str], results: Path) -> dict[str, object]:
     """A goal, what was measured, and whether it is met; `not measured` where there is no row."""
-    rows = rows_of(results, goal["table"], goal["where"])
-    rows = rows.dropna(subset=goal["column"]) if goal["column"] in rows else pd.DataFrame()
+    rows, column = rows_of(results, goal["table"], goal["where"]), goal["column"]
+    rows = rows.dropna(subset=column) if column in rows else pd.DataFrame()
     told = {"study": goal["study"], "goal": goal["goal"], "limit": f"{goal['relation']} {goal['limit']}"}
     if rows.empty:
         return told | {"measured": "", "verdict": "not measured"}
-    good, values = RELATIONS[goal["relation"]], rows[goal["column"]].astype(float)
+    good, values = RELATIONS[goal["relation"]], rows[column].astype(float)
     if goal["limit"].startswith("who="):
         of = goal["where"].split(";")
         other = ";".join([*(part for part in of if not part.startswith("who=")), goal["limit"]])

@@ -19,7 +19,7 @@ from bench.tables import fastest, finish, options
 import numpy as np
 
 from inversescope.config.methods import SaeConfig
-from inversescope.studies.ravel.sae import train_sae
+from inversescope.studies.ravel.sae_training import train_sae
 
 #: Width of the activations, features, activations a step, steps, turns.
 SHAPES = ((64, 256, 1024, 40, 3), (512, 4096, 2048, 2, 1))

@@ -30,8 +30,9 @@ from inversescope.errors import InputError
 from inversescope.kernel.distances import distance_of
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table
-from inversescope.studies.cases.causes import check_causes, rank_agreement, same_effects, trace_answers
-from inversescope.studies.cases.preimages import nearest
+from inversescope.studies.cases.agreement import rank_agreement, same_effects
+from inversescope.studies.cases.causes import check_causes, trace_answers
+from inversescope.studies.cases.distances import nearest
 from inversescope.targets.models import Target, build_model, load_target, save_trained
 from inversescope.targets.tokenizers import character_tokenizer, encode, task_tokenizer
 from inversescope.tasks import Task

@@ -22,6 +22,7 @@ from inversescope.config.targets import ArchitectureConfig
 from inversescope.context import Context
 from inversescope.store import read_json, read_table
 from inversescope.studies.icl.headline import separation
+from inversescope.studies.icl.patching import draw_pairs
 from inversescope.studies.icl.shown import (
     QUERY_BAND,
     TASK_BAND,
@@ -29,7 +30,6 @@ from inversescope.studies.icl.shown import (
     order_of_layers,
     patching_bands,
 )
-from inversescope.studies.icl.stages import draw_pairs
 from inversescope.targets.models import build_model, load_target
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks.icl_translation import CONCEPTS

@@ -292,9 +292,9 @@ def test_cost_is_the_sum_over_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "where": "",
         "relation": "≤",
     }
-    time = {**goal, "column": "cpu_seconds", "over": "sum", "limit": "960"}
-    memory = {**goal, "column": "max_rss_mib", "over": "max", "limit": "3072"}
-    assert judge(time, tmp_path / "results")["verdict"] == "not measured"
+    core_time = {**goal, "column": "cpu_seconds", "over": "sum", "limit": "960"}
+    largest = {**goal, "column": "max_rss_mib", "over": "max", "limit": "3072"}
+    assert judge(core_time, tmp_path / "results")["verdict"] == "not measured"
     jobs = {
         "train_sae/ravel/tiny/L0.tsv": (300, 600.0),
         "train_sae/ravel/tiny/L1.tsv": (600, 900.0),
@@ -309,7 +309,7 @@ def test_cost_is_the_sum_over_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert table["stage"].tolist() == ["plot_ravel", "train_sae"]
     assert table["cpu_seconds"].tolist() == [61, 900] and table["jobs"].tolist() == [1, 2]
     write_table(table, tmp_path / "results/bench/ravel.csv")
-    found = [judge(one, tmp_path / "results") for one in (time, memory)]
+    found = [judge(one, tmp_path / "results") for one in (core_time, largest)]
     assert [one["verdict"] for one in found] == ["missed", "met"]
     assert [one["measured"] for one in found] == ["961", "900"]
 

@@ -18,8 +18,8 @@ from inversescope.studies.ravel.sae import (
     gemma_scope_path,
     read_gemma_scope,
     representatives,
-    train_sae,
 )
+from inversescope.studies.ravel.sae_training import train_sae
 from inversescope.studies.ravel.scores import confusion, decisions, from_labels, most_likely, score
 from inversescope.studies.ravel.stages import Stream
 
@@ -132,6 +132,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
             raise Killed
         return Stream(z, 256, 0)(step)
 
+    import inversescope.studies.ravel.sae_training as sae_training
     import inversescope.training as training
 
     whole, _ = train_sae(Stream(z, 256, 0), 12, 30.0, config, 1e-2, 0, "sae", lambda line: None)
@@ -149,7 +150,7 @@ def test_training_goes_on_where_it_was_killed(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "save_state", often)
-        patch.setattr(training, "train", train)
+        patch.setattr(sae_training, "train", train)
         with pytest.raises(Killed):
             train_sae(
                 dying, 12, 30.0, config, 1e-2, 0, "sae", lambda line: None, tmp_path / "state.safetensors"

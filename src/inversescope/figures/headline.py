@@ -80,4 +80,4 @@ def read_headlines(root: Path, prefix: str) -> pd.DataFrame | None:
         return None
     frame = pd.concat([read_table(file) for file in files if file.exists()], ignore_index=True)
     text = ["section", "what", "who", "unit"]
-    return frame.assign(**{name: frame[name].fillna("").astype(str) for name in text})
+    return frame.assign(**{name: frame[name].astype(object).fillna("").astype(str) for name in text})

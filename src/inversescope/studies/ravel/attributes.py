@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import pandas as pd
 
@@ -9,15 +13,18 @@ from inversescope.context import Context, echo, need
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
+from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
+from inversescope.studies.ravel.sae import from_arrays, gemma_scope_path, read_gemma_scope, representatives
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
 from inversescope.studies.ravel.stages import GENERAL, labels_of
 from inversescope.workflow import paths
 
-GENERATOR = "inversescope"
 #: Bandwidths among which the headline one is chosen.
 BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 #: Targets of one group are scored together; the two groups are never mixed.
 GROUPS = ("seen", "new")
+#: Reference prompts that are compared with all targets at a time.
+BLOCK = 16384
 
 
 def classify_attributes(context: Context, site: str) -> None:
@@ -29,37 +36,100 @@ def classify_attributes(context: Context, site: str) -> None:
     entities. Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and {site}.csv (scores),
     and results/{task}/{model}/bandwidth/{site}.csv: what the exact posterior reads from validation prompts by bandwidth.
     """
-    from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
-    from inversescope.studies.ravel.sae import (
-        from_arrays,
-        gemma_scope_path,
-        read_gemma_scope,
-        representatives,
-    )
-
-    task, config = context.task, context.config
-    kernel, epsilon = config.kernel, config.kernel.epsilon
-    names = task.feature_values["attribute"]
-    k = len(names)
-    label = {split: labels_of(context, split) for split in ("train", "val", "test", "reference")}
-    z = {split: np.asarray(context.activations(split, site)) for split in label}
+    task, config, reading = context.task, context.config, Reading(context, site)
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
-    n = len(test)
     group = np.where(task.counted(test), *GROUPS)
-    said: dict[str, np.ndarray] = {}
+    said = dict(_without_activation(reading))
+    said["exact"] = reading.posterior("test", config.kernel.epsilon)
+    nulls: dict[str, np.ndarray] = {}
+    for method, share, null in _by_generators(reading):
+        said[method], nulls[method] = share, null
+    said |= dict(_by_readers(reading))
+    # Shares against hard decisions: what the most likely attribute alone would score tells the two apart.
+    said |= {f"{name}_top": most_likely(said[name]) for name in ("exact", *config.studied_variants)}
+    truth = reading.labels["test"]
+    parts = [decisions(method, group, truth, decision) for method, decision in said.items()]
+    table = pd.concat(parts, ignore_index=True)
+    # Prompts of one entity share its facts, so they stand or fall together.
+    entity = task.features_of(test)["entity"]
+    scores = score(table, config.fcr.bootstrap, config.fcr.confidence, config.seed, cluster=entity)
+    scores["null_draws"] = [
+        float(nulls[m][group == g].mean()) if m in nulls else np.nan
+        for m, g in zip(scores["method"], scores["group"], strict=True)
+    ]
+    about = read_json(context.target_dir / "target.json")
+    known = {"task": context.task_name, "model": context.model_name, "site": site}
+    known |= {"layer": context.site(site).layer} | {name: about[name] for name in ("d_model", "n_layers")}
+    bandwidths = sorted({*BANDWIDTHS, *config.kernel.epsilons, config.kernel.epsilon})
+    rows = pd.DataFrame([known | reading.on_validation(epsilon) for epsilon in bandwidths])
+    write_table(rows, context.results / "bandwidth" / f"{site}.csv")
+    write_table(table, context.results / "attributes" / f"{site}.parquet")
+    scores = pd.DataFrame([known] * len(scores)).join(scores)
+    write_table(scores, context.results / "attributes" / f"{site}.csv")
+    seen = scores[scores["group"] == GROUPS[0]].set_index("method")
+    shown = ", ".join(f"{m} {seen.loc[m, 'accuracy']:.3f}/{seen.loc[m, 'macro_f1']:.3f}" for m in seen.index)
+    echo(f"classify_attributes {site}: accuracy/macro-F1 {shown}")
 
-    shares = np.bincount(label["reference"], minlength=k) / len(label["reference"])
-    said["prior"] = np.broadcast_to(shares, (n, k))
-    said["always_no"] = np.zeros((n, k))
-    said["exact"] = _posterior(
-        z["test"], z["reference"], label["reference"], k, kernel.distance, epsilon, kernel.kind
-    )
-    everywhere = {variant: ["plain", *config.sampling.decodings] for variant in config.studied_variants}
-    for variant, decoding in ((v, d) for v, rules in everywhere.items() for d in rules if d != "noised"):
-        method = variant if decoding == "plain" else f"{variant}_{decoding}"
-        path = need(context.samples_path(GENERATOR, variant, site), f"sample_prompts (variant {variant})")
-        samples = read_table(path)
-        samples = samples[(samples["decoding"] == decoding) & np.isclose(samples["epsilon"], epsilon)]
+
+@dataclass(frozen=True)
+class Reading:
+    """Activations of all splits at a site, and the attributes of their prompts."""
+
+    context: Context
+    site: str
+
+    @cached_property
+    def labels(self) -> dict[str, np.ndarray]:
+        """Split -> attribute codes (N,)."""
+        return {split: labels_of(self.context, split) for split in ("train", "val", "test", "reference")}
+
+    @cached_property
+    def z(self) -> dict[str, np.ndarray]:
+        """Split -> activations (N, d)."""
+        return {split: np.asarray(self.context.activations(split, self.site)) for split in self.labels}
+
+    @property
+    def k(self) -> int:
+        """Number of attributes."""
+        return len(self.context.task.feature_values["attribute"])
+
+    def posterior(self, split: str, epsilon: float) -> np.ndarray:
+        """Kernel-weighted shares (targets, attributes) of reference prompts; zeros where none has weight."""
+        kernel = self.context.config.kernel
+        metric = distance_of(kernel.distance)
+        own, keys, labels = metric.prepare(self.z[split]), self.z["reference"], self.labels["reference"]
+        mass = np.zeros((len(own), self.k))
+        for low in range(0, len(keys), BLOCK):
+            part = slice(low, low + BLOCK)
+            d = metric.between(own, metric.prepare(keys[part]))
+            mass += kernel_values(d, epsilon, kernel.kind) @ np.eye(self.k)[labels[part]]
+        total = mass.sum(1, keepdims=True)
+        return mass / np.where(total > 0, total, 1.0)
+
+    def on_validation(self, epsilon: float) -> dict[str, float]:
+        """What the exact posterior reads from validation prompts at a bandwidth."""
+        found = self.posterior("val", epsilon)
+        right, empty = found[np.arange(len(found)), self.labels["val"]], found.sum(1) == 0
+        return {"epsilon": epsilon, "accuracy": right.mean(), "empty": empty.mean(), "n": len(found)}
+
+
+def _without_activation(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
+    """The prior's shares, and a classifier that always says no."""
+    n, k, reference = len(reading.labels["test"]), reading.k, reading.labels["reference"]
+    yield "prior", np.broadcast_to(np.bincount(reference, minlength=k) / len(reference), (n, k))
+    yield "always_no", np.zeros((n, k))
+
+
+def _by_generators(reading: Reading) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Method, shares (targets, attributes) of the draws that count, and each target's share of draws that match no template."""
+    context, config, task = reading.context, reading.context.config, reading.context.task
+    n, k = len(reading.labels["test"]), reading.k
+    rules = ["plain", *(rule for rule in config.sampling.decodings if rule != "noised")]
+    for variant, decoding in ((v, d) for v in config.studied_variants for d in rules):
+        path = context.samples_path(config.variant(variant).generator, variant, reading.site)
+        samples = read_table(need(path, f"sample_prompts (variant {variant})"))
+        near = np.isclose(samples["epsilon"], config.kernel.epsilon)
+        samples = samples[near & (samples["decoding"] == decoding)]
         index = np.where(samples["parsed"].to_numpy(bool), samples["prompt_id"].to_numpy(np.int64), -1)
         drawn = task.features_of(index)["attribute"].astype(np.int64)
         unparsed = np.flatnonzero(index < 0)
@@ -67,93 +137,30 @@ def classify_attributes(context: Context, site: str) -> None:
         null = np.zeros(len(samples), bool)
         null[unparsed] = strict < 0
         # A draw counts if it was accepted, or if nothing is known but that it matches no template.
-        counts = samples["accepted"].to_numpy(bool) | null
+        weight = (samples["accepted"].to_numpy(bool) | null).astype(float)
         owner = samples["target_id"].to_numpy(np.int64)
-        weight = counts.astype(float)
-        said[method] = from_labels(np.where(null, -1, drawn), weight, owner, (n, k))
-        said[f"{method}_null"] = np.bincount(owner[null], minlength=n) / np.maximum(
-            np.bincount(owner, minlength=n), 1
-        )
-    probe, strength = linear_probe(
-        z["train"], label["train"], z["val"], label["val"], config.probe.strengths, config.probe.max_iter
-    )
-    eye = np.eye(k)
-    said["probe"] = eye[probe.predict(z["test"])]
-    neighbour = nearest_neighbour(z["train"], label["train"], kernel.distance)
-    said["nearest"] = eye[neighbour.predict(z["test"])]
-    width = z["train"].shape[1]
-    scope = config.models[context.model_name].gemma_scope
-    models = {}
+        share = from_labels(np.where(null, -1, drawn), weight, owner, (n, k))
+        drawn_of = np.maximum(np.bincount(owner, minlength=n), 1)
+        method = variant if decoding == "plain" else f"{variant}_{decoding}"
+        yield method, share, np.bincount(owner[null], minlength=n) / drawn_of
+
+
+def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
+    """Decisions (targets, attributes) of supervised readers: linear probe, nearest neighbour, features of autoencoders."""
+    context, settings, z, labels = reading.context, reading.context.config.probe, reading.z, reading.labels
+    eye, train = np.eye(reading.k), (z["train"], labels["train"])
+    probe, _ = linear_probe(*train, z["val"], labels["val"], settings.strengths, settings.max_iter)
+    yield "probe", eye[probe.predict(z["test"])]
+    neighbour = nearest_neighbour(*train, context.config.kernel.distance)
+    yield "nearest", eye[neighbour.predict(z["test"])]
+    models, width = {}, z["train"].shape[1]
     for corpus in context.plan.corpora:
-        folder = context.path(paths.AUTOENCODER, corpus=corpus, site=site, file="")
+        folder = context.path(paths.AUTOENCODER, corpus=corpus, site=reading.site, file="")
         arrays, _ = load_checkpoint(need(folder / "meta.json", "train_sae").parent)
         models[corpus] = from_arrays(arrays, width, str(folder))
+    scope = context.plan.target.gemma_scope
     if scope is not None:
-        models[GENERAL] = read_gemma_scope(gemma_scope_path(scope, context.site(site).layer), width)
+        models[GENERAL] = read_gemma_scope(gemma_scope_path(scope, context.site(reading.site).layer), width)
     for corpus, model in models.items():
-        feature, _ = representatives(model, z["train"], label["train"], k)
-        said[f"sae_{corpus}"] = (model.only(feature).features(z["test"]) > 0).astype(float)
-
-    # Shares against hard decisions: what the most likely attribute alone would score tells the two apart.
-    for name in ("exact", *config.studied_variants):
-        said[f"{name}_top"] = most_likely(said[name])
-    nulls = {name.removesuffix("_null"): said.pop(name) for name in list(said) if name.endswith("_null")}
-    table = pd.concat(
-        [decisions(method, group, label["test"], value) for method, value in said.items()], ignore_index=True
-    )
-    settings = config.fcr
-    # Prompts of one entity share its facts, so they stand or fall together.
-    entity = task.features_of(test)["entity"]
-    scores = score(table, settings.bootstrap, settings.confidence, config.seed, cluster=entity)
-    scores["null_draws"] = [
-        float(nulls[m][group == g].mean()) if m in nulls else np.nan
-        for m, g in zip(scores["method"], scores["group"], strict=True)
-    ]
-    known: dict[str, object] = {"task": context.task_name, "model": context.model_name, "site": site}
-    about = read_json(context.target_dir / "target.json")
-    known |= {"layer": context.site(site).layer, "d_model": about["d_model"], "n_layers": about["n_layers"]}
-    rows = []
-    for value in sorted({*BANDWIDTHS, *kernel.epsilons, epsilon}):
-        found = _posterior(
-            z["val"], z["reference"], label["reference"], k, kernel.distance, value, kernel.kind
-        )
-        right = found[np.arange(len(found)), label["val"]]
-        rows.append(
-            {
-                **known,
-                "epsilon": value,
-                "accuracy": right.mean(),
-                "empty": (found.sum(1) == 0).mean(),
-                "n": len(found),
-            }
-        )
-    write_table(pd.DataFrame(rows), context.results / "bandwidth" / f"{site}.csv")
-    folder = context.results / "attributes"
-    write_table(table, folder / f"{site}.parquet")
-    scores = pd.DataFrame([known] * len(scores)).join(scores)
-    write_table(scores, folder / f"{site}.csv")
-    seen = scores[scores["group"] == GROUPS[0]].set_index("method")
-    shown = ", ".join(f"{m} {seen.loc[m, 'accuracy']:.3f}/{seen.loc[m, 'macro_f1']:.3f}" for m in seen.index)
-    echo(f"classify_attributes {site}: C = {strength:g}; accuracy/macro-F1 {shown}")
-
-
-def _posterior(
-    queries: np.ndarray,
-    reference: np.ndarray,
-    labels: np.ndarray,
-    k: int,
-    distance: str,
-    epsilon: float,
-    kind: str,
-    block: int = 16384,
-) -> np.ndarray:
-    """Kernel-weighted shares (targets, attributes) of reference prompts; zeros where none has weight."""
-    metric = distance_of(distance)
-    own = metric.prepare(queries)
-    mass = np.zeros((len(queries), k))
-    for low in range(0, len(reference), block):
-        part = slice(low, low + block)
-        d = metric.between(own, metric.prepare(np.asarray(reference[part])))
-        mass += kernel_values(d, epsilon, kind) @ np.eye(k)[labels[part]]
-    total = mass.sum(1, keepdims=True)
-    return mass / np.where(total > 0, total, 1.0)
+        feature, _ = representatives(model, *train, reading.k)
+        yield f"sae_{corpus}", (model.only(feature).features(z["test"]) > 0).astype(float)

@@ -1,27 +1,20 @@
-"""Sparse autoencoders with JumpReLU features: Gemma Scope's release files, and training by Gemma Scope's recipe.
+"""Sparse autoencoders with JumpReLU features: Gemma Scope's release files, and features as classifiers of attributes.
 
-    f(x) = z * 1[z > theta] with z = x W_enc + b_enc,   x^ = f W_dec + b_dec                    (Rajamanoharan et al., 2024, eq. 2)
-    loss = mean ||x - x^||^2 + lambda * mean ||f||_0, x at unit mean squared norm               (Lieberum et al., 2024, section 3)
-
-The loss is a staircase in theta, so theta learns from pseudo-gradients: steps are smeared out by a rectangle of width `bandwidth`.
-What is read and written works on raw activations: the scale is folded into weights and thresholds after training.
+f(x) = z * 1[z > theta] with z = x W_enc + b_enc,   x^ = f W_dec + b_dec                    (Rajamanoharan et al., 2024, eq. 2)
 """
 
 from __future__ import annotations
 
-import math
 import zipfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from inversescope.errors import InputError, first_line
 
 if TYPE_CHECKING:
-    from inversescope.config.methods import SaeConfig
     from inversescope.config.targets import GemmaScopeConfig
 
 
@@ -141,131 +134,6 @@ def gemma_scope_path(config: GemmaScopeConfig, layer: int) -> Path:
             f"{config.path}/{name} at revision {config.revision} cannot be fetched ({first_line(error)})",
             "set gemma_scope.source: local and path to a folder that holds it",
         ) from error
-
-
-# ----------------------------------------------------------------------------------------------------------------- training
-
-
-def train_sae(
-    batch: Callable[[int], np.ndarray],
-    d: int,
-    scale: float,
-    config: SaeConfig,
-    sparsity: float,
-    seed: int,
-    name: str,
-    echo: Callable[[str], None],
-    state_path: Path | None = None,
-    save_every: int = 5000,
-    made_from: Mapping[str, Any] | None = None,
-) -> tuple[JumpReLU, Any]:
-    """Train an autoencoder on batches of raw activations.
-
-    Args:
-        batch: step -> activations (B, d), a function of the step alone.
-        d: width of the site.
-        scale: root mean squared norm of the activations; they are divided by it.
-        sparsity: lambda.
-        state_path: the file of the resumable state of a long run; removed by the caller once the result is written.
-        save_every: steps between two states.
-        made_from: what the activations are; with the settings it tells the state of this training from another's.
-
-    Returns:
-        The autoencoder on raw activations, and the log (a row every 50 steps: loss, mse, l0).
-    """
-    import torch
-    from torch import Tensor, nn
-
-    from inversescope.training import Schedule, train
-
-    class Jump(torch.autograd.Function):
-        """(z, theta) -> features, and how many are active; pseudo-gradients in theta (Rajamanoharan et al., eq. 11 and 12)."""
-
-        @staticmethod
-        def forward(ctx: Any, z: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-            on = z > theta
-            ctx.save_for_backward(z, theta, on)
-            return z * on, on.sum(dtype=z.dtype)
-
-        @staticmethod
-        def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-            z, theta, on = ctx.saved_tensors
-            to_f, to_count = gradients
-            near = (z - theta).abs_() < 0.5 * config.bandwidth
-            pushed = (to_f * near).sum(0) * theta + to_count * near.sum(0, dtype=z.dtype)
-            return to_f * on, -pushed / config.bandwidth
-
-    class Autoencoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            decoder = torch.empty(config.width, d)
-            nn.init.kaiming_uniform_(decoder)
-            decoder = decoder / decoder.norm(dim=1, keepdim=True)
-            self.W_dec = nn.Parameter(decoder)
-            self.W_enc = nn.Parameter(decoder.T.contiguous())
-            self.b_enc = nn.Parameter(torch.zeros(config.width))
-            self.b_dec = nn.Parameter(torch.zeros(d))
-            self.log_threshold = nn.Parameter(torch.full((config.width,), math.log(config.initial_threshold)))
-            # Rows of W_dec stay at unit norm: what would change the norm is taken out of their gradient.
-            self.W_dec.register_hook(self.tangent)
-
-        def tangent(self, gradient: Tensor) -> Tensor:
-            rows = self.W_dec.detach()
-            return gradient - (gradient * rows).sum(1, keepdim=True) * rows
-
-        def loss(self, x: Tensor, weight: float) -> tuple[Tensor, dict[str, float]]:
-            z = torch.addmm(self.b_enc, x, self.W_enc)
-            f, active = Jump.apply(z, self.log_threshold.exp())
-            error = (torch.addmm(self.b_dec, f, self.W_dec) - x).square().sum() / len(x)
-            l0 = active / len(x)
-            return error + weight * l0, {"mse": float(error.detach()), "l0": float(l0.detach())}
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Autoencoder().to(device)
-
-    def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        x = torch.from_numpy(np.asarray(batch(step), np.float32) / np.float32(scale)).to(device)
-        return model.loss(x, sparsity * min(1.0, (step + 1) / config.sparsity_warmup))
-
-    @torch.no_grad()
-    def unit_rows(step: int) -> None:
-        model.W_dec.div_(model.W_dec.norm(dim=1, keepdim=True))
-
-    schedule = Schedule(
-        config.steps, config.learning_rate, config.weight_decay, config.betas, config.warmup, "constant", None
-    )
-    log = train(
-        model,
-        loss,
-        schedule,
-        name=name,
-        tokens_per_step=config.batch_size,
-        state_path=state_path,
-        made_from={
-            "seed": seed,
-            "sparsity": sparsity,
-            "settings": config.model_dump(mode="json"),
-            "shape": [d, config.width],
-            "scale": scale,
-            "activations": made_from,
-        },
-        save_every=save_every,
-        echo=echo,
-        on_step=unit_rows,
-    )
-    with torch.no_grad():
-        # z, f and x^ of the scaled activations, times the scale, are those of the raw ones.
-        values = {
-            "W_enc": model.W_enc,
-            "W_dec": model.W_dec,
-            "b_enc": model.b_enc * scale,
-            "b_dec": model.b_dec * scale,
-            "threshold": model.log_threshold.exp() * scale,
-        }
-        arrays = {key: np.array(value.cpu().numpy()) for key, value in values.items()}
-        return from_arrays(arrays, d, name), log
 
 
 # ------------------------------------------------------------------------------------------------------ features as classifiers

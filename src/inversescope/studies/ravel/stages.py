@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from inversescope.store import (
     write_activations,
     write_table,
 )
+from inversescope.studies.ravel.sae import JumpReLU, representatives
 from inversescope.studies.ravel.scores import decisions, score
 from inversescope.workflow import paths
 
@@ -175,85 +176,66 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
     data/{task}/{model}/sae/{corpus}/{site}/ and results/{task}/{model}/sae/{site}.csv: every run with its L0, mean squared error
     relative to the activations' variance, and validation macro-F1.
     """
-    from inversescope.studies.ravel.sae import representatives
-    from inversescope.studies.ravel.sae import train_sae as fit
+    for label in sites:
+        rows: list[dict[str, Any]] = []
+        for corpus in context.plan.corpora:
+            rows += _train_at(context, corpus, label)
+        write_table(pd.DataFrame(rows), context.results / "sae" / f"{label}.csv")
+
+
+def _train_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]:
+    """Train autoencoders of a corpus at a site, keep the best, and tell of all."""
+    from inversescope.studies.ravel.sae_training import train_sae as fit
 
     config, seed = context.config.sae, context.config.seed
-    labels = {split: labels_of(context, split) for split in ("train", "val")}
-    n = len(context.task.feature_values["attribute"])
-    for label in sites:
-        rows = []
-        z = {split: np.asarray(context.activations(split, label)) for split in ("train", "val")}
-        for corpus in context.plan.corpora:
-            path = need(context.path(paths.POSITIONS, corpus=corpus, site=label), "collect_positions")
-            x, meta = read_activations(path)
-            sample = np.asarray(x[: 1 << 14], np.float64)
-            scale = float(np.sqrt((sample**2).sum(1).mean()))
-            variance = float(((sample - sample.mean(0)) ** 2).sum(1).mean())
-            best = None
-            for sparsity in config.sparsity:
-                start = time.monotonic()
-                batches = Stream(x, config.batch_size, seed)
-                state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}.safetensors"
-                name = f"train_sae {corpus} {label} λ={sparsity:g}"
-                model, log = fit(
-                    batches,
-                    x.shape[1],
-                    scale,
-                    config,
-                    sparsity,
-                    seed,
-                    name,
-                    echo,
-                    state,
-                    # A state is large beside a step.
-                    save_every=10 * context.config.save_every,
-                    made_from=meta,
-                )
-                state.unlink(missing_ok=True)
-                feature, f1 = representatives(model, z["train"], labels["train"], n)
-                said = (model.only(feature).features(z["val"]) > 0).astype(float)
-                everyone = np.full(len(said), "val")
-                value = score(decisions("sae", everyone, labels["val"], said), resamples=2)["macro_f1"].iloc[
-                    0
-                ]
-                features = model.features(sample)
-                error = float(((model.reconstruct(features) - sample) ** 2).sum(1).mean())
-                row = {
-                    "corpus": corpus,
-                    "site": label,
-                    "sparsity": sparsity,
-                    "width": config.width,
-                    "steps": config.steps,
-                    "batch_size": config.batch_size,
-                    "l0": float((features > 0).sum(1).mean()),
-                    "alive": float((features > 0).any(0).mean()),
-                    "unexplained": error / variance,
-                    "train_f1": float(f1.mean()),
-                    "val_macro_f1": float(value),
-                }
-                rows.append(row)
-                echo(
-                    f"{name}: L0 {row['l0']:.1f}, unexplained {row['unexplained']:.3f}, validation macro-F1 {value:.3f}, "
-                    f"{config.steps * config.batch_size / max(time.monotonic() - start, 1e-9):.0f} activations/s"
-                )
-                if best is None or value > best[0]:
-                    best = value, sparsity, model
-            assert best is not None
-            about = {
-                "corpus": corpus,
-                "site": label,
-                "sparsity": best[1],
-                "prompt_hash": meta["prompt_hash"],
-                "package_version": __version__,
-            }
-            save_checkpoint(
-                context.path(paths.AUTOENCODER, corpus=corpus, site=label, file=""), best[2].arrays(), about
-            )
-            for row in rows:
-                if row["corpus"] == corpus:
-                    row["chosen"] = row["sparsity"] == best[1]
-        write_table(pd.DataFrame(rows), context.results / "sae" / f"{label}.csv")
+    x, meta = read_activations(
+        need(context.path(paths.POSITIONS, corpus=corpus, site=label), "collect_positions")
+    )
+    sample = np.asarray(x[: 1 << 14], np.float64)
+    scale = float(np.sqrt((sample**2).sum(1).mean()))
+    rows: list[dict[str, Any]] = []
+    best: tuple[float, float, JumpReLU] | None = None
+    for sparsity in config.sparsity:
+        state = context.data / "state" / "sae" / corpus / f"{label}_{sparsity}.safetensors"
+        name, batches = f"train_sae {corpus} {label} λ={sparsity:g}", Stream(x, config.batch_size, seed)
+        # A state is large beside a step.
+        long: dict[str, Any] = {"state_path": state, "save_every": 10 * context.config.save_every}
+        what = (batches, x.shape[1], scale, config, sparsity, seed, name, echo)
+        model, _ = fit(*what, made_from=meta, **long)
+        state.unlink(missing_ok=True)
+        settings = {"width": config.width, "steps": config.steps, "batch_size": config.batch_size}
+        row = {"corpus": corpus, "site": label, "sparsity": sparsity, **settings}
+        rows.append(row | _quality(context, model, label, sample))
+        told = "L0 {l0:.1f}, unexplained {unexplained:.3f}, validation macro-F1 {val_macro_f1:.3f}"
+        echo(f"{name}: {told.format(**rows[-1])}")
+        if best is None or rows[-1]["val_macro_f1"] > best[0]:
+            best = rows[-1]["val_macro_f1"], sparsity, model
+    assert best is not None
+    _, chosen, model = best
+    about = {"corpus": corpus, "site": label, "sparsity": chosen, "prompt_hash": meta["prompt_hash"]}
+    folder = context.path(paths.AUTOENCODER, corpus=corpus, site=label, file="")
+    save_checkpoint(folder, model.arrays(), about | {"package_version": __version__})
+    return [row | {"chosen": row["sparsity"] == chosen} for row in rows]
+
+
+def _quality(context: Context, model: JumpReLU, label: str, sample: np.ndarray) -> dict[str, float]:
+    """How sparse and faithful an autoencoder is on a sample of activations (N, d), and how well its features tell attributes."""
+    (z, labels), (z_val, labels_val) = (
+        (np.asarray(context.activations(split, label)), labels_of(context, split))
+        for split in ("train", "val")
+    )
+    feature, f1 = representatives(model, z, labels, len(context.task.feature_values["attribute"]))
+    said = (model.only(feature).features(z_val) > 0).astype(float)
+    table = decisions("sae", np.full(len(said), "val"), labels_val, said)
+    features = model.features(sample)
+    error = float(((model.reconstruct(features) - sample) ** 2).sum(1).mean())
+    return {
+        "l0": float((features > 0).sum(1).mean()),
+        "alive": float((features > 0).any(0).mean()),
+        "unexplained": error / float(((sample - sample.mean(0)) ** 2).sum(1).mean()),
+        "train_f1": float(f1.mean()),
+        "val_macro_f1": float(score(table, resamples=2)["macro_f1"].iloc[0]),
+    }
 
 
 def labels_of(context: Context, split: str) -> np.ndarray:

@@ -1,0 +1,264 @@
+"""Stage `patch_task_vectors`: does a task vector carry the task (paper, D.3.1), and is it masked by the query or overwritten?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from inversescope.activations.patching import Cut, Inputs, Intervention, Patch, patch, record
+from inversescope.config import Config
+from inversescope.context import Context, echo
+from inversescope.errors import InputError
+from inversescope.fcr.intervals import bootstrap_means
+from inversescope.progress import Progress
+from inversescope.sites import Site
+from inversescope.store import write_table
+from inversescope.streams import stream
+from inversescope.studies.icl.masking import parts, probed, remaining, states
+from inversescope.targets.models import Target, load_target
+from inversescope.tasks.icl_translation import TranslationTask
+
+#: What a patched prediction is: the target's translation under the source's task, the source's own output, or neither.
+OUTCOMES = ("task", "source", "other")
+PATCHING_COLUMNS = "task model kind layer written outcome rate ci_low ci_high n_pairs excluded".split()
+#: What masking.csv tells of block l: rates of patching the zero-shot target (`masking.states`), accuracies of probes
+#: (`masking.probed`), and how much of the task vectors is left (`masking.remaining`).
+MASKING_COLUMNS = (
+    "task model kind layer written outcome rate ci_low ci_high chance n_queries n_prompts excluded".split()
+)
+_TAIL = ", Output:"
+
+
+def patch_task_vectors(context: Context) -> None:
+    """Run the task-vector experiment (D.3.1) at every layer, with the controls that tell masked from gone.
+
+    Writes results/{task}/{model}/patching.csv: rates of each outcome by kind of patching (`Run`) and layer, with intervals
+    over pairs; patching_pairs.parquet, the outcome of every pair; and masking.csv (`MASKING_COLUMNS`), with intervals over queries.
+    The best layer is the one with the highest rate of `task` under `residual`.
+    """
+    task, config = context.task, context.config
+    if not isinstance(task, TranslationTask):
+        raise InputError(
+            f"task {context.task_name} has no task vectors", "run patch_task_vectors on task icl_translation"
+        )
+    target = load_target(context.made_target())
+    pairs = draw_pairs(task, target, config.patching.n_pairs, stream(config.seed, "patch_task_vectors"))
+    progress = Progress("patch_task_vectors", (6 * target.n_layers + 1) * len(pairs.expected), echo)
+    post = [Site(layer, "resid_post") for layer in range(target.n_layers)]
+    found = _outcomes(target, pairs, _layer_to_layer(post, pairs.cuts))
+    progress(sum(map(len, found.values())))
+    rates = {run.layer: float((hit == 0).mean()) for run, hit in found.items() if run.kind == "residual"}
+    best = max(rates, key=rates.__getitem__)
+    found |= _outcomes(target, pairs, _by_best_layer(post, best, pairs.cuts))
+    progress(sum(map(len, found.values())))
+    about = {"task": context.task_name, "model": context.model_name}
+    table = _rates(found, config).assign(**about, excluded=pairs.excluded)
+    write_table(table[PATCHING_COLUMNS], context.results / "patching.csv")
+    raw = [
+        pd.DataFrame(
+            {
+                "kind": run.kind,
+                "layer": run.layer,
+                "pair": range(len(hit)),
+                "outcome": np.array(OUTCOMES)[hit],
+            }
+        )
+        for run, hit in found.items()
+    ]
+    write_table(pd.concat(raw, ignore_index=True), context.results / "patching_pairs.parquet")
+    echo(f"patch_task_vectors: {len(pairs.expected)} pairs, {pairs.excluded} left out, best layer {best}")
+    masking = measure_masking(task, target, config, best).assign(**about)
+    write_table(masking[MASKING_COLUMNS], context.results / "masking.csv")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Source and target prompts of the task-vector experiment (D.3.1), ready to run.
+
+    Attributes:
+        sources: three shots and a query.
+        targets: another query of the same language, without shots.
+        expected: (N, 2) first tokens of the target's translation under the source's task, and of the source's own output.
+        cuts: attention to the query from all later positions of a source, for hiding it.
+        excluded: pairs left out because their two expected tokens are the same.
+    """
+
+    sources: Inputs
+    targets: Inputs
+    expected: np.ndarray
+    cuts: tuple[Cut, ...]
+    excluded: int
+
+
+def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Generator) -> Pairs:
+    """Draw N pairs: sources from the test split, of the six tasks in equal parts, the target's query uniformly among the other
+    words of its source language.
+
+    Raises:
+        InputError: fewer than half of the pairs can be told apart by their first tokens.
+    """
+    index = task.sample(n, "test", rng)
+    texts = task.texts(index)
+    ids = target.encode(texts)
+    target_ids, expected = asked_and_expected(task, target, index, rng)
+    keep = np.flatnonzero(expected[:, 0] != expected[:, 1])
+    if len(keep) < n / 2:
+        raise InputError(
+            f"{n - len(keep)} of {n} pairs have answers that begin with the same token",
+            "use another tokenizer's model, or other words",
+        )
+    ends = [len(one) for one in target.encode([texts[i].removesuffix(_TAIL) for i in keep])]
+    words = [text.removesuffix(_TAIL).rsplit(" ", 1)[0] for text in (texts[i] for i in keep)]
+    starts = [len(one) for one in target.encode(words)]
+    lengths = [len(ids[i]) for i in keep]
+    positions: dict[str, np.ndarray] = {}
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    tail = max(length - end for length, end in zip(lengths, ends, strict=True))
+    for place in range(longest):
+        positions[f"query_{place}"] = np.maximum(np.array(ends) - 1 - place, np.array(starts))
+    for place in range(tail):
+        positions[f"tail_{place}"] = np.maximum(np.array(lengths) - 1 - place, np.array(ends))
+    cuts = tuple(
+        Cut(key=f"query_{key}", query=f"tail_{late}") for key in range(longest) for late in range(tail)
+    )
+    return Pairs(
+        sources=Inputs([ids[i] for i in keep], positions),
+        targets=Inputs([target_ids[i] for i in keep]),
+        expected=expected[keep],
+        cuts=cuts,
+        excluded=n - len(keep),
+    )
+
+
+def asked_and_expected(
+    task: TranslationTask, target: Target, index: np.ndarray, rng: np.random.Generator
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Tokens of a zero-shot prompt for each source (N,), of another query of the same dictionary, and first tokens (N, 2) of its
+    translation and of the source's own output. An answer stands for its first token behind the prompt's."""
+    slots = task.slots(index).astype(np.int64)
+    other = rng.integers(task.n - 1, size=len(slots))
+    query = (other + (other >= slots[:, -1])).tolist()
+    asked = [task.text(t, [], q) for t, q in zip(slots[:, 0].tolist(), query, strict=True)]
+    wanted = [task.pairs[t][q][1] for t, q in zip(slots[:, 0].tolist(), query, strict=True)]
+    first = []
+    for texts, words in ((asked, wanted), (task.texts(index), task.answers(index))):
+        whole = target.encode([f"{text} {word}" for text, word in zip(texts, words, strict=True)])
+        first.append([long[len(ids)] for long, ids in zip(whole, target.encode(texts), strict=True)])
+    return target.encode(asked), np.array(first, np.int64).T
+
+
+class Run(NamedTuple):
+    """One way of patching.
+
+    Attributes:
+        kind: `none` (the target's run alone), `residual` (residual stream after block l), `attention` (attention output of block l
+            alone), `masked` (as residual, the query hidden from the source's run), `returned` (residual stream after block l,
+            written at the best layer), `returned_masked` (the same, the query hidden), `forwarded` (that of the best layer,
+            written after block l).
+        layer: l; -1 for none.
+        written: the layer that is written.
+    """
+
+    kind: str
+    layer: int
+    written: int
+
+
+def _layer_to_layer(post: list[Site], cuts: tuple[Cut, ...]) -> dict[Run, Intervention]:
+    """Activations of every layer, written where they come from; and the target's run alone."""
+    runs = {Run("none", -1, -1): Intervention()}
+    kinds = {
+        "residual": lambda site: Intervention((Patch(site),)),
+        "attention": lambda site: Intervention((Patch(Site(site.layer, "attn_out")),)),
+        "masked": lambda site: Intervention((Patch(site),), cut_source=cuts),
+    }
+    return runs | {Run(kind, s.layer, s.layer): make(s) for kind, make in kinds.items() for s in post}
+
+
+def _by_best_layer(post: list[Site], best: int, cuts: tuple[Cut, ...]) -> dict[Run, Intervention]:
+    """Activations of every layer written at the best one, and those of the best one written at every layer."""
+    back = {site.layer: (Patch(site, post[best]),) for site in post}
+    runs = {Run("returned", layer, best): Intervention(patches) for layer, patches in back.items()}
+    runs |= {Run("returned_masked", i, best): Intervention(p, cut_source=cuts) for i, p in back.items()}
+    forward = {site.layer: Intervention((Patch(post[best], site),)) for site in post}
+    return runs | {Run("forwarded", layer, layer): what for layer, what in forward.items()}
+
+
+def _outcomes(target: Target, pairs: Pairs, runs: dict[Run, Intervention]) -> dict[Run, np.ndarray]:
+    """Which of `OUTCOMES` each pair (N,) has under each way of patching."""
+    top = patch(target, pairs.sources, pairs.targets, list(runs.values())).top
+    outcome = np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
+    return dict(zip(runs, outcome, strict=True))
+
+
+def _rates(found: dict[Run, np.ndarray], config: Config) -> pd.DataFrame:
+    """Rates of each outcome, with intervals over pairs; a row a way of patching and outcome."""
+    parts = []
+    for run, hit in found.items():
+        each = np.stack([hit == place for place in range(len(OUTCOMES))]).astype(float)
+        rate, low, high = bootstrap_means(each, config.fcr.bootstrap, config.fcr.confidence, config.seed)
+        part = pd.DataFrame({"outcome": OUTCOMES, "rate": rate, "ci_low": low, "ci_high": high})
+        parts.append(part.assign(**run._asdict(), n_pairs=len(hit)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def measure_masking(task: TranslationTask, target: Target, config: Config, best: int) -> pd.DataFrame:
+    """Ask whether the task is masked or overwritten in the residual streams of sources, block by block.
+
+    Sources are those of `TranslationTask.crossed`; the zero-shot target of each asks another query of its dictionary.
+
+    Args:
+        best: the layer where patching works best, at which states are written and whose task vectors are looked for.
+
+    Returns:
+        `MASKING_COLUMNS` without task and model: a row a (kind, layer, outcome). Outcomes of patching are `task` and `source` as in
+        patching.csv, their chance is the rate of the target's run alone (kind `none`); that of `own` and `carried` is `accuracy`,
+        that of `remaining` is `share`. Means of queries; `excluded` prompts have two answers that begin alike.
+    """
+    settings = config.patching
+    rng = stream(config.seed, "measure_masking")
+    index = task.crossed(settings.n_queries, settings.n_shots, rng)
+    asked, expected = asked_and_expected(task, target, index.ravel(), rng)
+    apart = (expected[:, 0] != expected[:, 1]).reshape(index.shape)
+    layers = range(target.n_layers)
+    post = {layer: Site(layer, "resid_post") for layer in layers}
+    found = record(target, Inputs(target.encode(task.texts(index.ravel()))), list(post.values()))
+    streams = {layer: found[post[layer]].reshape(*index.shape, -1).astype(np.float64) for layer in layers}
+    vectors = parts(streams[best])
+    progress = Progress("measure_masking", target.n_layers, echo)
+    rows: list[tuple[str, int, int, str, np.ndarray, float]] = []
+
+    def run(values: dict[Site, np.ndarray] | None, what: Intervention) -> dict[str, np.ndarray]:
+        """Share of prompts with each outcome, a query (Q,)."""
+        top = patch(target, values, Inputs(asked), [what]).top[0]
+        hits = {
+            name: (top == expected[:, place]).reshape(index.shape) for place, name in enumerate(OUTCOMES[:2])
+        }
+        with np.errstate(invalid="ignore"):
+            return {name: (hit & apart).sum((1, 2)) / apart.sum((1, 2)) for name, hit in hits.items()}
+
+    idle = run(None, Intervention())
+    chance = {name: float(np.nanmean(rate)) for name, rate in idle.items()}
+    rows += [("none", -1, -1, name, rate, chance[name]) for name, rate in idle.items()]
+    write = Intervention((Patch(post[best]),))
+    for layer in layers:
+        for kind, state in states(streams[layer], vectors).items():
+            values = {post[best]: state.reshape(len(expected), -1).astype(np.float32)}
+            for name, rate in run(values, write).items():
+                rows.append((kind, layer, best, name, rate, chance[name]))
+        for kind, rate in probed(streams[layer], streams[best], config.probe.max_iter).items():
+            rows.append((kind, layer, best, "accuracy", rate, 1 / index.shape[1]))
+        rows.append(("remaining", layer, best, "share", remaining(streams[layer], vectors), 0.0))
+        progress(layer + 1)
+    rates = bootstrap_means(
+        np.stack([row[4] for row in rows]), config.fcr.bootstrap, config.fcr.confidence, config.seed
+    )
+    table = pd.DataFrame(
+        [(kind, layer, written, outcome) for kind, layer, written, outcome, *_ in rows],
+        columns=["kind", "layer", "written", "outcome"],
+    ).assign(chance=[row[5] for row in rows], n_queries=len(index), n_prompts=index.size)
+    table[["rate", "ci_low", "ci_high"]] = np.stack(rates, axis=1)
+    return table.assign(excluded=int((~apart).sum()))
