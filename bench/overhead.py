@@ -20,17 +20,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from inversescope.config import load_config
 from inversescope.errors import InputError
 from inversescope.lineage.records import Record, read_records
+from inversescope.lineage.rerun import link_inputs
 from inversescope.store import write_table
 
 GOAL = 0.15
 # Stages import what they need first. A job that goes on for longer is stopped.
 LIMIT = 30.0
-# What a run makes.
-MADE = ("data", "results", "logs", "benchmarks")
-DESCRIPTIONS = ("target.json", "meta.json")
 
 
 def runs(root: Path) -> list[tuple[float, float, int]]:
@@ -47,37 +44,6 @@ def runs(root: Path) -> list[tuple[float, float, int]]:
 def jobs_of(root: Path) -> list[Record]:
     """One record of each job."""
     return list({record.command: record for record in read_records(root).values() if record.command}.values())
-
-
-def made_from(job: Record, records: dict[str, Record]) -> list[str]:
-    """Inputs of a job, and what these were made from: a page is told the figures, and reads the tables behind them too."""
-    found: dict[str, None] = {}
-    left = list(job.inputs)
-    while left:
-        path = left.pop()
-        if path not in found:
-            found[path] = None
-            left += records[path].inputs if path in records else ()
-    return list(found)
-
-
-def linked(root: Path, folder: Path, jobs: list[Record], records: dict[str, Record]) -> None:
-    """A folder in which a job (its records, one an output) finds its inputs, and none of its outputs."""
-    inputs = made_from(jobs[0], records)
-    mirror = load_config([root / "config/config.yaml"]).mirror
-    beside = [mirror] if mirror is not None and not Path(mirror).is_absolute() else []
-    whole = [path.name for path in root.iterdir() if path.name not in MADE and not path.name.startswith(".")]
-    # The description of a target or a generator vouches for files that a rule need not name.
-    described = [Path(path).parent for path in inputs if Path(path).name in DESCRIPTIONS]
-    unnamed = [str(f.relative_to(root)) for d in described for f in (root / d).iterdir() if f.is_file()]
-    own = {job.output for job in jobs}
-    for path in (*whole, *beside, *(path for path in unnamed if path not in own), *inputs):
-        link = Path(os.path.normpath(folder / path))
-        if (root / path).exists() and not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to((root / path).resolve())
-    for job in jobs:
-        (folder / job.output).parent.mkdir(parents=True, exist_ok=True)
 
 
 def profile(command: list[str], folder: Path, limit: float) -> float:
@@ -131,7 +97,7 @@ def seconds_of_start_up(root: Path, jobs: list[Record], limit: float = LIMIT) ->
         with tempfile.TemporaryDirectory(prefix="inversescope-overhead-") as name:
             folder = Path(name) / "study"
             folder.mkdir()
-            linked(root, folder, [r for r in records.values() if r.command == shortest.command], records)
+            link_inputs(root, folder, [r for r in records.values() if r.command == shortest.command], records)
             command = f"inversescope {shortest.command.partition('inversescope ')[2]}"
             found[stage] = bare + profile(["bash", "-c", f"exec {command}"], folder, limit)
     return found

@@ -20,10 +20,9 @@ from inversescope.cli import main
 from inversescope.errors import InputError, neutral
 from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
 from inversescope.lineage.audit import audit
-from inversescope.lineage.dvc import Store
-from inversescope.lineage.records import ADOPTED, adopted_records, snakemake_records
+from inversescope.lineage.records import ADOPTED, Record, adopted_records, snakemake_records
 from inversescope.lineage.render import render
-from inversescope.lineage.rerun import compare
+from inversescope.lineage.rerun import compare, link_inputs
 from inversescope.lineage.stale import stale
 from inversescope.store import read_table
 
@@ -126,7 +125,7 @@ def test_adopting_leaves_nothing_for_dvc_to_do(adopted: Path) -> None:
     records = adopted_records(adopted)
     assert set(records) == set(snakemake_records(adopted))
     for path, record in records.items():
-        assert Store(adopted).state(path, record.md5, verify=True) == "unchanged", path
+        assert record.state(adopted / path, verify=True) == "unchanged", path
         assert abs((adopted / path).stat().st_mtime - record.ended) < 0.01
     lock = (adopted / "dvc.lock").read_text().splitlines()
     assert len(lock) < 200
@@ -366,18 +365,19 @@ def test_a_flipped_byte_is_found_though_size_and_time_are_the_same(adopted: Path
 
 
 def test_every_large_file_is_hashed_only_when_asked(adopted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With files counted as large, DVC's database answers, and misses the flipped byte; --verify does not."""
-    path, md5 = PROMPTS, adopted_records(adopted)[PROMPTS].md5
-    monkeypatch.setattr("inversescope.lineage.dvc.SMALL", 0)
-    original = (adopted / path).read_bytes()
-    stat = (adopted / path).stat()
-    flip(adopted / path)
+    """With files counted as large, the time of its record is believed, and the flipped byte missed; --verify reads the bytes."""
+    file, record = adopted / PROMPTS, adopted_records(adopted)[PROMPTS]
+    monkeypatch.setattr("inversescope.lineage.records.SMALL", 0)
+    original, stat = file.read_bytes(), file.stat()
+    flip(file)
     try:
-        assert Store(adopted).state(path, md5, verify=False) == "unchanged"
-        assert Store(adopted).state(path, md5, verify=True) == "changed"
+        assert record.state(file, verify=False) == "unchanged"
+        assert record.state(file, verify=True) == "changed"
+        file.touch()
+        assert record.state(file, verify=False) == "unchecked"
     finally:
-        (adopted / path).write_bytes(original)
-        os.utime(adopted / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        file.write_bytes(original)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 def test_missing_files_edited_values_and_edited_code_are_told(adopted: Path, tmp_path: Path) -> None:
@@ -413,6 +413,38 @@ def test_a_node_is_recomputed_and_compared(adopted: Path) -> None:
         audit(adopted, FIGURE, rerun="compute_exact")
     with pytest.raises(InputError, match="elsewhere is not a recorded job"):
         audit(adopted, FIGURE, rerun="elsewhere")
+
+
+def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
+    def job(output: str, *inputs: str) -> Record:
+        return Record(output, inputs, f"inversescope {output}", {}, {}, 0, 1)
+
+    root, folder = tmp_path / "run", tmp_path / "elsewhere/study"
+    for path in (
+        "config/config.yaml",
+        "upstream.yaml",
+        "data/in.csv",
+        "data/t/target.json",
+        "data/t/more.json",
+        "data/t/score.csv",
+        "results/behind.csv",
+    ):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    (root / "config/config.yaml").write_text((ROOT / "config/config.yaml").read_text())
+    (root / "data/out.csv").touch()
+    page = job("results/deep/out.csv", "data/in.csv", "data/t/target.json")
+    score = job("data/t/score.csv", *page.inputs)  # beside a description that it reads
+    link_inputs(root, folder, [page, score], {"data/in.csv": job("data/in.csv", "results/behind.csv")})
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {
+        "data/in.csv",
+        "data/t/target.json",
+        "data/t/more.json",
+        "upstream.yaml",
+        "results/behind.csv",
+    } <= found
+    assert not {"data/out.csv", "data/t/score.csv"} & found and (folder / "results/deep").is_dir()
 
 
 def test_measured_times_are_no_difference(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from inversescope.lineage.records import Record
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from bench.overhead import between_jobs, linked, profile
+from bench.overhead import between_jobs, profile
 
 
 def job(output: str, started: float, ended: float, *inputs: str) -> Record:
@@ -27,36 +27,6 @@ def test_a_free_core_waits_for_snakemake_only_once_inputs_are_there() -> None:
         job("f", 40, 41, "e"),  # seven seconds after its input, whatever else was free
     ]
     assert between_jobs(jobs, jobs, cores=2) == pytest.approx(1 + 1 + 2 + 7)
-
-
-def test_a_job_finds_its_inputs_and_none_of_its_outputs(tmp_path: Path) -> None:
-    root, folder = tmp_path / "run", tmp_path / "elsewhere/study"
-    for path in (
-        "config/config.yaml",
-        "upstream.yaml",
-        "data/in.csv",
-        "data/t/target.json",
-        "data/t/more.json",
-        "data/t/score.csv",
-        "results/behind.csv",
-    ):
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).touch()
-    (root / "config/config.yaml").write_text((Path(__file__).parents[2] / "config/config.yaml").read_text())
-    (root / "data/out.csv").touch()
-    folder.mkdir(parents=True)
-    page = job("results/deep/out.csv", 0, 1, "data/in.csv", "data/t/target.json")
-    score = job("data/t/score.csv", 0, 1, *page.inputs)  # beside a description that it reads
-    linked(root, folder, [page, score], {"data/in.csv": job("data/in.csv", 0, 1, "results/behind.csv")})
-    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert {
-        "data/in.csv",
-        "data/t/target.json",
-        "data/t/more.json",
-        "upstream.yaml",
-        "results/behind.csv",
-    } <= found
-    assert not {"data/out.csv", "data/t/score.csv"} & found and (folder / "results/deep").is_dir()
 
 
 def test_imports_that_a_function_makes_count_and_a_long_job_is_stopped(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inversescope.config import load_config
 from inversescope.errors import InputError
-from inversescope.lineage.dvc import Store
+from inversescope.lineage.dvc import commit, fetch, forget
 from inversescope.lineage.records import CONFIG_FILE, adopted_records, restore_records, write_adopted
 from inversescope.lineage.stale import refuse_stale, stale, summary
 from inversescope.report.results import write_results
@@ -46,7 +46,7 @@ def adopt(root: Path, targets: Iterable[str] = TARGETS) -> tuple[list[str], list
     found = summary(root, asked)
     remedy = f"run snakemake --cores all -- {' '.join(asked)}, then adopt"
     refuse_stale([one for one in found.values() if one is not None], remedy)
-    names, hashes = Store(root).commit()
+    names, hashes = commit(root)
     write_adopted(root, hashes)
     left = copy_shown(root)
     write_results(root)
@@ -84,15 +84,14 @@ def restore(root: Path, remote: str | None = None) -> int:
         InputError: no run has been adopted, the remote lacks a file, a hash is wrong, or Snakemake would run something.
     """
     _refuse_other(root)
-    store = Store(root, remote)
-    store.fetch()
+    fetch(root, remote)
     records = adopted_records(root)
-    states = {path: store.state(path, record.md5, verify=True) for path, record in records.items()}
+    states = {path: record.state(root / path, verify=True) for path, record in records.items()}
     wrong = {path: state for path, state in states.items() if state != "unchanged"}
     if wrong:
         # What came damaged must not be taken for the real thing, neither here nor from DVC's cache.
         for path in wrong:
-            store.forget(path, records[path].md5)
+            forget(root, path, records[path].md5)
         path, state = next(iter(wrong.items()))
         raise InputError(
             f"{path} is {state} after the pull ({len(wrong)} files in all are not what was adopted)",
@@ -101,7 +100,6 @@ def restore(root: Path, remote: str | None = None) -> int:
     restore_records(root)
     for path, record in records.items():
         os.utime(root / path, (record.ended, record.ended))
-    store.remember({path: record.md5 for path, record in records.items()})
     # A run may have been adopted in part, as when `make study` was not run: what no job ever made is not stale.
     refuse_stale(
         [one for one in stale(root, TARGETS) if one.output in records],

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from inversescope import __version__
 from inversescope.config import Config, load_config
 from inversescope.errors import InputError
 from inversescope.lineage.adopt import SHOWN
-from inversescope.lineage.dvc import LOCK, Store, git
+from inversescope.lineage.dvc import LOCK, damaged_objects
 from inversescope.lineage.records import CONFIG_FILE, Record, configured, read_records
 from inversescope.lineage.rerun import SAME, run_again
 from inversescope.lineage.stale import stale
@@ -118,25 +119,23 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
     records = read_records(root)
     if path not in records:
         raise InputError(f"{asked} is an output of no recorded job", "name a file of a job or of make adopt")
-    store = Store(root)
-    tree = _Tree(store, records, verify)
     row_from = _part_with_row(root, records[path], asked, line) if line is not None else ""
-    nodes = tree.nodes(path, row_from)
+    nodes = _Tree(root, records, verify).nodes(path, row_from)
     result = Audit(
         path=asked,
         hash=records[path].md5,
-        state=store.state(asked, records[path].md5, verify),
+        state=records[path].state(root / asked, verify),
         row=row,
         row_from=row_from,
         git_commit=_commit(root),
-        lock_commit=git(root, "log", "-1", "--format=%h", "--", LOCK).strip() or "not committed",
+        lock_commit=_git(root, "log", "-1", "--format=%h", "--", LOCK).strip() or "not committed",
         package_version=__version__,
         seed=load_config([root / CONFIG_FILE]).seed,
         nodes=nodes,
         verified=verify,
     )
     if verify:
-        result.damaged_objects = store.damaged_objects()
+        result.damaged_objects = damaged_objects(root)
         _ask_snakemake(root, nodes, path)
     if rerun is not None:
         files = {name: [file["path"] for file in node.files] for name, node in nodes.items()}
@@ -187,30 +186,36 @@ def _part_with_row(root: Path, record: Record, path: str, line: int) -> str:
     return ""
 
 
+def _git(root: Path, *arguments: str) -> str:
+    """What a git command prints; empty if it fails or there is no git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
 def _commit(root: Path) -> str:
-    commit = git(root, "rev-parse", "--short", "HEAD").strip()
-    if not commit:
-        return "none"
-    edited = git(
-        root, "status", "--porcelain", "--untracked-files=no", "--", "src", "rules", "Snakefile", "config"
-    )
-    return f"{commit}, with uncommitted edits" if edited.strip() else commit
+    commit = _git(root, "rev-parse", "--short", "HEAD").strip()
+    parts = ("src", "rules", "Snakefile", "config")
+    edited = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *parts).strip()
+    return f"{commit or 'none'}{', with uncommitted edits' if edited else ''}"
 
 
 class _Tree:
     """Builds the nodes of a result, from the records of jobs."""
 
-    def __init__(self, store: Store, records: dict[str, Record], verify: bool) -> None:
-        self.store, self.records, self.verify = store, records, verify
+    def __init__(self, root: Path, records: dict[str, Record], verify: bool) -> None:
+        self.root, self.records, self.verify = root, records, verify
         self.sha256 = functools.cache(self._sha256)
         self.config = functools.cache(self._config)
 
     def _sha256(self, path: str) -> str:
-        file = self.store.root / path
+        file = self.root / path
         return f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}" if file.is_file() else "missing"
 
     def _config(self, files: tuple[str, ...]) -> Config:
-        return load_config([self.store.root / file for file in files or (CONFIG_FILE,)])
+        return load_config([self.root / file for file in files or (CONFIG_FILE,)])
 
     def nodes(self, path: str, row_from: str) -> dict[str, Node]:
         """Nodes of everything that an output depends on; the first is its own. With `row_from` only by way of that input."""
@@ -240,9 +245,8 @@ class _Tree:
     def _node(self, stage: str, outputs: list[str], parents: list[str]) -> Node:
         node = Node(stage, parents=parents)
         for path in outputs:
-            md5 = self.records[path].md5
-            state = self.store.state(path, md5, self.verify)
-            node.files.append({"path": path, "hash": md5, "state": state})
+            state = self.records[path].state(self.root / path, self.verify)
+            node.files.append({"path": path, "hash": self.records[path].md5, "state": state})
             if state == "missing":
                 node.present = False
             else:
@@ -277,7 +281,7 @@ class _Tree:
             words = [f"source {settings.source}", settings.path or ""]
             words.append(f"revision {settings.revision}" if settings.revision else "")
             try:
-                found = json.loads((self.store.root / f"data/{task}/{model}/target/target.json").read_text())
+                found = json.loads((self.root / f"data/{task}/{model}/target/target.json").read_text())
                 words += [f"{key} {found[key]}" for key in ("candidate", "seed") if key in found]
             except (OSError, ValueError):
                 pass

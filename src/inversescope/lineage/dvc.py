@@ -1,170 +1,64 @@
-"""What DVC does for lineage: it hashes and keeps outputs, fetches them, and remembers the hashes of large files."""
+"""What DVC does for lineage: it keeps outputs under the hash of their content, and fetches them."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import subprocess
-from collections.abc import Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from inversescope.errors import InputError
+from inversescope.lineage.records import file_md5
 
 LOCK = "dvc.lock"
-#: Without --verify a file that DVC has not seen in its present state is hashed only if it has no more bytes than this.
-SMALL = 1 << 22
 
 
-def file_md5(path: Path) -> str:
-    """A file's MD5, DVC's name for its content; always from the bytes, never from a database."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def git(root: Path, *arguments: str) -> str:
-    """What a git command prints; empty if it fails or there is no git."""
+def open_repo(root: Path, config: dict[str, Any] | None = None) -> Any:
+    """DVC's repository at a folder. Raises `InputError` if DVC is not installed, or there is no repository."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""
+        from dvc.exceptions import DvcException
+        from dvc.repo import Repo
+    except ImportError:
+        raise InputError("DVC is not installed", "pip install 'inversescope[lineage]'") from None
+    try:
+        return Repo(str(root.resolve()), config=config)
+    except DvcException as error:
+        raise InputError(f"{root} is not a DVC repository: {error}", "run it in a clone") from error
 
 
-class Store:
-    """DVC's repository at a folder, opened when first needed.
+def commit(root: Path) -> tuple[list[str], dict[str, str]]:
+    """Keep the outputs of all stages that have some here, and write dvc.lock anew.
 
-    Args:
-        root: repository root.
-        remote: name of a remote, or a directory or URL to fetch from; the default remote if absent.
+    Returns:
+        Names of the stages, and the MD5 of each of their files.
 
     Raises:
-        InputError: DVC is not installed, this is not a DVC repository, or DVC fails; also of every method.
+        InputError: DVC fails.
     """
+    repo = open_repo(root)
+    from dvc.exceptions import DvcException
+    from dvc.repo import lock_repo
 
-    def __init__(self, root: Path, remote: str | None = None) -> None:
-        self.root = root.resolve()
-        self.remote = remote
-
-    @cached_property
-    def repo(self) -> Any:
-        """The repository."""
-        try:
-            from dvc.exceptions import DvcException
-            from dvc.repo import Repo
-        except ImportError:
-            raise InputError("DVC is not installed", "pip install 'inversescope[lineage]'") from None
-        try:
-            repo = Repo(str(self.root))
-            if self.remote is None or self.remote in repo.config["remote"]:
-                return repo
-            url, self.remote = self.remote, "asked"
-            if "://" not in url and not Path(url).is_dir():
-                raise InputError(f"{url} is neither a remote nor a directory", "see dvc remote list")
-            url = url if "://" in url else str(Path(url).resolve())
-            return Repo(str(self.root), config={"remote": {self.remote: {"url": url, "verify": True}}})
-        except DvcException as error:
-            raise InputError(f"{self.root} is not a DVC repository: {error}", "run it in a clone") from error
-
-    def commit(self) -> tuple[list[str], dict[str, str]]:
-        """Keep the outputs of all stages that have some here, and write dvc.lock anew.
-
-        Returns:
-            Names of the stages, and the MD5 of each of their files.
-        """
-        from dvc.exceptions import DvcException
-        from dvc.repo import lock_repo
-
-        hashes: dict[str, str] = {}
-        try:
-            with lock_repo(self.repo):
-                stages = [
-                    stage
-                    for stage in self.repo.index.stages
-                    if any(Path(out.fs_path).exists() for out in stage.outs)
-                ]
-                for stage in stages:
-                    stage.save(allow_missing=True, run_cache=False)
-                    # Files stay as they are: Snakemake knows them by their times.
-                    stage.commit(allow_missing=True, relink=False)
-                    for out in stage.outs:
-                        hashes |= _hashes(out)
-                _write_lock(self.root / LOCK, stages)
-        except DvcException as error:
-            raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
-        return [stage.name for stage in stages], hashes
-
-    def fetch(self) -> None:
-        """Bring what dvc.lock names into the cache and to its place."""
-        from dvc.exceptions import DvcException
-
-        if not (self.root / LOCK).is_file():
-            raise InputError(
-                f"{self.root / LOCK} does not exist: no run has been adopted",
-                "finish the run and run make adopt, or check out a commit that has one",
-            )
-        try:
-            adopted = [s for s in self.repo.index.stages if any(out.hash_info for out in s.outs)]
-            self.repo.pull([stage.addressing for stage in adopted], remote=self.remote, force=True)
-        except DvcException as error:
-            raise InputError(
-                f"DVC cannot fetch what dvc.lock names: {error}",
-                "check the remote (dvc remote list), and run dvc push where the run was adopted",
-            ) from error
-
-    def state(self, path: str, md5: str, verify: bool) -> str:
-        """Whether a file is missing, unchanged, changed, unrecorded (no hash to compare with) or unchecked.
-
-        Without `verify` a large file is not read: DVC's database is believed if size, inode and time are as when DVC hashed it, and
-        a file that was touched since stays unchecked. With it the bytes are hashed in any case.
-        """
-        file = self.root / path
-        if not file.is_file():
-            return "missing"
-        if not md5:
-            return "unrecorded"
-        if verify or file.stat().st_size <= SMALL:
-            found = file_md5(file)
-        else:
-            from dvc.fs import LocalFileSystem
-
-            _, info = self.repo.state.get(str(file), LocalFileSystem())
-            if info is None:
-                return "unchecked"
-            found = str(info.value)
-        return "unchanged" if found == md5 else "changed"
-
-    def remember(self, hashes: Mapping[str, str]) -> None:
-        """Tell DVC's database, which knows files by their times, the MD5 of files as they are now."""
-        from dvc.fs import LocalFileSystem
-        from dvc_data.hashfile.hash_info import HashInfo
-
-        for path, md5 in hashes.items():
-            self.repo.state.save(str(self.root / path), LocalFileSystem(), HashInfo("md5", md5))
-
-    def forget(self, path: str, md5: str) -> None:
-        """Delete a file and its object in DVC's cache."""
-        (self.root / path).unlink(missing_ok=True)
-        Path(self.repo.cache.local.oid_to_path(md5)).unlink(missing_ok=True)
-
-    def damaged_objects(self) -> list[str]:
-        """Objects of DVC's cache whose content is not what their name says."""
-        bad = []
-        for file in sorted(Path(self.repo.cache.local.path).glob("??/*")):
-            name = (file.parent.name + file.name).removesuffix(".dir")
-            if len(name) == 32 and file_md5(file) != name:
-                bad.append(os.path.relpath(file, self.root))
-        return bad
+    try:
+        with lock_repo(repo):
+            stages = [
+                stage for stage in repo.index.stages if any(Path(out.fs_path).exists() for out in stage.outs)
+            ]
+            for stage in stages:
+                stage.save(allow_missing=True, run_cache=False)
+                # Files stay as they are: Snakemake knows them by their times.
+                stage.commit(allow_missing=True, relink=False)
+            hashes = {file: md5 for stage in stages for out in stage.outs for file, md5 in _hashes(out)}
+            _write_lock(root / LOCK, stages)
+    except DvcException as error:
+        raise InputError(f"DVC cannot commit: {error}", "mend that and adopt again") from error
+    return [stage.name for stage in stages], hashes
 
 
-def _hashes(out: Any) -> dict[str, str]:
-    """MD5 of the files of one DVC output, below the repository's root."""
-    if not out.hash_info:
-        return {}
+def _hashes(out: Any) -> list[tuple[str, str]]:
+    """Files of one DVC output, below the repository's root, with their MD5."""
     if not out.hash_info.isdir:
-        return {out.def_path: str(out.hash_info.value)}
-    return {"/".join((out.def_path, *key)): str(info.value) for key, (_, info) in out.get_obj().iteritems()}
+        return [(out.def_path, str(out.hash_info.value))] if out.hash_info else []
+    return [("/".join((out.def_path, *key)), str(info.value)) for key, (_, info) in out.get_obj().iteritems()]
 
 
 def _write_lock(lock: Path, stages: list[Any]) -> None:
@@ -178,3 +72,53 @@ def _write_lock(lock: Path, stages: list[Any]) -> None:
         if old is not None:
             lock.write_bytes(old)
         raise
+
+
+def fetch(root: Path, remote: str | None) -> None:
+    """Bring what dvc.lock names into the cache and to its place.
+
+    Args:
+        root: repository root.
+        remote: name of a remote, or a directory or URL; the default remote if absent.
+
+    Raises:
+        InputError: no run has been adopted, there is no such remote, or it lacks a file.
+    """
+    if not (root / LOCK).is_file():
+        raise InputError(
+            f"{root / LOCK} does not exist: no run has been adopted",
+            "finish the run and run make adopt, or check out a commit that has one",
+        )
+    repo = open_repo(root)
+    if remote is not None and remote not in repo.config["remote"]:
+        if "://" not in remote and not Path(remote).is_dir():
+            raise InputError(f"{remote} is neither a remote nor a directory", "see dvc remote list")
+        url = remote if "://" in remote else str(Path(remote).resolve())
+        remote = "asked"
+        repo = open_repo(root, {"remote": {remote: {"url": url, "verify": True}}})
+    from dvc.exceptions import DvcException
+
+    try:
+        adopted = [stage for stage in repo.index.stages if any(out.hash_info for out in stage.outs)]
+        repo.pull([stage.addressing for stage in adopted], remote=remote, force=True)
+    except DvcException as error:
+        raise InputError(
+            f"DVC cannot fetch what dvc.lock names: {error}",
+            "check the remote (dvc remote list), and run dvc push where the run was adopted",
+        ) from error
+
+
+def forget(root: Path, path: str, md5: str) -> None:
+    """Delete a file, and the object in DVC's cache that should be its content."""
+    (root / path).unlink(missing_ok=True)
+    Path(open_repo(root).cache.local.oid_to_path(md5)).unlink(missing_ok=True)
+
+
+def damaged_objects(root: Path) -> list[str]:
+    """Objects of DVC's cache whose content is not what their name says."""
+    bad = []
+    for file in sorted(Path(open_repo(root).cache.local.path).glob("??/*")):
+        name = (file.parent.name + file.name).removesuffix(".dir")
+        if len(name) == 32 and file_md5(file) != name:
+            bad.append(os.path.relpath(file, root.resolve()))
+    return bad

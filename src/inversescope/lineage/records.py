@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import base64
 import functools
+import hashlib
 import json
 import lzma
 import os
@@ -28,6 +29,14 @@ RECORD_FORMAT = 6
 #: Records of the adopted run.
 ADOPTED = "docs/results/jobs.json.xz"
 CONFIG_FILE = "config/config.yaml"
+#: Without --verify a file of more bytes is not read if its time is that of its record.
+SMALL = 1 << 22
+
+
+def file_md5(path: Path) -> str:
+    """A file's MD5, DVC's name for its content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,21 @@ class Record:
     def configs(self) -> tuple[str, ...]:
         """Configuration files that the command was given."""
         return tuple(re.findall(r"--config (\S+)", self.command))
+
+    def state(self, file: Path, verify: bool) -> str:
+        """How a file compares with what was adopted: missing, unchanged, changed, or unrecorded (no hash to compare with).
+
+        Without `verify` a large file is not read. It is unchanged if it has the time of the record, else unchecked.
+        """
+        if not file.is_file():
+            return "missing"
+        if not self.md5:
+            return "unrecorded"
+        about = file.stat()
+        if not verify and about.st_size > SMALL:
+            # Times are kept in milliseconds.
+            return "unchanged" if abs(about.st_mtime - self.ended) < 0.002 else "unchecked"
+        return "unchanged" if file_md5(file) == self.md5 else "changed"
 
 
 def read_records(root: Path) -> dict[str, Record]:

@@ -13,14 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inversescope.config import load_config
 from inversescope.errors import InputError
-from inversescope.lineage.dvc import file_md5
-from inversescope.lineage.records import Record
+from inversescope.lineage.records import CONFIG_FILE, Record, file_md5
 from inversescope.workflow.stages import STAGES
 
 #: Fields that hold measured times; a rerun repeats everything else.
 MEASURED = re.compile(r"seconds|per_second|_at$")
 SAME = ("identical", "identical but for measured times")
+#: What a run makes.
+MADE = ("data", "results", "logs", "benchmarks")
+#: They vouch for files beside them that a rule need not name.
+DESCRIPTIONS = ("target.json", "meta.json")
 
 
 def run_again(
@@ -43,16 +47,13 @@ def run_again(
         words = words[words.index("inversescope") :]  # without the processes of a training
     if words[:1] != ["inversescope"] or len(words) < 2 or words[1] not in STAGES:
         raise InputError(f"the recorded command of {what} is no stage of inversescope", "restore the records")
+    for needed in record.inputs:
+        if not (root / needed).is_file():
+            raise InputError(f"{needed}, an input of {what}, is missing", "run make restore first")
     outputs = sorted(name for name, other in records.items() if other.command == record.command)
     with tempfile.TemporaryDirectory(prefix="inversescope-audit-") as name:
-        folder = Path(name)
-        for needed in (*record.inputs, *record.configs):
-            source, copy = (root / needed).resolve(), folder / needed
-            if not source.is_file():
-                raise InputError(f"{needed}, an input of {what}, is missing", "run make restore first")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if not copy.exists():
-                copy.symlink_to(source)
+        folder = Path(name) / "study"
+        link_inputs(root, folder, [records[output] for output in outputs], records)
         done = subprocess.run(
             [sys.executable, "-m", "inversescope.cli", *words[1:]],
             cwd=folder,
@@ -64,6 +65,35 @@ def run_again(
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise InputError(f"{words[1]} failed when run again: {last}", "see --verify for causes")
         return {output: compare(root / output, folder / output) for output in outputs}
+
+
+def link_inputs(root: Path, folder: Path, job: list[Record], records: dict[str, Record]) -> None:
+    """Make a folder in which a job (its records, one an output) finds its inputs, and none of its outputs.
+
+    A page is told the figures and reads the tables behind them too, so what inputs were made from is there as well.
+    """
+    inputs: dict[str, None] = {}
+    left = list(job[0].inputs)
+    while left:
+        path = left.pop()
+        if path not in inputs:
+            inputs[path] = None
+            left += records[path].inputs if path in records else ()
+    described = [(root / path).parent for path in inputs if Path(path).name in DESCRIPTIONS]
+    unnamed = [
+        str(file.relative_to(root)) for place in described for file in place.iterdir() if file.is_file()
+    ]
+    mirror = load_config([root / CONFIG_FILE]).mirror
+    beside = [mirror] if mirror is not None and not Path(mirror).is_absolute() else []
+    whole = [path.name for path in root.iterdir() if path.name not in MADE and not path.name.startswith(".")]
+    own = {record.output for record in job}
+    for path in (*whole, *beside, *unnamed, *inputs):
+        source, link = (root / path).resolve(), Path(os.path.normpath(folder / path))
+        if path not in own and source.exists() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source)
+    for path in own:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _job(records: dict[str, Record], files: Mapping[str, list[str]], what: str) -> Record:
