@@ -154,15 +154,15 @@ def test_grammar_is_the_prior_and_its_probabilities(name: str) -> None:
         counting() if name == "counting" else AdditionTask(AdditionConfig(n_digits=1, with_answer=True))
     )
     tokenizer = task_tokenizer(task)
-    grammar, exact = task.grammar(tokenizer), task.next_tokens(tokenizer)
+    grammar = task.grammar(tokenizer)
     end = int(tokenizer.eos_token_id)
     index = everything(task)
     ids = encode(tokenizer, task.texts(index))
-    column = {int(token): i for i, token in enumerate(exact.tokens)}
+    column = {int(token): i for i, token in enumerate(grammar.tokens)}
     for length in sorted({len(one) for one in ids}):
         rows = [row for row, one in enumerate(ids) if len(one) == length]
         paths = np.array([[end, *ids[row], end] for row in rows])
-        p = exact.along(paths)
+        p = grammar.along(paths)
         assert p.sum(-1) == pytest.approx(1.0, abs=1e-5)
         chosen = [
             [p[r, t, column[int(paths[r, t + 1])]] for t in range(length + 1)] for r in range(len(rows))
@@ -174,7 +174,7 @@ def test_grammar_is_the_prior_and_its_probabilities(name: str) -> None:
         tokens = ids[row].tolist()
         assert words_of(grammar, [*tokens, end])
         changed = list(tokens)
-        changed[rng.integers(len(tokens))] = int(rng.choice(exact.tokens))
+        changed[rng.integers(len(tokens))] = int(rng.choice(grammar.tokens))
         assert words_of(grammar, [*changed, end]) == (tuple(changed) in words)
 
 
@@ -201,8 +201,8 @@ def test_addition_without_answers_is_the_questions() -> None:
     assert task.texts(index[:1]) == task.questions(index[:1]) == ["B10+10="]
     assert task.completed(index[:1]) == ["B10+10=20"]
     assert task.parse(["B10+10=20"]).tolist() == [-1]
-    exact = task.next_tokens(task_tokenizer(task))
-    assert exact.rows[exact.grammar.start].max() == 1.0  # type: ignore[attr-defined]
+    grammar = task.grammar(task_tokenizer(task))
+    assert grammar.rows[grammar.start].max() == 1.0  # type: ignore[attr-defined]
     with pytest.raises(InputError, match="no position '@A1'"):
         task.offsets("A1", index)
 

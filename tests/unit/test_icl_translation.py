@@ -21,7 +21,6 @@ from inversescope.errors import InputError
 from inversescope.prompts.stages import make_prompts
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import icl_translation, word_lists
-from inversescope.tasks.automata import UniformNextTokens
 from inversescope.tasks.icl_translation import CONCEPTS, LANGUAGES, TranslationTask
 
 MIRROR = Path(__file__).parents[2] / "shared" / "data" / "translation"
@@ -240,8 +239,7 @@ def test_grammar_is_the_prior(tiny: TranslationTask) -> None:
     grammar = tiny.grammar(tokenizer)
     index = tiny.sample(500, None, np.random.default_rng(4))
     tokens = np.array([[0, *ids, 0] for ids in encode(tokenizer, tiny.texts(index))])
-    exact = UniformNextTokens(grammar)
-    rows = exact.along(tokens)
+    rows = grammar.along(tokens)
     column = np.searchsorted(grammar.tokens, tokens[:, 1:])
     p = np.take_along_axis(rows, column[..., None], axis=2)[..., 0]
     np.testing.assert_allclose(p.prod(axis=1) * tiny.size, 1.0, rtol=1e-5)
@@ -273,11 +271,10 @@ def test_grammar_over_words_of_several_tokens(tiny: TranslationTask) -> None:
     tokenizer = byte_level(tiny.texts(index))
     tiny.check_tokenizer(lambda texts: encode(tokenizer, texts))
     grammar = tiny.grammar(tokenizer)
-    exact = UniformNextTokens(grammar)
     for text in tiny.texts(index):
         ids = np.array([[0, *encode(tokenizer, [text])[0], 0]])
         column = np.searchsorted(grammar.tokens, ids[0, 1:])
-        p = exact.along(ids)[0, np.arange(ids.shape[1] - 1), column]
+        p = grammar.along(ids)[0, np.arange(ids.shape[1] - 1), column]
         assert p.prod() * tiny.size == pytest.approx(1.0, rel=1e-4)
     lengths = [
         len(ids) for ids in encode(tokenizer, tiny.texts(tiny.sample(3000, None, np.random.default_rng(6))))

@@ -136,7 +136,9 @@ def rule_of(
             state = grammar.start
             for token in prefix:
                 state = int(grammar.step(state, token))
-            forbidden = np.setdiff1d(np.arange(vocabulary), grammar.allowed(state))
+            forbidden = np.setdiff1d(
+                np.arange(vocabulary), grammar.tokens[grammar.permitted(np.array([state]))[0]]
+            )
             logits[forbidden] = -torch.inf
         p = torch.softmax(logits, -1).numpy()
         if mixed is not None:

@@ -324,7 +324,7 @@ def language(grammar: Grammar) -> list[tuple[int, ...]]:
         if state == grammar.final:
             found.append(path)
             continue
-        allowed = grammar.allowed(state)
+        allowed = grammar.tokens[grammar.permitted(np.array([state]))[0]]
         assert allowed.size, "a dead end"
         stack.extend((int(grammar.step(state, token)), (*path, int(token))) for token in allowed)
     return found
@@ -356,7 +356,7 @@ def test_grammar_is_the_prior_word_level(tiny: IOITask) -> None:
     found = language(grammar)
     assert len(found) == len(set(found)) == tiny.size
     assert set(found) == set(expected)
-    assert grammar.table.dtype == np.int32 and grammar.allowed(grammar.final).size == 0
+    assert grammar.table.dtype == np.int32 and not grammar.permitted(np.array([grammar.final])).any()
 
 
 def test_grammar_is_the_prior_byte_pairs(tiny: IOITask) -> None:
@@ -377,9 +377,9 @@ def test_grammar_of_the_embedded_prior(embedded: IOITask) -> None:
     texts = embedded.texts(np.random.default_rng(0).integers(0, embedded.size, size=500))
     assert all(accepts(grammar, tokens.tolist()) for tokens in encode(tokenizer, texts))
     assert [tokenizer.decode(tokens) for tokens in encode(tokenizer, texts[:50])] == texts[:50]
-    assert grammar.n_states < 20_000
+    assert len(grammar.table) < 20_000
     # The number of accepted sequences, by counting paths from the end.
-    paths = np.zeros(grammar.n_states)
+    paths = np.zeros(len(grammar.table))
     paths[grammar.final] = 1
     for _ in range(40):
         following = np.where(grammar.table >= 0, paths[grammar.table], 0).sum(axis=1)
@@ -502,7 +502,7 @@ def test_a_task_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="7 distinct prompts were asked.*add things to paint.things"):
         task.sample(7, None, np.random.default_rng(0))
     encoder = WordEncoder()
-    exact = task.next_tokens(encoder)
+    exact = task.grammar(encoder)
     paths = np.array([[0, *encoder.encode(text), 0] for text in task.texts(task.enumerate())])
     column, known = exact.columns(paths[:, 1:])
     p = np.take_along_axis(exact.along(paths), column[..., None], 2)[..., 0].prod(1)

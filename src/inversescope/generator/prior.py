@@ -39,7 +39,7 @@ class PriorLoss:
     ) -> None:
         self.backbone, self.task, self.tokenizer = backbone, task, tokenizer
         self.settings, self.seed, self.device = settings, seed, device
-        self.exact = task.next_tokens(tokenizer) if settings.targets == "grammar" else None
+        self.exact = task.grammar(tokenizer) if settings.targets == "grammar" else None
         self.names = torch.zeros(backbone.shape.vocab_size, dtype=torch.bool, device=device)
         self.names[[int(ids[-1]) for ids in encode(tokenizer, [f" {name}" for name in task.names])]] = True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -30,7 +31,8 @@ class TextEncoder(Protocol):
 
 
 class Automaton(ABC):
-    """A deterministic automaton whose language is exactly the prior's texts, each followed by the end token.
+    """A deterministic automaton whose language is exactly the prior's texts, each followed by the end token, with the prior's
+    probabilities.
 
     Attributes:
         tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
@@ -43,27 +45,15 @@ class Automaton(ABC):
     accept_token: int
 
     @abstractmethod
-    def permitted(self, state: np.ndarray) -> np.ndarray:
-        """Return which of `tokens` may follow in each state (n,), bool (n, n_tokens)."""
+    def probabilities(self, state: np.ndarray) -> np.ndarray:
+        """Return P(next token | state) under the prior, (n, n_tokens); zero rows for dead states (-1) and behind the end."""
 
     @abstractmethod
     def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
         """Return the next states, -1 where a token is forbidden or the state is -1; broadcasts."""
 
-    def columns(self, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the place of each token in `tokens`, and whether it is there at all."""
-        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
-        return column, self.tokens[column] == token
-
-
-class ExactAutomaton(Automaton):
-    """An automaton that knows the prior's exact next-token distributions."""
-
-    @abstractmethod
-    def probabilities(self, state: np.ndarray) -> np.ndarray:
-        """Return P(next token | state) under the prior, (n, n_tokens); zero rows for dead states (-1) and behind the end."""
-
     def permitted(self, state: np.ndarray) -> np.ndarray:
+        """Return which of `tokens` may follow in each state (n,), bool (n, n_tokens)."""
         return self.probabilities(state) > 0
 
     def along(self, tokens: np.ndarray) -> np.ndarray:
@@ -76,10 +66,15 @@ class ExactAutomaton(Automaton):
             state = self.step(state, tokens[:, position + 1])
         return result
 
+    def columns(self, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the place of each token in `tokens`, and whether it is there at all."""
+        column = np.minimum(np.searchsorted(self.tokens, token), len(self.tokens) - 1)
+        return column, self.tokens[column] == token
+
 
 @dataclass(frozen=True)
 class Grammar(Automaton):
-    """An automaton as a table.
+    """The automaton of a uniform prior as a table.
 
     Attributes:
         tokens: sorted ids of the tokens that occur, in the tokenizer's numbering, int64 (n_tokens,).
@@ -95,17 +90,30 @@ class Grammar(Automaton):
     final: int
     accept_token: int
 
-    @property
-    def n_states(self) -> int:
-        """Number of states."""
-        return int(self.table.shape[0])
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Probability of each token in each state, float32 (n_states + 1, n_tokens); the last row is that of dead states."""
+        following = self.table >= 0
+        count = np.where(following, self.completions()[np.maximum(self.table, 0)], 0.0)
+        rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
+        return np.concatenate([rows, np.zeros_like(rows[:1])])
+
+    def completions(self) -> np.ndarray:
+        """Number of texts that can follow each state, float64 (n_states,). Raises `InputError` if there is a cycle."""
+        count: np.ndarray = np.where(np.arange(len(self.table)) == self.final, 1.0, 0.0)
+        for _ in range(10_000):
+            new = np.where(self.table >= 0, count[np.maximum(self.table, 0)], 0.0).sum(axis=1)
+            new[self.final] = 1.0
+            if np.array_equal(new, count):
+                return count
+            count = new
+        raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
+
+    def probabilities(self, state: np.ndarray) -> np.ndarray:
+        return self.rows[state]
 
     def permitted(self, state: np.ndarray) -> np.ndarray:
         return np.asarray(self.table[state] >= 0)
-
-    def allowed(self, state: int) -> np.ndarray:
-        """Return the ids of the tokens that may follow in a state, int64."""
-        return self.tokens[self.table[state] >= 0]
 
     def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
         state = np.asarray(state)
@@ -114,29 +122,7 @@ class Grammar(Automaton):
         return np.where(known, self.table[state, column], np.int32(-1)).astype(np.int32)
 
 
-class UniformNextTokens(ExactAutomaton):
-    """Exact next-token distributions of a uniform prior, from its grammar.
-
-    Attributes:
-        rows: (n_states, n_tokens) float32 probability of each of the grammar's tokens in each state.
-    """
-
-    def __init__(self, grammar: Grammar) -> None:
-        self.grammar = grammar
-        self.tokens, self.start, self.accept_token = grammar.tokens, grammar.start, grammar.accept_token
-        ways = completions(grammar)
-        count = np.where(grammar.table >= 0, ways[np.maximum(grammar.table, 0)], 0.0)
-        rows = (count / np.maximum(count.sum(1, keepdims=True), 1.0)).astype(np.float32)
-        self.rows = np.concatenate([rows, np.zeros_like(rows[:1])])  # the last one is that of dead states
-
-    def probabilities(self, state: np.ndarray) -> np.ndarray:
-        return self.rows[state]
-
-    def step(self, state: int | np.ndarray, token: int | np.ndarray) -> np.ndarray:
-        return self.grammar.step(state, token)
-
-
-class PromptTree(ExactAutomaton):
+class PromptTree(Automaton):
     """The tree of some prompts' tokens, and their exact next-token distributions.
 
     Args:
@@ -195,20 +181,6 @@ class PromptTree(ExactAutomaton):
         key = state * len(self.tokens) + column
         edge = np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)
         return np.where(known & (state >= 0) & (self._keys[edge] == key), edge + 1, -1)
-
-
-def completions(grammar: Grammar) -> np.ndarray:
-    """Number of texts that can follow each state, float64 (n_states,). Raises `InputError` if the automaton has a cycle."""
-    table = grammar.table
-    final = ~(table >= 0).any(axis=1)
-    count: np.ndarray = np.where(final, 1.0, 0.0)
-    for _ in range(10_000):
-        following = np.where(table >= 0, count[np.maximum(table, 0)], 0.0).sum(axis=1)
-        new: np.ndarray = np.where(final, 1.0, following)
-        if np.array_equal(new, count):
-            return count
-        count = new
-    raise InputError("the task's grammar has a cycle", "use backbone.targets: samples")
 
 
 # --------------------------------------------------------------------------------------------------------------- building

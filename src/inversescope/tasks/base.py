@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.errors import InputError
-from inversescope.tasks.automata import Automaton, ExactAutomaton, Grammar, TextEncoder, UniformNextTokens
+from inversescope.tasks.automata import Automaton, TextEncoder
 
 SPLITS = ("train", "test")
 #: What a target model is trained on, tested on up to its gate, and tested on besides.
@@ -385,17 +385,6 @@ class Task(ABC):
     @abstractmethod
     def grammar(self, tokenizer: TextEncoder) -> Automaton:
         """Return the automaton of the prior's texts over a tokenizer's ids; raises InputError."""
-
-    def next_tokens(self, tokenizer: TextEncoder) -> ExactAutomaton:
-        """Return the exact next-token distributions of the prior over a tokenizer's ids; raises InputError."""
-        grammar = self.grammar(tokenizer)
-        if isinstance(grammar, ExactAutomaton):
-            return grammar
-        if not self.uniform or not isinstance(grammar, Grammar):
-            raise InputError(
-                f"task {self.name} has no exact next-token distribution", "use backbone.targets: samples"
-            )
-        return UniformNextTokens(grammar)
 
     def counterfactuals(self, feature: str, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return a partner (N,) of each prompt that differs in a feature and keeps the rest as far as can be; -1 = none found.

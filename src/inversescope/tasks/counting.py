@@ -17,7 +17,7 @@ import numpy as np
 
 from inversescope.config.tasks import CountingConfig
 from inversescope.errors import InputError
-from inversescope.tasks.automata import ExactAutomaton, TextEncoder, character_ids, end_token
+from inversescope.tasks.automata import Automaton, TextEncoder, character_ids, end_token
 from inversescope.tasks.base import SPLITS, Task, held_out
 
 # Kinds of moves: ask for another letter; exchange two positions; exchange two letters of the alphabet; put one more of a letter
@@ -403,7 +403,7 @@ class CountingTask(Task):
         return np.where(result >= 0, result, np.asarray(index, np.int64))
 
 
-class CountingGrammar(ExactAutomaton):
+class CountingGrammar(Automaton):
     """The automaton of counting's texts, by arithmetic: its two million states would make a large table.
 
     A state while letters are written is the set of pairs (letter, count) so far; afterwards what is left to be written. The
