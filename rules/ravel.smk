@@ -63,11 +63,12 @@ for block in blocks(RAVEL):
         params:
             used=lambda w: used(w, "seed", w.task, *of(w).target.training.corpus),
             options=options,
+            sites=block.options,
         message:
             f"Extracting activations at all positions of {{wildcards.model}} at {block.label}"
         shell:
             "inversescope collect_positions --task {wildcards.task} --model {wildcards.model}"
-            f" {block.options}"
+            " {params.sites}"
             " {params.options} --threads {threads} --log {log}"
 
     rule:
@@ -102,11 +103,12 @@ for block in blocks(RAVEL):
         params:
             used=lambda w: used(w, "seed", w.task, "sae"),
             options=options,
+            sites=block.options,
         message:
             f"Training sparse autoencoders on {{wildcards.model}} at {block.label}"
         shell:
             "inversescope train_sae --task {wildcards.task} --model {wildcards.model}"
-            f" {block.options}"
+            " {params.sites}"
             " {params.options} --threads {threads} --log {log}"
 
 

@@ -31,11 +31,12 @@ for block in blocks(PLAN.experiments, by_variant=True):
         params:
             used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "figures", f"drawing/{w.variant}"),
             options=options,
+            sites=block.options,
         message:
             f"Sampling prompts from {{wildcards.generator}} {{wildcards.variant}} at {block.label}"
         shell:
             "inversescope sample_prompts --task {wildcards.task} --model {wildcards.model}"
-            f" {block.options}"
+            " {params.sites}"
             " --generator {wildcards.generator} --variant {wildcards.variant}"
             " {params.options} --threads {threads} --log {log}"
 
@@ -68,9 +69,10 @@ for block in blocks(e for e in PLAN.experiments if e.has_chains):
         params:
             used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "fcr/mcmc_evaluations"),
             options=options,
+            sites=block.options,
         message:
             f"Running chains of swap moves at {block.label}"
         shell:
             "inversescope run_mcmc --task {wildcards.task} --model {wildcards.model}"
-            f" {block.options}"
+            " {params.sites}"
             " {params.options} --threads {threads} --log {log}"

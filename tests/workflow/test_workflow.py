@@ -507,3 +507,10 @@ def test_every_work_rule_has_the_same_blocks() -> None:
             # `use rule ... with` names only what it changes.
             full = [b for b in order if b in blocks] if rule.startswith("use") else order
             assert blocks == full, f"{file.name}: {rule.splitlines()[0]}"
+
+
+def test_no_command_is_a_formatted_string() -> None:
+    """Snakemake evaluates a rule's command when the job runs. A loop's variable then has its last value, whatever the rule."""
+    for file in sorted((ROOT / "rules").glob("*.smk")):
+        for command in re.findall(r"^ +shell:\n((?: +.*\n)+)", file.read_text(), flags=re.M):
+            assert not re.search(r"^ +f[\"']", command, flags=re.M), f"{file.name}: {command}"

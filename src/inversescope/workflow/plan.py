@@ -293,8 +293,8 @@ class Block:
 
     @property
     def options(self) -> str:
-        """Options that tell a command its sites."""
-        return " ".join(f"--site {site.replace('{site}', '{wildcards.site}')}" for site in self.sites)
+        """Options that tell a command its sites; the wildcard is filled in where they stand in a rule's `params`."""
+        return " ".join(f"--site {site}" for site in self.sites)
 
 
 def variant_options(variants: Iterable[str]) -> str:
