@@ -27,11 +27,11 @@ if ICL and CONFIG.icl_translation.words == "lists":
         params:
             used=used(ICL[0], "icl_translation"),
             options=options,
+            where=ICL[0].options,
         message:
             "Fetching the word lists, pinned and checksummed"
         shell:
-            f"inversescope fetch_word_lists {ICL[0].options}"
-            " {params.options} --threads {threads} --log {log}"
+            "inversescope fetch_word_lists {params.where} {params.options} --threads {threads} --log {log}"
 
 
 rule patch_task_vectors:

@@ -29,10 +29,11 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
         params:
             used=used(RAVEL[0], "ravel/source", "ravel/mirror", "ravel/archive_sha256"),
             options=options,
+            where=RAVEL[0].options,
         message:
             "Fetching RAVEL and checking its checksums"
         shell:
-            f"inversescope fetch_ravel {RAVEL[0].options}" " {params.options} --threads {threads} --log {log}"
+            "inversescope fetch_ravel {params.where} {params.options} --threads {threads} --log {log}"
 
 
 for block in blocks(RAVEL):
@@ -195,7 +196,8 @@ if RAVEL:
         params:
             used=used(RAVEL[0], "ravel", *HEADLINE, *(f"experiments/{e.name}/representative" for e in RAVEL)),
             options=options,
+            where=RAVEL[0].options,
         message:
             "Plotting the figures of RAVEL over all models"
         shell:
-            f"inversescope plot_ravel {RAVEL[0].options}" " {params.options} --threads {threads} --log {log}"
+            "inversescope plot_ravel {params.where} {params.options} --threads {threads} --log {log}"

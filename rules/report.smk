@@ -36,10 +36,11 @@ if SHOWN:
         params:
             used=used(SHOWN, "seed", "kernel", "fcr", "studied_variants", *CAPTION_KEYS),
             options=options,
+            where=SHOWN.options,
         message:
             "Writing the self-contained report"
         shell:
-            f"inversescope make_report {SHOWN.options}" " {params.options} --threads {threads} --log {log}"
+            "inversescope make_report {params.where} {params.options} --threads {threads} --log {log}"
 
 
 if OTHERS:
@@ -67,8 +68,8 @@ if OTHERS:
             # What the other experiments use has changed their tables by the time it matters here.
             used=used(OTHERS[0], "seed", "kernel", "fcr"),
             options=options,
+            where=OTHERS[0].options,
         message:
             "Writing the page of the other studies"
         shell:
-            f"inversescope make_studies {OTHERS[0].options}"
-            " {params.options} --threads {threads} --log {log}"
+            "inversescope make_studies {params.where} {params.options} --threads {threads} --log {log}"
