@@ -192,7 +192,7 @@ def test_unknown_names(empty: Path, capsys: Capture) -> None:
     ):
         assert main(["train_backbone", "--config", config, "--root", str(empty), *options]) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert culprit in line and f"there: ioi/{MODEL}" in line
+        assert culprit in line and f"beside ioi/{MODEL}" in line
 
 
 def test_unknown_generator(study: Path, capsys: Capture) -> None:

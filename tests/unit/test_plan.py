@@ -100,7 +100,7 @@ def test_a_job_reads_few_sites_of_a_small_model_and_one_of_a_large_one() -> None
     assert sum((block.sites for block in found), ()) == tuple(small.labels)
     (block,) = blocks([planned(merge(many, {"models": {MODEL: LARGE}}))])
     assert block.sites == ("{site}",)
-    assert block.options == "--site {wildcards.site}"
+    assert block.options == "--site {site}"
 
 
 def test_files_of_an_experiment() -> None:
