@@ -64,8 +64,12 @@ def test_every_rate_stands_beside_its_exact_value_and_controls(two_cores: Path) 
 
 
 def test_one_core_and_two_give_the_same_bytes(two_cores: Path, tmp_path: Path) -> None:
-    """Two runs with the same seed, one of them on a single core, write byte-identical tables."""
+    """Two runs with the same seed, one of them on a single core: the same tables, figures and report."""
     one_core = copy_workflow(tmp_path)
-    run(one_core, "--cores", "1", targets=("tables",), files=FILES)
-    for name in TABLES:
-        assert (one_core / RESULTS / name).read_bytes() == (two_cores / RESULTS / name).read_bytes(), name
+    run(one_core, "--cores", "1", files=FILES)
+    shown = [path for kind in ("figures", "tables") for path in (one_core / "results" / kind).iterdir()]
+    assert {".png", ".pdf", ".csv", ".md"} == {path.suffix for path in shown}
+    rates = [one_core / RESULTS / name for name in TABLES]
+    for path in (*shown, *rates, one_core / "results/report.html"):
+        same = path.relative_to(one_core)
+        assert path.read_bytes() == (two_cores / same).read_bytes(), same

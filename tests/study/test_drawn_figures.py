@@ -1,0 +1,240 @@
+"""Figures, tables, report and `show` of a made-up study: what is drawn is what is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import MODEL, TASK, Sizes, context_of, make_study, names_of
+from rich.console import Console
+
+from inversescope.config import Config
+from inversescope.errors import InputError
+from inversescope.figures import tables
+from inversescope.figures.save import markdown
+from inversescope.figures.style import publication_style
+from inversescope.report import page as report
+from inversescope.report.show import show_task
+from inversescope.report.stages import make_report
+from inversescope.store import read_table, write_table
+from inversescope.studies.ioi import heatmaps
+from inversescope.studies.ioi import plot as plots
+from inversescope.studies.ioi.distance import fig8
+from inversescope.studies.ioi.shown import IoiStudy
+from inversescope.studies.variants import misleads as study
+from inversescope.studies.variants.plot import plot_study
+
+
+def draw_all(root: Path, config: Config) -> None:
+    for stage in (plots.draw_exact, plots.plot_figures, plot_study, make_report):
+        stage(context_of(root, config))
+
+
+@pytest.fixture(scope="module")
+def study_root(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Config]:
+    root = tmp_path_factory.mktemp("study")
+    config = make_study(root, Sizes())
+    draw_all(root, config)
+    return root, config
+
+
+def written(root: Path, name: str) -> pd.DataFrame:
+    return read_table(root / "results" / "figures" / f"{TASK}_{MODEL}_{name}.csv")
+
+
+def test_every_figure_has_png_pdf_and_csv(study_root):
+    root, config = study_root
+    for stage in ("plot_figures", "plot_study"):
+        for name in names_of(stage, "figure", config):
+            stem = root / "results" / "figures" / f"{TASK}_{MODEL}_{name}"
+            png, pdf = (Path(f"{stem}{suffix}").read_bytes() for suffix in (".png", ".pdf"))
+            assert png.startswith(b"\x89PNG") and pdf.startswith(b"%PDF")
+            assert b"CreationDate" not in pdf and b"matplotlib" not in png[:400].lower()
+            assert len(read_table(Path(f"{stem}.csv")))
+        for name in names_of(stage, "table", config):
+            for suffix in (".csv", ".md"):
+                assert (root / "results" / "tables" / f"{TASK}_{MODEL}_{name}{suffix}").stat().st_size > 100
+
+
+def test_csv_holds_exactly_what_a_heatmap_shows(study_root):
+    root, config = study_root
+    with publication_style():
+        drawn, _ = heatmaps.fig4(IoiStudy(context_of(root, config)))
+    data = written(root, "fig4")
+    panels = [(row, feature) for row in heatmaps.ROWS for feature in ("object", "subject")]
+    for ax, (row, feature) in zip(drawn.axes, panels, strict=False):
+        grid = tables.head_grid(data[(data["row"] == row) & (data["feature"] == feature)]).to_numpy()
+        mesh = ax.collections[0]
+        np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(grid.shape), grid)
+        assert mesh.get_clim() == (0, 1)
+        # The frames are the five largest cells of the panel.
+        framed = {(round(p.get_y() - 0.05), round(p.get_x() - 0.05)) for p in ax.patches}
+        order = np.argsort(-grid.ravel(), kind="stable")[:5]
+        assert framed == {(int(i) // grid.shape[1], int(i) % grid.shape[1]) for i in order}
+        assert len(framed) == 5
+
+
+def test_csv_holds_exactly_the_plotted_rates(study_root):
+    """The combined rates of Figure 4, and points of the scatter, are the rows of fcr.csv."""
+    root, _ = study_root
+    fcr = read_table(root / "results" / TASK / MODEL / "fcr.csv")
+    want = fcr[
+        (fcr["variant"] == "default")
+        & (fcr["estimator"] == "combined")
+        & (fcr["decoding"] == "plain")
+        & (fcr["epsilon"] == 0.1)
+        & (fcr["feature"] == "subject")
+        & fcr["head"].notna()
+    ]
+    drawn = written(root, "fig4")
+    drawn = drawn[(drawn["row"] == "default") & (drawn["feature"] == "subject")]
+    assert dict(zip(drawn["site"], drawn["fcr"], strict=True)) == dict(
+        zip(want["site"], want["fcr"], strict=True)
+    )
+    scatter = written(root, "scatter")
+    assert set(scatter["estimator"]) == {"generated", "combined"} and set(scatter["variant"]) == {
+        "paper",
+        "default",
+    }
+    np.testing.assert_allclose(scatter["error"], (scatter["fcr"] - scatter["exact"]).abs(), atol=2e-6)
+
+
+def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):
+    root, _ = study_root
+    rows = written(root, "fig9")
+    used = rows[rows["row"] == "paper"].groupby("epsilon")["variant"].unique().map(list).to_dict()
+    assert used == {0.05: ["paper_eps0.05"], 0.1: ["paper"], 0.15: ["paper_eps0.15"]}
+
+
+def test_fig8_has_the_half_line_and_all_samples(study_root):
+    root, config = study_root
+    data = written(root, "fig8")
+    with publication_style():
+        drawn, _ = fig8(IoiStudy(context_of(root, config)))
+    assert len(drawn.axes) == 4
+    for ax in drawn.axes:
+        half = [line for line in ax.lines if list(line.get_ydata()) == [0.5, 0.5]]
+        assert len(half) == 1 and half[0].get_label() == "50%"
+    for (site, variant), part in data[data["kind"] == "sample"].groupby(["site", "variant"]):
+        path = root / "results" / TASK / MODEL / "samples" / "inversescope" / variant / f"{site}.parquet"
+        raw = read_table(path)
+        assert len(part) == int(((raw["decoding"] == "noised") & raw["parsed"]).sum())
+    smoothed = data[data["kind"] == "smoothed"]
+    assert (smoothed["ci_low"] <= smoothed["agreement"] + 1e-6).all() and (
+        smoothed["agreement"] <= smoothed["ci_high"] + 1e-6
+    ).all()
+
+
+def test_a_study_of_which_nothing_was_accepted_is_drawn(tmp_path):
+    config = make_study(tmp_path, Sizes())
+    path = tmp_path / "results" / TASK / MODEL / "study.csv"
+    frame = read_table(path)
+    frame = frame.assign(refusal_rate=1.0, entropy_gap=np.nan, fcr_error=np.nan, fcr_error_weighted=np.nan)
+    write_table(frame, path)
+    plot_study(context_of(tmp_path, config))
+    for name in ("figures/{}_misleads.png", "tables/{}_study_headline.md"):
+        assert (tmp_path / "results" / name.format(f"{TASK}_{MODEL}")).stat().st_size > 0
+
+
+def test_exact_draws_lie_in_the_ball_and_agreement_is_a_share(study_root):
+    root, config = study_root
+    draws = read_table(root / "results" / TASK / MODEL / "exact_draws.parquet")
+    assert len(draws) and (draws["distance"] < config.kernel.epsilon).all()
+    assert not draws.duplicated(["site", "draw"]).any()
+    agreement = read_table(root / "results" / TASK / MODEL / "exact_agreement.csv")
+    assert agreement["agreement"].between(0, 1).all() and agreement["site"].nunique() == 2
+
+
+def test_study_intervals_and_claim(study_root):
+    root, _ = study_root
+    frame = read_table(root / "results" / TASK / MODEL / "study.csv")
+    means = study.study_means(frame, 0.1)
+    one = means[
+        (means["kind"] == "mean")
+        & (means["metric"] == "fcr_error")
+        & (means["base"] == "paper")
+        & (means["dim"] == 64)
+    ]
+    part = frame[(frame["base"] == "paper") & (frame["dim"] == 64) & (frame["steps_multiple"] == 1)]
+    seeds = part.groupby("seed")["fcr_error"].mean()
+    first = one[one["steps_multiple"] == 1].iloc[0]
+    half = 4.302653 * seeds.std(ddof=1) / np.sqrt(3)
+    np.testing.assert_allclose(
+        [first["value"], first["ci_low"], first["ci_high"]],
+        [seeds.mean(), seeds.mean() - half, seeds.mean() + half],
+        rtol=1e-5,
+    )
+    claim = study.misleading_claim(frame, 0.1)
+    assert len(claim) == 6 and claim.loc[claim["dim"] == 256, "misleads"].all()
+    # Longer training, by hand for one cell: the mean difference by seed, and misleading only if both intervals say so.
+    longer = study.training_claim(frame, 0.1)
+    assert set(longer["base"]) == {"paper", "default"} and (longer["n_seeds"] == 3).all()
+    seeds = study.study_means(frame, 0.1)
+    for _, row in longer.iterrows():
+        part = seeds[
+            (seeds["kind"] == "seed") & (seeds["base"] == row["base"]) & (seeds["dim"] == row["dim"])
+        ]
+        part = part[part["metric"] == "refusal_rate"].pivot(
+            index="seed", columns="steps_multiple", values="value"
+        )
+        assert row["refusal_rate_difference"] == pytest.approx((part[3] - part[1]).mean())
+        assert row["misleads"] == (row["refusal_rate_high"] < 0 and row["fcr_error_low"] > 0)
+    wrong = frame.copy()
+    grown = (wrong["base"] == "paper") & (wrong["steps_multiple"] == 3)
+    wrong.loc[grown, "fcr_error"] += 0.5
+    assert study.training_claim(wrong, 0.1).set_index("base").loc["paper", "misleads"].all()
+    assert not study.training_claim(wrong, 0.1).set_index("base").loc["default", "misleads"].any()
+    alone = study.study_means(frame[frame["seed"] == 1], 0.1)
+    assert alone.loc[alone["kind"] == "mean", "ci_low"].isna().all()
+
+
+def test_report_is_self_contained_and_escapes_text(study_root):
+    root, config = study_root
+    page = (root / "results" / "report.html").read_text()
+    assert "<script" not in page.lower()
+    assert "&lt;script&gt;" in page
+    drawn = [name for stage in ("plot_figures", "plot_study") for name in names_of(stage, "figure", config)]
+    assert page.count("data:image/png;base64,") == len(drawn)
+    assert "goal" not in page
+    assert "http://" not in page and "https://" not in page and 'src="results' not in page
+    for name in [*drawn, *names_of("plot_figures", "table", config)]:
+        text = report.caption(name, config)
+        assert len(text) > 80 and "{" not in text and "``" not in text
+    for path in sorted(report.CAPTIONS.glob("*.rst")):
+        assert report.caption(path.stem, config)
+
+
+def test_markdown_tables_escape_text(study_root):
+    root, _ = study_root
+    text = (root / "results" / "tables" / f"{TASK}_{MODEL}_failures.md").read_text()
+    assert "<script" not in text and "\\|" in text and "\\`x\\`" in text
+    assert markdown("a|b\n<i>") == "a\\|b &lt;i&gt;"
+
+
+def test_show_prints_what_the_workflow_wrote(study_root, tmp_path):
+    root, config = study_root
+    console = Console(record=True, width=180, file=open("/dev/null", "w"))  # noqa: SIM115
+    show_task(root, config, TASK, console)
+    text = console.export_text()
+    for piece in (
+        "combined",
+        "reweighted",
+        "generated",
+        "cache of 50,000, ε = 0.005",
+        "gap",
+        "dimension 256",
+        "cache of 5,000",
+    ):
+        assert piece in text, piece
+    numbers = read_table(root / "results" / "tables" / f"{TASK}_{MODEL}_headline.csv")
+    fcr = tables.tidy(read_table(root / "results" / TASK / MODEL / "fcr.csv"))
+    errors = tables.fcr_errors(fcr, 0.1, ["object", "subject"], "combined", "plain", "default")
+    one = numbers[(numbers["what"] == "combined, plain, heads") & (numbers["who"] == "default")].iloc[0]
+    of_heads = errors.loc[errors["group"] == "heads", "error"]
+    assert one["value"] == pytest.approx(of_heads.mean(), rel=1e-5) and one["n"] == len(of_heads)
+    with pytest.raises(InputError, match="no experiment"):
+        show_task(root, config, "ravel", console)
+    with pytest.raises(InputError, match="make figures"):
+        show_task(tmp_path, config, TASK, console)
