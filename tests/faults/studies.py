@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from project import copy_workflow
-from test_counting import checkpoint
+from test_counting_study import checkpoint
 from test_icl_translation import MIRROR as LISTS
 from test_icl_translation import byte_level
 from test_ravel import MIRROR as TABLES

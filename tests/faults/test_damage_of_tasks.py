@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import test_counting
+import test_counting_study
 import test_icl
 import test_ravel_study
-from test_counting import checked, finished  # noqa: F401
+from test_counting_study import checked, finished  # noqa: F401
 from test_icl import study as translated  # noqa: F401
 
 pytestmark = pytest.mark.faults
@@ -100,7 +100,7 @@ def study(request: pytest.FixtureRequest, kind: str) -> Iterator[tuple[Path, Cal
         yield root, lambda words: test_icl.run(root, words[0], "delayed", *words[1:])
     else:
         root = request.getfixturevalue("checked").parents[2]
-        yield root, lambda words: test_counting.run(root, *words)
+        yield root, lambda words: test_counting_study.run(root, *words)
 
 
 def damaged(whole: bytes, fault: str, rng: random.Random) -> bytes | None:

@@ -1,4 +1,4 @@
-"""The task `text`: a corpus as a prior, from its file through every stage to tables; what is no corpus is refused."""
+"""The task `text`: a corpus as a prior; what is no corpus is refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import default_values, each
+from conftest import default_values
 
 from inversescope.cli import main
 from inversescope.config import Config, load_config, parse_config
 from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
-from inversescope.store import read_table
 from inversescope.targets.tokenizers import task_tokenizer, word_tokenizer
 from inversescope.tasks.automata import Automaton
 from inversescope.tasks.text import NONE, TextTask
@@ -360,9 +359,6 @@ def test_bad_corpus_is_one_sentence_of_the_command(
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- all stages
-
-
 def config(root: Path) -> Config:
     """A tiny study of the corpus on a model trained here."""
     write(root, rows())
@@ -409,75 +405,6 @@ def config(root: Path) -> Config:
 
 def run(root: Path, stage: str, *options: str) -> int:
     return main([stage, "--task", "text", "--model", "tiny", "--root", str(root), *options])
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every stage, in order."""
-    root = tmp_path_factory.mktemp("text")
-    config(root)
-    splits = ("train", "test", "reference")
-    for split in splits:
-        assert run(root, "make_prompts", "--split", split) == 0
-    assert run(root, "train_target", "--candidate", "s0") == 0
-    assert run(root, "score_target", "--candidate", "s0") == 0
-    assert run(root, "select_target") == 0
-    for split in splits:
-        assert run(root, "extract_activations", "--split", split) == 0
-    assert run(root, "train_backbone") == 0
-    variants = each("--variant", ["paper", "default"])
-    for variant in ("paper", "default"):
-        assert run(root, "train_generator", "--variant", variant) == 0
-    assert run(root, "sample_prompts", *variants, *each("--site", SITES)) == 0
-    assert run(root, "run_mcmc", *each("--site", SITES)) == 0
-    for site in SITES:
-        assert run(root, "compute_exact", "--site", site) == 0
-        assert run(root, "estimate_fcr", *variants, "--site", site) == 0
-    stages = ("collect_tables", "check_causes", "trace_answers", "compare_distances", "check_completeness")
-    for stage in (*stages, "plot_cases", "plot_causes", "plot_answers"):
-        assert run(root, stage) == 0, stage
-    return root / "results/text/tiny"
-
-
-def test_a_corpus_goes_through_all_stages(finished: Path) -> None:
-    fcr = read_table(finished / "fcr.csv")
-    assert set(fcr["site"]) == set(SITES) and set(fcr["variant"]) == {"", "paper", "default"}
-    assert {"exact", "generated", "combined", "cache", "mcmc", "prior", "shuffled"} <= set(fcr["estimator"])
-    assert set(fcr["feature"]) == {"form", "country", *FEATURES}
-    assert read_table(finished / "refusal.csv")["refusal_rate"].between(0, 1).all()
-    for name in ("sites", "causes", "answers", "distances", "completeness"):
-        assert (finished.parents[1] / "figures" / f"text_tiny_{name}.png").stat().st_size > 0
-    drawn = read_table(finished / "samples/inversescope/paper/L1H0@country.parquet")
-    masked = drawn[drawn["decoding"] == "masked"]
-    assert masked["parsed"].all(), "what keeps to the automaton is a prompt of the corpus"
-
-
-def test_exact_rates_are_weighted_as_the_file_is(finished: Path) -> None:
-    """By hand, from activations and weights alone."""
-    root = finished.parents[2]
-    task = TextTask(load_config([root / "config/config.yaml"]).text, root)
-    from inversescope.kernel.distances import distance_of
-    from inversescope.store import read_activations
-
-    label = SITES[1]
-    reference = read_table(root / "data/text/prompts/reference.parquet")["prompt_id"].to_numpy()
-    test = read_table(root / "data/text/prompts/test.parquet")["prompt_id"].to_numpy()
-    z, own = (
-        np.array(read_activations(root / f"data/text/tiny/activations/{split}/{label}.safetensors")[0])
-        for split in ("reference", "test")
-    )
-    first = np.unique(reference, return_index=True)[1]
-    p, country = np.exp(task.log_prior(reference[first])), task.features_of(reference[first])["country"]
-    exact = read_table(finished / "exact" / f"{label}.parquet").set_index("target_id")
-    for target, prompt in enumerate(test):
-        near = distance_of("cosine").paired(np.tile(own[target], (len(first), 1)), z[first]) < 0.3
-        same = country == task.features_of(np.array([prompt]))["country"]
-        assert exact.loc[target, "log_mass"] == pytest.approx(math.log(p[near].sum()), abs=1e-5)
-        assert exact.loc[target, "fcr_country"] == pytest.approx(
-            p[near & same].sum() / p[near].sum(), abs=1e-5
-        )
-        q = p[near] / p[near].sum()
-        assert exact.loc[target, "entropy"] == pytest.approx(-(q * np.log(q)).sum(), abs=1e-5)
 
 
 def test_the_papers_configuration_is_whole() -> None:
