@@ -23,7 +23,7 @@ from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import icl_translation, word_lists
 from inversescope.tasks.icl_translation import CONCEPTS, LANGUAGES, TranslationTask
 
-MIRROR = Path(__file__).parents[2] / "shared" / "data" / "translation"
+MIRROR = Path(__file__).parents[3] / "shared" / "data" / "translation"
 
 
 @pytest.fixture(scope="module")
