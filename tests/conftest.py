@@ -80,6 +80,16 @@ BASE: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def seed() -> Iterator[None]:
+    """One seed of PyTorch's for each test, whatever ran before it."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
 def write_config(root: Path, delta: dict[str, Any] | None = None) -> None:
     """Write root/config/config.yaml: the tiny study, and a delta laid over it."""
     (root / "config").mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from made_up import MODEL, TASK, Sizes, context_of, make_config, make_study, nam
 
 from inversescope.config import ExperimentConfig
 from inversescope.errors import InputError
-from inversescope.figures import tables
+from inversescope.figures import registry, tables
 from inversescope.report import page as report
 from inversescope.report.stages import make_report
 from inversescope.store import read_table, write_table
@@ -22,6 +24,7 @@ from inversescope.studies.variants import misleads as study
 from inversescope.studies.variants.plot import plot_study
 from inversescope.workflow.figures import drawn_of, left_out, registered
 from inversescope.workflow.plan import Plan
+from inversescope.workflow.stages import STAGES
 
 
 def test_what_a_configuration_lacks_is_known_beforehand():
@@ -62,6 +65,13 @@ def test_every_figure_has_a_caption():
     for one in registered():
         assert (report.CAPTIONS / f"{one.caption}.rst").is_file(), one.caption
         assert one.title
+
+
+def test_every_planned_figure_is_imported_by_its_stage():
+    """What the rules read from the source is what the modules of the stages register."""
+    for stage in STAGES.values():
+        importlib.import_module(f"inversescope.{stage.module}")
+    assert {(one.stage, one.kind, one.name) for one in registered()} == set(registry._FUNCTIONS)
 
 
 def test_what_was_not_run_is_said(tmp_path):

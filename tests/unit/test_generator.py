@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import get_args
 
@@ -37,13 +36,6 @@ SHAPE = GeneratorShape(
     d_condition=7,
 )
 FULL = replace(SHAPE, site_map_blocks=2, eps_input=True, d_embedding=11, neighbour_logits=True)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def trained(shape: GeneratorShape) -> InverseScope:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 
@@ -32,13 +32,6 @@ from inversescope.tasks.ioi import IOITask
 END, VOCABULARY, LENGTH = 0, 6, 4
 TARGETS, DRAWS = 5, 40
 WORDS = (1, 2, 4)  # 3 and 5 are no words
-
-
-@pytest.fixture(autouse=True)
-def seed() -> Iterator[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
 
 
 def make_model(

@@ -1,4 +1,4 @@
-"""The whole workflow on the tiny study, from prompts to figures and report, twice: on one core and on two."""
+"""The whole workflow on the smallest study, from prompts to figures and report, twice: on one core and on two."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from project import copy_workflow, run
-
-FILES = ("config/config.yaml", "config/test/tiny.yaml")
-TABLES = ("fcr.csv", "refusal.csv", "coverage.csv")
-RESULTS = Path("results/ioi/gpt2-embedded")
+from project import MODEL, RESULTS, copy_workflow, run
 
 
 @pytest.fixture(scope="module")
 def two_cores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The complete tiny study, with figures and report, on two cores."""
+    """The complete study, with figures and report, on two cores."""
     folder = copy_workflow(tmp_path_factory.mktemp("two"))
-    run(folder, "--cores", "2", targets=("all", "study"), files=FILES)
+    run(folder, "--cores", "2")
     return folder
 
 
@@ -29,7 +25,6 @@ def test_the_workflow_ends_in_figures_tables_and_a_report(two_cores: Path) -> No
         "fig2",
         "fig4",
         "fig8",
-        "fig9",
         "fcr_vs_eps",
         "scatter",
         "refusal",
@@ -37,11 +32,11 @@ def test_the_workflow_ends_in_figures_tables_and_a_report(two_cores: Path) -> No
         "training",
     ):
         for suffix in ("png", "pdf", "csv"):
-            path = two_cores / f"results/figures/ioi_gpt2-embedded_{name}.{suffix}"
+            path = two_cores / f"results/figures/ioi_{MODEL}_{name}.{suffix}"
             assert path.stat().st_size > 100, path
     for name in ("table1", "failures", "headline"):
-        assert (two_cores / f"results/tables/ioi_gpt2-embedded_{name}.csv").exists()
-    assert "Nothing to be done" in run(two_cores, "--cores", "2", files=FILES)
+        assert (two_cores / f"results/tables/ioi_{MODEL}_{name}.csv").exists()
+    assert "Nothing to be done" in run(two_cores, "--cores", "2")
 
 
 def test_every_rate_stands_beside_its_exact_value_and_controls(two_cores: Path) -> None:
@@ -66,10 +61,19 @@ def test_every_rate_stands_beside_its_exact_value_and_controls(two_cores: Path) 
 def test_one_core_and_two_give_the_same_bytes(two_cores: Path, tmp_path: Path) -> None:
     """Two runs with the same seed, one of them on a single core: the same tables, figures and report."""
     one_core = copy_workflow(tmp_path)
-    run(one_core, "--cores", "1", files=FILES)
+    run(one_core, "--cores", "1")
     shown = [path for kind in ("figures", "tables") for path in (one_core / "results" / kind).iterdir()]
     assert {".png", ".pdf", ".csv", ".md"} == {path.suffix for path in shown}
-    rates = [one_core / RESULTS / name for name in TABLES]
+    rates = [one_core / RESULTS / name for name in ("fcr.csv", "refusal.csv", "coverage.csv")]
     for path in (*shown, *rates, one_core / "results/report.html"):
         same = path.relative_to(one_core)
         assert path.read_bytes() == (two_cores / same).read_bytes(), same
+
+
+def test_the_study_adds_its_figures(two_cores: Path) -> None:
+    """Ablations, dimension and frontier, on top of what was made: nothing of that is made again."""
+    before = (two_cores / RESULTS / "fcr.csv").stat().st_mtime_ns
+    run(two_cores, "--cores", "2", targets=("study",))
+    assert (two_cores / RESULTS / "fcr.csv").stat().st_mtime_ns == before
+    for name in ("ablations", "misleads", "frontier"):
+        assert list((two_cores / "results/figures").glob(f"*{name}*.png")), name

@@ -130,7 +130,7 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
         git_commit=_commit(root),
         lock_commit=_git(root, "log", "-1", "--format=%h", "--", LOCK).strip() or "not committed",
         package_version=__version__,
-        seed=load_config([root / CONFIG_FILE]).seed,
+        seed=_seed(nodes, root),
         nodes=nodes,
         verified=verify,
     )
@@ -141,6 +141,12 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
         files = {name: [file["path"] for file in node.files] for name, node in nodes.items()}
         result.rerun = run_again(root, records, files, rerun)
     return result
+
+
+def _seed(nodes: dict[str, Node], root: Path) -> int:
+    """The seed that the jobs were given, which the configuration need not say any more."""
+    recorded = [node.config["seed"] for node in nodes.values() if "seed" in node.config]
+    return int(recorded[0] if recorded else load_config([root / CONFIG_FILE]).seed)
 
 
 def _parse(root: Path, what: str) -> tuple[str, int | None]:
@@ -275,7 +281,9 @@ class _Tree:
         config = self.config(record.configs)
         task, model = record.options.get("task", ""), record.options.get("model", "")
         if node.name == "make_prompts":
-            node.about[f"data set {task}"] = f"draws from its prior, by seed {config.seed}"
+            node.about[f"data set {task}"] = (
+                f"draws from its prior, by seed {node.config.get('seed', config.seed)}"
+            )
         if node.name in ("select_target", "fetch_target", "import_checkpoint") and model in config.models:
             settings = config.models[model]
             words = [f"source {settings.source}", settings.path or ""]
