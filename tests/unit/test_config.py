@@ -440,6 +440,18 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
         ["llama-icl.training.delay_layers"],
     ),
     "a corpus of no task": ("models: {llama-icl: {training: {corpus: {oi: 0.1}}}}\n", 1, ["corpus.oi"]),
+    "a feature that the task does not have": (
+        "experiments:\n  addition:\n    settings: {fcr: {features: [A1, A4]}}\n",
+        3,
+        ["addition.settings.fcr.features", "'A4'", "choose from F1, F2, F3"],
+    ),
+    "a feature that the corpus does not have": (
+        "only: [mine]\nfcr: {features: [shape]}\ntext: {prompt: '{form} {country}', features: {initial: {column: i}}}\n"
+        "experiments: {mine: {task: text, model: gpt2-embedded, sites: [L0H0]}}\n",
+        2,
+        ["'shape'", "choose from form, country, initial"],
+    ),
+    "a prompt that is no template": ("text: {prompt: '{form'}\n", 1, ["text.prompt", "no template"]),
     "two experiments on one model": ("experiments: {mine: {base: ioi}}\n", 1, ["experiment ioi", "merge"]),
 }
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from inversescope import config
+from inversescope.config import tasks
 from inversescope.figures.save import markdown_table
 from inversescope.report.results import PAGE, results_page
 
@@ -149,10 +149,15 @@ def test_the_example_of_a_task_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/extending.md").read_text()
     code = re.search(r"```python\n(.*?class \w+\(Task\).*?)```", page, flags=re.S)
     assert code is not None
-    monkeypatch.setattr(config, "ColoursConfig", SimpleNamespace, raising=False)
-    names: dict[str, Any] = {}
+    added = re.search(r"^\+\+\+ .*/config/tasks.py\n(.*?)^\+\+\+", page, flags=re.M | re.S)
+    assert added is not None
+    settings = re.findall(r"^\+(.*\n)", added[1], flags=re.M)
+    names: dict[str, Any] = {**vars(tasks)}
+    exec("".join(line for line in settings if not line.startswith("TaskName")), names)
+    monkeypatch.setattr(config, "ColoursConfig", names["ColoursConfig"], raising=False)
     exec(code[1], names)
-    task = names["ColoursTask"](SimpleNamespace(n_colours=4))
+    task = names["ColoursTask"](names["ColoursConfig"](n_colours=4))
+    assert set(task.features) == set(task.features_of(np.arange(1)))
     index = np.arange(task.size)
     assert (task.parse(task.texts(index)) == index).all() and task.parse(["The red cat"]) == -1
     assert sorted(np.concatenate(list(task.split_rows.values()))) == index.tolist()

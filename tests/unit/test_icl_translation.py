@@ -86,6 +86,7 @@ def test_what_is_not_exactly_a_prompt_is_refused(task: TranslationTask, text: st
 def test_features_of_any_text(task: TranslationTask) -> None:
     index = task.sample(200, None, np.random.default_rng(1))
     inside, outside = task.features_of(index), task.features_of_texts(task.texts(index))
+    assert task.features == task.config.feature_names
     for name in task.features:
         np.testing.assert_array_equal(inside[name], outside[name])
     texts = [

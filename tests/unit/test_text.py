@@ -274,9 +274,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "gap": ({"file": "gap.jsonl"}, "corpus gap.jsonl, line 2: column 'country' is empty"),
     "blank prompt": ({"prompt": "{blank}", "file": "gap.jsonl"}, "line 1: the prompt is empty"),
     "weight": ({"weight": "country"}, "line 1: weight 'France' in column 'country' is no count"),
-    "no slot": ({"prompt": "The capital"}, "has no column in braces"),
-    "open brace": ({"prompt": "{form"}, "is no template"),
-    "format": ({"prompt": "{form:>3}"}, "has no column in braces, or one with a format"),
     "no feature": ({"prompt": "{code}", "features": {}}, "corpus corpus.jsonl has no feature"),
     "pattern in no prompt": ({"features": {"x": {"pattern": "(Atlantis)"}}}, "pattern '(Atlantis)' of feature 'x' is in no"),
     "one group of prompts": ({"held_out": 0.01}, "has 24 prompts, of which a share of 0.01 is 0"),
@@ -321,6 +318,19 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "own/fails.py").write_text("def label(text):\n    return 1 / 0\n")
     (root / "own/broken.py").write_text("def\n")
     return root
+
+
+NO_TEMPLATE = {
+    "The capital": "has no column in braces",
+    "{form": "is no template",
+    "{form:>3}": "has no column in braces, or one with a format",
+}
+
+
+@pytest.mark.parametrize("prompt", NO_TEMPLATE)
+def test_a_prompt_that_is_no_template_is_no_setting(prompt: str) -> None:
+    with pytest.raises(ValueError, match=NO_TEMPLATE[prompt]):
+        settings(prompt=prompt)
 
 
 @pytest.mark.parametrize("what", BAD)

@@ -29,6 +29,7 @@ def check(config: Config) -> None:
     _check_prompts(config)
     for name, experiment in config.experiments.items():
         view = config.view(name)
+        _check_features(view, name, experiment)
         _check_variants(view, name, experiment)
         _check_sites(view, name, experiment)
 
@@ -64,6 +65,17 @@ def _check_prompts(config: Config) -> None:
         if experiment.task == "ravel" and not experiment.n_val:
             message = "ravel chooses hyperparameters and bandwidth on validation prompts"
             raise Misplaced(("experiments", name, "n_val"), message, "set it")
+
+
+def _check_features(view: Config, name: str, experiment: ExperimentConfig) -> None:
+    """The task has the features whose rates are asked for."""
+    own = "features" in experiment.settings.fcr.model_fields_set
+    known = getattr(view, experiment.task).feature_names
+    for feature in view.fcr.features:
+        if feature not in known:
+            where = (*(("experiments", name, "settings") if own else ()), "fcr", "features")
+            message = f"experiment {name}: task {experiment.task} has no feature {feature!r}"
+            raise Misplaced(where, message, f"choose from {', '.join(known)}")
 
 
 def _check_variants(view: Config, name: str, experiment: ExperimentConfig) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import string
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.strict import Strict
 
@@ -14,7 +15,16 @@ TaskName = Literal["ioi", "ravel", "icl_translation", "counting", "addition", "t
 SPLIT_SEED = "Another seed holds other ones out."
 
 
-class IOIConfig(Strict):
+class Prior(Strict):
+    """What every prior says before its prompts are made."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The features that its prompts have, in the task's order."""
+        raise NotImplementedError
+
+
+class IOIConfig(Prior):
     """The prior of the indirect object identification task (paper, D.1.1)."""
 
     n_names: int = Field(32, ge=4, description="Names, from the first of the package's list.")
@@ -25,8 +35,12 @@ class IOIConfig(Strict):
     """Share of unordered name pairs kept for the test split."""
     split_seed: int = Field(0, description=SPLIT_SEED)
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return ("subject", "object", "template", "order", "first", "second", "place", "item")
 
-class RavelConfig(Strict):
+
+class RavelConfig(Prior):
     """The RAVEL task (paper, 4.2 and D.2): where its fact tables come from, and how much of them is used."""
 
     source: Literal["embedded", "upstream"] = "embedded"
@@ -44,8 +58,12 @@ class RavelConfig(Strict):
         """Fetched files that the prior is made of, below data/ravel; none where the tables come with the package."""
         return ["source/manifest.json"] if self.source == "upstream" else []
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return ("attribute", "type", "entity", "template")
 
-class TranslationConfig(Strict):
+
+class TranslationConfig(Prior):
     """The in-context translation prior (paper, D.3.2): words, and the split."""
 
     words: Literal["own", "lists"] = "own"
@@ -64,8 +82,14 @@ class TranslationConfig(Strict):
         names = [*(f"en_{one}.json" for one in others), *(f"{one}_en.json" for one in others)]
         return [f"lists/{name}" for name in names] if self.words == "lists" else []
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        shared = ("task", "query", "source_language", "target_language")
+        # The rows of downloaded dictionaries have no concept in common.
+        return (*shared, "concept") if self.words == "own" else shared
 
-class CountingConfig(Strict):
+
+class CountingConfig(Prior):
     """The prior of character counting (InversionView's first case study)."""
 
     letters: str = Field("abcdefghijklmnopqrstuvwxyz", min_length=2, description="The alphabet.")
@@ -80,8 +104,12 @@ class CountingConfig(Strict):
     """Share of sets of letters kept for the test split."""
     split_seed: int = Field(0, description=SPLIT_SEED)
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return ("count", "target", "last", "first", "order", "length", "others", "counts")
 
-class AdditionConfig(Strict):
+
+class AdditionConfig(Prior):
     """The prior of addition (InversionView's third case study): both operands with as many digits, none beginning with 0."""
 
     n_digits: int = Field(3, ge=1, le=3, description="Digits of each operand: 3 make 810,000 prompts.")
@@ -91,6 +119,11 @@ class AdditionConfig(Strict):
     held_out_pairs: float = Field(0.05, gt=0, lt=1)
     """Share of unordered pairs of operands kept for the test split."""
     split_seed: int = Field(0, description=SPLIT_SEED)
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        columns = range(1, self.n_digits + 1)
+        return (*(f"{kind}{i}" for kind in "FSTCA" for i in columns), "first", "second", "sum")
 
 
 class TextFeatureConfig(Strict):
@@ -116,7 +149,7 @@ class TextFeatureConfig(Strict):
         return self
 
 
-class TextConfig(Strict):
+class TextConfig(Prior):
     """The prior of a corpus: the prompts of a file, as often as they stand there (InversionView's factual recall, for one)."""
 
     file: str = "data/text/corpus.jsonl"
@@ -139,6 +172,34 @@ class TextConfig(Strict):
     """Features beside the slots, which are features too."""
     functions: str | None = None
     """Folder inside the project whose modules may be named in features."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _template(cls, prompt: str) -> str:
+        try:
+            found = list(string.Formatter().parse(prompt))
+        except ValueError as error:
+            raise ValueError(f"{prompt!r} is no template ({error}): write other braces twice") from None
+        if any(name == "" or spec or how for _, name, spec, how in found) or not any(f[1] for f in found):
+            message = "has no column in braces, or one with a format: write plain names, such as {subject}"
+            raise ValueError(f"{prompt!r} {message}")
+        return prompt
+
+    @property
+    def pieces(self) -> list[tuple[str, str | None]]:
+        """What stands before each slot of the prompt, and the slot's column; the last column is None if text ends the prompt."""
+        return [(text, name) for text, name, _, _ in string.Formatter().parse(self.prompt)]
+
+    @property
+    def described(self) -> dict[str, str]:
+        """Feature -> column that holds its label: the slots, unless the prompt is one slot, and features with a column."""
+        slots = {name: name for _, name in self.pieces if name is not None and name not in self.features}
+        own = {} if self.prompt == f"{{{self.pieces[0][1]}}}" else slots
+        return own | {name: feature.column for name, feature in self.features.items() if feature.column}
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return (*self.described, *(name for name in self.features if name not in self.described))
 
     @property
     def sources(self) -> list[str]:

@@ -42,13 +42,12 @@ class AdditionTask(Task):
     def __init__(self, config: AdditionConfig, root: Path = Path(".")) -> None:
         if set(config.begin) & set("0123456789+="):
             raise InputError("addition.begin has a character of the equation", "use another one, such as B")
-        self.config = config
+        self.config, self.features = config, config.feature_names
         n = self.n = config.n_digits
         self.low = 10 ** (n - 1)
         self.count = 9 * self.low  # operands
         self.size = self.count**2
         columns = range(1, n + 1)
-        self.features = (*(f"{kind}{i}" for kind in "FSTCA" for i in columns), "first", "second", "sum")
         operands = [str(self.low + code) for code in range(self.count)]
         digits = [str(digit) for digit in range(10)]
         labels = {"F": digits, "S": digits, "T": [str(t) for t in range(19)], "C": ["0", "1"], "A": digits}

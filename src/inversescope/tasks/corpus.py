@@ -7,7 +7,6 @@ import importlib.util
 import inspect
 import json
 import re
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -81,24 +80,6 @@ def read_corpus(path: Path, config: TextConfig) -> pd.DataFrame:
         records.append(record)
     # As objects: a column with gaps must not turn whole numbers into fractions.
     return pd.DataFrame(records, index=[i for i, _ in numbered], dtype=object)
-
-
-def template_pieces(prompt: str) -> list[tuple[str, str | None]]:
-    """What stands before each slot of a template, and the slot's column; the last column is None if text ends the template."""
-    try:
-        found = [(text, name, spec, how) for text, name, spec, how in string.Formatter().parse(prompt)]
-    except ValueError as error:
-        raise InputError(
-            f"text.prompt {prompt!r} is no template: {error}", "write other braces twice"
-        ) from error
-    if any(name == "" or spec or how for _, name, spec, how in found) or all(
-        name is None for _, name, _, _ in found
-    ):
-        raise InputError(
-            f"text.prompt {prompt!r} has no column in braces, or one with a format",
-            "write plain names of columns in braces: {subject}",
-        )
-    return [(text, name) for text, name, _, _ in found]
 
 
 def labeller(name: str, feature: TextFeatureConfig, folder: str | None, root: Path) -> Labeller:

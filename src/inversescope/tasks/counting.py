@@ -39,13 +39,12 @@ class CountingTask(Task):
     name = "counting"
     token_unit = "character"
     uniform = False
-    features = ("count", "target", "last", "first", "order", "length", "others", "counts")
     position_names = ("colon", "target", "bar", "first")
     counterfactual_features = ("count", "target", "last")
     enlarging = ("raise counting.max_count", "counting.held_out_letters")
 
     def __init__(self, config: CountingConfig, root: Path = Path(".")) -> None:
-        self.config = config
+        self.config, self.features = config, config.feature_names
         alphabet, k, most = config.letters, config.n_distinct, config.max_count
         marks = config.begin + config.bar + config.colon + "".join(map(str, range(1, most + 1)))
         if len(set(alphabet + marks)) < len(alphabet + marks):

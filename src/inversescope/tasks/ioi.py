@@ -63,7 +63,6 @@ class IOITask(Task):
 
     name = "ioi"
     slot_names = ("template", "order", "name_a", "name_b", "place", "item")
-    features = ("subject", "object", "template", "order", "first", "second", "place", "item")
     position_names = ("S1", "S2", "IO")
     counterfactual_features = ("object", "subject")
     enlarging = ("raise ioi.n_names", "ioi.held_out_pairs")
@@ -73,7 +72,7 @@ class IOITask(Task):
         self.names = first("ioi.n_names", config.n_names, NAMES)
         places = first("ioi.n_places", config.n_places, PLACES)
         items = first("ioi.n_items", config.n_items, ITEMS)
-        self.config = config
+        self.config, self.features = config, config.feature_names
         shared = {"template": templates, "order": list(ORDERS), "place": places, "item": items}
         values = shared | dict.fromkeys(
             ("name_a", "name_b", "subject", "object", "first", "second"), self.names

@@ -45,13 +45,12 @@ class RavelTask(Task):
 
     name = "ravel"
     slot_names = ("template", "entity")
-    features = ("attribute", "type", "entity", "template")
     splits = ("train", "test", "val")
     scan_sites = ("L*.resid_post",)
     enlarging = ("raise ravel.n_entities or ravel.n_templates, or use tables with more of them", "")
 
     def __init__(self, config: RavelConfig, root: Path = Path(".")) -> None:
-        self.config = config
+        self.config, self.features = config, config.feature_names
         folder = EMBEDDED if config.source == "embedded" else root / SOURCE
         tables = read_tables(folder)
         if config.types is not None:

@@ -19,7 +19,7 @@ from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import WORD, Task, held_out
-from inversescope.tasks.corpus import Labeller, inside, labeller, read_corpus, template_pieces
+from inversescope.tasks.corpus import Labeller, inside, labeller, read_corpus
 
 #: Label of prompts of the corpus in which a regular expression finds nothing.
 NONE = "(none)"
@@ -49,19 +49,15 @@ class TextTask(Task):
     enlarging = ("give a larger corpus", "text.held_out")
 
     def __init__(self, config: TextConfig, root: Path = Path(".")) -> None:
-        self.config = config
+        self.config, self.features = config, config.feature_names
         self.token_unit = config.token_unit
         self._where = f"corpus {config.file}"
         path = inside(root, config.file, "text.file")
         frame = read_corpus(path, config)
         if frame.empty:
             raise InputError(f"{self._where} has no prompt", "give a file with one prompt a row")
-        pieces = template_pieces(config.prompt)
+        pieces, described = config.pieces, config.described
         columns = list(dict.fromkeys(column for _, column in pieces if column is not None))
-        whole = len(columns) == 1 and config.prompt == f"{{{columns[0]}}}"
-        described = {name: feature.column for name, feature in config.features.items() if feature.column}
-        own = {} if whole else {column: column for column in columns if column not in config.features}
-        described = own | described
         used = [*columns, *described.values(), config.answer, config.split_by]
         rows = {column: self._strings(frame, column) for column in dict.fromkeys(c for c in used if c)}
         texts = [
@@ -186,9 +182,8 @@ class TextTask(Task):
                     f"correct text.features.{name}.pattern",
                 )
             labels[name] = [NONE if one is None else one for one in found]
-        if not labels:
+        if not self.features:
             raise InputError(f"{self._where} has no feature", "name some in text.features or text.prompt")
-        self.features = tuple(labels)
         self.feature_values = {}
         columns = []
         for name, values in labels.items():
