@@ -52,11 +52,11 @@ def site_rows(sizes: Sizes) -> list[dict]:
 
 def make_config(sizes: Sizes) -> Config:
     variants = {
-        "paper": VariantConfig(base="paper"),
+        "paper": VariantConfig(base="paper", colour="#D55E00"),
         "paper_s1": VariantConfig(base="paper", study="dimension"),
         "paper_eps0.05": VariantConfig(base="paper", epsilon=0.05, change="eps 0.05"),
         "paper_eps0.15": VariantConfig(base="paper", epsilon=0.15, change="eps 0.15"),
-        "default": VariantConfig(base="default", pairs="kernel", eps_input=True),
+        "default": VariantConfig(base="default", pairs="kernel", eps_input=True, colour="#0072B2"),
         "default_sparse": VariantConfig(
             base="default", pairs="kernel", eps_input=True, cache_size=5000, change="cache of 5,000"
         ),

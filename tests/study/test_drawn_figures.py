@@ -65,7 +65,7 @@ def test_csv_holds_exactly_what_a_heatmap_shows(study_root):
     data = written(root, "fig4")
     panels = [(row, feature) for row in heatmaps.ROWS for feature in ("object", "subject")]
     for ax, (row, feature) in zip(drawn.axes, panels, strict=False):
-        grid = tables.head_grid(data[(data["row"] == row) & (data["feature"] == feature)]).to_numpy()
+        grid = tables.head_grid(data[(data["row"] == row) & (data["feature"] == feature)], (2, 4)).to_numpy()
         mesh = ax.collections[0]
         np.testing.assert_array_equal(np.asarray(mesh.get_array()).reshape(grid.shape), grid)
         assert mesh.get_clim() == (0, 1)

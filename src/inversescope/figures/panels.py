@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from inversescope.figures.style import BLACK, GREEN
 
-#: More sites than these are not all named.
+#: Of more sites than these a figure shows some, or pools some; of more marks than these an axis names some.
 MANY_SITES = 48
 
 
@@ -140,18 +141,11 @@ def bare_share(value: float, form: str) -> str:
 
 
 def site_axis(ax: Axes, sites: list[str]) -> None:
-    """Name the sites below the lowest panel; of many sites only the first of each layer."""
-    small, marks = len(sites) <= MANY_SITES, list(range(len(sites)))
-    if not small:
-        marks = []
-        for index, site in enumerate(sites):
-            first = "H" not in site or site.partition("H")[2] in ("0", "0.z")
-            if first and (not marks or index - marks[-1] >= len(sites) / 50):
-                marks.append(index)
-    size = 6.3 if small else 6
+    """Name the sites below the lowest panel; of many every second, or third."""
+    marks = range(0, len(sites), -(-len(sites) // MANY_SITES))
     names = [sites[index] for index in marks]
-    ax.set_xticks(marks, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=size)
-    ax.tick_params(axis="x", length=0 if small else 2)
+    ax.set_xticks(marks, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.3)
+    ax.tick_params(axis="x", length=0 if len(marks) == len(sites) else 2)
     ax.set_xlim(-0.7, len(sites) - 0.3)
 
 
@@ -159,8 +153,9 @@ def part_sites(ax: Axes, data: pd.DataFrame, sites: list[str]) -> None:
     """Part layers by thin lines and groups of sites by a thicker one."""
     group = data.drop_duplicates("site").set_index("site")["group"].to_dict()
     layer = {site: site.partition("H")[0].partition(".")[0] for site in sites}
+    several = Counter(layer[site] for site in sites if group[site] == "heads")
     for index, (before, site) in enumerate(zip(sites, sites[1:], strict=False)):
         if group[site] != group[before]:
             ax.axvline(index + 0.5, color=BLACK, linewidth=0.7)
-        elif group[site] == "heads" and layer[site] != layer[before]:
+        elif group[site] == "heads" and layer[site] != layer[before] and max(several.values()) > 1:
             ax.axvline(index + 0.5, color="#dddddd", linewidth=0.6, zorder=0)

@@ -30,6 +30,11 @@ class Study:
         self._tables: dict[str, pd.DataFrame] = {}
         self._samples: dict[tuple[str, str, str], pd.DataFrame] = {}
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Layers and heads of the target model, whichever of them are read."""
+        return self.context.plan.shape
+
     def table(self, name: str, rule: str) -> pd.DataFrame:
         """A table below results/{task}/{model}. Raises `InputError` naming the rule that makes it."""
         if name not in self._tables:

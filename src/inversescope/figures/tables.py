@@ -132,13 +132,36 @@ def rates(fcr: pd.DataFrame, which: str, feature: str, epsilon: float, decoding:
     return rows.drop_duplicates("site").reset_index(drop=True)
 
 
-def head_grid(rows: pd.DataFrame, value: str = "fcr") -> pd.DataFrame:
-    """Layers x heads matrix of a value, up to the largest layer and head present (NaN where not read)."""
+def head_grid(rows: pd.DataFrame, shape: tuple[int, int], value: str = "fcr") -> pd.DataFrame:
+    """Matrix of a value over all layers and heads of a model of this shape (NaN where not read)."""
     rows = rows[rows["head"].notna()]
     grid = rows.pivot_table(index="layer", columns="head", values=value, aggfunc="first", dropna=False)
-    layers, heads = range(int(rows["layer"].max()) + 1), range(int(rows["head"].max()) + 1)
     grid.index, grid.columns = grid.index.astype(int), grid.columns.astype(int)
-    return grid.reindex(index=layers, columns=heads).astype(float)
+    return grid.reindex(index=range(shape[0]), columns=range(shape[1])).astype(float)
+
+
+def lift(rows: pd.DataFrame) -> pd.Series:
+    """What is told beyond chance: (FCR - chance) / (1 - chance), 0 at chance and 1 where the feature never differs."""
+    return (rows["fcr"] - rows["chance"]) / (1 - rows["chance"]).clip(lower=1e-9)
+
+
+def telling_sites(exact: pd.DataFrame, most: int) -> list[str]:
+    """Sites that a figure has room for, in order: all of them, or the most telling heads and others evenly by layer.
+
+    Args:
+        exact: exact rates of some features, a row a site and feature.
+        most: half of them are heads, those with the highest lift of any of the features.
+    """
+    exact = sort_sites(exact)
+    sites = list(dict.fromkeys(exact["site"]))
+    if len(sites) <= most:
+        return sites
+    heads = exact[exact["head"].notna()]
+    best = lift(heads).groupby(heads["site"], sort=False).max().nlargest(most // 2)
+    others = [site for site in sites if site not in set(heads["site"])]
+    picks = np.linspace(0, len(others) - 1, min(most // 2, len(others))).round().astype(int)
+    shown = {*best.index, *(others[pick] for pick in picks)}
+    return [site for site in sites if site in shown]
 
 
 def best_heads(rows: pd.DataFrame, n: int = 5) -> list[str]:
@@ -177,8 +200,7 @@ def example_heads(fcr: pd.DataFrame, features: list[str], epsilon: float) -> dic
         ]
         if ranked:
             chosen[ranked[0]] = f"highest exact {feature} FCR" + (" of the others" if chosen else "")
-    lift = exact.assign(lift=(exact["fcr"] - exact["chance"]) / (1 - exact["chance"]).clip(lower=1e-9))
-    table = lift.pivot_table(index="site", columns="feature", values="lift", sort=False)
+    table = exact.assign(lift=lift(exact)).pivot_table(index="site", columns="feature", values="lift", sort=False)
     others = [name for name in table.columns if name not in features]
     rest = table.loc[[site for site in table.index if site not in chosen]]
     if others and len(rest):

@@ -48,6 +48,7 @@ from inversescope.figures.tables import (
     pooled_rmse,
     select,
     sort_sites,
+    telling_sites,
     uncovered_share,
 )
 from inversescope.store import read_table
@@ -92,18 +93,16 @@ def scatter(study: IoiStudy) -> Drawing:
 def _diagonal(ax: Axes, rows: pd.DataFrame, features: list[str]) -> None:
     """Points with the intervals of both rates; groups of sites by marker, features by colour."""
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, zorder=1)
-    style: dict[str, Any] = {
-        "markeredgecolor": "white",
-        "markeredgewidth": 0.4,
-        "markersize": 4.5,
-        "zorder": 3,
-    }
+    many = rows["site"].nunique() > MANY_SITES
+    size = {"markersize": 2.2, "markeredgewidth": 0.2} if many else {"markersize": 4.5, "markeredgewidth": 0.4}
+    style: dict[str, Any] = {"markeredgecolor": "white", "zorder": 3, **size}
     for feature in features:
         colour = FEATURE_COLOUR.get(feature, PINK)
         for group, part in rows[rows["feature"] == feature].groupby("group", sort=False):
             x, y = part["exact"], part["fcr"]
-            error_bars(ax, x, y, part["ci_low"], part["ci_high"], colour)
-            error_bars(ax, x, y, part["exact_low"], part["exact_high"], colour, which="x")
+            faint = {"alpha": 0.25 if many else 1.0}
+            error_bars(ax, x, y, part["ci_low"], part["ci_high"], colour, **faint)
+            error_bars(ax, x, y, part["exact_low"], part["exact_high"], colour, which="x", **faint)
             ax.plot(x, y, GROUP_MARKER[str(group)], color=colour, **style)
     share_axis(ax, "x")
     share_axis(ax, "y")
@@ -130,7 +129,9 @@ def refusal(study: IoiStudy) -> Drawing:
     rows = rows.drop_duplicates(["site", "variant", "decoding"])
     about = ["site", "group", "layer", "head", "variant", "decoding"]
     keep = [*about, *REFUSAL_PANELS, "bits", "ci_low", "ci_high", "gap_low", "gap_high", "n_candidates"]
-    data = as_written(rows.reindex(columns=keep))
+    rows = rows.reindex(columns=keep).assign(n_sites=1)
+    pooled = rows["site"].nunique() > MANY_SITES
+    data = as_written(_by_layer(rows) if pooled else rows)
     sites = list(dict.fromkeys(sort_sites(data)["site"]))
     small = len(sites) <= MANY_SITES
     series = {
@@ -147,17 +148,18 @@ def refusal(study: IoiStudy) -> Drawing:
             colour, plain = study.colour(variant), decoding == PLAIN
             if bounds:
                 error_bars(ax, x, part[metric], part[bounds[0]], part[bounds[1]], colour)
-            style: dict[str, Any] = {"markersize": 3.2 if small else 1.8, "markeredgewidth": 0.8, "zorder": 3}
+            style: dict[str, Any] = {"markersize": 3.2 if small else 2.2, "markeredgewidth": 0.8, "zorder": 3}
             face = colour if plain else "white"
             ax.plot(x, part[metric], "o", color=colour, markerfacecolor=face, **style)
             for _, group in part.groupby("group"):
                 at = group["site"].map(sites.index)
                 ends = (at.min() - 0.45, at.max() + 0.45)
                 line = {"linewidth": 1, "linestyle": "-" if plain else _DASHED, "alpha": 0.7}
-                ax.hlines(group[metric].mean(), *ends, color=colour, **line)
+                mean = float(np.average(group[metric], weights=group["n_sites"]))
+                ax.hlines(mean, *ends, color=colour, **line)
         if metric == "bits_generated":
             truth = data.drop_duplicates("site")
-            size = 9 if small else 4
+            size = 9 if small else 6
             ax.plot(
                 truth["site"].map(sites.index), truth["bits"], "_", color=BLACK, markersize=size, zorder=2
             )
@@ -177,6 +179,19 @@ def refusal(study: IoiStudy) -> Drawing:
     style = {"ncols": len(handles), "columnspacing": 1.1, "fontsize": 6.5}
     drawn.legend(handles=handles, loc="outside upper center", **style)
     return drawn, data
+
+
+def _by_layer(rows: pd.DataFrame) -> pd.DataFrame:
+    """Heads of a layer as one row, `L3H*`: their means, and the lowest and the highest of them as ends of the interval."""
+    is_head = rows["group"] == "heads"
+    layers = rows[is_head].groupby(["group", "layer", "variant", "decoding"], sort=False)
+    pooled = layers[[*REFUSAL_PANELS, "bits"]].mean()
+    for metric, (_, bounds) in REFUSAL_PANELS.items():
+        if bounds:
+            pooled[bounds[0]], pooled[bounds[1]] = layers[metric].min(), layers[metric].max()
+    pooled = pooled.join(layers[["n_candidates", "n_sites"]].sum()).reset_index()
+    names = "L" + pooled["layer"].astype(int).astype(str) + "H*"
+    return pd.concat([pooled.assign(site=names), rows[~is_head]], ignore_index=True)[list(rows.columns)]
 
 
 def _refusal_axis(ax: Axes, metric: str, title: str, data: pd.DataFrame) -> None:
@@ -298,11 +313,11 @@ def _cell_errors(ax: Axes, rows: pd.DataFrame, limits: tuple[float, float]) -> N
     for name in COMPARED:
         colour, marker = ESTIMATOR_STYLE[name]
         own = rows[rows["estimator"] == name]
-        for _, line in own[own["kind"] == "site"].groupby("site"):
+        sites = own[own["kind"] == "site"]
+        faint: dict[str, Any] = {"linewidth": 0.5, "alpha": min(0.3, 6 / max(1, sites["site"].nunique()))}
+        for _, line in sites.groupby("site"):
             line = line.sort_values("epsilon")
-            ax.plot(
-                line["epsilon"], line["cell_rmse"].replace(0, np.nan), color=colour, linewidth=0.5, alpha=0.3
-            )
+            ax.plot(line["epsilon"], line["cell_rmse"].replace(0, np.nan), color=colour, **faint)
         line = own[own["kind"] == "pooled"].sort_values("epsilon")
         style: dict[str, Any] = {"linewidth": 1.7, "markeredgecolor": "white", "markeredgewidth": 0.5}
         ax.plot(line["epsilon"], line["cell_rmse"], color=colour, marker=marker, zorder=3, **style)
@@ -331,8 +346,9 @@ def controls(study: IoiStudy) -> Drawing:
             part = own[own["estimator"] == name].drop_duplicates(["site", "feature"])
             parts.append(part.assign(panel=variant))
     keep = "panel feature site group estimator fcr ci_low ci_high chance n_targets".split()
-    data = as_written(pd.concat(parts)[keep])
-    sites = list(dict.fromkeys(sort_sites(data)["site"]))
+    sites = telling_sites(rows[rows["estimator"] == "exact"], MANY_SITES)
+    data = pd.concat(parts)[keep]
+    data = as_written(data[data["site"].isin(sites)])
     panels = [(feature, panel) for feature in study.headline for panel in CONTROL_PANELS]
     drawn = new_figure(WIDTH, 1.45 * len(panels) + 0.9)
     axes = drawn.subplots(len(panels), 1, sharex=True, sharey=True)
@@ -354,7 +370,6 @@ def controls(study: IoiStudy) -> Drawing:
 
 def _beside_exact(ax: Axes, rows: pd.DataFrame, shown: list[str], sites: list[str]) -> None:
     """Marks of the estimators at each site, those of the generator's with intervals."""
-    small = len(sites) <= MANY_SITES
     names = [n for n in ["exact", *shown] if (rows["estimator"] == n).any()]
     for k, name in enumerate(names):
         part = rows[rows["estimator"] == name]
@@ -363,8 +378,8 @@ def _beside_exact(ax: Axes, rows: pd.DataFrame, shown: list[str], sites: list[st
         x = part["site"].map(sites.index).to_numpy() + shift
         if name in ("generated", "combined"):
             error_bars(ax, x, part["fcr"], part["ci_low"], part["ci_high"], colour)
-        size = (11 if name == "exact" else 3.6) if small else (4 if name == "exact" else 1.8)
-        style: dict[str, Any] = {"markersize": size, "markeredgewidth": 1 if small else 0.6, "zorder": 3}
+        size = 11 if name == "exact" else 3.6
+        style: dict[str, Any] = {"markersize": size, "markeredgewidth": 1, "zorder": 3}
         ax.plot(x, part["fcr"], marker, color=colour, **style)
 
 

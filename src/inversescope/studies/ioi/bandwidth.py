@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
-from inversescope.figures.panels import key, log_axis, panel_letters, share_axis
+from inversescope.figures.panels import MANY_SITES, key, log_axis, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, figure
 from inversescope.figures.save import as_written
 from inversescope.figures.style import GREY, RED, WIDTH, new_figure
@@ -66,7 +66,8 @@ def fcr_vs_eps(study: IoiStudy) -> Drawing:
         key("chance", RED, line="--", linewidth=0.8),
         key("headline ε", GREY, line=":", linewidth=0.8),
     ]
-    style = {"ncols": min(len(handles), 8), "fontsize": 6.3, "columnspacing": 1.2}
+    columns = len(handles) if len(handles) <= 8 else -(-len(handles) // 2)
+    style = {"ncols": columns, "fontsize": 6.3, "columnspacing": 1.2}
     drawn.legend(handles=handles, loc="outside lower center", **style)
     return drawn, data
 
@@ -89,8 +90,8 @@ def _rates(study: IoiStudy, feature: str) -> pd.DataFrame:
 
 def _curves(ax: Axes, rows: pd.DataFrame, named: list[str], scale: Colormap) -> None:
     """One line a site, coloured by layer; heads solid, others dashed; some with intervals and names."""
-    ends = []
-    alpha = 0.75 if rows["site"].nunique() <= 40 else 0.35
+    ends, many = [], rows["site"].nunique() > MANY_SITES
+    alpha = 0.2 if many else 0.75
     for site, line in rows.groupby("site", sort=False):
         line = line.sort_values("epsilon")
         colour = scale(int(line["layer"].iloc[0]))
@@ -100,9 +101,10 @@ def _curves(ax: Axes, rows: pd.DataFrame, named: list[str], scale: Colormap) -> 
             line["fcr"],
             color=colour,
             linestyle="-" if line["group"].iloc[0] == "heads" else _DASHED,
-            linewidth=1.6 if bold else 0.8,
+            linewidth=1.6 if bold else 0.5 if many else 0.8,
             alpha=1 if bold else alpha,
-            marker="o" if len(line) <= 8 else None,
+            marker="o" if len(line) <= 8 and (bold or not many) else None,
+            zorder=3 if bold else 2,
             markersize=2,
         )
         if bold:

@@ -41,11 +41,11 @@ def fig4(study: IoiStudy) -> Drawing:
         [_panel(study.fcr, row, feature, study.epsilon) for row in ROWS for feature in study.headline]
     )
     data = as_written(data)
-    n_layers, n_heads = int(data["layer"].max()) + 1, int(data["head"].max()) + 1
-    width = WIDTH if n_heads >= 8 else 0.4 * WIDTH * len(columns)
-    height = np.clip(0.62 * width / len(columns) * n_layers / n_heads, 1.3, 1.7 if n_heads < 8 else 2.3)
+    lines, across = _as_drawn(study.shape)
+    width = WIDTH if across >= 8 else 0.4 * WIDTH * len(columns)
+    height = np.clip(0.62 * width / len(columns) * lines / across, 1.3, 1.7 if across < 8 else 2.3)
     drawn = new_figure(width, len(ROWS) * height + 0.3)
-    _grid(drawn, data, "feature", columns, lambda row, name: f"{name}, {ROWS[row]}")
+    _grid(drawn, data, study.shape, "feature", columns, lambda row, name: f"{name}, {ROWS[row]}")
     return drawn, data
 
 
@@ -67,17 +67,17 @@ def fig9(study: IoiStudy) -> Drawing:
             panel = _panel(study.fcr, variant, study.feature, epsilon)
             parts.append(panel.assign(row=row, variant=variant))
     data = as_written(pd.concat(parts))
-    n_layers, n_heads = int(data["layer"].max()) + 1, int(data["head"].max()) + 1
-    height = np.clip(0.8 * WIDTH / len(FIG9_EPSILONS) * n_layers / n_heads, 1.2, 2.2)
+    lines, across = _as_drawn(study.shape)
+    height = np.clip(0.8 * WIDTH / len(FIG9_EPSILONS) * lines / across, 1.0, 2.2)
     drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
     columns = {epsilon: epsilon_label(epsilon) for epsilon in FIG9_EPSILONS}
-    _grid(drawn, data, "epsilon", columns, lambda row, name: f"{ROWS[row]}, {name}")
+    _grid(drawn, data, study.shape, "epsilon", columns, lambda row, name: f"{ROWS[row]}, {name}")
     return drawn, data
 
 
 @figure("fig2", "plot_figures", title="Figure 2: object FCR of attention heads, with samples")
 def fig2(study: IoiStudy) -> Drawing:
-    """FCR of every head, and beside it samples of P(x; z) for the two heads of `IoiStudy.heads`."""
+    """FCR of every head, and beside or below it samples of P(x; z) for the two heads of `IoiStudy.heads`."""
     feature, examples = study.feature, fig2_examples(study)
     heat = pd.concat([_panel(study.fcr, row, feature, study.epsilon) for row in FIG2_ROWS])
     examples = examples.assign(kind="sample", feature=feature, epsilon=study.epsilon)
@@ -85,17 +85,36 @@ def fig2(study: IoiStudy) -> Drawing:
     heat, shown = data[data["kind"] == "heatmap"], data[data["kind"] == "sample"]
     parts = [part for _, part in shown.groupby("site", sort=False)]
     lines = sum(4 + len(part) + part["row"].nunique() for part in parts)
-    drawn = new_figure(WIDTH, max(3 * 1.55 + 0.5, 0.125 * lines + 0.3))
-    left, right = cast(Any, drawn).subfigures(1, 2, width_ratios=[1.6, WIDTH - 1.6], wspace=0.02)
-    axes = left.subplots(len(FIG2_ROWS), 1, sharex=True)
+    text, wide = 0.125 * lines + 0.3, _wide(study.shape)
+    if wide:
+        drawn = new_figure(WIDTH, 1.35 + text)
+        maps, beside = cast(Any, drawn).subfigures(2, 1, height_ratios=[1.35, text])
+        axes = maps.subplots(1, len(FIG2_ROWS), sharey=True)
+    else:
+        drawn = new_figure(WIDTH, max(3 * 1.55 + 0.5, text))
+        maps, beside = cast(Any, drawn).subfigures(1, 2, width_ratios=[1.6, WIDTH - 1.6], wspace=0.02)
+        axes = maps.subplots(len(FIG2_ROWS), 1, sharex=True)
     for i, (row, title) in enumerate(FIG2_ROWS.items()):
         panel = heat[heat["row"] == row]
-        _heads(axes[i], panel, title, xlabel=i == len(FIG2_ROWS) - 1, ylabel=True)
-        _frame(axes[i], panel[panel["site"].isin(shown["site"])])
+        last = wide or i == len(FIG2_ROWS) - 1
+        _heads(axes[i], panel, study.shape, title, xlabel=last, ylabel=not wide or i == 0)
+        _frame(axes[i], panel[panel["site"].isin(shown["site"])], study.shape)
     panel_letters(axes)
-    _colour_bar(left, list(axes), float(heat["chance"].mean()), below=True, label=f"{feature} FCR")
-    _write_samples(right, parts, feature)
+    chance = float(heat["chance"].mean())
+    place = {"location": "right", "aspect": 9} if wide else {"location": "bottom", "shrink": 0.9}
+    _colour_bar(maps, list(axes), chance, f"{feature} FCR", **place)
+    _write_samples(beside, parts, feature)
     return drawn, data
+
+
+def _wide(shape: tuple[int, int]) -> bool:
+    """Whether layers run to the right: where they are far more than the heads, rows of layers would be flat stripes."""
+    return shape[0] > 1.5 * shape[1]
+
+
+def _as_drawn(shape: tuple[int, int]) -> tuple[int, int]:
+    """Lines and columns of a heat map of a model with these layers and heads."""
+    return (shape[1], shape[0]) if _wide(shape) else shape
 
 
 def _panel(fcr: pd.DataFrame, which: str, feature: str, epsilon: float) -> pd.DataFrame:
@@ -106,21 +125,33 @@ def _panel(fcr: pd.DataFrame, which: str, feature: str, epsilon: float) -> pd.Da
     return rows[_KEEP].assign(row=which, feature=feature, epsilon=epsilon, top5=best)
 
 
-def _grid(drawn: Figure, data: pd.DataFrame, column: str, columns: dict[Any, str], title: Any) -> None:
+def _grid(
+    drawn: Figure,
+    data: pd.DataFrame,
+    shape: tuple[int, int],
+    column: str,
+    columns: dict[Any, str],
+    title: Any,
+) -> None:
     """Draw a panel for each of `ROWS` and each value of a column, with one colour bar."""
     axes = drawn.subplots(len(ROWS), len(columns), sharex=True, sharey=True, squeeze=False)
     for i, row in enumerate(ROWS):
         for j, (value, name) in enumerate(columns.items()):
             panel = data[(data["row"] == row) & (data[column] == value)]
-            _heads(axes[i, j], panel, title(row, name), xlabel=i == len(ROWS) - 1, ylabel=j == 0)
-            _frame(axes[i, j], panel[panel["top5"]])
+            _heads(axes[i, j], panel, shape, title(row, name), xlabel=i == len(ROWS) - 1, ylabel=j == 0)
+            _frame(axes[i, j], panel[panel["top5"]], shape)
     panel_letters(axes.flat)
     _colour_bar(drawn, list(axes.flat), float(data["chance"].mean()))
 
 
-def _heads(ax: Axes, panel: pd.DataFrame, title: str, xlabel: bool, ylabel: bool) -> None:
+def _heads(
+    ax: Axes, panel: pd.DataFrame, shape: tuple[int, int], title: str, xlabel: bool, ylabel: bool
+) -> None:
     """Draw one panel; rates are written into the cells where these are large enough to read."""
-    grid = head_grid(panel)
+    grid = head_grid(panel, shape)
+    names = ("layer", "head")
+    if _wide(shape):
+        grid, names = grid.T, ("head", "layer")
     heat_map(ax, grid, size=6.5 if grid.shape[1] <= 8 else None)
     ax.set_title(title)
     ax.invert_yaxis()
@@ -128,32 +159,36 @@ def _heads(ax: Axes, panel: pd.DataFrame, title: str, xlabel: bool, ylabel: bool
         marks = range(0, n, 1 if n <= 8 else 2 if n <= 16 else 4)
         getattr(ax, f"set_{which}ticks")([m + 0.5 for m in marks], [str(m) for m in marks], rotation=0)
     ax.tick_params(labelbottom=True)
-    ax.set_xlabel("head" if xlabel else "")
-    ax.set_ylabel("layer" if ylabel else "")
+    ax.set_xlabel(names[1] if xlabel else "")
+    ax.set_ylabel(names[0] if ylabel else "")
 
 
-def _frame(ax: Axes, cells: pd.DataFrame) -> None:
+def _frame(ax: Axes, cells: pd.DataFrame, shape: tuple[int, int]) -> None:
     """Frame some cells in red, as the paper does; inside of them, so that neighbouring frames stay apart."""
     for layer, head in zip(cells["layer"], cells["head"], strict=True):
-        corner = (int(head) + 0.05, int(layer) + 0.05)
-        box = Rectangle(corner, 0.9, 0.9, fill=False, edgecolor=RED, linewidth=1.4, clip_on=False)
-        ax.add_patch(box)
+        corner = (int(layer), int(head)) if _wide(shape) else (int(head), int(layer))
+        width = 1.4 if max(shape) <= 16 else 1.0
+        style: dict[str, Any] = {"fill": False, "edgecolor": RED, "linewidth": width, "clip_on": False}
+        ax.add_patch(Rectangle((corner[0] + 0.05, corner[1] + 0.05), 0.9, 0.9, **style))
 
 
 def _colour_bar(
     drawn: Figure,
     axes: list[Axes],
     chance: float,
-    below: bool = False,
     label: str = "feature consistency rate",
+    **place: Any,
 ) -> None:
-    """One scale 0 to 1 for all panels, with the chance level marked."""
-    place: dict[str, Any] = (
-        {"location": "bottom", "shrink": 0.9} if below else {"location": "right", "shrink": 0.5}
+    """One scale 0 to 1 for all panels, with the chance level marked; by default beside them at half their height."""
+    bar = drawn.colorbar(
+        axes[0].collections[0],
+        ax=axes,
+        pad=0.03,
+        **({"aspect": 25} | (place or {"location": "right", "shrink": 0.5})),
     )
-    bar = drawn.colorbar(axes[0].collections[0], ax=axes, aspect=25, pad=0.03, **place)
+    below = bar.orientation == "horizontal"
     bar.set_label(label)
-    bar.set_ticks([0, 0.5, 1] if below else [0, 0.25, 0.5, 0.75, 1])
+    bar.set_ticks([0, 0.5, 1] if place else [0, 0.25, 0.5, 0.75, 1])
     bar.outline.set_visible(False)
     if not np.isfinite(chance):
         return
