@@ -130,7 +130,9 @@ def make_study(root: Path, sizes: Sizes) -> Config:
     return config
 
 
-def make_fcr(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.DataFrame:
+def make_fcr(
+    rng: np.random.Generator, config: Config, sizes: Sizes, epsilons: tuple[float, ...] = EPSILONS
+) -> pd.DataFrame:
     """Exact rates that fall with the bandwidth, and estimates around them: `paper` off, residual sites more so."""
     rows: list[dict] = []
 
@@ -145,7 +147,7 @@ def make_fcr(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.DataF
             peak = chance + (1 - chance) * rng.beta(0.5, 1.6)
             if (feature, k) in (("object", 5), ("subject", 3)):
                 peak = 0.97
-            for epsilon in EPSILONS:
+            for epsilon in epsilons:
                 truth = chance + (peak - chance) * np.exp(-epsilon / 0.25)
                 key = (
                     KEY

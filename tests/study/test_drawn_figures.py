@@ -7,7 +7,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import MODEL, TASK, Sizes, context_of, make_study, names_of
+from made_up import (
+    MODEL,
+    TASK,
+    Sizes,
+    context_of,
+    make_config,
+    make_fcr,
+    make_refusal,
+    make_study,
+    names_of,
+)
 from rich.console import Console
 
 from inversescope.config import Config
@@ -19,7 +29,7 @@ from inversescope.report import page as report
 from inversescope.report.show import show_task
 from inversescope.report.stages import make_report
 from inversescope.store import read_table, write_table
-from inversescope.studies.ioi import heatmaps
+from inversescope.studies.ioi import accuracy, heatmaps
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi.distance import fig8
 from inversescope.studies.ioi.shown import IoiStudy
@@ -99,6 +109,38 @@ def test_csv_holds_exactly_the_plotted_rates(study_root):
         "default",
     }
     np.testing.assert_allclose(scatter["error"], (scatter["fcr"] - scatter["exact"]).abs(), atol=2e-6)
+
+
+def test_a_model_of_many_layers_and_heads_is_drawn_whole():
+    """Layers run to the right; unread heads are grey; heads of a layer are pooled, or the most telling ones shown."""
+    sizes = Sizes(layers=20, heads=3)
+    config = make_config(sizes)
+    context = context_of(Path("nowhere"), config)
+    rng, read = np.random.default_rng(0), IoiStudy(context)
+    fcr = make_fcr(rng, config, sizes, epsilons=(config.kernel.epsilon,))
+    read._tables = {"fcr.csv": fcr[fcr["head"] != 2], "refusal.csv": make_refusal(rng, config, sizes)}
+    exact = read.fcr[(read.fcr["estimator"] == "exact") & (read.fcr["feature"] == "object")]
+    with publication_style():
+        drawn, _ = heatmaps.fig4(read)
+        _, refused = accuracy.refusal(read)
+        _, beside = accuracy.controls(read)
+    grid = np.asarray(drawn.axes[6].collections[0].get_array()).reshape(3, 20)
+    known = exact[exact["head"].notna()].set_index(["head", "layer"])["fcr"]
+    assert np.isnan(grid[2]).all()
+    assert grid[1, 7] == pytest.approx(known[1, 7], rel=1e-5)
+    assert drawn.axes[6].get_xlabel() == "layer" and drawn.axes[6].get_ylabel() == "head"
+    # 60 heads and 20 places in the residual stream are 40 marks; a mark is the mean of its heads.
+    assert set(refused["site"]) == {f"L{i}{kind}" for i in range(20) for kind in ("H*", ".resid_post")}
+    key = {"variant": "paper", "decoding": "plain", "layer": 7}
+    own, one = (
+        rows[np.logical_and.reduce([rows[name] == value for name, value in key.items()])]
+        for rows in (read.refusal[read.refusal["group"] == "heads"], refused[refused["group"] == "heads"])
+    )
+    of = own.loc[np.isclose(own["epsilon"], config.kernel.epsilon), "refusal_rate"]
+    found = one[["refusal_rate", "ci_low", "ci_high", "n_sites"]].to_numpy(float)
+    np.testing.assert_allclose(found, [[of.mean(), of.min(), of.max(), 3]], rtol=1e-5)
+    lift = ((exact["fcr"] - 0.25) / 0.75).where(exact["head"].notna())
+    assert exact.loc[lift.idxmax(), "site"] in set(beside["site"]) and beside["site"].nunique() == 44
 
 
 def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):

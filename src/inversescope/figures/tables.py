@@ -200,7 +200,9 @@ def example_heads(fcr: pd.DataFrame, features: list[str], epsilon: float) -> dic
         ]
         if ranked:
             chosen[ranked[0]] = f"highest exact {feature} FCR" + (" of the others" if chosen else "")
-    table = exact.assign(lift=lift(exact)).pivot_table(index="site", columns="feature", values="lift", sort=False)
+    table = exact.assign(lift=lift(exact)).pivot_table(
+        index="site", columns="feature", values="lift", sort=False
+    )
     others = [name for name in table.columns if name not in features]
     rest = table.loc[[site for site in table.index if site not in chosen]]
     if others and len(rest):

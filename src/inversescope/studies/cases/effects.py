@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from inversescope.figures.headline import Row, headline_page, number
-from inversescope.figures.panels import cross, error_bars, heat_map, panel_letters, share_axis
+from inversescope.figures.panels import MANY_SITES, cross, error_bars, heat_map, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
 from inversescope.figures.study import Study
@@ -26,11 +26,16 @@ def _ranked(name: str, row: pd.Series) -> str:
 
 @figure("causes", "plot_causes", title="FCR against causal effect of single sites")
 def causes(study: Study) -> Drawing:
-    """FCR against effect over sites, for features that an answer tells of; and effects of all features by site."""
+    """FCR against effect over sites, for features that an answer tells of; and effects of all features by site.
+
+    Of more than `MANY_SITES` those with the largest effects, up or down, on any feature are listed.
+    """
     data = as_written(study.table("causes.csv", "check_causes"))
     ranks = study.table("causes_rank.csv", "check_causes")
     ranks = ranks[ranks["sites"] == "path"].set_index("feature")
-    names, sites = list(dict.fromkeys(data["feature"])), list(dict.fromkeys(data["site"]))
+    names = list(dict.fromkeys(data["feature"]))
+    largest = data["effect"].abs().groupby(data["site"], sort=False).max().nlargest(MANY_SITES).index
+    sites = [site for site in dict.fromkeys(data["site"]) if site in largest]
     colour = dict(zip(names, COLOURS, strict=False))
     drawn = new_figure(WIDTH, max(3.4, 0.15 * len(sites) + 1.2))
     left, right = drawn.subplots(1, 2)
@@ -38,10 +43,11 @@ def causes(study: Study) -> Drawing:
         on, off = part[part["path"]], part[~part["path"]]
         left.plot(on["fcr"], on["effect"], "o", color=colour[name], label=_ranked(str(name), ranks.loc[name]))
         left.plot(off["fcr"], off["effect"], "o", markerfacecolor="white", color=colour[name])
-        cross(left, part, "fcr", "effect", colour[name])
+        if data["site"].nunique() <= MANY_SITES:
+            cross(left, part, "fcr", "effect", colour[name])
     _against_fcr(left, "exact FCR of the feature", "effect: change of the logit difference")
     for i, name in enumerate(names):
-        part = data[data["feature"] == name]
+        part = data[(data["feature"] == name) & data["site"].isin(sites)]
         y = part["site"].map(sites.index) + 0.7 * ((i + 0.5) / len(names) - 0.5)
         right.plot(part["effect"], y, "o", markersize=3, color=colour[name], label=name)
         error_bars(right, part["effect"], y, part["effect_low"], part["effect_high"], colour[name], "x")

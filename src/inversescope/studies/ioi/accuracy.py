@@ -94,7 +94,9 @@ def _diagonal(ax: Axes, rows: pd.DataFrame, features: list[str]) -> None:
     """Points with the intervals of both rates; groups of sites by marker, features by colour."""
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, zorder=1)
     many = rows["site"].nunique() > MANY_SITES
-    size = {"markersize": 2.2, "markeredgewidth": 0.2} if many else {"markersize": 4.5, "markeredgewidth": 0.4}
+    size = (
+        {"markersize": 2.2, "markeredgewidth": 0.2} if many else {"markersize": 4.5, "markeredgewidth": 0.4}
+    )
     style: dict[str, Any] = {"markeredgecolor": "white", "zorder": 3, **size}
     for feature in features:
         colour = FEATURE_COLOUR.get(feature, PINK)
