@@ -102,7 +102,7 @@ def _diagonal(ax: Axes, rows: pd.DataFrame, features: list[str]) -> None:
         colour = FEATURE_COLOUR.get(feature, PINK)
         for group, part in rows[rows["feature"] == feature].groupby("group", sort=False):
             x, y = part["exact"], part["fcr"]
-            faint = {"alpha": 0.25 if many else 1.0}
+            faint: dict[str, Any] = {"alpha": 0.25 if many else 1.0}
             error_bars(ax, x, y, part["ci_low"], part["ci_high"], colour, **faint)
             error_bars(ax, x, y, part["exact_low"], part["exact_high"], colour, which="x", **faint)
             ax.plot(x, y, GROUP_MARKER[str(group)], color=colour, **style)
