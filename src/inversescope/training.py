@@ -78,10 +78,14 @@ class _Optimised:
         self.accelerator.backward(value)
         if self.accelerator.num_processes > 1:
             value = self.accelerator.reduce(value.detach(), reduction="sum")
-            for parameter in self.parameters:
-                # A site that this process has no example of has no gradient here.
-                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(own, reduction="sum")
+            known = torch.tensor([p.grad is not None for p in self.parameters], device=value.device)
+            known = self.accelerator.reduce(known.int(), reduction="sum") > 0
+            for parameter, somewhere in zip(self.parameters, known.tolist(), strict=True):
+                if (
+                    somewhere
+                ):  # not a site that the step does not read; this process alone may have no example of one
+                    own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    parameter.grad = self.accelerator.reduce(own, reduction="sum")
         if self.clip is not None:
             self.accelerator.clip_grad_norm_(self.parameters, self.clip)
         self.optimizer.step()

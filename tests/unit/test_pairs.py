@@ -539,32 +539,71 @@ def same(a: Batch, b: Batch) -> bool:
     return all(equal(getattr(a, name), getattr(b, name)) for name in Batch.__dataclass_fields__)
 
 
-def sources(seed: int) -> list[Any]:
+def sources(seed: int, sites_per_step: int | None = None) -> list[Any]:
     prompts = toy_prompts()
-    z = {"s": toy_activations(prompts), "t": toy_activations(prompts, 1)}
+    z = {name: toy_activations(prompts, number) for number, name in enumerate("stuvw")}
+    common: dict[str, Any] = {
+        "per_site": 4,
+        "prior_size": 96,
+        "seed": seed,
+        "sites_per_step": sites_per_step,
+    }
     return [
-        NoisePairs(z, prompts, width={"s": 3, "t": 5}, epsilon=0.1, per_site=4, prior_size=96, seed=seed),
-        KernelPairs(
-            z, prompts, epsilon=(0.05, 0.3), per_site=4, prior_size=96, seed=seed, chunk=4, attend=True
-        ),
+        NoisePairs(z, prompts, width=dict.fromkeys(z, 5), epsilon=0.1, **common),
+        KernelPairs(z, prompts, epsilon=(0.05, 0.3), chunk=4, attend=True, **common),
     ]
 
 
+@pytest.mark.parametrize("sites", [None, 2])
 @pytest.mark.parametrize("which", [0, 1], ids=["noise", "kernel"])
-def test_batches_are_a_function_of_seed_and_step(which: int) -> None:
-    source = sources(0)[which]
+def test_batches_are_a_function_of_seed_and_step(which: int, sites: int | None) -> None:
+    source = sources(0, sites)[which]
     in_order = [source.batch(step) for step in range(10)]
-    resumed = sources(0)[which]
+    resumed = sources(0, sites)[which]
     for step in (9, 3, 4, 3, 0):  # a run that was killed starts anywhere
         assert same(resumed.batch(step), in_order[step])
     assert not any(same(in_order[a], in_order[b]) for a in range(10) for b in range(a))
-    assert not same(sources(1)[which].batch(0), in_order[0])
+    assert not same(sources(1, sites)[which].batch(0), in_order[0])
 
 
 def test_rows_of_a_site_follow_each_other() -> None:
     for source in sources(0):
         batch = source.batch(0)
-        assert list(batch.z) == ["s", "t"] and len(batch.path) == len(batch.lengths) == len(batch.weight) == 8
+        assert list(batch.z) == list("stuvw")
+        assert len(batch.path) == len(batch.lengths) == len(batch.weight) == 20
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["noise", "kernel"])
+def test_a_step_reads_so_many_sites_at_random(which: int) -> None:
+    source = sources(0, 2)[which]
+    read = []
+    for step in range(400):
+        batch = source.batch(step)
+        assert list(batch.z) == source.sites_at(step) and len(batch.path) == 8
+        # Each site's rows are its own, whatever else the step reads: clean ones, or near that of their prompt.
+        for site, z in batch.z.items():
+            own = np.pad(source.activations[site], ((0, 0), (0, z.shape[1] - 3)))
+            distance = COSINE.between(COSINE.prepare(z), COSINE.prepare(own))
+            assert (distance.min(1) < (1e-6 if which else 0.1 + 1e-6)).all()
+        read += list(batch.z)
+    often = [read.count(site) for site in source.activations]
+    assert sum(often) == 800 and min(often) > 120 and max(often) < 200
+    # Another seed reads others; as many sites as there are, or more, are all of them.
+    assert [sources(1, 2)[which].sites_at(s) for s in range(9)] != [source.sites_at(s) for s in range(9)]
+    everything = sources(0)[which]
+    assert all(same(sources(0, many)[which].batch(5), everything.batch(5)) for many in (5, 6))
+
+
+def test_no_example_is_dealt_out_twice() -> None:
+    source = sources(0, 2)[1]
+    source.chunk = 16
+    rows: dict[str, list[Any]] = {}
+    for step in range(16):
+        batch = source.batch(step)
+        for place, (site, z) in enumerate(batch.z.items()):
+            scalars = batch.scalars[4 * place : 4 * place + 4]  # the anchor's own bandwidth, a real number
+            rows.setdefault(site, []).extend(map(tuple, np.concatenate([z, scalars], 1)))
+    assert set(rows) == set("stuvw") and all(len(set(found)) == len(found) for found in rows.values())
 
 
 def test_noise_pairs_carry_the_prompt_that_the_activation_came_from() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def make_model() -> nn.Module:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
     model[2].requires_grad_(False)  # a frozen part, as the backbone is
+    model[0].register_parameter(
+        "seldom", nn.Parameter(torch.ones(2))
+    )  # every third step reads it, as it does a site
     return model
 
 
@@ -30,7 +34,8 @@ def loss_of(model: nn.Module, step: int) -> tuple[Tensor, dict[str, float]]:
     rng = np.random.default_rng([3, step])
     x = torch.from_numpy(rng.standard_normal((16, 4)).astype(np.float32))
     y = x[:, :1] - 0.5 * x[:, 1:2]
-    return ((model(x) - y) ** 2).mean(), {
+    seldom = 0.01 * model[0].seldom.square().sum() if step % 3 == 0 else 0.0  # type: ignore[union-attr]
+    return ((model(x) - y) ** 2).mean() + seldom, {
         "twice": 2.0 * step,
         "rare": float(step) if step % 4 == 0 else math.nan,
     }
@@ -145,6 +150,13 @@ def test_frozen_parameters_keep_their_bits_and_the_rest_learns() -> None:
     assert not torch.equal(model[0].weight, before[0].weight)
     assert log["loss"].iloc[-1] < 0.8 * log["loss"].iloc[0]
     assert not model.training
+
+
+def test_what_a_step_does_not_read_stays_as_it_is() -> None:
+    model = make_model()
+    seen = [model[0].seldom.clone()]
+    run(model, on_step=lambda done: seen.append(model[0].seldom.clone()))
+    assert [not torch.equal(a, b) for a, b in itertools.pairwise(seen)] == [s % 3 == 0 for s in range(30)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -43,7 +43,7 @@ class BackboneConfig(Strict):
     """The decoder-only backbone and its fine-tuning on the prior (paper, 3.2 and C.1)."""
 
     init: Literal["scratch", "hub", "local"] = "scratch"
-    """Random weights of `shape`, or a pre-trained model."""
+    """Random weights of `shape` and the task's words as tokens, or a pre-trained model with its own."""
     path: str | None = Field(None, description="Hub repository or local directory of the pre-trained model.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for init: hub.")
     shape: BackboneArchitecture = BackboneArchitecture()
@@ -128,6 +128,8 @@ class VariantConfig(Strict):
     # optimisation
     steps: int = Field(3000, ge=1, description="Training steps.")
     per_site: int = Field(8, ge=1, description="Prompts a site in each batch.")
+    sites_per_step: int | None = Field(None, ge=1)
+    """Sites that a step reads, drawn at random; None = all."""
     learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, after the warm-up.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
     betas: tuple[Share, Share] = Field((0.9, 0.98), description="Of AdamW.")

@@ -17,7 +17,7 @@ from inversescope.generator.inversionview import InversionView
 from inversescope.generator.pairs import KernelPairs, NoisePairs, PairSource
 from inversescope.store import load_checkpoint, read_json
 from inversescope.targets.sources import load_tokenizer
-from inversescope.targets.tokenizers import encode
+from inversescope.targets.tokenizers import encode, task_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -91,11 +91,19 @@ def untrained_generator(
 
 
 def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
-    """The backbone's tokenizer: its own where it is a pre-trained model, the target's where it is trained from scratch."""
+    """The generator's tokenizer: its own where the backbone is a pre-trained model, else one of the prior's words alone.
+
+    A generator reads and writes prompts as texts, so its tokens need not be the target's. The words of the task suffice exactly:
+    every prompt of the prior is made of them, and decode(encode(x)) == x, however many of the target's tokens a word has. They
+    are a few hundred, where a target that was fetched has 49,152 to 256,000. A target that was trained here, or imported, has a
+    tokenizer of these words already, and perhaps of those of further tasks.
+    """
     config = context.config.backbone
-    if config.init == "scratch":
-        return load_tokenizer(context.made_target())
-    return load_tokenizer(config.path or "", config.revision)
+    if config.init != "scratch":
+        return load_tokenizer(config.path or "", config.revision)
+    if context.plan.is_fetched:
+        return task_tokenizer(context.task)
+    return load_tokenizer(context.made_target())
 
 
 def initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> Backbone:
@@ -152,6 +160,7 @@ def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast)
         "activations": activations,
         "prompts": cached_prompts(context, tokenizer, rows),
         "per_site": variant.per_site,
+        "sites_per_step": variant.sites_per_step,
         "prior_size": task.size if everything else task.split_size("train"),
         "seed": context.config.seed + variant.seed,
         "distance": kernel.distance,

@@ -12,6 +12,7 @@ All sources serve the same `Batch`; the generator's architecture does not know w
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Literal
 
@@ -87,7 +88,8 @@ class PairSource:
 
     Attributes:
         activations: site label -> (N, d), or (N, P, d): then each example is read at one of P positions.
-        per_site: examples of a site a step.
+        per_site: examples of a site that a step reads.
+        sites_per_step: sites that a step reads, drawn anew each step; None = all of them.
         prior_size: number of prompts of the prior that the cache was drawn from.
         prior: (N,) probability of each cached prompt, if they are not all alike.
     """
@@ -101,11 +103,20 @@ class PairSource:
     distance: str = "cosine"
     kind: str = "hard"
     prior: np.ndarray | None = None
+    sites_per_step: int | None = None
 
     @property
     def dimensions(self) -> dict[str, int]:
         """Site label -> dimension of the activations in a batch."""
         return {label: z.shape[-1] for label, z in self.activations.items()}
+
+    def sites_at(self, step: int) -> list[str]:
+        """Labels of the sites that a step reads, in their order; a function of the seed and the step alone."""
+        labels = list(self.activations)
+        if self.sites_per_step is None or self.sites_per_step >= len(labels):
+            return labels
+        rng = np.random.default_rng([self.seed, 103, step])
+        return [labels[i] for i in sorted(rng.choice(len(labels), self.sites_per_step, replace=False))]
 
     def batch(self, step: int) -> Batch:
         """Examples of one step; a function of the seed and the step alone, so that a resumed run sees the same ones."""
@@ -139,7 +150,8 @@ class NoisePairs(PairSource):
         rng = np.random.default_rng([self.seed, 101, step])
         z: dict[str, np.ndarray] = {}
         rows, floors = [], []
-        for label, cached in self.activations.items():
+        for label in self.sites_at(step):
+            cached = self.activations[label]
             row = rng.integers(self.prompts.size, size=self.per_site)
             rows.append(row)
             z[label] = self._padded(label, cached[at_positions(cached, row, rng)])
@@ -224,9 +236,23 @@ class KernelPairs(PairSource):
 
     def _draw_chunk(self, index: int) -> list[Batch]:
         rng = np.random.default_rng([self.seed, 102, index])
-        sites = {label: self._draw_site(label, rng) for label in self.activations}
-        parts = (slice(k * self.per_site, (k + 1) * self.per_site) for k in range(self.chunk))
-        return [self._lay_out({label: site[part] for label, site in sites.items()}) for part in parts]
+        steps = [self.sites_at(index * self.chunk + k) for k in range(self.chunk)]
+        reads = Counter(label for read in steps for label in read)
+        # Each site's examples of all these steps are searched for at once, then dealt out.
+        sites = {
+            label: self._draw_site(label, reads[label] * self.per_site, rng)
+            for label in self.activations
+            if label in reads
+        }
+        dealt: Counter[str] = Counter()
+        batches = []
+        for read in steps:
+            parts = {}
+            for label in read:
+                parts[label] = sites[label][dealt[label] : dealt[label] + self.per_site]
+                dealt[label] += self.per_site
+            batches.append(self._lay_out(parts))
+        return batches
 
     def _lay_out(self, sites: dict[str, _Drawn]) -> Batch:
         """One step's examples of all sites as a batch, no wider than they need."""
@@ -253,9 +279,9 @@ class KernelPairs(PairSource):
             floor=_mean_of_known(drawn["floor"]),
         )
 
-    def _draw_site(self, label: str, rng: np.random.Generator) -> _Drawn:
+    def _draw_site(self, label: str, count: int, rng: np.random.Generator) -> _Drawn:
         """A chunk's examples of one site."""
-        cache, count = self.caches[label], self.chunk * self.per_site
+        cache = self.caches[label]
         anchors = rng.integers(cache.size, size=count)
         if isinstance(self.epsilon, tuple):
             low, high = np.log(self.epsilon)

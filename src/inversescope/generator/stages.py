@@ -140,7 +140,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         ),
         name=f"train_generator {variant}",
         tokens_per_step=int(
-            len(source.activations) * settings.per_site * float(source.prompts.lengths.mean())
+            len(source.sites_at(0)) * settings.per_site * float(source.prompts.lengths.mean())
         ),
         log_path=context.training_log(generator, variant),
         state_path=state,

@@ -13,7 +13,7 @@ import tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from inversescope.errors import InputError
-from inversescope.tasks.base import WORD
+from inversescope.tasks.base import WORD, split_words, splitter
 
 if TYPE_CHECKING:
     from inversescope.tasks.base import Task
@@ -39,7 +39,7 @@ def word_tokenizer(words: Sequence[str], pattern: str | None = None) -> PreTrain
     """
     vocabulary = {END_OF_TEXT: 0, UNKNOWN: 1}
     for word in words:
-        if not re.fullmatch(pattern or WORD, word):
+        if split_words(word, pattern or WORD) != [word]:
             raise InputError(f"'{word}' is not one word, mark or space", "Split it into several tokens")
         vocabulary.setdefault(word, len(vocabulary))
     return _word_level(vocabulary, pattern or WORD, END_OF_TEXT, UNKNOWN)
@@ -85,7 +85,7 @@ def _word_level(ids: dict[str, int], pattern: str, end: str, unknown: str | None
     """A tokenizer that looks up what a pattern finds."""
     options = {} if unknown is None else {"unk_token": unknown}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, **options))
-    backend.pre_tokenizer = _splitter(pattern)
+    backend.pre_tokenizer = splitter(pattern)
     backend.decoder = tokenizers.decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -95,10 +95,6 @@ def _word_level(ids: dict[str, int], pattern: str, end: str, unknown: str | None
         clean_up_tokenization_spaces=False,
         **options,
     )
-
-
-def _splitter(pattern: str) -> tokenizers.pre_tokenizers.PreTokenizer:
-    return tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated", invert=False)
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], strict: bool = True) -> list[np.ndarray]:
@@ -149,7 +145,7 @@ def _word_vocabulary(backend: tokenizers.Tokenizer) -> dict[str, int] | None:
     """The vocabulary of a tokenizer that `word_tokenizer` made with the usual pattern, None for any other."""
     if not isinstance(backend.model, tokenizers.models.WordLevel) or backend.normalizer is not None:
         return None
-    if backend.pre_tokenizer.__getstate__() != _splitter(WORD).__getstate__():
+    if backend.pre_tokenizer.__getstate__() != splitter().__getstate__():
         return None
     return backend.get_vocab()
 

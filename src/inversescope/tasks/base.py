@@ -10,14 +10,17 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal, TypeVar
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from inversescope.errors import InputError
 from inversescope.tasks.automata import Automaton, TextEncoder
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
 
 SPLITS = ("train", "test")
 #: What a target model is trained on, tested on up to its gate, and tested on besides.
@@ -74,6 +77,19 @@ def mixed_radix(digits: np.ndarray, radix: Sequence[int]) -> np.ndarray:
     result = np.full(len(digits), -1, np.int64)
     result[valid] = np.ravel_multi_index(tuple(digits[valid].T), tuple(radix))
     return result
+
+
+@cache
+def splitter(pattern: str = WORD) -> PreTokenizer:
+    """What cuts texts into the tokens of a word-level tokenizer: each match of the pattern is one."""
+    import tokenizers
+
+    return tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated", invert=False)
+
+
+def split_words(text: str, pattern: str = WORD) -> list[str]:
+    """Cut a text into these tokens. Python's own expressions would part a letter from an accent that combines with it."""
+    return [word for word, _ in splitter(pattern).pre_tokenize_str(text)]
 
 
 class Task(ABC):

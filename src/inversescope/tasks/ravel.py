@@ -7,7 +7,6 @@ has not (`new`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import numpy as np
 from inversescope.config.tasks import RavelConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
-from inversescope.tasks.base import WORD, Task, of_each
+from inversescope.tasks.base import Task, of_each, split_words
 from inversescope.tasks.facts import EMBEDDED, FactTable, ambiguous_templates, limited, read_tables
 
 #: Where `fetch_ravel` puts upstream's files, below the root.
@@ -233,13 +232,13 @@ class RavelTask(Task):
             kind = int(self._type_of[template])
             contexts[kind].add((before[-1:], after[:1]))
             entity = next(iter(self._local[kind]))
-            found |= dict.fromkeys(re.findall(WORD, before + entity + after))
+            found |= dict.fromkeys(split_words(before + entity + after))
         for kind, local in enumerate(self._local):
             for entity in local:
                 for before, after in sorted(contexts[kind]):
-                    found |= dict.fromkeys(re.findall(WORD, before + entity + after))
+                    found |= dict.fromkeys(split_words(before + entity + after))
         for answer in {answer for values in self._values for answer in values.values()}:
-            found |= dict.fromkeys(re.findall(WORD, answer) + re.findall(WORD, f" {answer}"))
+            found |= dict.fromkeys(split_words(answer) + split_words(f" {answer}"))
         return sorted(found)
 
     def grammar(self, tokenizer: TextEncoder) -> PromptTree:

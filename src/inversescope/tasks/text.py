@@ -7,7 +7,6 @@ are columns, regular expressions, or functions that the project holds.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ import pandas as pd
 from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
-from inversescope.tasks.base import WORD, Task, held_out
+from inversescope.tasks.base import Task, held_out, split_words
 from inversescope.tasks.corpus import Labeller, inside, labeller, read_corpus
 
 #: Label of prompts of the corpus in which a regular expression finds nothing.
@@ -317,7 +316,7 @@ class TextTask(Task):
         completed = self.completed(np.arange(self.size))
         if self.token_unit == "character":
             return sorted(set().union(*completed))
-        return sorted({word for text in completed for word in re.findall(WORD, text)})
+        return sorted({word for text in completed for word in split_words(text)})
 
     def extremes(self, count: Callable[[list[str]], list[int]]) -> np.ndarray:
         length = np.array([len(text) for text in self._texts])
