@@ -213,6 +213,7 @@ def test_each_pair_tells_of_the_first_token_that_differs(tmp_path: Path) -> None
             "models": {"tiny": {"source": "local", "path": "x", "n_layers": 2, "n_heads": 2}},
             "addition": {"n_digits": 2},
             "kernel": {"epsilon": 0.2},
+            "fcr": {"features": ["A1"]},
         }
     ).of("addition", "tiny")
     context = Context(tmp_path, config, "addition", "tiny")
