@@ -92,6 +92,11 @@ rule activations:
         parts_of("activations"),
 
 
+rule layers:
+    input:
+        parts_of("layers"),
+
+
 rule generators:
     input:
         [

@@ -2,6 +2,36 @@
 # Nothing here imports PyTorch. Captions are in report/.
 
 
+rule plot_layers:
+    input:
+        source=source("plot_layers"),
+        prompts=fill(paths.PROMPTS, split="test"),
+        exact=lambda w: of(w).at_sites(paths.EXACT),
+    output:
+        shown("plot_layers", "Figures"),
+    log:
+        "logs/plot_layers/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_layers/{task}/{model}.tsv"
+    priority: 90
+    wildcard_constraints:
+        task="ioi",
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 8000),
+        runtime=minutes(10, 30),
+    params:
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/bootstrap", "fcr/confidence", "sites"),
+        options=options,
+    message:
+        "Plotting what each layer of {wildcards.model} tells"
+    shell:
+        "inversescope plot_layers --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
 rule draw_exact:
     input:
         source=source("draw_exact"),

@@ -113,6 +113,7 @@ def make_study(root: Path, sizes: Sizes) -> Config:
     write_table(prompts, root / "data" / TASK / "prompts" / "test.parquet")
     reference = make_prompts(rng, sizes.reference)
     write_table(reference, root / "data" / TASK / "prompts" / "reference.parquet")
+    make_exact(rng, results, sizes)
     for site in sites:
         code = rng.normal(size=(4, sizes.dimension))
         for split, frame in (("test", prompts), ("reference", reference)):
@@ -191,6 +192,25 @@ def make_fcr(
                                 few = max(1, round(sizes.targets * (1 - min(0.9, 0.004 / epsilon))))
                                 add(own, truth, 0.05, 3 * wrong, estimator="cache", n_targets=few)
     return pd.DataFrame(rows)
+
+
+def make_exact(
+    rng: np.random.Generator, results: Path, sizes: Sizes, features: tuple[str, ...] = FEATURES
+) -> None:
+    """Exact values of every target: what early layers tell of the first features, later ones tell of the others."""
+    targets = np.arange(sizes.targets)
+    for site in site_rows(sizes):
+        parts = []
+        for epsilon in EPSILONS:
+            frame = pd.DataFrame({"target_id": targets, "epsilon": epsilon, "n_ball": 40.0, "entropy": 3.0})
+            frame["log_mass"] = np.log(np.minimum(1, epsilon * rng.uniform(0.05, 0.2, len(targets))))
+            for number, feature in enumerate(features):
+                peak = sizes.layers * (number + 0.5) / len(features)
+                told = np.exp(-(((site["layer"] - peak) / max(1, sizes.layers / 5)) ** 2))
+                told *= 1 if site["head"] is None else rng.beta(0.3, 1)
+                frame[f"fcr_{feature}"] = np.clip(told + rng.normal(0, 0.05, len(targets)), 0.03, 1)
+            parts.append(frame)
+        write_table(pd.concat(parts, ignore_index=True), results / "exact" / f"{site['site']}.parquet")
 
 
 def make_refusal(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.DataFrame:

@@ -13,7 +13,9 @@ from made_up import (
     Sizes,
     context_of,
     make_config,
+    make_exact,
     make_fcr,
+    make_prompts,
     make_refusal,
     make_study,
     names_of,
@@ -32,13 +34,14 @@ from inversescope.store import read_table, write_table
 from inversescope.studies.ioi import accuracy, heatmaps
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi.distance import fig8
+from inversescope.studies.ioi.layers import layers, plot_layers
 from inversescope.studies.ioi.shown import IoiStudy
 from inversescope.studies.variants import misleads as study
 from inversescope.studies.variants.plot import plot_study
 
 
 def draw_all(root: Path, config: Config) -> None:
-    for stage in (plots.draw_exact, plots.plot_figures, plot_study, make_report):
+    for stage in (plots.draw_exact, plot_layers, plots.plot_figures, plot_study, make_report):
         stage(context_of(root, config))
 
 
@@ -56,7 +59,7 @@ def written(root: Path, name: str) -> pd.DataFrame:
 
 def test_every_figure_has_png_pdf_and_csv(study_root):
     root, config = study_root
-    for stage in ("plot_figures", "plot_study"):
+    for stage in ("plot_layers", "plot_figures", "plot_study"):
         for name in names_of(stage, "figure", config):
             stem = root / "results" / "figures" / f"{TASK}_{MODEL}_{name}"
             png, pdf = (Path(f"{stem}{suffix}").read_bytes() for suffix in (".png", ".pdf"))
@@ -109,6 +112,38 @@ def test_csv_holds_exactly_the_plotted_rates(study_root):
         "default",
     }
     np.testing.assert_allclose(scatter["error"], (scatter["fcr"] - scatter["exact"]).abs(), atol=2e-6)
+
+
+def test_what_each_layer_tells_is_drawn_from_exact_values_alone(tmp_path):
+    """Lines along the residual stream and cells of heads are means over targets; nothing but prompts and exact values is read."""
+    sizes = Sizes(layers=3, heads=2)
+    config, results = make_config(sizes), tmp_path / "results" / TASK / MODEL
+    features = ("item", "order", "object")
+    make_exact(np.random.default_rng(0), results, sizes, features)
+    prompts = make_prompts(np.random.default_rng(0), sizes.targets)
+    write_table(prompts, tmp_path / "data" / TASK / "prompts" / "test.parquet")
+    study = IoiStudy(context_of(tmp_path, config))
+    with publication_style():
+        drawn, data = layers(study)
+
+    def mean(site: str, feature: str) -> float:
+        exact = read_table(results / "exact" / f"{site}.parquet")
+        return exact.loc[exact["epsilon"] == config.kernel.epsilon, f"fcr_{feature}"].mean()
+
+    lines = [line for line in drawn.axes[0].lines if len(line.get_xdata()) == 3]
+    assert {text.get_text() for text in drawn.axes[0].texts} >= {*features, "chance of"}
+    for line, feature in zip(lines, features, strict=True):
+        want = [mean(f"L{layer}.resid_post", feature) for layer in range(3)]
+        np.testing.assert_allclose(line.get_ydata(), want, rtol=1e-5)
+    cells = np.asarray(drawn.axes[2].collections[0].get_array()).reshape(3, 2)
+    assert cells[1, 0] == pytest.approx((mean("L1H0", "order") - 0.5) / 0.5, rel=1e-4)
+    rows = data[data["feature"] == "order"]
+    assert (rows["ci_low"] <= rows["fcr"]).all() and (rows["fcr"] <= rows["ci_high"]).all()
+    best = rows[rows["group"] == "heads"].sort_values("fcr").iloc[-1]
+    assert drawn.axes[2].get_title().startswith(f"order: {best['site']} ")
+    (results / "exact" / "L1H1.parquet").unlink()
+    with pytest.raises(InputError, match="compute_exact"):
+        layers(IoiStudy(context_of(tmp_path, config)))
 
 
 def test_a_model_of_many_layers_and_heads_is_drawn_whole():
@@ -237,7 +272,8 @@ def test_report_is_self_contained_and_escapes_text(study_root):
     page = (root / "results" / "report.html").read_text()
     assert "<script" not in page.lower()
     assert "&lt;script&gt;" in page
-    drawn = [name for stage in ("plot_figures", "plot_study") for name in names_of(stage, "figure", config)]
+    stages = ("plot_layers", "plot_figures", "plot_study")
+    drawn = [name for stage in stages for name in names_of(stage, "figure", config)]
     assert page.count("data:image/png;base64,") == len(drawn)
     assert "goal" not in page
     assert "http://" not in page and "https://" not in page and 'src="results' not in page

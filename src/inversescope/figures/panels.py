@@ -12,9 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from inversescope.figures.style import BLACK, GREEN
+from inversescope.figures.style import BLACK, GREEN, RED
+from inversescope.figures.tables import head_grid
 
 #: Of more sites than these a figure shows some, or pools some; of more marks than these an axis names some.
 MANY_SITES = 48
@@ -135,6 +137,55 @@ def heat_map(
     ax.tick_params(length=0)
 
 
+def layers_across(shape: tuple[int, int]) -> bool:
+    """Whether layers run to the right: where they are far more than the heads, rows of layers would be flat stripes."""
+    return shape[0] > 1.5 * shape[1]
+
+
+def lines_and_columns(shape: tuple[int, int]) -> tuple[int, int]:
+    """Lines and columns of a heat map of a model with these layers and heads."""
+    return (shape[1], shape[0]) if layers_across(shape) else shape
+
+
+def head_map(
+    ax: Axes,
+    rows: pd.DataFrame,
+    shape: tuple[int, int],
+    title: str,
+    xlabel: bool = True,
+    ylabel: bool = True,
+    value: str = "fcr",
+) -> None:
+    """Draw a value of every head of a model; it is written into the cells where these are large enough to read.
+
+    Args:
+        rows: a row a head, with columns layer, head and the value.
+        shape: layers and heads of the model.
+    """
+    grid = head_grid(rows, shape, value)
+    names = ("layer", "head")
+    if layers_across(shape):
+        grid, names = grid.T, ("head", "layer")
+    heat_map(ax, grid, size=6.5 if grid.shape[1] <= 8 else None)
+    ax.set_title(title)
+    ax.invert_yaxis()
+    for which, n in zip("yx", grid.shape, strict=True):
+        marks = range(0, n, 1 if n <= 8 else 2 if n <= 16 else 4)
+        getattr(ax, f"set_{which}ticks")([m + 0.5 for m in marks], [str(m) for m in marks], rotation=0)
+    ax.tick_params(labelbottom=True)
+    ax.set_xlabel(names[1] if xlabel else "")
+    ax.set_ylabel(names[0] if ylabel else "")
+
+
+def frame_heads(ax: Axes, cells: pd.DataFrame, shape: tuple[int, int]) -> None:
+    """Frame some cells in red, as the paper does; inside of them, so that neighbouring frames stay apart."""
+    for layer, head in zip(cells["layer"], cells["head"], strict=True):
+        corner = (int(layer), int(head)) if layers_across(shape) else (int(head), int(layer))
+        width = 1.4 if max(shape) <= 16 else 1.0
+        style: dict[str, Any] = {"fill": False, "edgecolor": RED, "linewidth": width, "clip_on": False}
+        ax.add_patch(Rectangle((corner[0] + 0.05, corner[1] + 0.05), 0.9, 0.9, **style))
+
+
 def bare_share(value: float, form: str) -> str:
     """A share as it stands in a cell: .97, and .00 for what rounds to it from below."""
     return format(value, form).removeprefix("0").replace("-0.00", ".00")
@@ -159,3 +210,15 @@ def part_sites(ax: Axes, data: pd.DataFrame, sites: list[str]) -> None:
             ax.axvline(index + 0.5, color=BLACK, linewidth=0.7)
         elif group[site] == "heads" and layer[site] != layer[before] and max(several.values()) > 1:
             ax.axvline(index + 0.5, color="#dddddd", linewidth=0.6, zorder=0)
+
+
+def spread(values: list[float], gap: float) -> list[float]:
+    """Move sorted positions apart, as little as makes neighbours differ by `gap` (least squares)."""
+    blocks: list[list[float]] = []  # sum of shifted values, count
+    for index, value in enumerate(values):
+        blocks.append([value - index * gap, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            last = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + last[0], blocks[-1][1] + last[1]]
+    shifted = [block[0] / block[1] for block in blocks for _ in range(int(block[1]))]
+    return [value + index * gap for index, value in enumerate(shifted)]

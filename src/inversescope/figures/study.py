@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from inversescope.context import Context, need
+from inversescope.fcr.intervals import bootstrap_means
 from inversescope.figures.style import GREY
 from inversescope.figures.tables import select, tidy
 from inversescope.store import read_table
+from inversescope.workflow import paths
 
 
 class Study:
@@ -45,6 +48,36 @@ class Study:
     def fcr(self) -> pd.DataFrame:
         """Tidy fcr.csv."""
         return tidy(self.table("fcr.csv", "collect_tables"))
+
+    @cached_property
+    def exact(self) -> pd.DataFrame:
+        """Exact rates of all features at the headline bandwidth, straight from each site's values: no generator is waited for.
+
+        Returns:
+            site, layer, head, group, position, epsilon, share (of the prior, in the median ball), feature, fcr, ci_low, ci_high,
+            chance, n_targets; over the targets that the task counts, with bootstrap intervals over these.
+
+        Raises:
+            InputError: a site's values are missing, or none are at the headline bandwidth.
+        """
+        context, settings = self.context, self.config.fcr
+        test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
+        counted = np.flatnonzero(context.task.counted(test))
+        about, values = [], []
+        for site in context.plan.sites:
+            path = need(context.path(paths.EXACT, site=site.label), "compute_exact")
+            rows = select(read_table(path), str(path), epsilon=self.epsilon).set_index("target_id")
+            rows = rows.reindex(counted)
+            where = {"site": site.label, "layer": site.layer, "head": site.head, "position": site.position}
+            where |= {"epsilon": self.epsilon, "share": float(np.exp(rows["log_mass"].median()))}
+            for name in rows.columns[rows.columns.str.startswith("fcr_")]:
+                feature = name.removeprefix("fcr_")
+                about.append(where | {"feature": feature, "chance": context.task.chance(feature)})
+                values.append(rows[name].to_numpy(float))
+        table = np.stack(values)
+        ends = bootstrap_means(table, settings.bootstrap, settings.confidence, self.config.seed)
+        rates = dict(zip(("fcr", "ci_low", "ci_high"), ends, strict=True))
+        return tidy(pd.DataFrame(about).assign(**rates, n_targets=np.isfinite(table).sum(1)))
 
     @cached_property
     def refusal(self) -> pd.DataFrame:

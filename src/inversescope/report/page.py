@@ -64,12 +64,13 @@ class Section:
             InputError: there are no headline numbers.
         """
         plan = self.experiment
-        stages = [stage for stage, draws in DRAWS.items() if draws(plan)]
+        drawn = [one for stage, draws in DRAWS.items() if draws(plan) for one in planned(stage, plan)]
         numbers = read_headlines(root, self.prefix)
         if numbers is None:
             path = root / "results" / "tables" / f"{self.prefix}headline.csv"
-            raise InputError(f"{path} does not exist", f"Run {stages[0]}")
-        shown = [one for stage in stages for one in planned(stage, plan) if one.kind == "figure"]
+            rule = next(one.stage for one in drawn if one.name == "headline")
+            raise InputError(f"{path} does not exist", f"Run {rule}")
+        shown = [one for one in drawn if one.kind == "figure"]
         pictures = [picture(root, self.prefix, one, plan.config) for one in shown]
         headline = [(title, grid(table)) for title, table in by_section(numbers).items()]
         text = {"name": self.name, "title": self.title, "about": ABOUT[plan.task]}

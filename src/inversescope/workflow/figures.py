@@ -15,6 +15,7 @@ from inversescope.workflow.sources import PACKAGE
 
 #: Stages that draw figures, in the order of pages -> whether one of them draws an experiment.
 DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
+    "plot_layers": lambda e: e.task == "ioi",
     "plot_figures": lambda e: bool(e.studied) and e.task == "ioi",
     "plot_ravel": lambda e: bool(e.studied) and e.task == "ravel",
     "plot_icl": lambda e: bool(e.studied) and e.task == "icl_translation",

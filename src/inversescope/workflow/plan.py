@@ -231,6 +231,8 @@ class ExperimentPlan:
             "activations": self.at_sites(paths.ACTIVATIONS, split=splits),
             "exact": self.at_sites(paths.EXACT),
         }
+        if self.task == "ioi":
+            parts["layers"] = made_by("plot_layers")
         if self.task == "ravel":
             parts["autoencoders"] = self.at_sites(paths.SITE_TABLE, table="sae")
         if self.task == "icl_translation":

@@ -10,7 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
-from inversescope.figures.panels import MANY_SITES, key, log_axis, panel_letters, share_axis
+from inversescope.figures.panels import MANY_SITES, key, log_axis, panel_letters, share_axis, spread
 from inversescope.figures.registry import Drawing, figure
 from inversescope.figures.save import as_written
 from inversescope.figures.style import GREY, RED, WIDTH, new_figure
@@ -114,17 +114,5 @@ def _curves(ax: Axes, rows: pd.DataFrame, named: list[str], scale: Colormap) -> 
             if len(finite):
                 ends.append((float(finite["fcr"].iloc[-1]), float(finite["epsilon"].iloc[-1]), str(site)))
     ends.sort()
-    for (_, where, site), y in zip(ends, _spread([end[0] for end in ends], 0.075), strict=True):
+    for (_, where, site), y in zip(ends, spread([end[0] for end in ends], 0.075), strict=True):
         ax.annotate(site, (where, y), xytext=(3, 0), textcoords="offset points", fontsize=5.5, va="center")
-
-
-def _spread(values: list[float], gap: float) -> list[float]:
-    """Move sorted positions apart, as little as makes neighbours differ by `gap` (least squares)."""
-    blocks: list[list[float]] = []  # sum of shifted values, count
-    for index, value in enumerate(values):
-        blocks.append([value - index * gap, 1.0])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            last = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + last[0], blocks[-1][1] + last[1]]
-    shifted = [block[0] / block[1] for block in blocks for _ in range(int(block[1]))]
-    return [value + index * gap for index, value in enumerate(shifted)]

@@ -8,13 +8,19 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from inversescope.figures.panels import epsilon_label, heat_map, panel_letters
+from inversescope.figures.panels import (
+    epsilon_label,
+    frame_heads,
+    head_map,
+    layers_across,
+    lines_and_columns,
+    panel_letters,
+)
 from inversescope.figures.registry import Drawing, figure
 from inversescope.figures.save import as_written
 from inversescope.figures.style import BLUE, GREY, RED, WIDTH, new_figure
-from inversescope.figures.tables import best_heads, head_grid, rates
+from inversescope.figures.tables import best_heads, rates
 from inversescope.studies.ioi.samples import fig2_examples
 from inversescope.studies.ioi.shown import IoiStudy
 
@@ -41,7 +47,7 @@ def fig4(study: IoiStudy) -> Drawing:
         [_panel(study.fcr, row, feature, study.epsilon) for row in ROWS for feature in study.headline]
     )
     data = as_written(data)
-    lines, across = _as_drawn(study.shape)
+    lines, across = lines_and_columns(study.shape)
     width = WIDTH if across >= 8 else 0.4 * WIDTH * len(columns)
     height = np.clip(0.62 * width / len(columns) * lines / across, 1.3, 1.7 if across < 8 else 2.3)
     drawn = new_figure(width, len(ROWS) * height + 0.3)
@@ -67,7 +73,7 @@ def fig9(study: IoiStudy) -> Drawing:
             panel = _panel(study.fcr, variant, study.feature, epsilon)
             parts.append(panel.assign(row=row, variant=variant))
     data = as_written(pd.concat(parts))
-    lines, across = _as_drawn(study.shape)
+    lines, across = lines_and_columns(study.shape)
     height = np.clip(0.8 * WIDTH / len(FIG9_EPSILONS) * lines / across, 1.0, 2.2)
     drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
     columns = {epsilon: epsilon_label(epsilon) for epsilon in FIG9_EPSILONS}
@@ -85,7 +91,7 @@ def fig2(study: IoiStudy) -> Drawing:
     heat, shown = data[data["kind"] == "heatmap"], data[data["kind"] == "sample"]
     parts = [part for _, part in shown.groupby("site", sort=False)]
     lines = sum(4 + len(part) + part["row"].nunique() for part in parts)
-    text, wide = 0.125 * lines + 0.3, _wide(study.shape)
+    text, wide = 0.125 * lines + 0.3, layers_across(study.shape)
     if wide:
         drawn = new_figure(WIDTH, 1.35 + text)
         maps, beside = cast(Any, drawn).subfigures(2, 1, height_ratios=[1.35, text])
@@ -97,24 +103,14 @@ def fig2(study: IoiStudy) -> Drawing:
     for i, (row, title) in enumerate(FIG2_ROWS.items()):
         panel = heat[heat["row"] == row]
         last = wide or i == len(FIG2_ROWS) - 1
-        _heads(axes[i], panel, study.shape, title, xlabel=last, ylabel=not wide or i == 0)
-        _frame(axes[i], panel[panel["site"].isin(shown["site"])], study.shape)
+        head_map(axes[i], panel, study.shape, title, xlabel=last, ylabel=not wide or i == 0)
+        frame_heads(axes[i], panel[panel["site"].isin(shown["site"])], study.shape)
     panel_letters(axes)
     chance = float(heat["chance"].mean())
     place = {"location": "right", "aspect": 9} if wide else {"location": "bottom", "shrink": 0.9}
     _colour_bar(maps, list(axes), chance, f"{feature} FCR", **place)
     _write_samples(beside, parts, feature)
     return drawn, data
-
-
-def _wide(shape: tuple[int, int]) -> bool:
-    """Whether layers run to the right: where they are far more than the heads, rows of layers would be flat stripes."""
-    return shape[0] > 1.5 * shape[1]
-
-
-def _as_drawn(shape: tuple[int, int]) -> tuple[int, int]:
-    """Lines and columns of a heat map of a model with these layers and heads."""
-    return (shape[1], shape[0]) if _wide(shape) else shape
 
 
 def _panel(fcr: pd.DataFrame, which: str, feature: str, epsilon: float) -> pd.DataFrame:
@@ -138,38 +134,10 @@ def _grid(
     for i, row in enumerate(ROWS):
         for j, (value, name) in enumerate(columns.items()):
             panel = data[(data["row"] == row) & (data[column] == value)]
-            _heads(axes[i, j], panel, shape, title(row, name), xlabel=i == len(ROWS) - 1, ylabel=j == 0)
-            _frame(axes[i, j], panel[panel["top5"]], shape)
+            head_map(axes[i, j], panel, shape, title(row, name), xlabel=i == len(ROWS) - 1, ylabel=j == 0)
+            frame_heads(axes[i, j], panel[panel["top5"]], shape)
     panel_letters(axes.flat)
     _colour_bar(drawn, list(axes.flat), float(data["chance"].mean()))
-
-
-def _heads(
-    ax: Axes, panel: pd.DataFrame, shape: tuple[int, int], title: str, xlabel: bool, ylabel: bool
-) -> None:
-    """Draw one panel; rates are written into the cells where these are large enough to read."""
-    grid = head_grid(panel, shape)
-    names = ("layer", "head")
-    if _wide(shape):
-        grid, names = grid.T, ("head", "layer")
-    heat_map(ax, grid, size=6.5 if grid.shape[1] <= 8 else None)
-    ax.set_title(title)
-    ax.invert_yaxis()
-    for which, n in zip("yx", grid.shape, strict=True):
-        marks = range(0, n, 1 if n <= 8 else 2 if n <= 16 else 4)
-        getattr(ax, f"set_{which}ticks")([m + 0.5 for m in marks], [str(m) for m in marks], rotation=0)
-    ax.tick_params(labelbottom=True)
-    ax.set_xlabel(names[1] if xlabel else "")
-    ax.set_ylabel(names[0] if ylabel else "")
-
-
-def _frame(ax: Axes, cells: pd.DataFrame, shape: tuple[int, int]) -> None:
-    """Frame some cells in red, as the paper does; inside of them, so that neighbouring frames stay apart."""
-    for layer, head in zip(cells["layer"], cells["head"], strict=True):
-        corner = (int(layer), int(head)) if _wide(shape) else (int(head), int(layer))
-        width = 1.4 if max(shape) <= 16 else 1.0
-        style: dict[str, Any] = {"fill": False, "edgecolor": RED, "linewidth": width, "clip_on": False}
-        ax.add_patch(Rectangle((corner[0] + 0.05, corner[1] + 0.05), 0.9, 0.9, **style))
 
 
 def _colour_bar(
