@@ -13,9 +13,9 @@ rule plot_layers:
         "logs/plot_layers/{task}/{model}.log",
     benchmark:
         "benchmarks/plot_layers/{task}/{model}.tsv"
-    priority: 90
     wildcard_constraints:
         task="ioi",
+    priority: 90
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -118,7 +118,7 @@ def _along(drawn: Figure, data: pd.DataFrame, features: list[str]) -> Axes:
     ax.set_xticks(marks, ["in" if mark < 0 else f"{mark:g}" for mark in marks])
     ax.set_xlabel("residual stream at the last token, after layer")
     ax.set_ylabel("exact FCR")
-    return cast(Axes, ax)
+    return ax
 
 
 def _by_head(
