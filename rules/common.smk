@@ -43,15 +43,12 @@ PLAN = make_plan()
 for line in left_out(PLAN) if workflow.is_main_process else []:
     logger.warning(line)
 CONFIG = PLAN.config
-TRAINED = PLAN.from_source("trained")
-IMPORTED = PLAN.from_source("checkpoint")
-FETCHED = PLAN.from_source("hub", "local")
 
 
 def of(wildcards) -> ExperimentPlan:
-    """The experiment of a job; of a job that makes prompts, any on its task."""
-    known = hasattr(wildcards, "model")
-    return PLAN[wildcards.task, wildcards.model] if known else PLAN.on(wildcards.task)[0]
+    """The experiment of a job; of one that makes prompts any on its task, of one that fetches weights any on its model."""
+    asked = [name for name in ("task", "model") if hasattr(wildcards, name)]
+    return next(e for e in PLAN.experiments if all(getattr(e, n) == getattr(wildcards, n) for n in asked))
 
 
 def used(wildcards, *keys: str) -> dict[str, object]:
@@ -61,7 +58,7 @@ def used(wildcards, *keys: str) -> dict[str, object]:
 
 def source(stage: str):
     """Input function: source files that a stage depends on; of the tasks, only the job's."""
-    return lambda wildcards: source_files(stage, wildcards.task)
+    return lambda wildcards: source_files(stage, wildcards.get("task"))
 
 
 def target_files(wildcards) -> list[str]:
@@ -98,12 +95,13 @@ def figures_of(*tasks: str) -> list[str]:
 
 
 def is_small(wildcards) -> bool:
-    """Whether all models that a job may read are trained here or imported, hence small."""
-    return wildcards.model not in FETCHED if hasattr(wildcards, "model") else not FETCHED
+    """Whether no model that a job may read is large."""
+    models = [wildcards.model] if hasattr(wildcards, "model") else PLAN.models
+    return not any(CONFIG.models[name].is_large for name in models)
 
 
 def memory(small: int, large: int):
-    """MiB for a job that reads a model trained here, or one from elsewhere (the paper's); doubled at each attempt."""
+    """MiB for a job that reads a small model, or a large one (the paper's); doubled at each attempt."""
     return lambda wildcards, attempt: (small if is_small(wildcards) else large) * 2 ** (attempt - 1)
 
 

@@ -114,7 +114,7 @@ rule plot_icl:
         targets=lambda w: [
             file
             for e in PLAN.with_control(of(w))
-            if e.model in TRAINED
+            if e.target.source == "trained"
             for file in e.files(paths.RESULT, file="target_selection.csv")
         ],
         fcr="results/{task}/{model}/fcr.csv",

@@ -77,7 +77,7 @@ rule select_target:
     benchmark:
         "benchmarks/select_target/{task}/{model}.tsv"
     wildcard_constraints:
-        model=one_of(TRAINED),
+        model=one_of(PLAN.models_that(lambda model: model.source == "trained")),
     priority: 80
     conda:
         "../envs/environment.yaml"
@@ -95,10 +95,48 @@ rule select_target:
         " {params.options} --threads {threads} --log {log}"
 
 
+rule import_gguf:
+    input:
+        source=source("import_gguf"),
+    output:
+        fill(paths.WEIGHTS, file=paths.TARGET_FILES),
+    log:
+        "logs/import_gguf/{model}.log",
+    benchmark:
+        "benchmarks/import_gguf/{model}.tsv"
+    wildcard_constraints:
+        model=one_of(PLAN.models_that(lambda model: model.gguf)),
+    priority: 90
+    localrule: True
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000, 64000),
+        runtime=minutes(10, 120),
+    params:
+        used=lambda w: used(
+            w,
+            *(
+                f"models/{w.model}/{key}"
+                for key in ("source", "path", "revision", "file", "sha256", "n_layers", "n_heads")
+            ),
+        ),
+        # Asks for the threads, so that it is not recorded: any task on the model would do.
+        task=lambda w, threads: of(w).task,
+        options=options,
+    message:
+        "Fetching {wildcards.model} and dequantising its GGUF file"
+    shell:
+        "inversescope import_gguf --task {params.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
 rule fetch_target:
     input:
         source=source("fetch_target"),
         data=lambda w: PLAN.data_of(w.task),
+        weights=lambda w: of(w).weights,
     output:
         fill(paths.TARGET, file="target.json"),
     log:
@@ -106,7 +144,7 @@ rule fetch_target:
     benchmark:
         "benchmarks/fetch_target/{task}/{model}.tsv"
     wildcard_constraints:
-        model=one_of(FETCHED),
+        model=one_of(PLAN.models_that(lambda model: model.is_fetched)),
     priority: 80
     localrule: True
     conda:
@@ -137,7 +175,7 @@ rule import_checkpoint:
     benchmark:
         "benchmarks/import_checkpoint/{task}/{model}.tsv"
     wildcard_constraints:
-        model=one_of(IMPORTED),
+        model=one_of(PLAN.models_that(lambda model: model.source == "checkpoint")),
     priority: 80
     localrule: True
     conda:

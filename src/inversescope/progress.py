@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class Progress:
@@ -23,3 +25,21 @@ class Progress:
         self.last = now
         left = (now - self.start) / max(done, 1) * (self.total - done)
         self.echo(f"{self.name}: {done}/{self.total} ({now - self.start:.0f} s, {left:.0f} s to go) {note}")
+
+
+@contextmanager
+def waiting(name: str, echo: Callable[[str], None] = print, every: float = 10.0) -> Iterator[None]:
+    """A line every `every` seconds while another library or process works, which says nothing itself."""
+    start, over = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not over.wait(every):
+            echo(f"{name} ({time.monotonic() - start:.0f} s)")
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -30,6 +30,7 @@ SHAPES: dict[str, tuple[ArchitectureConfig, dict[str, Any]]] = {
         {"sliding_window": 4, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 5},
     ),
     "llama": (ArchitectureConfig(architecture="llama", n_layers=3, n_heads=4, n_kv_heads=2, d_model=32), {}),
+    "qwen2": (ArchitectureConfig(architecture="qwen2", n_layers=3, n_heads=4, n_kv_heads=2, d_model=32), {}),
 }
 ALL_SITES = ["L*H*", "L*H*.z", *(f"L*.{kind}" for kind in LAYER_KINDS)]
 

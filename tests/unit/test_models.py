@@ -106,8 +106,9 @@ def test_embeddings_are_tied_on_request(architecture: str, tied: bool) -> None:
     [
         (tiny(n_heads=3), "d_model 16 is no multiple of n_heads 3"),
         (tiny("llama", n_heads=4, n_kv_heads=3), "n_heads 4 is no multiple of n_kv_heads 3"),
-        (tiny(n_kv_heads=1), "gpt2 has neither"),
-        (tiny(head_dim=4), "gpt2 has neither"),
+        (tiny(n_kv_heads=1), "gpt2 has no n_kv_heads"),
+        (tiny(head_dim=4), "gpt2 has no head_dim"),
+        (tiny("qwen2", head_dim=4), "qwen2 has no head_dim"),
     ],
 )
 def test_impossible_shapes_are_refused(spec: ArchitectureConfig, culprit: str) -> None:
@@ -240,7 +241,7 @@ def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=16, **shape))
     save_trained(tmp_path, model, word_tokenizer(WORDS), "t")
     with pytest.raises(
-        InputError, match="'gpt_neox', which has no entry in ARCHITECTURES.*gpt2, gemma2, llama"
+        InputError, match="'gpt_neox', which has no entry in ARCHITECTURES.*gpt2, gemma2, llama, qwen2"
     ):
         load_target(tmp_path)
 

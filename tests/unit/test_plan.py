@@ -101,6 +101,7 @@ def test_a_job_reads_few_sites_of_a_small_model_and_one_of_a_large_one() -> None
     (block,) = blocks([planned(merge(many, {"models": {MODEL: LARGE}}))])
     assert block.sites == ("{site}",)
     assert block.options == "--site {site}"
+    assert len(blocks([planned(merge(many, {"models": {MODEL: LARGE | {"large": False}}}))])) == 2
 
 
 def test_files_of_an_experiment() -> None:
@@ -109,7 +110,11 @@ def test_files_of_an_experiment() -> None:
     assert plan.samples(["few"], "L0H0") == []
     assert plan.samples(["few"])[0] == f"results/ioi/{MODEL}/samples/inversescope/few/L1H1.parquet"
     assert len(plan.target_files) == len(paths.TARGET_FILES)
-    assert planned({"models": {MODEL: LARGE}}).target_files == [f"data/ioi/{MODEL}/target/target.json"]
+    described = f"data/ioi/{MODEL}/target/target.json"
+    assert planned({"models": {MODEL: LARGE}}).target_files == [described]
+    quantised = planned({"models": {MODEL: LARGE | {"file": "x.gguf"}}})
+    assert quantised.weights == [f"data/models/{MODEL}/{file}" for file in paths.TARGET_FILES]
+    assert quantised.target_files == [described, *quantised.weights]
 
 
 def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:

@@ -141,7 +141,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         len(expand_sites(config.variants[v].sites or experiment.sites, n_layers, n_heads))
         for v in config.studied_variants
     ]
-    size = 10 if model.source in ("trained", "checkpoint") else 1
+    size = 1 if model.is_large else 10
     counts = Counter(
         extract_activations=3,
         train_backbone=1,
@@ -160,6 +160,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
         counts.update({"import_checkpoint" if model.source == "checkpoint" else "fetch_target": 1})
+        counts.update(import_gguf=int(model.gguf is not None))
     return counts
 
 

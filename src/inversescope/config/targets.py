@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -14,16 +16,16 @@ from inversescope.config.tasks import TaskName
 class ArchitectureConfig(Strict):
     """Shape of a transformer that the workflow builds itself."""
 
-    architecture: Literal["gpt2", "gemma2", "llama"] = Field("gpt2", description="Model family.")
+    architecture: Literal["gpt2", "gemma2", "llama", "qwen2"] = Field("gpt2", description="Model family.")
     n_layers: int = Field(4, ge=1, description="Blocks.")
     n_heads: int = Field(4, ge=1, description="Query heads of a block.")
     d_model: int = Field(64, ge=8, description="Width of the residual stream.")
     d_mlp: int | None = Field(None, ge=1, description="Hidden width of the MLP; 4 d_model if absent.")
     n_positions: int = Field(32, ge=4, description="Tokens of the longest prompt that fits.")
     n_kv_heads: int | None = Field(None, ge=1)
-    """Grouped-query attention (gemma2, llama); n_heads if absent."""
+    """Grouped-query attention (not gpt2); n_heads if absent."""
     head_dim: int | None = Field(None, ge=1)
-    """Width of a head; d_model / n_heads if absent (gemma2 sets it apart)."""
+    """Width of a head (gemma2, llama); d_model / n_heads if absent."""
     sliding_window: int | None = Field(None, ge=1)
     """Positions that every other layer sees (gemma2); the family's default if absent."""
     tied_embeddings: bool = Field(True, description="Embedding and unembedding are one matrix.")
@@ -110,19 +112,26 @@ class CheckpointConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """A target model: trained by the workflow, a local directory, a hub repository at a pinned revision, or a checkpoint."""
+    """A target model: trained by the workflow, or from elsewhere. A GGUF file is dequantised once, to float32."""
 
     base: str | None = Field(None, exclude=True)
     """The model that this one takes over; what follows is the change."""
-    source: Literal["trained", "local", "hub", "checkpoint"] = "trained"
-    """Trained here, a local directory, a hub repository, or a published checkpoint."""
+    source: Literal["trained", "local", "hub", "wheel", "checkpoint"] = "trained"
+    """Trained here, a local directory or GGUF file, a hub repository, a Python wheel that holds a GGUF file, or a published
+    checkpoint."""
     checkpoint: CheckpointConfig | None = Field(None, description="For source: checkpoint.")
-    path: str | None = Field(None, description="Hub repository or local directory.")
-    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    path: str | None = Field(None, description="Hub repository, local directory or .gguf file, or package.")
+    revision: str | None = Field(None, description="Commit of the hub repository, or version of the package.")
+    file: str | None = None
+    """GGUF file in the hub repository or in the wheel."""
+    sha256: dict[str, str] = Field(default_factory=dict)
+    """File name -> SHA-256 of the wheel (required) and of the GGUF file."""
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
+    large: bool | None = None
+    """A job reads one site of it, and asks for more memory and time; if absent, so it is for hub and local models."""
     n_layers: int | None = None
-    """Layers of a hub or local model, so that its sites are known before download."""
+    """Layers of a model from elsewhere, so that its sites are known before download."""
     n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
     bos: bool = False
     """Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it)."""
@@ -146,11 +155,56 @@ class ModelConfig(Strict):
             raise ValueError("source: checkpoint and the key 'checkpoint' go together")
         if self.source == "checkpoint" and (self.n_layers is None or self.n_heads is None):
             raise ValueError("source: checkpoint needs n_layers and n_heads, so that its sites are known")
-        if self.source in ("local", "hub") and not self.path:
+        if self.is_fetched and not self.path:
             raise ValueError(f"source: {self.source} needs 'path'")
-        if self.source == "hub" and not self.revision:
-            raise ValueError("source: hub needs a pinned 'revision'")
+        if self.source in ("hub", "wheel") and not self.revision:
+            raise ValueError(f"source: {self.source} needs a pinned 'revision'")
+        if self.file is not None and (self.source not in ("hub", "wheel") or not self.file.endswith(".gguf")):
+            raise Misplaced(
+                ("file",), "names a .gguf file of source: hub or wheel; a local one is named by 'path'"
+            )
+        if self.source == "wheel":
+            self._check_wheel()
         return self
+
+    def _check_wheel(self) -> None:
+        """Package and version are names that pip cannot take for options; the wheel is pinned."""
+        for key, value in (("path", self.path), ("revision", self.revision)):
+            if not re.fullmatch(r"[A-Za-z0-9][\w.!+-]*", value or ""):
+                raise Misplaced((key,), f"is no {'package' if key == 'path' else 'version'}: {value!r}")
+        if self.file is None:
+            raise ValueError("source: wheel needs 'file', the GGUF file in it")
+        if [name for name in self.sha256 if name.endswith(".whl")] != [self.wheel] or "/" in self.wheel:
+            raise Misplaced(("sha256",), "needs the wheel's file name and its SHA-256")
+
+    @property
+    def is_fetched(self) -> bool:
+        """Whether others made the model, and it is read as transformers loads it."""
+        return self.source in ("hub", "local", "wheel")
+
+    @property
+    def is_large(self) -> bool:
+        """Whether a job reads one site of it, and asks for more memory and time."""
+        return self.source in ("hub", "local") if self.large is None else self.large
+
+    @property
+    def wheel(self) -> str:
+        """File name of the wheel, as it is pinned; empty if there is none."""
+        return next((name for name in self.sha256 if name.endswith(".whl")), "")
+
+    @property
+    def gguf(self) -> str | None:
+        """The GGUF file that holds the model, if one does."""
+        is_file = self.source == "local" and self.path is not None and self.path.endswith(".gguf")
+        return self.path if is_file else self.file
+
+    @property
+    def weights(self) -> str:
+        """What is said of its weights wherever the model is shown; empty unless they are dequantised ones."""
+        if self.gguf is None:
+            return ""
+        where = "" if self.source == "local" else f" ({self.path} {self.revision})"
+        return f"weights dequantised from {PurePosixPath(self.gguf).name}{where}"
 
     @property
     def size(self) -> tuple[int, int] | None:

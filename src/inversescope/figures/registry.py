@@ -21,6 +21,7 @@ from inversescope.figures.save import save_figure, save_table
 from inversescope.figures.study import Study
 from inversescope.figures.style import publication_style
 from inversescope.workflow.figures import planned
+from inversescope.workflow.plan import weights_note
 
 #: A figure, and what it shows, a row a mark.
 Drawing = tuple[Figure, pd.DataFrame]
@@ -77,4 +78,5 @@ def draw(stage: str, study: Study, prefix: str | None = None) -> None:
             if one.kind == "figure":
                 save_figure(shown, data, out)
             else:
-                save_table(shown, data, out)
+                note = weights_note(context.config, stem)
+                save_table(shown, f"{data.rstrip()}\n\n{note}", out)

@@ -101,7 +101,7 @@ def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
     config = context.config.backbone
     if config.init != "scratch":
         return load_tokenizer(config.path or "", config.revision)
-    if context.plan.is_fetched:
+    if context.plan.target.is_fetched:
         return task_tokenizer(context.task)
     return load_tokenizer(context.made_target())
 

@@ -286,7 +286,7 @@ class _Tree:
             )
         if node.name in ("select_target", "fetch_target", "import_checkpoint") and model in config.models:
             settings = config.models[model]
-            words = [f"source {settings.source}", settings.path or ""]
+            words = [f"source {settings.source}", settings.path or "", settings.weights]
             words.append(f"revision {settings.revision}" if settings.revision else "")
             try:
                 found = json.loads((self.root / f"data/{task}/{model}/target/target.json").read_text())

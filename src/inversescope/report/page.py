@@ -21,7 +21,7 @@ from inversescope.figures.tables import MIXED, PLAIN, VARIANTS, full_cache, sele
 from inversescope.store import atomic_path, read_table
 from inversescope.workflow import paths
 from inversescope.workflow.figures import DRAWS, Shown, planned
-from inversescope.workflow.plan import ExperimentPlan, Plan
+from inversescope.workflow.plan import ExperimentPlan, Plan, weights_note
 
 #: Captions are shared with `snakemake --report`: reStructuredText that reads as plain text too.
 CAPTIONS = Path(__file__).resolve().parents[3] / "report"
@@ -73,7 +73,8 @@ class Section:
         shown = [one for one in drawn if one.kind == "figure"]
         pictures = [picture(root, self.prefix, one, plan.config) for one in shown]
         headline = [(title, grid(table)) for title, table in by_section(numbers).items()]
-        text = {"name": self.name, "title": self.title, "about": ABOUT[plan.task]}
+        about = f"{ABOUT[plan.task]} {weights_note(plan.config, self.prefix)}".strip()
+        text = {"name": self.name, "title": self.title, "about": about}
         return text | {"headline": headline, "figures": pictures}
 
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from inversescope.config import Config
 from inversescope.errors import InputError, neutral
 from inversescope.figures.headline import by_section, read_headlines
+from inversescope.workflow.plan import weights_note
 
 
 def show_task(root: Path, config: Config, task: str, console: Console | None = None) -> None:
@@ -39,6 +40,8 @@ def show_task(root: Path, config: Config, task: str, console: Console | None = N
         )
     for prefix, frame in shown.items():
         console.rule(Text(prefix.removesuffix("_")), align="left")
+        if note := weights_note(config, prefix):
+            console.print(Text(neutral(note)))
         for title, part in by_section(frame).items():
             table = Table(
                 title=Text(neutral(title)), title_justify="left", title_style="bold", header_style="dim"

@@ -110,4 +110,4 @@ _GEMMA2 = replace(
 )
 
 #: `model_type` of the transformers configuration -> family.
-ARCHITECTURES = {"gpt2": _GPT2, "gemma2": _GEMMA2, "llama": _LLAMA}
+ARCHITECTURES = {"gpt2": _GPT2, "gemma2": _GEMMA2, "llama": _LLAMA, "qwen2": _LLAMA}

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from inversescope import store
-from inversescope.config.targets import ArchitectureConfig
+from inversescope.config.targets import ArchitectureConfig, ModelConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site, check_range
 from inversescope.targets.architectures import ARCHITECTURES, Architecture
@@ -192,6 +192,16 @@ def open_target(directory: str | Path, about: Mapping[str, Any]) -> Target:
     return Target(model, tokenizer, about["name"], source, revision, bos)
 
 
+def check_size(name: str, settings: ModelConfig, n_layers: int, n_heads: int) -> None:
+    """Raise `InputError` if a model has other layers or heads than its configuration says, if that says any."""
+    said = (settings.n_layers, settings.n_heads)
+    for key, found, asked in zip(("n_layers", "n_heads"), (n_layers, n_heads), said, strict=True):
+        if asked not in (None, found):
+            raise InputError(
+                f"models.{name}.{key} is {asked}, but the model has {found}", f"Set it to {found}"
+            )
+
+
 def save_trained(
     directory: str | Path,
     model: PreTrainedModel,
@@ -207,7 +217,7 @@ def save_trained(
         model: its weights, kept in their dtype.
         tokenizer: saved beside it.
         name: the target's name.
-        meta: further keys of target.json, such as the gate's accuracy.
+        meta: further keys of target.json, such as the gate's accuracy; or others than those of a model that was trained here.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -221,7 +231,7 @@ def save_trained(
         for part in sorted(Path(temporary).iterdir()):
             hashes[part.name] = store.file_hash(part)
             with store.atomic_path(directory / part.name) as destination:
-                destination.write_bytes(part.read_bytes())
+                shutil.copyfile(part, destination)
     dtype = str(model.dtype).removeprefix("torch.")
     about = {
         "name": name,
@@ -281,10 +291,13 @@ def _transformers_config(
     # What families call a shape; each takes what it knows.
     known = {*vars(kind()), *kind.attribute_map}
     head_dim = spec.head_dim or spec.d_model // heads
-    if "head_dim" not in known and (kv_heads != heads or head_dim * heads != spec.d_model):
+    apart = {
+        "n_kv_heads": kv_heads != heads and "num_key_value_heads" not in known,
+        "head_dim": head_dim * heads != spec.d_model and "head_dim" not in known,
+    }
+    for key in (key for key, lacking in apart.items() if lacking):
         raise InputError(
-            f"{spec.architecture} has neither n_kv_heads nor a head_dim of its own",
-            "Leave them out, or use llama or gemma2",
+            f"{spec.architecture} has no {key} of its own", "Leave it out, or use llama or gemma2"
         )
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,

@@ -32,7 +32,7 @@ def import_checkpoint(context: Context) -> None:
     """
     import pandas as pd
 
-    from inversescope.targets.models import save_trained
+    from inversescope.targets.models import check_size, save_trained
     from inversescope.targets.tokenizers import character_tokenizer
 
     settings, name, task = context.config.models[context.model_name], context.model_name, context.task
@@ -62,12 +62,7 @@ def import_checkpoint(context: Context) -> None:
         "n_heads": model.config.n_head,
         "d_model": model.config.n_embd,
     }
-    shape = (settings.n_layers, settings.n_heads)
-    if shape != (meta["n_layers"], meta["n_heads"]):
-        raise InputError(
-            f"model {name} has {meta['n_layers']} layers of {meta['n_heads']} heads, the configuration says {shape}",
-            f"correct models.{name}.n_layers and n_heads",
-        )
+    check_size(name, settings, meta["n_layers"], meta["n_heads"])
     save_trained(context.target_dir, model, tokenizer, name, meta)
     row = {"model": name, "task": task.name, "n_prompts": FRESH_PROMPTS, **meta}
     write_table(pd.DataFrame([row]), context.results / "target_import.csv")

@@ -1,6 +1,6 @@
 """Where the files of a target model lie: trained here, a folder, or a repository of the hub at a pinned revision.
 
-A published checkpoint is imported once (`targets.published`) and is then a model like those that are trained here.
+A published checkpoint (`targets.published`) and a GGUF file (`targets.quantised`) are imported once; what is written is a folder.
 """
 
 from __future__ import annotations
@@ -29,30 +29,35 @@ class Location:
         path: a folder, or a repository of the hub.
         revision: commit of the repository; None: `path` is a folder.
         remedy: what to do if it cannot be loaded.
+        saved: whether tokenizer.json was written here and is read as it stands. Of others transformers may replace parts by the
+            family's own.
+        file: the GGUF file in the folder that holds all of the model; its weights are dequantised.
     """
 
     path: str
     revision: str | None
     remedy: str
+    saved: bool = False
+    file: str | None = None
 
     def model(self, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
         """Load the model from safetensors, in evaluation mode. Raises `InputError` if it cannot be loaded."""
-        options = {"device_map": device_map} if device_map else {}
+        options: dict[str, Any] = {} if self.file else {"use_safetensors": True}
+        options |= {"device_map": device_map} if device_map else {}
         with quiet(self.revision is None):
-            model = self._load(
-                AutoModelForCausalLM, use_safetensors=True, dtype=getattr(torch, dtype), **options
-            )
+            model = self._load(AutoModelForCausalLM, dtype=getattr(torch, dtype), **options)
         return model.eval().requires_grad_(False)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Load the fast tokenizer. Raises `InputError` if there is none."""
-        tokenizer = self._load(AutoTokenizer)
+        tokenizer = self._load(PreTrainedTokenizerFast if self.saved else AutoTokenizer)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(f"{self.path} has no fast tokenizer", "Use a model with tokenizer.json")
         return tokenizer
 
     def _load(self, kind: Any, **options: Any) -> Any:
-        where = {"revision": self.revision} if self.revision else {"local_files_only": True}
+        where: dict[str, Any] = {"revision": self.revision} if self.revision else {"local_files_only": True}
+        where |= {"gguf_file": self.file} if self.file else {}
         try:
             return kind.from_pretrained(self.path, trust_remote_code=False, **where, **options)
         except Exception as error:
@@ -69,8 +74,8 @@ def repository(path: str, revision: str) -> Location:
     return Location(path, revision, remedy)
 
 
-def _trained(directory: Path, about: Mapping[str, Any]) -> Location:
-    return _folder(directory, {**about, "path": directory / (about.get("path") or ".")})
+def _saved(directory: Path, about: Mapping[str, Any]) -> Location:
+    return Location(str(directory / (about.get("path") or ".")), None, _RERUN, saved=True)
 
 
 def _folder(directory: Path, about: Mapping[str, Any]) -> Location:
@@ -83,7 +88,8 @@ def _hub(directory: Path, about: Mapping[str, Any]) -> Location:
 
 #: `source` in target.json -> where the files are.
 SOURCES: dict[str, Callable[[Path, Mapping[str, Any]], Location]] = {
-    "trained": _trained,
+    "trained": _saved,
+    "gguf": _saved,
     "local": _folder,
     "hub": _hub,
 }

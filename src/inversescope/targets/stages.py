@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,6 +13,7 @@ from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.store import read_json, read_table, write_json, write_table
 from inversescope.streams import stream
+from inversescope.workflow import paths
 
 #: What target.json says of the winner, as far as its candidate's does.
 KEPT = (
@@ -122,26 +125,26 @@ def select_target(context: Context) -> None:
 
 
 def fetch_target(context: Context) -> None:
-    """Resolve a hub or local target model and write data/{task}/{model}/target/target.json.
+    """Resolve a target model from elsewhere and write data/{task}/{model}/target/target.json.
 
     Raises:
-        InputError: it cannot be loaded, or its tokenizer does not encode the task's words as single tokens.
+        InputError: it cannot be loaded, has other layers or heads than the configuration says, or its tokenizer does not encode
+            the task's words as single tokens.
     """
-    from inversescope.targets.models import open_target
+    from inversescope.targets.models import check_size, open_target
     from inversescope.targets.tokenizers import check_single_tokens, encode
 
     config, directory = context.config.models[context.model_name], context.target_dir
     path = str(Path(str(config.path)).resolve()) if config.source == "local" else config.path
-    about = {
-        "name": context.model_name,
-        "source": config.source,
-        "path": path,
-        "revision": config.revision,
-        "dtype": config.dtype,
-        "device_map": config.device_map,
-        "bos": config.bos,
-    }
+    about: dict[str, Any] = {"name": context.model_name, "source": config.source, "path": path}
+    about["revision"] = config.revision
+    if config.gguf:
+        imported = need(context.path(paths.WEIGHTS, file="target.json"), "import_gguf")
+        directory.mkdir(parents=True, exist_ok=True)  # what the path is relative to
+        about = read_json(imported) | {"path": os.path.relpath(imported.parent, directory)}
+    about |= {"dtype": config.dtype, "device_map": config.device_map, "bos": config.bos}
     target = open_target(directory, about)
+    check_size(context.model_name, config, target.n_layers, target.n_heads)
     check_single_tokens(target.tokenizer, context.task.single_token_words())
     context.task.check_tokenizer(lambda texts: encode(target.tokenizer, texts))
     sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}

@@ -165,14 +165,15 @@ class ExperimentPlan:
 
     # ----------------------------------------------------------------------------------------------------------- files
     @property
-    def is_fetched(self) -> bool:
-        """Whether the target comes from the hub or a local directory: it may be large, and only its description is here."""
-        return self.target.source in ("hub", "local")
+    def weights(self) -> list[str]:
+        """Files of the weights that a GGUF file holds; none of any other model."""
+        return self.files(paths.WEIGHTS, file=paths.TARGET_FILES) if self.target.gguf else []
 
     @property
     def target_files(self) -> list[str]:
-        """Files of the target model that is read."""
-        return self.files(paths.TARGET, file=["target.json"] if self.is_fetched else paths.TARGET_FILES)
+        """Files of the target model that is read: of one from elsewhere its description, and its weights if they are here."""
+        own = ["target.json"] if self.target.is_fetched else paths.TARGET_FILES
+        return self.files(paths.TARGET, file=own) + self.weights
 
     def files(self, pattern: str, **values: str | Sequence[str]) -> list[str]:
         """Files of this experiment, one for each combination of some values."""
@@ -304,6 +305,21 @@ def variant_options(variants: Iterable[str]) -> str:
     return " ".join(f"--variant {name}" for name in variants)
 
 
+def weights_note(config: Config, prefix: str) -> str:
+    """What is said wherever a study is shown, if weights of its models are not the published ones; else empty.
+
+    Args:
+        config: of the experiment, or all of it.
+        prefix: how names of the study's files begin: `{task}_{model}_`, or `{task}_` if it is of all models.
+    """
+    models = {
+        e.model: config.models[e.model].weights
+        for e in config.experiments.values()
+        if prefix in (f"{e.task}_", f"{e.task}_{e.model}_")
+    }
+    return " ".join(f"{name}: {weights}." for name, weights in models.items() if weights)
+
+
 def one_of(names: Iterable[str]) -> str:
     """Regular expression that matches these names and nothing else."""
     return "|".join(map(re.escape, names)) or "(?!)"
@@ -344,9 +360,9 @@ class Plan:
         """Experiments that read a task's prompts."""
         return [e for e in self.experiments if e.task == task]
 
-    def from_source(self, *sources: str) -> list[str]:
-        """Models that are read and come from some sources."""
-        return [name for name in self.models if self.config.models[name].source in sources]
+    def models_that(self, belongs: Callable[[ModelConfig], Any]) -> list[str]:
+        """Models that are read and of which something holds."""
+        return [name for name in self.models if belongs(self.config.models[name])]
 
     @cached_property
     def variants(self) -> list[str]:
@@ -361,7 +377,7 @@ class Plan:
     @cached_property
     def candidates(self) -> list[str]:
         """Candidates of all models that are trained here."""
-        return sorted({c for m in self.from_source("trained") for c in self.config.models[m].candidates})
+        return sorted({c for m in self.models for c in self.config.models[m].candidates})
 
     def data_of(self, task: str) -> list[str]:
         """Files that a task's prior is made of: downloaded ones, and those that the project's owner puts there."""
@@ -376,7 +392,7 @@ class Plan:
 
 
 def blocks(experiments: Iterable[ExperimentPlan], by_variant: bool = False) -> list[Block]:
-    """Sites by the job that reads them: some of a small model in turn, a single one of any other.
+    """Sites by the job that reads them: some in turn, of a large model a single one.
 
     Args:
         experiments: whose sites.
@@ -390,7 +406,7 @@ def blocks(experiments: Iterable[ExperimentPlan], by_variant: bool = False) -> l
         for name in experiment.variants if by_variant else []:
             labels = tuple(experiment.labels_of([name]))
             readers[labels] = (*readers.get(labels, ()), name)
-        if experiment.is_fetched:
+        if experiment.target.is_large:
             readers = {("{site}",): tuple(experiment.variants) if by_variant else ()}
         for labels, variants in readers.items():
             for start in range(0, len(labels), SITES_PER_JOB):

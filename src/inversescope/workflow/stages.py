@@ -18,6 +18,7 @@ STAGES = {
     "train_target": Stage("targets.stages", ("candidate",)),
     "score_target": Stage("fcr.scan", ("candidate",)),
     "select_target": Stage("targets.stages"),
+    "import_gguf": Stage("targets.quantised"),
     "fetch_target": Stage("targets.stages"),
     "fetch_word_lists": Stage("studies.icl.stages"),
     "import_checkpoint": Stage("targets.published"),
