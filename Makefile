@@ -113,7 +113,9 @@ test-fast: setup ## Unit tests alone, under a minute: no target model is trained
 
 test: lint ## All checks and tests, at most two workers
 	$(call say,pytest with $(WORKERS) worker(s))
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --durations=10
+	@# Whole runs first: a long file at the end would leave a core idle.
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=10 \
+	  tests/workflow tests/study tests/unit tests/faults
 
 SLURM_PACKAGES := slurmctld slurmd slurm-client munge
 

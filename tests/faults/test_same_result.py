@@ -1,4 +1,4 @@
-"""The same tables wherever and however it runs: one core or two, other blocks, another order. (SLURM: test_slurm.py.)"""
+"""The same tables however it runs: other blocks, another order, another batch. (Two cores: test_end_to_end.py; SLURM: test_slurm.py.)"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def order(folder: Path) -> list[str]:
     return sorted(records, key=lambda output: (records[output].started, output))
 
 
-@pytest.mark.parametrize("way", ["two cores", "other blocks", "shuffled order"])
+@pytest.mark.parametrize("way", ["other blocks", "shuffled order"])
 def test_tables_are_the_same_bytes(one_core: Path, tmp_path: Path, way: str) -> None:
     folder = copy_workflow(tmp_path)
     files, options = FILES, ("--cores", "2")
