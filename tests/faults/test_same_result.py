@@ -1,4 +1,4 @@
-"""The same tables however it runs: other blocks, another order, another batch. (Two cores: test_end_to_end.py; SLURM: test_slurm.py.)"""
+"""The same tables however it runs: other blocks, order, batch. (Two cores: test_end_to_end.py; SLURM: test_slurm.py.)"""
 
 from __future__ import annotations
 

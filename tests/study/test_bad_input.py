@@ -58,62 +58,15 @@ def empty(tmp_path: Path) -> Path:
     ("delta", "culprit", "remedy"),
     [
         (
-            {"kernel": {"epsilon": 0.0}},
-            "kernel.epsilon: kernel bandwidth epsilon must be positive and finite, got 0.0",
-            "see config/schema.json",
+            {"kernel": {"epsilon": -0.1}},
+            "kernel.epsilon: kernel bandwidth epsilon must be",
+            "see config/schema",
         ),
-        ({"kernel": {"epsilon": -0.1}}, "positive and finite, got -0.1", "see config/schema.json"),
-        (
-            {"kernel": {"epsilons": [0.1, -0.2]}},
-            "kernel.epsilons: kernel bandwidth epsilon must be",
-            "see config/schema.json",
-        ),
-        (
-            {"variants": {"paper": {"epsilon": 0.0}}},
-            "variants.paper: kernel bandwidth epsilon must be positive and finite, got 0.0",
-            "schema.json",
-        ),
-        (
-            {"variants": {"default": {"eps_range": [0.0, 0.1]}}},
-            "variants.default: kernel bandwidth epsilon must be",
-            "schema.json",
-        ),
-        (
-            {"variants": {"default": {"eps_range": [0.2, 0.1]}}},
-            "eps_range runs from 0.2 down to 0.1",
-            "schema.json",
-        ),
-        ({"kernel": {"kind": "box"}}, "kernel.kind: Input should be 'hard' or 'gaussian'", "schema.json"),
-        ({"kernel": {"bandwidth": 1.0}}, "unknown key 'kernel.bandwidth'", "check its spelling"),
-        ({"sedd": 1}, "unknown key 'sedd'", "check its spelling"),
         ({"variants": {"paper": {"step": 1}}}, "unknown key 'variants.paper.step'", "check its spelling"),
-        ({"variants": {"paper": {"mean_embedding": True}}}, "need pairs: kernel", "schema.json"),
-        (
-            {"variants": {"told": {"neighbour_logits": True}}},
-            "neighbour_logits needs mean_embedding",
-            "schema.json",
-        ),
-        (
-            {"experiments": {"ioi": {"variants": ["paper", "papper"]}}},
-            "variant 'papper' is studied but not in 'variants'",
-            "schema.json",
-        ),
-        (
-            {"experiments": {"ioi": {"model": "gpt3"}}},
-            "names model 'gpt3', which is not in 'models'",
-            "schema.json",
-        ),
-        ({"models": {MODEL: {"source": "hub", "path": "a/b"}}}, "needs a pinned 'revision'", "schema.json"),
-        (
-            {"models": {"../evil": {"source": "local", "path": "x"}}},
-            "name '../evil' may hold letters",
-            "schema.json",
-        ),
-        ({"ioi": {"held_out_pairs": 0.0}}, "ioi.held_out_pairs", "schema.json"),
-        ({"budget": "much"}, "budget: Input should be a valid number", "schema.json"),
     ],
 )
 def test_configuration(empty: Path, capsys: Capture, delta: dict, culprit: str, remedy: str) -> None:
+    """What is wrong with one, with file and line, is in unit/test_config.py; here that every command says so before work starts."""
     write_config(empty, delta)
     refused(capsys, empty, "make_prompts", "--split", "test", culprit=culprit, remedy=remedy)
     assert not (empty / "data").exists()
@@ -571,38 +524,33 @@ def test_local_model_whose_tokenizer_splits_names(study: Path, empty: Path, caps
     assert read_json(empty / DATA / "target/target.json")["n_heads"] == 2
 
 
-@pytest.mark.parametrize("what", ["target", "backbone"])
-def test_hub_model_that_cannot_be_downloaded(empty: Path, study: Path, what: str) -> None:
+def test_hub_models_that_cannot_be_downloaded(empty: Path) -> None:
     """Without a network and with an empty cache; in a process of its own, since the hub's client reads its settings once."""
     hub = {"path": "nobody/no-such-model", "revision": "0" * 40}
-    if what == "target":
-        size = {"n_layers": 2, "n_heads": 2}
-        write_config(empty, {"models": {MODEL: {"source": "hub", **hub, **size}}})
-        stage = "fetch_target"
-    else:
-        write_config(empty, {"backbone": {"init": "hub", **hub}})
-        stage = "train_backbone"
+    write_config(
+        empty,
+        {
+            "models": {MODEL: {"source": "hub", **hub, "n_layers": 2, "n_heads": 2}},
+            "backbone": {"init": "hub", **hub},
+        },
+    )
+    stages = ("fetch_target", "train_backbone")
+    code = f"from conftest import Path, run; print([run(Path({str(empty)!r}), stage) for stage in {stages}])"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "inversescope.cli",
-            stage,
-            "--model",
-            MODEL,
-            "--root",
-            str(empty),
-            "--config",
-            str(empty / "config/config.yaml"),
-        ],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(empty / "hub")},
+        [sys.executable, "-c", code],
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HOME": str(empty / "hub"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and "nobody/no-such-model" in line and "HF_HOME" in line
-    assert not list(empty.glob("data/ioi/*/target/target.json"))
+    assert done.stdout == "[2, 2]\n", done.stderr
+    for line in done.stderr.splitlines():
+        assert line.startswith("error: ") and "nobody/no-such-model" in line and "HF_HOME" in line
+    assert done.stderr.count("\n") == 2 and not list(empty.glob("data/ioi/*/target/target.json"))
 
 
 # The error itself and the log

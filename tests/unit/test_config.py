@@ -329,6 +329,32 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
     "negative bandwidth": ("kernel: {epsilon: -0.1}\n", 1, ["kernel.epsilon", "positive"]),
     "bandwidth that is not finite": ("kernel:\n  epsilon: .nan\n", 2, ["kernel.epsilon", "finite"]),
     "one of the bandwidths": ("kernel: {epsilons: [0.1, 0.0]}\n", 1, ["kernel.epsilons", "positive"]),
+    "bandwidth of a variant": (
+        "variants: {paper: {epsilon: 0.0}}\n",
+        1,
+        ["variants.paper", "positive and finite, got 0.0"],
+    ),
+    "bandwidths of a variant": (
+        "variants: {default: {eps_range: [0.0, 0.1]}}\n",
+        1,
+        ["variants.default", "positive"],
+    ),
+    "bandwidths the wrong way round": (
+        "variants: {default: {eps_range: [0.2, 0.1]}}\n",
+        1,
+        ["eps_range runs from 0.2 down to 0.1"],
+    ),
+    "no such kernel": ("kernel: {kind: box}\n", 1, ["kernel.kind", "'hard' or 'gaussian'"]),
+    "neighbours without their pairs": (
+        "variants: {paper: {mean_embedding: true}}\n",
+        1,
+        ["need pairs: kernel"],
+    ),
+    "neighbours' tokens without their mean": (
+        "variants: {default: {mean_embedding: false}}\n",
+        1,
+        ["neighbour_logits needs mean_embedding"],
+    ),
     "hub model without revision": (
         "models:\n  far: {source: hub, path: org/name}\n",
         2,
