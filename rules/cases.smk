@@ -86,6 +86,38 @@ rule plot_causes:
         " {params.options} --threads {threads} --log {log}"
 
 
+rule plot_heads:
+    input:
+        source=source("plot_heads"),
+        prompts=fill(paths.PROMPTS, split="test"),
+        exact=lambda w: of(w).at_sites(paths.EXACT),
+        causes=lambda w: "results/{task}/{model}/causes.csv" if of(w).settings.patched else [],
+    output:
+        shown("plot_heads", "Causal checks"),
+    log:
+        "logs/plot_heads/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_heads/{task}/{model}.tsv"
+    wildcard_constraints:
+        task="ioi",
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 8000),
+        runtime=minutes(10, 30),
+    params:
+        used=lambda w: used(
+            w, "seed", w.task, *HEADLINE, "fcr/bootstrap", "fcr/confidence", "sites", "patched"
+        ),
+        options=options,
+    message:
+        "Plotting the heads of {wildcards.model} that tell each feature, beside their effects"
+    shell:
+        "inversescope plot_heads --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
 rule plot_answers:
     input:
         source=source("plot_answers"),

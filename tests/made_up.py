@@ -50,7 +50,7 @@ def site_rows(sizes: Sizes) -> list[dict]:
     return heads + [{"site": f"L{i}.resid_post", "layer": i, "head": None} for i in range(sizes.layers)]
 
 
-def make_config(sizes: Sizes) -> Config:
+def make_config(sizes: Sizes, patched: tuple[str, ...] = ()) -> Config:
     variants = {
         "paper": VariantConfig(base="paper", colour="#D55E00"),
         "paper_s1": VariantConfig(base="paper", study="dimension"),
@@ -66,6 +66,7 @@ def make_config(sizes: Sizes) -> Config:
             "toy": ExperimentConfig(
                 model=MODEL,
                 sites=["L*H*", "L*.resid_post"],
+                patched=list(patched),
                 n_test=sizes.targets,
                 variants=[name for name, one in variants.items() if not one.study],
                 studies=["paper_s1"],
@@ -211,6 +212,19 @@ def make_exact(
                 frame[f"fcr_{feature}"] = np.clip(told + rng.normal(0, 0.05, len(targets)), 0.03, 1)
             parts.append(frame)
         write_table(pd.concat(parts, ignore_index=True), results / "exact" / f"{site['site']}.parquet")
+
+
+def make_causes(rng: np.random.Generator, results: Path, sizes: Sizes) -> None:
+    """Effects of heads on the answer: those of late layers, both ways."""
+    rows = []
+    for feature, compared in (("object", "answers"), ("subject", "labels")):
+        for site in site_rows(sizes):
+            effect = rng.normal(0, 1) * (site["layer"] + 1) / sizes.layers
+            row = KEY | site | {"position": "last", "feature": feature, "chance": 0.25, "path": True}
+            row |= {"fcr": rng.random(), "compared": compared, "same_as": site["site"], "total": 4.0}
+            row |= {"effect": effect, "effect_low": effect - 0.1, "effect_high": effect + 0.1}
+            rows.append(row | {"share": effect / 4, "answer_changes": 1.0, "n_pairs": 50})
+    write_table(pd.DataFrame(rows), results / "causes.csv")
 
 
 def make_refusal(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.DataFrame:

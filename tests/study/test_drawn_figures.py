@@ -12,6 +12,7 @@ from made_up import (
     TASK,
     Sizes,
     context_of,
+    make_causes,
     make_config,
     make_exact,
     make_fcr,
@@ -21,6 +22,7 @@ from made_up import (
     names_of,
 )
 from rich.console import Console
+from scipy import stats
 
 from inversescope.config import Config
 from inversescope.errors import InputError
@@ -31,6 +33,7 @@ from inversescope.report import page as report
 from inversescope.report.show import show_task
 from inversescope.report.stages import make_report
 from inversescope.store import read_table, write_table
+from inversescope.studies.cases import heads
 from inversescope.studies.ioi import accuracy, heatmaps
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi.distance import fig8
@@ -41,7 +44,8 @@ from inversescope.studies.variants.plot import plot_study
 
 
 def draw_all(root: Path, config: Config) -> None:
-    for stage in (plots.draw_exact, plot_layers, plots.plot_figures, plot_study, make_report):
+    stages = (plots.draw_exact, plot_layers, heads.plot_heads, plots.plot_figures, plot_study, make_report)
+    for stage in stages:
         stage(context_of(root, config))
 
 
@@ -59,7 +63,7 @@ def written(root: Path, name: str) -> pd.DataFrame:
 
 def test_every_figure_has_png_pdf_and_csv(study_root):
     root, config = study_root
-    for stage in ("plot_layers", "plot_figures", "plot_study"):
+    for stage in ("plot_layers", "plot_heads", "plot_figures", "plot_study"):
         for name in names_of(stage, "figure", config):
             stem = root / "results" / "figures" / f"{TASK}_{MODEL}_{name}"
             png, pdf = (Path(f"{stem}{suffix}").read_bytes() for suffix in (".png", ".pdf"))
@@ -144,6 +148,39 @@ def test_what_each_layer_tells_is_drawn_from_exact_values_alone(tmp_path):
     (results / "exact" / "L1H1.parquet").unlink()
     with pytest.raises(InputError, match="compute_exact"):
         layers(IoiStudy(context_of(tmp_path, config)))
+
+
+def test_heads_of_each_feature_stand_beside_their_effects(tmp_path):
+    """The highest heads by exact rate, joined to causes.csv; rank correlation as scipy has it; without patching, rates alone."""
+    sizes = Sizes(layers=3, heads=4)
+    config, results = make_config(sizes, patched=("L*H*",)), tmp_path / "results" / TASK / MODEL
+    rng = np.random.default_rng(0)
+    make_exact(rng, results, sizes, ("order", "subject", "object"))
+    make_causes(rng, results, sizes)
+    write_table(make_prompts(rng, sizes.targets), tmp_path / "data" / TASK / "prompts" / "test.parquet")
+    heads.plot_heads(context_of(tmp_path, config))
+    table = read_table(tmp_path / "results" / "tables" / f"{TASK}_{MODEL}_heads.csv")
+    causes = read_table(results / "causes.csv").set_index(["feature", "site"])
+    study = heads.HeadStudy(context_of(tmp_path, config))
+    for feature, rows in table.groupby("feature"):
+        of = study.told[study.told["feature"] == feature].set_index("site")["fcr"]
+        assert list(rows["site"]) == list(of.nlargest(heads.SHOWN).index)
+        assert rows["fcr"].tolist() == pytest.approx(of.nlargest(heads.SHOWN).tolist(), rel=1e-5)
+        for moved in ("object", "subject"):
+            want = causes.loc[moved].loc[rows["site"], "effect"]
+            assert rows[f"effect_{moved}"].tolist() == pytest.approx(want.tolist(), rel=1e-5)
+    numbers = read_table(tmp_path / "results" / "tables" / f"{TASK}_{MODEL}_heads_headline.csv")
+    ranks = numbers[numbers["section"].str.contains("rank correlation")].set_index("what")
+    for feature in ("object", "subject"):
+        of = study.told[study.told["feature"] == feature].set_index("site")["fcr"]
+        size = causes.loc[feature]["effect"].abs()
+        want = stats.spearmanr(of, size.loc[of.index]).statistic
+        assert ranks.loc[feature, "value"] == pytest.approx(want, abs=1e-5)
+        assert ranks.loc[feature, "low"] <= want <= ranks.loc[feature, "high"]
+        assert ranks.loc[feature, "n"] == 12
+    with publication_style():
+        drawn, data = heads.heads(heads.HeadStudy(context_of(tmp_path, make_config(sizes))))
+    assert len(drawn.axes) == 1 and set(data["panel"]) == {"best"}
 
 
 def test_a_model_of_many_layers_and_heads_is_drawn_whole():
@@ -272,7 +309,7 @@ def test_report_is_self_contained_and_escapes_text(study_root):
     page = (root / "results" / "report.html").read_text()
     assert "<script" not in page.lower()
     assert "&lt;script&gt;" in page
-    stages = ("plot_layers", "plot_figures", "plot_study")
+    stages = ("plot_layers", "plot_heads", "plot_figures", "plot_study")
     drawn = [name for stage in stages for name in names_of(stage, "figure", config)]
     assert page.count("data:image/png;base64,") == len(drawn)
     assert "goal" not in page

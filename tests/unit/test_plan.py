@@ -126,6 +126,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
         "activations",
         "exact",
         "layers",
+        "heads",
         "generators",
         "samples",
         "estimates",
@@ -134,7 +135,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
     ]
     assert planned().parts(outputs_of)["figures"] == [f"results/ioi/{MODEL}/plot_figures"]
     control = planned({"experiments": {"ioi": {"variants": []}}}).parts(outputs_of)
-    assert list(control) == ["targets", "activations", "exact", "layers"]
+    assert list(control) == ["targets", "activations", "exact", "layers", "heads"]
     assert not [file for file in control["activations"] if "/train/" in file]
 
 

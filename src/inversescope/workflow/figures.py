@@ -20,6 +20,7 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_ravel": lambda e: bool(e.studied) and e.task == "ravel",
     "plot_icl": lambda e: bool(e.studied) and e.task == "icl_translation",
     "plot_cases": lambda e: bool(e.studied) and e.task not in OWN_STUDIES,
+    "plot_heads": lambda e: e.task == "ioi",
     "plot_causes": lambda e: bool(e.settings.patched),
     "plot_answers": lambda e: bool(e.settings.patched) and e.task in SPELLED,
     "plot_study": lambda e: bool(e.ablations),

@@ -234,6 +234,7 @@ class ExperimentPlan:
         }
         if self.task == "ioi":
             parts["layers"] = made_by("plot_layers")
+            parts["heads"] = made_by("plot_heads")
         if self.task == "ravel":
             parts["autoencoders"] = self.at_sites(paths.SITE_TABLE, table="sae")
         if self.task == "icl_translation":

@@ -48,6 +48,7 @@ STAGES = {
     "plot_causes": Stage("studies.cases.plot"),
     "plot_answers": Stage("studies.cases.plot"),
     "draw_exact": Stage("studies.ioi.plot"),
+    "plot_heads": Stage("studies.cases.heads"),
     "plot_layers": Stage("studies.ioi.layers"),
     "plot_figures": Stage("studies.ioi.plot"),
     "plot_study": Stage("studies.variants.plot"),
