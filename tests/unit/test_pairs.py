@@ -594,6 +594,28 @@ def test_a_step_reads_so_many_sites_at_random(which: int) -> None:
     assert all(same(sources(0, many)[which].batch(5), everything.batch(5)) for many in (5, 6))
 
 
+def test_sites_are_made_searchable_when_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of them makes no difference to the examples."""
+    made: list[int] = []
+
+    class Counted(pairs.Cache):
+        def __init__(self, z: np.ndarray, *options: Any) -> None:
+            made.append(len(z))
+            super().__init__(z, *options)
+
+    monkeypatch.setattr(pairs, "Cache", Counted)
+    kept, forgotten = sources(0, 1)[1], sources(0, 1)[1]
+    first = {site for step in range(4) for site in kept.sites_at(step)}
+    kept.batch(0)
+    assert len(made) == len(first) < 5
+    for step in range(40):
+        monkeypatch.setattr(pairs, "KEPT_BYTES", 1 << 20)
+        expected = kept.batch(step)
+        monkeypatch.setattr(pairs, "KEPT_BYTES", 0)
+        assert same(forgotten.batch(step), expected)
+    assert 5 + 10 < len(made)
+
+
 def test_no_example_is_dealt_out_twice() -> None:
     source = sources(0, 2)[1]
     source.chunk = 16

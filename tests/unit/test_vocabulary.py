@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from inversescope.context import Context
 from inversescope.generator.build import backbone_tokenizer
 from inversescope.generator.condition import decode_texts, encode_prompts
 from inversescope.store import load_checkpoint
-from inversescope.targets.tokenizers import encode, tokenizer_hash
+from inversescope.targets.tokenizers import encode, task_tokenizer, tokenizer_hash
 
 CORPUS = [f"{a} क्षेत्र, co\u0302te\u0301 {b}." for a in ("São", "m²", "日本") for b in "abcdefgh"]
+
+FEATURE = {"ioi": "object", "ravel": "attribute", "icl_translation": "task", "text": "last"}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,7 @@ def context_of(
         "ravel": {"types": ["country"], "n_entities": 40, "n_templates": 3},
         "icl_translation": {"n_concepts": 10},
         "text": {"file": "corpus.txt", "features": {"last": {"pattern": r"(?P<label>\w)\.$"}}},
+        "fcr": {"features": [FEATURE[task]]},
         "backbone": backbone or {"shape": shape, "steps": 2, "targets": "grammar", **gates},
         "models": {"far": {"source": "local", "path": "model", "n_layers": 2, "n_heads": 2}},
         "experiments": {"one": {"task": task, "model": "far", "sites": ["L0H0"], "variants": [], "n_val": 2}},
@@ -59,7 +63,7 @@ def context_of(
     return Context(root, parse_config(values).of(task, "far"), task, "far")
 
 
-@pytest.mark.parametrize("task", ["ioi", "ravel", "icl_translation", "text"])
+@pytest.mark.parametrize("task", FEATURE)
 def test_a_generators_tokens_are_the_words_of_the_prior(
     tmp_path: Path, large: PreTrainedTokenizerFast, task: str
 ) -> None:
@@ -79,6 +83,16 @@ def test_a_generators_tokens_are_the_words_of_the_prior(
     p = np.take_along_axis(grammar.along(rows.tokens), column[..., None], 2)[..., 0]
     inside = np.arange(1, rows.tokens.shape[1]) < rows.lengths[:, None]
     assert np.where(inside, p, 1.0).prod(1) * prior.size == pytest.approx(1.0, rel=1e-4)
+
+
+def test_a_word_with_a_mark_in_it_is_several_tokens() -> None:
+    text = "It is n't five o'clock"
+    task = SimpleNamespace(
+        words=text.replace(" ", "# ").split("#").copy, token_unit="word", word_pattern=None
+    )
+    tokenizer = task_tokenizer(task)  # type: ignore[arg-type]
+    (ids,) = encode(tokenizer, [text])
+    assert tokenizer.decode(ids.tolist()) == text and len(ids) == 9
 
 
 def test_checkpoint_of_a_backbone_has_these_tokens(tmp_path: Path, large: PreTrainedTokenizerFast) -> None:

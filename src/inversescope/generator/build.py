@@ -151,8 +151,10 @@ def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast)
     if not task.uniform:
         index = context.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()[rows]
         prior = np.exp(task.log_prior(index, None if everything else "train"))
+    # The first rows of a file stay there, mapped; others are copied.
+    cached = slice(len(rows)) if np.array_equal(rows, np.arange(len(rows))) else rows
     activations = {
-        site.label: np.ascontiguousarray(context.activations("train", site.label)[rows])
+        site.label: np.ascontiguousarray(context.activations("train", site.label)[cached])
         for site in context.plan.sites_of(name)
     }
     epsilon = variant.epsilon or kernel.epsilon

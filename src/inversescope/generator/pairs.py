@@ -25,6 +25,9 @@ from inversescope.kernel.kernel import kernel_values, support_radius
 from inversescope.kernel.neighbours import Cache, Neighbours
 
 MAX_TARGETS = 128  # neighbours that a soft target averages over, at most
+KEPT_BYTES = (
+    2 << 30
+)  # of searchable copies of activations that are kept; those of further sites are made again
 FLOOR_ROWS = 16_384  # cached prompts that the Bayes floor of noise is estimated from, at most
 
 
@@ -222,7 +225,7 @@ class KernelPairs(PairSource):
             raise InputError(
                 f"a cache of {self.prompts.size} prompts has no neighbours to learn from", "raise n_train"
             )
-        self.caches = {label: Cache(z, self.distance) for label, z in self.activations.items()}
+        self._caches: dict[str, Cache] = {}
         self._chunk_index = -1
         self._batches: list[Batch] = []
 
@@ -279,9 +282,18 @@ class KernelPairs(PairSource):
             floor=_mean_of_known(drawn["floor"]),
         )
 
+    def _cache(self, label: str) -> Cache:
+        """A site's activations ready for search: made when first read, and kept if there is room, since there may be hundreds."""
+        if label in self._caches:
+            return self._caches[label]
+        cache = Cache(self.activations[label], self.distance)
+        if cache.keys.nbytes + sum(known.keys.nbytes for known in self._caches.values()) <= KEPT_BYTES:
+            self._caches[label] = cache
+        return cache
+
     def _draw_site(self, label: str, count: int, rng: np.random.Generator) -> _Drawn:
         """A chunk's examples of one site."""
-        cache = self.caches[label]
+        cache = self._cache(label)
         anchors = rng.integers(cache.size, size=count)
         if isinstance(self.epsilon, tuple):
             low, high = np.log(self.epsilon)

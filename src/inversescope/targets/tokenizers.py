@@ -74,10 +74,14 @@ def character_tokenizer(
 
 
 def task_tokenizer(*tasks: Task) -> PreTrainedTokenizerFast:
-    """Make the tokenizer of a target that is trained on tasks, of their words or characters; the first says what a token is."""
+    """Make the tokenizer of a target that is trained on tasks, of their words or characters; the first says what a token is.
+
+    A word with a mark in it, such as "o'clock", is several tokens.
+    """
     words = [word for task in tasks for word in task.words()]
     if tasks[0].token_unit == "word":
-        return word_tokenizer(words, tasks[0].word_pattern)
+        pattern = tasks[0].word_pattern or WORD
+        return word_tokenizer([token for word in words for token in split_words(word, pattern)], pattern)
     return character_tokenizer([END_OF_TEXT, UNKNOWN, *dict.fromkeys(words)])
 
 
