@@ -97,7 +97,6 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
     """The study's generator at its own targets, three of each head; None if it has not been trained."""
     from inversescope.context import Context
     from inversescope.generator.build import backbone_tokenizer, load_generator
-    from inversescope.store import read_activations
 
     config = load_config(files)
     experiment = next(iter(config.experiments.values()))
@@ -110,7 +109,7 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
     heads = [site.label for site in context.plan.sites_of(VARIANT) if site.head is not None]
     z = {}
     for label in heads:
-        some = read_activations(context.activations_path("test", label))[0][:TARGETS_A_HEAD]
+        some = context.activations("test", label)[:TARGETS_A_HEAD]
         padded = np.zeros((len(some), model.shape.sites[label]), np.float32)
         padded[:, : some.shape[1]] = some
         z[label] = torch.from_numpy(padded)

@@ -89,7 +89,10 @@ def matrix_product_peaks() -> dict[str, float]:
 
 def prepare(root: Path, config: Config) -> Context:
     """Everything that `train_generator` reads: prompts, activations of a random target, a random backbone."""
-    experiment = next(iter(config.experiments.values()))
+    name, experiment = next(iter(config.experiments.items()))
+    # Only the cache is read: no need to run all of the prior.
+    drawn = {name: experiment.model_copy(update={"n_reference": 1})}
+    config = config.model_copy(update={"experiments": {**config.experiments, **drawn}})
     own = config.of(experiment.task, experiment.model)
     context = Context(root, own, experiment.task, experiment.model)
     task = context.task

@@ -1,5 +1,5 @@
 # Activations of all sites of an experiment in one forward, one file a site. The sites, hence the files, differ between
-# experiments: a rule each.
+# experiments: a rule each. Of an enumerated prior all prompts are run once, as `reference`; other splits are looked up there.
 
 
 for experiment in PLAN.experiments:
@@ -21,6 +21,7 @@ for experiment in PLAN.experiments:
             "benchmarks/extract_activations/{task}/{model}/{split}.tsv"
         wildcard_constraints:
             **block.constraints,
+            split=one_of(experiment.extracted),
         priority: 70
         conda:
             "../envs/environment.yaml"

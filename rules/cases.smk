@@ -150,9 +150,9 @@ rule plot_answers:
 rule compare_distances:
     input:
         source=source("compare_distances"),
-        target=target_files,
-        prompts=fill(paths.PROMPTS, split=paths.SPLITS),
-        activations=lambda w: of(w).at_sites(paths.ACTIVATIONS, split=paths.SPLITS),
+        target=lambda w: of(w).recomputed_by,
+        prompts=lambda w: of(w).prompts(paths.SPLITS),
+        activations=lambda w: of(w).activations(paths.SPLITS, of(w).labels),
         samples=lambda w: of(w).samples(of(w).studied),
     output:
         "results/{task}/{model}/distances.csv",
@@ -181,8 +181,8 @@ rule check_completeness:
     input:
         source=source("check_completeness"),
         target=target_files,
-        prompts=fill(paths.PROMPTS, split=paths.SPLITS),
-        activations=lambda w: of(w).at_sites(paths.ACTIVATIONS, split=paths.SPLITS),
+        prompts=lambda w: of(w).prompts(paths.SPLITS),
+        activations=lambda w: of(w).activations(paths.SPLITS, of(w).labels),
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).studied, file="meta.json"),
     output:
         points="results/{task}/{model}/completeness.parquet",

@@ -4,8 +4,8 @@
 rule compute_exact:
     input:
         source=source("compute_exact"),
-        prompts=fill(paths.PROMPTS, split=["test", "reference"]),
-        activations=fill(paths.ACTIVATIONS, split=["test", "reference"]),
+        prompts=lambda w: of(w).prompts(["test", "reference"]),
+        activations=lambda w: of(w).activations(["test", "reference"], [w.site]),
     output:
         paths.EXACT,
     log:
@@ -32,8 +32,8 @@ rule compute_exact:
 rule estimate_fcr:
     input:
         source=source("estimate_fcr"),
-        prompts=fill(paths.PROMPTS, split=["train", "test"]),
-        activations=fill(paths.ACTIVATIONS, split=["train", "test"]),
+        prompts=lambda w: of(w).prompts(["train", "test"]),
+        activations=lambda w: of(w).activations(["train", "test"], [w.site]),
         exact=paths.EXACT,
         mcmc=lambda w: of(w).files(paths.MCMC, site=w.site) if of(w).has_chains else [],
         prior=paths.PRIOR_SAMPLES,

@@ -33,9 +33,9 @@ rule train_backbone:
 rule train_generator:
     input:
         source=source("train_generator"),
-        prompts=fill(paths.PROMPTS, split="train"),
+        prompts=lambda w: of(w).prompts(["train"]),
         target=target_files,
-        activations=lambda w: of(w).at_sites_of([w.variant], paths.ACTIVATIONS, split="train"),
+        activations=lambda w: of(w).activations(["train"], of(w).labels_of([w.variant])),
         backbone=fill(paths.BACKBONE, file=paths.CHECKPOINT_FILES),
     output:
         fill(paths.CHECKPOINT, file=paths.CHECKPOINT_FILES),

@@ -35,8 +35,8 @@ rule plot_layers:
 rule draw_exact:
     input:
         source=source("draw_exact"),
-        prompts=fill(paths.PROMPTS, split=["test", "reference"]),
-        activations=lambda w: of(w).at_sites(paths.ACTIVATIONS, split=["test", "reference"]),
+        prompts=lambda w: of(w).prompts(["test", "reference"]),
+        activations=lambda w: of(w).activations(["test", "reference"], of(w).labels),
         fcr="results/{task}/{model}/fcr.csv",
     output:
         draws="results/{task}/{model}/exact_draws.parquet",

@@ -77,9 +77,9 @@ for block in blocks(RAVEL):
             f"train_sae_{block.name}"
         input:
             source=source("train_sae"),
-            prompts=fill(paths.PROMPTS, split=["train", "val"]),
+            prompts=block.experiment.prompts(["train", "val"]),
             positions=fill(paths.POSITIONS, corpus=block.experiment.corpora, site=block.sites),
-            activations=fill(paths.ACTIVATIONS, split=["train", "val"], site=block.sites),
+            activations=block.experiment.activations(["train", "val"], block.sites),
         output:
             fill(
                 paths.AUTOENCODER,
@@ -116,8 +116,8 @@ for block in blocks(RAVEL):
 rule classify_attributes:
     input:
         source=source("classify_attributes"),
-        prompts=fill(paths.PROMPTS, split=paths.ALL_SPLITS),
-        activations=fill(paths.ACTIVATIONS, split=paths.ALL_SPLITS),
+        prompts=lambda w: of(w).prompts(paths.ALL_SPLITS),
+        activations=lambda w: of(w).activations(paths.ALL_SPLITS, [w.site]),
         target=fill(paths.TARGET, file="target.json"),
         saes=lambda w: fill(paths.AUTOENCODER, **w, corpus=of(w).corpora, file=paths.CHECKPOINT_FILES),
         samples=lambda w: of(w).samples(of(w).studied, w.site),

@@ -8,10 +8,11 @@ for block in blocks(PLAN.experiments, by_variant=True):
             f"sample_prompts_{block.name}"
         input:
             source=source("sample_prompts"),
-            prompts=fill(paths.PROMPTS, split=["train", "test"]),
-            target=target_files,
-            cache=fill(paths.ACTIVATIONS, split="train", site=block.sites),
-            targets=fill(paths.ACTIVATIONS, split="test", site=block.sites),
+            prompts=block.experiment.prompts(["train", "test", *block.experiment.looked_up]),
+            target=block.experiment.recomputed_by,
+            activations=block.experiment.activations(
+                ["train", "test", *block.experiment.looked_up], block.sites
+            ),
             generator=fill(paths.CHECKPOINT, file=paths.CHECKPOINT_FILES),
         output:
             fill(paths.SAMPLES, site=block.sites, suffix=paths.SAMPLE_SUFFIXES),
@@ -48,9 +49,9 @@ for block in blocks(e for e in PLAN.experiments if e.has_chains):
             f"run_mcmc_{block.name}"
         input:
             source=source("run_mcmc"),
-            prompts=fill(paths.PROMPTS, split="test"),
-            target=target_files,
-            targets=fill(paths.ACTIVATIONS, split="test", site=block.sites),
+            prompts=block.experiment.prompts(["test", *block.experiment.looked_up]),
+            target=block.experiment.recomputed_by,
+            activations=block.experiment.activations(["test", *block.experiment.looked_up], block.sites),
         output:
             fill(paths.MCMC, site=block.sites),
         log:

@@ -5,8 +5,8 @@
 use rule estimate_fcr as estimate_variants with:
     input:
         source=source("estimate_fcr"),
-        prompts=fill(paths.PROMPTS, split=["train", "test"]),
-        activations=fill(paths.ACTIVATIONS, split=["train", "test"]),
+        prompts=lambda w: of(w).prompts(["train", "test"]),
+        activations=lambda w: of(w).activations(["train", "test"], [w.site]),
         exact=paths.EXACT,
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).group(w.group), file="meta.json"),
         samples=lambda w: of(w).samples(of(w).group(w.group), w.site),
@@ -37,8 +37,8 @@ rule collect_study:
         cells=lambda w: of(w).at_sites_of(
             of(w).ablations, "results/{task}/{model}/study/cells/{site}.parquet"
         ),
-        prompts=fill(paths.PROMPTS, split="test"),
-        activations=lambda w: of(w).at_sites_of(of(w).ablations, paths.ACTIVATIONS, split="test"),
+        prompts=lambda w: of(w).prompts(["test"]),
+        activations=lambda w: of(w).activations(["test"], of(w).labels_of(of(w).ablations)),
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).ablations, file="meta.json"),
         samples=lambda w: of(w).samples(of(w).ablations),
     output:

@@ -133,8 +133,7 @@ def run_all(root: Path) -> None:
     for split in ("train", "test", "reference"):
         assert run(root, "make_prompts", "--split", split) == 0
     make_target(root)
-    for split in ("train", "test", "reference"):
-        assert run(root, "extract_activations", "--split", split) == 0
+    assert run(root, "extract_activations", "--split", "reference") == 0
     assert run(root, "train_backbone") == 0
     for variant in VARIANTS:
         assert run(root, "train_generator", "--variant", variant) == 0

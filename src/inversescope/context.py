@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,33 @@ def need(path: Path, rule: str) -> Path:
     if not path.exists():
         raise InputError(f"{path} does not exist", f"run the rule {rule} first")
     return path
+
+
+class Known:
+    """Activations of prompts that were run, by prompt.
+
+    Args:
+        parts: prompts (n,), each once or more, and their activations (n, ...).
+    """
+
+    def __init__(self, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self._parts = [(ids, np.argsort(ids, kind="stable"), z) for ids, z in parts]
+
+    def of(self, index: np.ndarray) -> np.ndarray:
+        """Activations (N, ...) of prompts (N,). Raises `InputError` if one was not run."""
+        first = self._parts[0][2]
+        found, left = np.empty((len(index), *first.shape[1:]), first.dtype), np.ones(len(index), bool)
+        for ids, order, z in self._parts:
+            row = order[np.minimum(np.searchsorted(ids, index, sorter=order), len(ids) - 1)]
+            here = left & (ids[row] == index)
+            found[here] = z[row[here]]
+            left &= ~here
+        if left.any():
+            raise InputError(
+                f"prompt {index[left.argmax()]} is not among those whose activations were extracted",
+                "rerun make_prompts for all splits, then extract_activations",
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -115,17 +143,38 @@ class Context:
 
         return read_table(need(self.prompts_path(split), "make_prompts"), columns)
 
+    def prompt_ids(self, split: str) -> np.ndarray:
+        """Which prompts a split holds, int64 (N,)."""
+        return self.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
+
     def activations_path(self, split: str, label: str) -> Path:
-        """Activations of a split at a site."""
+        """Activations of a split at a site, as `extract_activations` writes them."""
         return self.path(paths.ACTIVATIONS, split=split, site=label)
 
-    def activations(self, split: str, label: str) -> np.ndarray:
-        """Read activations (N, d), after checking that they belong to the prompts that are there now."""
+    def _extracted(self, split: str, label: str) -> np.ndarray:
         from inversescope.store import check_provenance, file_hash, read_activations
 
         path = need(self.activations_path(split, label), "extract_activations")
         z, meta = read_activations(path)
         check_provenance(meta, path, prompt_hash=file_hash(self.prompts_path(split)))
+        return z
+
+    def known(self, label: str, *splits: str) -> Known:
+        """Activations at a site of all prompts that were run for some splits."""
+        kept = dict.fromkeys(map(self.plan.kept_in, splits))
+        return Known([(self.prompt_ids(split), self._extracted(split, label)) for split in kept])
+
+    def activations(self, split: str, label: str) -> np.ndarray:
+        """Read activations (N, d), row i = prompt i of the split, after checking that they belong to the present prompts.
+
+        Of an enumerated prior, they are looked up among those of all its prompts. At position `any` a prompt has an activation
+        for each of its tokens, (N, P, d); a target prompt one of them, drawn at random.
+        """
+        selected = self.plan.kept_in(split) != split
+        z = self.known(label, split).of(self.prompt_ids(split)) if selected else self._extracted(split, label)
+        if split == "test" and self.site(label).position == "any":
+            rng = stream(self.config.seed, "extract_activations", label, 0)
+            z = z[np.arange(len(z)), rng.integers(z.shape[1], size=len(z))]
         return z
 
     @property
@@ -147,6 +196,6 @@ class Context:
 
     def cache_rows(self, variant: VariantConfig) -> np.ndarray:
         """Rows of the train split that a variant may use, in order."""
-        index = self.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()
+        index = self.prompt_ids("train")
         keep = np.ones(len(index), bool) if variant.cache_pairs == "all" else self.task.split_of(index) == 0
         return np.flatnonzero(keep)[: variant.cache_size]

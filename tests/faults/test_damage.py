@@ -33,12 +33,16 @@ KINDS: dict[str, tuple[Path, list[str], list[str]]] = {
         ["make_prompts", "--split", "test"],
     ),
     "activations": (
-        DATA / "activations/test/L0H0.safetensors",
+        DATA / "activations/reference/L0H0.safetensors",
         ["compute_exact", "--site", "L0H0"],
-        ["extract_activations", "--split", "test"],
+        ["extract_activations", "--split", "reference"],
     ),
-    "target weights": (DATA / "target/model.safetensors", ["extract_activations", "--split", "test"], []),
-    "target tokenizer": (DATA / "target/tokenizer.json", ["extract_activations", "--split", "test"], []),
+    "target weights": (
+        DATA / "target/model.safetensors",
+        ["extract_activations", "--split", "reference"],
+        [],
+    ),
+    "target tokenizer": (DATA / "target/tokenizer.json", ["extract_activations", "--split", "reference"], []),
     "backbone": (
         DATA / "checkpoints/backbone/model.safetensors",
         ["train_generator", "--variant", "told"],
@@ -147,7 +151,7 @@ def test_a_flipped_bit_is_refused_or_harmless(
 def test_nan_in_a_shard_is_not_taken_over(study: Path, copied: Copied) -> None:
     """A killed extraction left a shard, in which there is NaN now: it is made again."""
     root = copied()
-    folder = root / DATA / "activations/test"
+    folder = root / DATA / "activations/reference"
     shard = folder / "shards/000000000"
     for path in sorted(folder.glob("*.safetensors")):
         z, meta = read_activations(path)
@@ -156,8 +160,8 @@ def test_nan_in_a_shard_is_not_taken_over(study: Path, copied: Copied) -> None:
             bad[2, 0] = np.nan
         write_activations(shard / path.name, bad, meta)
         path.unlink()
-    assert run(root, "extract_activations", "--split", "test") == 0
-    for path in (study / DATA / "activations/test").glob("*.safetensors"):
+    assert run(root, "extract_activations", "--split", "reference") == 0
+    for path in (study / DATA / "activations/reference").glob("*.safetensors"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
     assert not shard.exists()
 
@@ -210,11 +214,11 @@ def test_a_stage_goes_on_once_there_is_room(disk: Path, study: Path, copied: Cop
     link.symlink_to(disk)
     (disk / "filling").write_bytes(b"x" * 240 * 1024)
     capsys.readouterr()
-    assert run(root, "extract_activations", "--split", "train") == 2
+    assert run(root, "extract_activations", "--split", "reference") == 2
     err = capsys.readouterr().err
     assert "cannot be written (No space left on device)" in err and "Traceback" not in err
     assert not [p for p in disk.rglob("*") if ".part" in p.name]
     (disk / "filling").unlink()
-    assert run(root, "extract_activations", "--split", "train") == 0
-    for path in (study / DATA / "activations/train").glob("*.safetensors"):
-        assert (disk / "train" / path.name).read_bytes() == path.read_bytes()
+    assert run(root, "extract_activations", "--split", "reference") == 0
+    for path in (study / DATA / "activations/reference").glob("*.safetensors"):
+        assert (disk / "reference" / path.name).read_bytes() == path.read_bytes()

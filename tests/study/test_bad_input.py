@@ -229,8 +229,13 @@ def test_too_many_names(empty: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("gone", "stage", "rule"),
     [
-        ("data/ioi/prompts/train.parquet", ["extract_activations", "--split", "train"], "make_prompts"),
-        (DATA / "target/target.json", ["extract_activations", "--split", "train"], "select_target"),
+        (
+            "data/ioi/prompts/reference.parquet",
+            ["extract_activations", "--split", "reference"],
+            "make_prompts",
+        ),
+        ("data/ioi/prompts/train.parquet", ["train_generator", "--variant", "paper"], "make_prompts"),
+        (DATA / "target/target.json", ["extract_activations", "--split", "reference"], "select_target"),
         (DATA / "target/target.json", ["train_backbone"], "select_target"),
         (
             DATA / "checkpoints/backbone/meta.json",
@@ -238,7 +243,7 @@ def test_too_many_names(empty: Path, capsys: Capture) -> None:
             "train_backbone",
         ),
         (
-            DATA / "activations/train/L0H0.safetensors",
+            DATA / "activations/reference/L0H0.safetensors",
             ["train_generator", "--variant", "paper"],
             "extract_activations",
         ),
@@ -247,7 +252,11 @@ def test_too_many_names(empty: Path, capsys: Capture) -> None:
             ["sample_prompts", "--variant", "told", "--site", "L0H0"],
             "train_generator",
         ),
-        (DATA / "activations/test/L0H0.safetensors", ["run_mcmc", "--site", "L0H0"], "extract_activations"),
+        (
+            DATA / "activations/reference/L0H0.safetensors",
+            ["run_mcmc", "--site", "L0H0"],
+            "extract_activations",
+        ),
         (
             DATA / "activations/reference/L0H0.safetensors",
             ["compute_exact", "--site", "L0H0"],
@@ -280,7 +289,7 @@ def test_missing_file_names_the_rule_that_makes_it(
 
 def test_activations_with_nan(copied: Copied, capsys: Capture) -> None:
     root = copied()
-    path = root / DATA / "activations/train/L1H1.safetensors"
+    path = root / DATA / "activations/reference/L1H1.safetensors"
     z, meta = read_activations(path)
     z = np.array(z)
     z[41, 2] = np.nan
@@ -317,38 +326,59 @@ def test_truncated_activations(copied: Copied, capsys: Capture, kept: int) -> No
 def test_truncated_shard_is_made_anew(copied: Copied, capsys: Capture) -> None:
     """A shard that a killed extraction left half-written is not trusted; the result is the same."""
     root = copied()
-    folder = root / DATA / "activations/test"
+    folder = root / DATA / "activations/reference"
     whole = (folder / "L0H0.safetensors").read_bytes()
     shard = folder / "shards/000000000"
     shard.mkdir(parents=True)
     for path in folder.glob("*.safetensors"):
         (shard / path.name).write_bytes(path.read_bytes()[:-5])
         path.unlink()
-    assert run(root, "extract_activations", "--split", "test") == 0
+    assert run(root, "extract_activations", "--split", "reference") == 0
     assert (folder / "L0H0.safetensors").read_bytes() == whole and not shard.exists()
 
 
 @pytest.mark.parametrize(
-    ("split", "stage"),
+    "stage",
     [
-        ("reference", ["compute_exact", "--site", "L0H0"]),
-        ("test", ["compute_exact", "--site", "L0H0"]),
-        ("train", ["train_generator", "--variant", "paper"]),
-        ("train", ["sample_prompts", "--variant", "paper", "--site", "L0H0"]),
-        ("train", ["estimate_fcr", "--variant", "paper", "--site", "L0H0"]),
+        ["compute_exact", "--site", "L0H0"],
+        ["train_generator", "--variant", "paper"],
+        ["sample_prompts", "--variant", "paper", "--site", "L0H0"],
+        ["run_mcmc", "--site", "L0H0"],
+        ["estimate_fcr", "--variant", "paper", "--site", "L0H0"],
     ],
 )
-def test_activations_of_other_prompts(copied: Copied, capsys: Capture, split: str, stage: list[str]) -> None:
+def test_activations_of_other_prompts(copied: Copied, capsys: Capture, stage: list[str]) -> None:
     root = copied()
-    path = root / f"data/ioi/prompts/{split}.parquet"
+    path = root / "data/ioi/prompts/reference.parquet"
     write_table(read_table(path).iloc[::-1], path)  # the same prompts in another order
     refused(
         capsys,
         root,
         *stage,
-        culprit=f"activations/{split}/L0H0.safetensors: prompt hash is",
+        culprit="activations/reference/L0H0.safetensors: prompt hash is",
         remedy="rerun the stage that writes it",
     )
+
+
+def test_prompts_that_were_not_run(copied: Copied, capsys: Capture) -> None:
+    """Part of the prior was extracted, as if all of it had been."""
+    root = copied()
+    path = root / "data/ioi/prompts/reference.parquet"
+    write_table(read_table(path).iloc[::2], path)
+    assert run(root, "extract_activations", "--split", "reference") == 0
+    for stage in (["compute_exact", "--site", "L0H0"], ["train_generator", "--variant", "paper"]):
+        refused(
+            capsys,
+            root,
+            *stage,
+            culprit="is not among those whose activations were extracted",
+            remedy="rerun make_prompts for all splits, then extract_activations",
+        )
+
+
+def test_a_split_of_an_enumerated_prior_is_not_extracted(copied: Copied, capsys: Capture) -> None:
+    stage = ["extract_activations", "--split", "train"]
+    refused(capsys, copied(), *stage, culprit="activations of split train", remedy="extract split reference")
 
 
 def test_truncated_checkpoints_and_tables(copied: Copied, capsys: Capture) -> None:
@@ -405,8 +435,7 @@ def test_tokenizer_that_was_changed_under_the_target(copied: Copied, capsys: Cap
     root = copied()
     other_tokenizer(root, vouched=False)
     for stage in (
-        ["extract_activations", "--split", "test"],
-        ["run_mcmc", "--site", "L0H0"],
+        ["extract_activations", "--split", "reference"],
         ["sample_prompts", "--variant", "paper", "--site", "L0H0"],
     ):
         culprit = "target/tokenizer.json is not the file that"

@@ -123,7 +123,7 @@ def run_all(root: Path) -> None:
     for stage in ("train_target", "score_target"):
         assert run(root, stage, "--candidate", "s0") == 0
     assert run(root, "select_target") == 0
-    for split in ("train", "test", "reference", "val"):
+    for split in ("test", "reference", "val"):
         assert run(root, "extract_activations", "--split", split) == 0
     assert run(root, "train_backbone") == 0
     for variant in ("paper", "default"):
@@ -214,7 +214,7 @@ def test_autoencoders_read_all_positions_but_the_first(study: Path) -> None:
     z, _ = read_activations(folder / "positions/ravel/L1.resid_post.safetensors")
     assert len(z) == sum(len(i) - 1 for i in ids)
     # The last positions are among them, bit for bit; the first ones (all prompts that begin alike share one) are not.
-    last, _ = read_activations(folder / "activations/train/L1.resid_post.safetensors")
+    last, _ = read_activations(folder / "activations/reference/L1.resid_post.safetensors")
     rows = {row.tobytes() for row in np.asarray(z)}
     assert sum(row.tobytes() in rows for row in np.asarray(last)) > 0.9 * len(last)
     log = read_table(study / f"results/ravel/{MODEL}/sae/L0.resid_post.csv")

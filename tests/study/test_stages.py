@@ -22,6 +22,7 @@ from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import effective_sample_size
 from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.log_q import log_q
+from inversescope.sampling.recompute import Computed, activations_of
 from inversescope.sites import Site
 from inversescope.store import read_table
 from inversescope.targets.models import load_target
@@ -69,6 +70,16 @@ def test_rows_of_activations_are_prompts(study: Path) -> None:
         for label in SITES:
             z = capture(target, encode(target.tokenizer, texts), [Site.parse(label)])[label]
             np.testing.assert_allclose(c.activations(split, label), z, atol=1e-5)
+
+
+def test_what_is_looked_up_is_what_the_target_computes(study: Path) -> None:
+    c = context(study)
+    sites = [Site.parse(label) for label in SITES]
+    index = np.random.default_rng(0).integers(0, c.task.size, 50)
+    looked_up = activations_of(c)(sites)
+    computed = Computed(c.task, load_target(c.target_dir), sites)
+    for site in sites:
+        np.testing.assert_allclose(looked_up(index, site), computed(index, site), atol=1e-5)
 
 
 # Candidates

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import BASE, MODEL, SITES
 
 from inversescope.config import Config, merge, parse_config
 from inversescope.errors import InputError
+from inversescope.tasks import TASKS, get_task
 from inversescope.workflow import paths
 from inversescope.workflow.paths import fill
-from inversescope.workflow.plan import SITES_PER_JOB, ExperimentPlan, Plan, blocks, one_of
+from inversescope.workflow.plan import OUTSIDE, SITES_PER_JOB, ExperimentPlan, Plan, blocks, one_of
 from inversescope.workflow.stages import STAGES
 from inversescope.workflow.used import used, value
 
@@ -115,6 +118,26 @@ def test_files_of_an_experiment() -> None:
     quantised = planned({"models": {MODEL: LARGE | {"file": "x.gguf"}}})
     assert quantised.weights == [f"data/models/{MODEL}/{file}" for file in paths.TARGET_FILES]
     assert quantised.target_files == [described, *quantised.weights]
+
+
+def test_an_enumerated_prior_is_run_once() -> None:
+    plan = planned()
+    assert plan.extracted == ["reference"]
+    assert plan.activations(["train", "test", "reference"], ["L0H0"]) == [
+        f"data/ioi/{MODEL}/activations/reference/L0H0.safetensors"
+    ]
+    assert plan.prompts(["train"]) == ["data/ioi/prompts/train.parquet", "data/ioi/prompts/reference.parquet"]
+    drawn = planned({"experiments": {"ioi": {"n_reference": 40}}})
+    assert drawn.extracted == ["train", "test", "reference"] and not drawn.looked_up
+    assert drawn.prompts(["train"]) == ["data/ioi/prompts/train.parquet"]
+    assert len(drawn.activations(["train", "test"], ["L0H0", "L1H1"])) == 4
+
+
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"text"}))
+def test_the_plan_knows_whose_splits_are_outside_of_the_prior(name: str) -> None:
+    task = get_task(name, parse_config({}), Path())
+    outside = {s for s in task.splits if not task.in_prior(task.sample(1, s, np.random.default_rng(0))).all()}
+    assert outside == set(OUTSIDE.get(name, ()))
 
 
 def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:

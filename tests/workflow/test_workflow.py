@@ -96,7 +96,8 @@ def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks
         "counting": CASE,
         "addition": {**CASE, "trace_answers": 1, "plot_answers": 1},
         "ravel": {
-            "extract_activations": 1,
+            # Its targets are no prompts of the prior.
+            "extract_activations": 2 if experiment.n_reference == "all" else 1,
             "collect_positions": n_blocks,
             "train_sae": n_blocks,
             "classify_attributes": n_sites,
@@ -130,6 +131,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
     """Jobs of one experiment."""
     model = config.models[experiment.model]
     trained = model.source == "trained"
+    enumerated = experiment.n_reference == "all"
     if trained:
         shape = next(iter(model.candidates.values())).shape
         n_layers, n_heads = shape.n_layers, shape.n_heads
@@ -143,7 +145,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
     ]
     size = 1 if model.is_large else 10
     counts = Counter(
-        extract_activations=3,
+        extract_activations=1 if enumerated else 3,
         train_backbone=1,
         train_generator=len(config.studied_variants),
         sample_prompts=sum(-(-n // size) for n in n_read),
@@ -155,7 +157,8 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
     counts.update(further(experiment, config, n_sites, -(-n_sites // size)))
     if not config.studied_variants:
         # A control, shown beside another model: exact values and patching alone.
-        counts = Counter(extract_activations=2, compute_exact=n_sites, patch_task_vectors=1)
+        extracted = 1 if enumerated else 2
+        counts = Counter(extract_activations=extracted, compute_exact=n_sites, patch_task_vectors=1)
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
@@ -303,10 +306,9 @@ EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
     ),
     "the number of targets": (
         {"experiments": {"ioi": {"n_test": 7}}},
-        {"train_target", "train_backbone", "train_generator"},
+        {"train_target", "train_backbone", "train_generator", "extract_activations"},
         {
             "make_prompts",
-            "extract_activations",
             "compute_exact",
             "sample_prompts",
             "run_mcmc",
@@ -330,7 +332,7 @@ def test_an_edit_reruns_what_depends_on_it(finished: Path, config: Config, edit:
     if edit == "one variant":
         assert found["train_generator"] == len({"default"})
     if edit == "the number of targets":
-        assert found["make_prompts"] == found["extract_activations"] == 1
+        assert found["make_prompts"] == 1
 
 
 def test_an_edit_of_a_base_reruns_it_and_its_descendants_alone(everything: Path, config: Config) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from inversescope import __version__
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.progress import Progress
 from inversescope.store import file_hash, read_activations, write_activations
-from inversescope.streams import stream
 
 SHARD = 65_536  # prompts a shard: what a killed run repeats at most
 
@@ -21,13 +18,22 @@ def extract_activations(context: Context, split: str) -> None:
     """Write data/{task}/{model}/activations/{split}/{site}.safetensors for every site of the experiment.
 
     Works shard by shard and keeps finished shards, so that a killed run goes on where it was; per-site files are put together
-    at the end, one site at a time. Distances to prompts are compared by row: row i belongs to prompt i of the split. At position
-    `any` a prompt has an activation for each of its tokens, a target prompt one of them, drawn at random.
+    at the end, one site at a time. Row i belongs to prompt i of the split; at position `any` a prompt has an activation for each
+    of its tokens.
+
+    Raises:
+        InputError: the split is a selection of an enumerated prior, whose activations are those of another split.
     """
     from inversescope.activations.positions import capture_prompts
     from inversescope.targets.models import load_target
 
-    index = context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
+    kept = context.plan.kept_in(split)
+    if kept != split:
+        raise InputError(
+            f"activations of split {split} are looked up among those of {kept}, which is all of the prior",
+            f"extract split {kept}",
+        )
+    index = context.prompt_ids(split)
     target = load_target(context.made_target())
     sites = context.plan.sites
     size = len(index)
@@ -58,12 +64,7 @@ def extract_activations(context: Context, split: str) -> None:
         rows = index[low : low + SHARD]
         captured = capture_prompts(context.task, target, rows, sites, progress=heard)
         for site in sites:
-            z = captured[site.label]
-            if split == "test" and site.position == "any":
-                # What is asked about is one activation: of a token of the prompt, drawn at random.
-                rng = stream(context.config.seed, "extract_activations", site.label, low)
-                z = z[np.arange(len(z)), rng.integers(z.shape[1], size=len(z))]
-            write_activations(paths[site.label], z, {**meta, "site": str(site)})
+            write_activations(paths[site.label], captured[site.label], {**meta, "site": str(site)})
     for site in sites:
         parts = [read_activations(shards / f"{low:09d}" / f"{site.label}.safetensors")[0] for low in starts]
         write_activations(context.activations_path(split, site.label), parts, {**meta, "site": str(site)})

@@ -149,7 +149,7 @@ def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast)
     everything = variant.cache_pairs == "all"
     prior = None
     if not task.uniform:
-        index = context.prompts("train", columns=["prompt_id"])["prompt_id"].to_numpy()[rows]
+        index = context.prompt_ids("train")[rows]
         prior = np.exp(task.log_prior(index, None if everything else "train"))
     # The first rows of a file stay there, mapped; others are copied.
     cached = slice(len(rows)) if np.array_equal(rows, np.arange(len(rows))) else rows

@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from inversescope.activations.positions import capture_prompts
+from inversescope.context import Context
 from inversescope.kernel.distances import distance_of
 from inversescope.sites import Site
-from inversescope.targets.models import Target
+from inversescope.targets.models import Target, load_target
 from inversescope.tasks.base import Task
+
+#: Prompts of the prior (n,), a site -> activations (n, d), at position `any` (n, P, d).
+Activations = Callable[[np.ndarray, Site], np.ndarray]
+
+
+class Computed:
+    """Activations at sites as the target computes them: each distinct prompt is run once, up to the last site's layer."""
+
+    def __init__(self, task: Task, target: Target, sites: Sequence[Site]) -> None:
+        self.task, self.target, self.sites = task, target, sites
+        self.known: dict[int, int] = {}
+        self.rows: dict[Site, np.ndarray] = {}
+
+    def __call__(self, index: np.ndarray, site: Site) -> np.ndarray:
+        """Activations (n, d), at position `any` (n, P, d), of prompts of the prior at a site."""
+        new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
+        if new.size:
+            captured = capture_prompts(self.task, self.target, new, self.sites)
+            numbers = range(len(self.known), len(self.known) + len(new))
+            self.known.update(zip(new.tolist(), numbers, strict=True))
+            for one in self.sites:
+                known = [self.rows[one]] if one in self.rows else []
+                self.rows[one] = np.concatenate([*known, captured[one.label]])
+        return self.rows[site][[self.known[i] for i in index.tolist()]]
+
+
+def activations_of(context: Context) -> Callable[[Sequence[Site]], Activations]:
+    """What tells activations of prompts at given sites: files where the prior is enumerated, or else the target, loaded here."""
+    if context.plan.is_enumerated:
+
+        def looked_up(sites: Sequence[Site]) -> Activations:
+            known = {site: context.known(site.label, *context.plan.looked_up) for site in sites}
+            return lambda index, site: known[site].of(index)
+
+        return looked_up
+    target = load_target(context.made_target())
+    return lambda sites: Computed(context.task, target, sites)
 
 
 class Recomputer:
-    """Distances of prompts to target activations at sites; each distinct prompt is run once, up to the last site's layer.
+    """Distances of prompts to target activations at sites.
 
     Args:
+        activations: tells those of prompts.
         z: site -> (targets, d), what distances are taken to.
         distance: its name.
     """
 
-    def __init__(self, task: Task, target: Target, z: dict[Site, np.ndarray], distance: str) -> None:
-        self.task, self.target, self.z, self.distance = task, target, z, distance_of(distance)
-        self.known: dict[int, int] = {}
-        self.rows: dict[Site, np.ndarray] = {}
-
-    def activations(self, index: np.ndarray, site: Site) -> np.ndarray:
-        """Activations (n, d), at position `any` (n, P, d), of prompts of the prior at a site."""
-        new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
-        if new.size:
-            captured = capture_prompts(self.task, self.target, new, list(self.z))
-            numbers = range(len(self.known), len(self.known) + len(new))
-            self.known.update(zip(new.tolist(), numbers, strict=True))
-            for one in self.z:
-                known = [self.rows[one]] if one in self.rows else []
-                self.rows[one] = np.concatenate([*known, captured[one.label]])
-        return self.rows[site][[self.known[i] for i in index.tolist()]]
+    def __init__(self, activations: Activations, z: dict[Site, np.ndarray], distance: str) -> None:
+        self.activations, self.z, self.distance = activations, z, distance_of(distance)
 
     def distances(self, index: np.ndarray, owner: np.ndarray, site: Site) -> np.ndarray:
         """Distance (n,) of prompt `index` (n,), -1 = not in the prior, to the activation of target `owner` (n,); NaN for -1."""

@@ -14,10 +14,9 @@ from inversescope.generator.build import backbone_tokenizer, cached_prompts, loa
 from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.candidates import LOG_Q, Pool, Sampler, candidates
 from inversescope.sampling.mcmc import run_chains
-from inversescope.sampling.recompute import Recomputer
+from inversescope.sampling.recompute import Recomputer, activations_of
 from inversescope.store import write_json, write_table
 from inversescope.streams import stream
-from inversescope.targets.models import load_target
 from inversescope.targets.tokenizers import tokenizer_hash
 from inversescope.workflow import paths
 
@@ -29,7 +28,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
     {site}.cache.parquet (log q of the cached neighbours of sparse targets, for the combined estimator).
     """
     config = context.config
-    target = load_target(context.made_target())
+    activations = activations_of(context)
     tokenizer = backbone_tokenizer(context)
     models = {name: load_generator(context, generator, name) for name in variants}
     for name, (_, meta) in models.items():
@@ -42,7 +41,7 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
     for label in sites:
         site, z = context.site(label), np.array(context.activations("test", label))
         z_train = context.activations("train", label)
-        recomputer = Recomputer(context.task, target, {site: z}, config.kernel.distance)
+        recomputer = Recomputer(activations([site]), {site: z}, config.kernel.distance)
         pools: dict[bytes, Pool] = {}
         for name, (model, _) in models.items():
             if label not in model.shape.sites:
@@ -90,10 +89,9 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     config, kernel = context.config, context.config.kernel
     if not context.plan.has_chains:
         raise InputError("chains of 0 evaluations are not run", "set fcr.mcmc_evaluations")
-    target = load_target(context.made_target())
-    seeds = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
+    seeds = context.prompt_ids("test")
     z = {context.site(label): np.array(context.activations("test", label)) for label in sites}
-    recomputer = Recomputer(context.task, target, z, kernel.distance)
+    recomputer = Recomputer(activations_of(context)(list(z)), z, kernel.distance)
     rngs = {site: stream(config.seed, "run_mcmc", site.label) for site in z}
     steps = config.scaled(config.fcr.mcmc_evaluations)
     chains = run_chains(context.task, recomputer, seeds, rngs, kernel.epsilon, kernel.kind, steps)

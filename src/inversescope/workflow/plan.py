@@ -22,6 +22,8 @@ from inversescope.workflow.paths import fill
 SITES_PER_JOB = 10
 #: Tasks whose answers are several tokens.
 SPELLED = ("addition",)
+#: Splits whose prompts are not in the task's prior.
+OUTSIDE = {"ravel": ("test", "val")}
 #: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
 OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "ioi": {"figures": ("plot_figures",)},
@@ -163,6 +165,38 @@ class ExperimentPlan:
         """
         return [self.task, "general"] if self.target.source == "trained" else [self.task]
 
+    # ---------------------------------------------------------------------------------------------------------- splits
+    @property
+    def is_enumerated(self) -> bool:
+        """Whether the reference split is all of the prior: its prompts are run once, and everything else looks them up."""
+        return self.settings.n_reference == "all"
+
+    def kept_in(self, split: str) -> str:
+        """The split whose files hold a split's activations: of an enumerated prior `reference`, of which it is a selection."""
+        selected = self.is_enumerated and split not in OUTSIDE.get(self.task, ())
+        return "reference" if selected else split
+
+    @property
+    def looked_up(self) -> list[str]:
+        """Splits among which activations of candidates are looked up; none where the target computes them."""
+        return ["reference", "test"] if self.is_enumerated else []
+
+    @property
+    def extracted(self) -> list[str]:
+        """Splits that the target is run on."""
+        splits = ["train"] * bool(self.variants) + ["test", "reference"] + ["val"] * bool(self.settings.n_val)
+        return list(dict.fromkeys(map(self.kept_in, splits)))
+
+    def prompts(self, splits: Iterable[str]) -> list[str]:
+        """Prompts of splits, and of those whose files hold their activations."""
+        named = list(splits)
+        return self.files(paths.PROMPTS, split=list(dict.fromkeys([*named, *map(self.kept_in, named)])))
+
+    def activations(self, splits: Iterable[str], labels: Iterable[str]) -> list[str]:
+        """Files that hold the activations of splits at sites."""
+        kept = list(dict.fromkeys(map(self.kept_in, splits)))
+        return self.files(paths.ACTIVATIONS, split=kept, site=list(labels))
+
     # ----------------------------------------------------------------------------------------------------------- files
     @property
     def weights(self) -> list[str]:
@@ -174,6 +208,11 @@ class ExperimentPlan:
         """Files of the target model that is read: of one from elsewhere its description, and its weights if they are here."""
         own = ["target.json"] if self.target.is_fetched else paths.TARGET_FILES
         return self.files(paths.TARGET, file=own) + self.weights
+
+    @property
+    def recomputed_by(self) -> list[str]:
+        """Files of the target that computes activations of candidates; none where they are looked up."""
+        return [] if self.is_enumerated else self.target_files
 
     def files(self, pattern: str, **values: str | Sequence[str]) -> list[str]:
         """Files of this experiment, one for each combination of some values."""
@@ -226,10 +265,9 @@ class ExperimentPlan:
         def made_by(*rules: str) -> list[str]:
             return [file for rule in rules for pattern in outputs_of(rule) for file in self.files(pattern)]
 
-        splits = ["train"] * bool(self.variants) + ["test", "reference"] + ["val"] * bool(self.settings.n_val)
         parts = {
             "targets": self.target_files,
-            "activations": self.at_sites(paths.ACTIVATIONS, split=splits),
+            "activations": self.activations(self.extracted, self.labels),
             "exact": self.at_sites(paths.EXACT),
         }
         if self.task == "ioi":

@@ -109,7 +109,7 @@ def _prompts(context: Context, n: int, rng: np.random.Generator) -> tuple[np.nda
     """Prompts of the prior that the target was not trained on, so that what it does is no memory; and a pool of the reference."""
     task = context.task
     drawn = task.sample(min(n, task.split_size("test")), "test", rng)
-    pool = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
+    pool = context.prompt_ids("reference")
     return drawn, rng.permutation(pool)[:POOL]
 
 

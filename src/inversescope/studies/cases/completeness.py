@@ -83,7 +83,7 @@ def _members(context: Context, label: str) -> pd.DataFrame:
         target_id, prompt_id, distance, inside, log_posterior.
     """
     kernel, rng = context.config.kernel, stream(context.config.seed, "check_completeness", label)
-    reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
+    reference = context.prompt_ids("reference")
     z, keys = (np.array(context.activations(split, label)) for split in ("test", "reference"))
     metric, radius = distance_of(kernel.distance), support_radius(kernel.epsilon, kernel.kind)
     d = metric.between(metric.prepare(z[:TARGETS]), metric.prepare(keys))

@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inversescope.activations.positions import capture_prompts
 from inversescope.context import Context, echo, need
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.kernel.distances import Distance, distance_of
+from inversescope.sampling.recompute import Activations, activations_of
 from inversescope.sites import Site
 from inversescope.store import read_table, write_table
-from inversescope.targets.models import Target, load_target
 
 #: Name -> distance of `kernel` on activations; `standardised` divides each dimension by its standard deviation beforehand.
 DISTANCES = {"cosine": "cosine", "normalised_euclidean": "normalised_euclidean", "standardised": "euclidean"}
@@ -33,11 +32,8 @@ def compare_distances(context: Context) -> None:
     refusal_{variant} of the raw candidates, judged anew.
     """
     task, config = context.task, context.config
-    target = load_target(context.made_target())
-    test, reference = (
-        context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
-        for split in ("test", "reference")
-    )
+    activations = activations_of(context)
+    test, reference = context.prompt_ids("test"), context.prompt_ids("reference")
     own, labels = task.features_of(test), task.features_of(reference)
     # Reference prompts (targets, prompts) with the target's label.
     same = {name: labels[name][None] == own[name][:, None] for name in config.fcr.features}
@@ -46,7 +42,7 @@ def compare_distances(context: Context) -> None:
     for site in context.plan.sites:
         if site.position == "any":
             continue
-        space = Space(context, target, site)
+        space = Space(context, activations([site]), site)
         first = np.zeros((0, 0), bool)  # balls of the configured distance
         for name in names:
             d = space.distances(name)
@@ -69,7 +65,7 @@ class Space:
     """Activations of a site, and the candidates that generators drew for its targets."""
 
     context: Context
-    target: Target
+    activations: Activations
     site: Site
 
     @cached_property
@@ -120,7 +116,7 @@ class Space:
         # Of generators none of whose candidates are prompts there is nothing to read.
         z = np.empty((0, *self.queries.shape[1:]), np.float32)
         if len(index):
-            z = capture_prompts(self.context.task, self.target, index, [self.site])[self.site.label]
+            z = self.activations(index, self.site)
         return index, z
 
     def refusals(self, name: str, epsilon: float) -> dict[str, float]:

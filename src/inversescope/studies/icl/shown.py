@@ -164,7 +164,7 @@ def refused_candidates(study: IclStudy) -> pd.DataFrame:
         it that are refused for their distance.
     """
     context, task = study.context, study.context.task
-    own = task.features_of(context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy())
+    own = task.features_of(context.prompt_ids("test"))
     rows = []
     for variant in study.config.studied_variants:
         for site in context.plan.sites_of(variant):

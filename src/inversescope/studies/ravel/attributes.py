@@ -37,7 +37,7 @@ def classify_attributes(context: Context, site: str) -> None:
     and results/{task}/{model}/bandwidth/{site}.csv: what the exact posterior reads from validation prompts by bandwidth.
     """
     task, config, reading = context.task, context.config, Reading(context, site)
-    test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
+    test = context.prompt_ids("test")
     group = np.where(task.counted(test), *GROUPS)
     said = dict(_without_activation(reading))
     said["exact"] = reading.posterior("test", config.kernel.epsilon)

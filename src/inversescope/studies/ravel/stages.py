@@ -240,5 +240,5 @@ def _quality(context: Context, model: JumpReLU, label: str, sample: np.ndarray) 
 
 def labels_of(context: Context, split: str) -> np.ndarray:
     """Attribute codes of a split's prompts."""
-    index = context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy()
+    index = context.prompt_ids(split)
     return context.task.features_of(index)["attribute"]
