@@ -126,9 +126,9 @@ test-slurm: setup ## The small study through a SLURM of its own (installs Debian
 	$(call say,SLURM: a cluster of one node on the loopback interface)
 	OMP_NUM_THREADS=1 pytest -q -m slurm --durations=5 tests/workflow/test_slurm.py
 
-test-faults: setup ## Killed, damaged and starved runs of all studies
+test-faults: setup ## Killed, damaged and starved runs of all studies; the paper's model in full depth
 	$(call say,Faults)
-	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults
+	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults tests/study/test_paper_shape.py
 
 format: setup ## Rewrite sources in the project's format
 	ruff check --fix .

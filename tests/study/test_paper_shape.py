@@ -1,8 +1,8 @@
-"""Each stage of the paper's configuration on a randomly initialised model of GPT-2 small's full shape, with few prompts.
+"""Each stage of the paper's configuration on a randomly initialised model of GPT-2 small's shape, with few prompts.
 
-Every width, depth and vocabulary is the paper's (config/paper.yaml), so that what does not fit or does not finish at that
-size shows here; only numbers of prompts, sites, steps and draws are small. `pytest -s` prints each stage's seconds and the
-process's peak memory.
+Every width and vocabulary is the paper's (config/paper.yaml), so that what does not fit or does not finish at that size shows
+here; only numbers of prompts, sites, steps and draws are small. `make test` takes three layers, which needs a third of the memory
+and time; `make test-faults` all twelve. `pytest -s` prints each stage's seconds and the process's peak memory.
 """
 
 from __future__ import annotations
@@ -33,23 +33,18 @@ from inversescope.targets.models import build_model, save_trained
 from inversescope.tasks import Task, get_task
 
 CONFIG = Path(__file__).parents[2] / "config"
-GPT2_SMALL = ArchitectureConfig(n_layers=12, n_heads=12, d_model=768, n_positions=1024)
 VOCABULARY = 50257
-SITES = {"L1H3": 64, "L8H10": 64, "L4.resid_post": 768}
-#: Each variant is trained and read at some of them.
-VARIANTS = {"paper": ["L8H10", "L4.resid_post"], "default": ["L1H3"]}
+VARIANTS = ("paper", "default")
 N_TRAIN, N_TEST, N_REFERENCE, DRAWS, STEPS = 64, 4, 256, 2, 2
-#: What is made small, laid over the paper's configuration.
+#: What is made small, laid over the paper's configuration; sites depend on the depth.
 SMALL: dict[str, Any] = {
     "experiments": {
         "ioi": {
-            "sites": list(SITES),
             "n_train": N_TRAIN,
             "n_test": N_TEST,
             "n_reference": N_REFERENCE,
             "variants": list(VARIANTS),
             "studies": [],
-            "settings": {"variants": {name: {"sites": sites} for name, sites in VARIANTS.items()}},
         }
     },
     "kernel": {"epsilons": [0.1]},
@@ -76,6 +71,10 @@ class Study:
     """A study of which every stage has run, and the processor seconds of each stage."""
 
     context: Context
+    depth: int
+    #: Label -> width of the activation, of each site; variant -> sites at which it is trained and read.
+    sites: dict[str, int]
+    read: dict[str, list[str]]
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, stage: str, **options: object) -> None:
@@ -111,29 +110,36 @@ def byte_level_tokenizer(task: Task) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+def config_of(depth: int, read: dict[str, list[str]], local: str) -> Config:
     """The paper's configuration with few prompts, and its model from a local directory."""
     paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
     values = merge(default_values(paper), SMALL)
-    local = str(tmp_path_factory.mktemp("gpt2"))
-    values["models"]["gpt2"] |= {"source": "local", "path": local, "revision": None}
+    values["experiments"]["ioi"] |= {
+        "sites": [site for sites in read.values() for site in sites],
+        "settings": {"variants": {name: {"sites": sites} for name, sites in read.items()}},
+    }
+    values["models"]["gpt2"] |= {"source": "local", "path": local, "revision": None, "n_layers": depth}
     values["backbone"] |= {"init": "local", "path": local, "revision": None}
     return parse_config(values).of("ioi", "gpt2")
 
 
-@pytest.fixture(scope="module")
-def study(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    """Run every stage, one thread."""
+@pytest.fixture(scope="module", params=[3, pytest.param(12, marks=pytest.mark.faults)])
+def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """Run every stage at a depth, one thread."""
+    depth = request.param
+    middle, last, first = f"L{depth // 2}.resid_post", f"L{depth - 1}H10", "L1H3"
+    read = {"paper": [last, middle], "default": [first]}
+    config = config_of(depth, read, str(tmp_path_factory.mktemp("gpt2")))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("paper")
-    model = build_model(GPT2_SMALL, VOCABULARY, 0, initializer_range=0.02)
+    shape = ArchitectureConfig(n_layers=depth, n_heads=12, d_model=768, n_positions=1024)
+    model = build_model(shape, VOCABULARY, 0, initializer_range=0.02)
     save_trained(
         config.models["gpt2"].path or "", model, byte_level_tokenizer(get_task("ioi", config)), "gpt2"
     )
     del model
-    study = Study(Context(root, config, "ioi", "gpt2"))
+    study = Study(Context(root, config, "ioi", "gpt2"), depth, {last: 64, middle: 768, first: 64}, read)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prior, "GATE_SAMPLES", 4)
         # Gigabytes are written that need not outlive a power cut.
@@ -146,11 +152,12 @@ def study(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Study:
         study.run("train_backbone")
         for variant in VARIANTS:
             study.run("train_generator", generator="inversescope", variant=variant)
-        for site in SITES:
+        for site in study.sites:
             study.run("compute_exact", site=site)
-        study.run("sample_prompts", generator="inversescope", variants=list(VARIANTS), sites=list(SITES))
-        study.run("run_mcmc", sites=list(SITES))
-        for site in SITES:
+        everywhere = list(study.sites)
+        study.run("sample_prompts", generator="inversescope", variants=list(VARIANTS), sites=everywhere)
+        study.run("run_mcmc", sites=everywhere)
+        for site in study.sites:
             study.run("estimate_fcr", variants=list(VARIANTS), site=site, out="")
         study.run("collect_tables")
     torch.set_num_threads(threads)
@@ -164,12 +171,12 @@ def test_time_and_memory(study: Study) -> None:
 
 def test_prior_is_the_papers(study: Study) -> None:
     assert study.context.task.size == 3_035_136
-    assert study.context.plan.shape == (12, 12)
+    assert study.context.plan.shape == (study.depth, 12)
 
 
 @pytest.mark.parametrize("split,rows", [("train", N_TRAIN), ("test", N_TEST), ("reference", N_REFERENCE)])
 def test_activations(study: Study, split: str, rows: int) -> None:
-    for label, width in SITES.items():
+    for label, width in study.sites.items():
         z, _ = read_activations(study.context.activations_path(split, label))
         assert z.shape == (rows, width) and z.dtype == np.float32
         assert np.isfinite(z).all() and len(np.unique(z, axis=0)) > rows // 2
@@ -177,7 +184,7 @@ def test_activations(study: Study, split: str, rows: int) -> None:
 
 def test_backbone_is_gpt2_small(study: Study) -> None:
     shape = read_json(study.context.backbone_dir / "meta.json")["shape"]
-    assert (shape["vocab_size"], shape["n_layers"], shape["d_model"]) == (VOCABULARY, 12, 768)
+    assert (shape["vocab_size"], shape["n_layers"], shape["d_model"]) == (VOCABULARY, study.depth, 768)
     log = read_table(study.context.results / "training" / "backbone.csv")
     assert log["step"].iloc[-1] == STEPS and np.isfinite(log["loss"]).all()
 
@@ -190,10 +197,11 @@ def test_generators(study: Study, variant: str) -> None:
     n_heads = 32 if variant == "paper" else 4
     assert (shape["n_heads"], shape["d_head"], shape["d_condition"]) == (n_heads, 64, 768)
     # The control layers: queries, keys, values with biases, and the norm before the queries.
-    control = 12 * (2 * n_heads * 64 * 769 + n_heads * 768 * 769 + 2 * 768)
-    assert meta["n_parameters"] > 124_000_000 + control
+    control = study.depth * (2 * n_heads * 64 * 769 + n_heads * 768 * 769 + 2 * 768)
+    blocks = study.depth * 12 * 768**2
+    assert meta["n_parameters"] > VOCABULARY * 768 + blocks + control
     assert shape["sites"] == {
-        label: 768 if variant == "paper" else SITES[label] for label in VARIANTS[variant]
+        label: 768 if variant == "paper" else study.sites[label] for label in study.read[variant]
     }
     log = read_table(context.training_log("inversescope", variant))
     assert log["step"].iloc[-1] == STEPS and np.isfinite(log["loss"]).all()
@@ -201,7 +209,7 @@ def test_generators(study: Study, variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_candidates(study: Study, variant: str) -> None:
-    for label in VARIANTS[variant]:
+    for label in study.read[variant]:
         frame = read_table(study.context.samples_path("inversescope", variant, label))
         counts = frame.groupby(["decoding", "epsilon"], observed=True).size()
         assert set(frame["decoding"]) == {"plain", "mixed"} and (counts == N_TEST * DRAWS).all()
@@ -212,7 +220,7 @@ def test_candidates(study: Study, variant: str) -> None:
 
 def test_tables(study: Study) -> None:
     fcr = read_table(study.context.results / "fcr.csv")
-    assert set(fcr["site"]) == set(SITES)
+    assert set(fcr["site"]) == set(study.sites)
     assert {"exact", "cache", "mcmc", "combined"} <= set(fcr["estimator"])
     exact = fcr.loc[fcr["estimator"] == "exact", "fcr"].dropna()
     assert len(exact) and exact.between(0, 1).all()
