@@ -238,19 +238,17 @@ def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
     assert named - on_cpu <= reading_a_model, "list what needs no GPU in profiles/slurm/config.yaml"
 
 
-def test_a_training_with_several_gpus_has_a_process_each(workflow: Path) -> None:
-    wanted = [
-        "--dry-run",
-        "--printshellcmds",
-        "--set-resources",
-        "train_generator:gpu=4",
-        "--configfile",
-        *FILES,
-    ]
-    shell = snakemake(workflow, *wanted, "--", "generators")
+def test_commands_of_jobs(workflow: Path) -> None:
+    """A training with several GPUs has a process each, and all jobs are told the configuration's files in their order."""
+    more = ["--dry-run", "--printshellcmds", "--set-resources", "train_generator:gpu=4"]
+    options = [*layer(workflow, {"seed": 3}, "told")[:-1], FILES[-1], "told.yaml"]
+    shell = snakemake(workflow, *more, *options, "--", "generators")
     several = r"accelerate launch .*--num_processes 4 .*--no_python inversescope train_generator "
     assert len(re.findall(several, shell)) == shell.count("accelerate launch") == len({"paper", "default"})
     assert "inversescope train_backbone " in shell, "which has one GPU, hence no launcher"
+    told = " ".join(f"--config {file}" for file in (*FILES, "told.yaml"))
+    commands = re.findall(r"^.*\binversescope \w+ --.*$", shell, flags=re.M)
+    assert len(commands) > 9 and all(told in " ".join(command.split()) for command in commands)
 
 
 def test_where_a_job_runs_does_not_make_it_stale(everything: Path) -> None:
@@ -258,22 +256,14 @@ def test_where_a_job_runs_does_not_make_it_stale(everything: Path) -> None:
     assert "Nothing to be done" in snakemake(everything, "--dry-run", *more, "--", *STUDY_TARGETS)
 
 
-@pytest.mark.parametrize("config_file", sorted(p.name for p in (ROOT / "config" / "test").glob("*.yaml")))
-def test_small_configurations_are_whole(workflow: Path, config_file: str) -> None:
-    files = ["config/config.yaml", f"config/test/{config_file}"]
+def test_the_small_configuration_of_all_tasks_is_whole(workflow: Path) -> None:
+    """That of one task alone is run in test_end_to_end.py."""
+    files = [FILES[0], "config/test/smallest_tasks.yaml"]
     found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
     shown = {e.task for e in load_config([ROOT / file for file in files]).experiments.values() if e.variants}
     assert found["plot_figures"] == found["make_report"] == int("ioi" in shown)
     assert found["plot_ravel"] == int("ravel" in shown)
     assert found["make_studies"] == bool(shown - {"ioi"})
-
-
-def test_jobs_are_told_the_same_files(workflow: Path) -> None:
-    options = layer(workflow, {"seed": 3}, "told")
-    shell = snakemake(
-        workflow, "--dry-run", "--printshellcmds", *options, "--", "data/ioi/prompts/test.parquet"
-    )
-    assert "--config config/config.yaml --config told.yaml" in " ".join(shell.split())
 
 
 AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_report"}
