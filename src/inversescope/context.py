@@ -36,6 +36,16 @@ def need(path: Path, rule: str) -> Path:
     return path
 
 
+def centre_of(z: np.ndarray) -> np.ndarray:
+    """Mean (d,), float32, of activations (N, d) or (N, P, d): a site's centre.
+
+    With `kernel.centred` it is taken off before anything else sees the site's activations. A cosine distance is then that of the
+    angle at the centre, and Appendix B's noise turns an activation around the centre: its norm band is one of the distance to it.
+    Euclidean distances are as they were; `normalised_euclidean` divides by the distance to the centre.
+    """
+    return z.reshape(-1, z.shape[-1]).mean(0, dtype=np.float64).astype(np.float32)
+
+
 class Known:
     """Activations of prompts that were run, by prompt.
 
@@ -164,9 +174,10 @@ class Context:
         kept = dict.fromkeys(map(self.plan.kept_in, splits))
         return Known([(self.prompt_ids(split), self._extracted(split, label)) for split in kept])
 
-    def activations(self, split: str, label: str) -> np.ndarray:
+    def activations(self, split: str, label: str, raw: bool = False) -> np.ndarray:
         """Read activations (N, d), row i = prompt i of the split, after checking that they belong to the present prompts.
 
+        They are as they are compared, without the site's centre if `kernel.centred` says so, or raw: as the target computes them.
         Of an enumerated prior, they are looked up among those of all its prompts. At position `any` a prompt has an activation
         for each of its tokens, (N, P, d); a target prompt one of them, drawn at random.
         """
@@ -175,7 +186,20 @@ class Context:
         if split == "test" and self.site(label).position == "any":
             rng = stream(self.config.seed, "extract_activations", label, 0)
             z = z[np.arange(len(z)), rng.integers(z.shape[1], size=len(z))]
-        return z
+        return z if raw else self.centred(label, z)
+
+    def centred(self, label: str, z: np.ndarray) -> np.ndarray:
+        """Activations (..., d) of a site as they are compared: without the mean of the cached ones, if `kernel.centred` says so."""
+        if not self.config.kernel.centred:
+            return z
+        if label not in self._centres:
+            self._centres[label] = centre_of(self.activations("train", label, raw=True))
+        return z - self._centres[label]
+
+    @cached_property
+    def _centres(self) -> dict[str, np.ndarray]:
+        """Means (d,) of cached activations by site, as far as they were asked for."""
+        return {}
 
     @property
     def backbone_dir(self) -> Path:

@@ -24,7 +24,7 @@ from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.log_q import log_q
 from inversescope.sampling.recompute import Computed, activations_of
 from inversescope.sites import Site
-from inversescope.store import read_table
+from inversescope.store import read_json, read_table
 from inversescope.targets.models import load_target
 from inversescope.targets.tokenizers import encode
 
@@ -427,6 +427,32 @@ def test_a_wider_cut_of_the_same_study_finds_everyone(copied: Copied) -> None:
     exact = read_table(results(root) / "exact/L0H0.parquet")
     assert (exact["n_ball"] == c.task.size).all()
     np.testing.assert_allclose(exact["fcr_order"], 0.5)
+
+
+def test_a_centred_kernel_is_centred_everywhere(copied: Copied) -> None:
+    """Exact values, candidates, chains and the generator see activations without the mean of the cached ones, and no others."""
+    site = "L1.resid_post"
+    root = copied({"kernel": {"centred": True, "epsilon": 0.3, "epsilons": [0.3]}})
+    assert run(root, "train_generator", "--variant", "paper") == 0
+    assert run(root, "sample_prompts", "--variant", "paper", "--site", site) == 0
+    assert run(root, "run_mcmc", "--site", site) == 0
+    assert run(root, "compute_exact", "--site", site) == 0
+    c = context(root)
+    raw = {split: np.array(c.activations(split, site, raw=True)) for split in ("train", "test", "reference")}
+    centre = raw["train"].mean(0)
+    own, keys = raw["test"] - centre, raw["reference"] - centre
+    d = np.stack([COSINE.paired(np.tile(one, (len(keys), 1)), keys) for one in own])
+    raw_d = np.stack([COSINE.paired(np.tile(one, (len(keys), 1)), raw["reference"]) for one in raw["test"]])
+    assert ((d < 0.3) != (raw_d < 0.3)).any(1).all()
+    exact = read_table(results(root) / f"exact/{site}.parquet")
+    assert exact[exact["epsilon"] == 0.3]["n_ball"].tolist() == (d < 0.3).sum(1).tolist()
+    frame = samples(root, "paper", site)
+    frame = frame[frame["parsed"]]
+    np.testing.assert_allclose(frame["distance"], d[frame["target_id"], frame["prompt_id"]], atol=1e-5)
+    chain = read_table(results(root) / f"mcmc/{site}.parquet")
+    assert (d[chain["target_id"], chain["prompt_id"]] < 0.3 + 1e-4).all()
+    scale = read_json(c.generator_dir("inversescope", "paper") / "meta.json")["shape"]["scales"][site]
+    assert scale == pytest.approx(np.sqrt(((raw["train"] - centre) ** 2).sum(1).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ class KernelConfig(Strict):
     """Kernel k, distance d and bandwidth epsilon of P(x; z) (paper, section 2)."""
 
     distance: Literal["cosine", "euclidean", "normalised_euclidean"] = Field("cosine", description="d.")
+    centred: bool = False
+    """Each site's mean cached activation is taken off all its activations first: distances, noise and generators see the rest."""
     kind: Literal["hard", "gaussian"] = "hard"
     """k: 1 within epsilon, or a Gaussian of d / epsilon."""
     epsilon: float = Field(0.1, description="Headline bandwidth.")

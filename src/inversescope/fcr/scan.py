@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.activations.capture import capture
-from inversescope.context import Context, echo, need
+from inversescope.context import Context, centre_of, echo, need
 from inversescope.kernel.neighbours import Cache
 from inversescope.sites import expand_sites
 from inversescope.store import write_table
@@ -38,7 +38,8 @@ def score_target(context: Context, candidate: str) -> None:
     labels = {name: task.features_of(index)[name] for name in context.config.fcr.features}
     rows = []
     for site in sites:
-        cache = Cache(activations[site.label], kernel.distance)
+        z = activations[site.label]
+        cache = Cache(z - centre_of(z) if kernel.centred else z, kernel.distance)
         near = cache.search(cache.keys[:SCAN_TARGETS], kernel.epsilon)
         owner = np.repeat(np.arange(len(near.counts)), near.counts)
         row: dict[str, object] = {

@@ -39,16 +39,18 @@ class Computed:
 
 
 def activations_of(context: Context) -> Callable[[Sequence[Site]], Activations]:
-    """What tells activations of prompts at given sites: files where the prior is enumerated, or else the target, loaded here."""
-    if context.plan.is_enumerated:
+    """What tells activations of prompts at given sites, as they are compared: files where the prior is enumerated, or else the
+    target, loaded here."""
+    target = None if context.plan.is_enumerated else load_target(context.made_target())
 
-        def looked_up(sites: Sequence[Site]) -> Activations:
-            known = {site: context.known(site.label, *context.plan.looked_up) for site in sites}
-            return lambda index, site: known[site].of(index)
+    def at(sites: Sequence[Site]) -> Activations:
+        if target is not None:
+            computed = Computed(context.task, target, sites)
+            return lambda index, site: context.centred(site.label, computed(index, site))
+        known = {site: context.known(site.label, *context.plan.looked_up) for site in sites}
+        return lambda index, site: context.centred(site.label, known[site].of(index))
 
-        return looked_up
-    target = load_target(context.made_target())
-    return lambda sites: Computed(context.task, target, sites)
+    return at
 
 
 class Recomputer:

@@ -184,17 +184,23 @@ class ExperimentPlan:
     @property
     def extracted(self) -> list[str]:
         """Splits that the target is run on."""
-        splits = ["train"] * bool(self.variants) + ["test", "reference"] + ["val"] * bool(self.settings.n_val)
+        cached = ["train"] * bool(self.variants)
+        splits = [*cached, *self.centre, "test", "reference"] + ["val"] * bool(self.settings.n_val)
         return list(dict.fromkeys(map(self.kept_in, splits)))
+
+    @property
+    def centre(self) -> list[str]:
+        """Splits whose mean is taken off all activations: with a centred kernel the cache."""
+        return ["train"] if self.config.kernel.centred else []
 
     def prompts(self, splits: Iterable[str]) -> list[str]:
         """Prompts of splits, and of those whose files hold their activations."""
-        named = list(splits)
+        named = [*splits, *self.centre]
         return self.files(paths.PROMPTS, split=list(dict.fromkeys([*named, *map(self.kept_in, named)])))
 
     def activations(self, splits: Iterable[str], labels: Iterable[str]) -> list[str]:
-        """Files that hold the activations of splits at sites."""
-        kept = list(dict.fromkeys(map(self.kept_in, splits)))
+        """Files that hold the activations of splits at sites, and those of the centre that is taken off them."""
+        kept = list(dict.fromkeys(map(self.kept_in, [*splits, *self.centre])))
         return self.files(paths.ACTIVATIONS, split=kept, site=list(labels))
 
     # ----------------------------------------------------------------------------------------------------------- files

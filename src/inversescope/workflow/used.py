@@ -13,7 +13,7 @@ from typing import Any
 from inversescope.workflow.plan import ExperimentPlan
 
 #: The kernel at the one bandwidth where most of a study is done.
-HEADLINE = ("kernel/epsilon", "kernel/distance", "kernel/kind")
+HEADLINE = ("kernel/epsilon", "kernel/distance", "kernel/centred", "kernel/kind")
 #: Fields of a variant that only tell readers about it, or how it is read.
 TOLD = {"base", "change", "study", "settings", "label", "colour"}
 

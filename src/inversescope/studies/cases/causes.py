@@ -19,7 +19,7 @@ from inversescope.activations.patching import Inputs
 from inversescope.activations.positions import capture_prompts
 from inversescope.config import Config
 from inversescope.config.methods import KernelConfig
-from inversescope.context import Context, echo
+from inversescope.context import Context, centre_of, echo
 from inversescope.errors import InputError
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
@@ -144,7 +144,12 @@ def _named(name: str, values: np.ndarray) -> dict[str, Any]:
 def _exact(
     kernel: KernelConfig, queries: np.ndarray, keys: np.ndarray, own: Labels, labels: Labels
 ) -> Labels:
-    """Feature -> exact FCR (n,) at the headline bandwidth of activations (n, d), from those of a pool (N, d) of prior draws."""
+    """Feature -> exact FCR (n,) at the headline bandwidth of activations (n, d), from those of a pool (N, d) of prior draws.
+
+    The pool's mean is the centre of a centred kernel: sites that are patched need no cached activations.
+    """
+    if kernel.centred:
+        queries, keys = queries - centre_of(keys), keys - centre_of(keys)
     prepared = distance_of(kernel.distance).prepare(queries)
     found = exact_reference(prepared, keys, own, labels, [kernel.epsilon], kernel.distance, kernel.kind)
     return {name: match[:, 0] for name, match in found.match.items()}

@@ -86,7 +86,9 @@ class Reading:
     @cached_property
     def z(self) -> dict[str, np.ndarray]:
         """Split -> activations (N, d)."""
-        return {split: np.asarray(self.context.activations(split, self.site)) for split in self.labels}
+        return {
+            split: np.asarray(self.context.activations(split, self.site, raw=True)) for split in self.labels
+        }
 
     @property
     def k(self) -> int:

@@ -221,7 +221,7 @@ def _train_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]
 def _quality(context: Context, model: JumpReLU, label: str, sample: np.ndarray) -> dict[str, float]:
     """How sparse and faithful an autoencoder is on a sample of activations (N, d), and how well its features tell attributes."""
     (z, labels), (z_val, labels_val) = (
-        (np.asarray(context.activations(split, label)), labels_of(context, split))
+        (np.asarray(context.activations(split, label, raw=True)), labels_of(context, split))
         for split in ("train", "val")
     )
     feature, f1 = representatives(model, z, labels, len(context.task.feature_values["attribute"]))

@@ -103,7 +103,7 @@ def _dimension_rows(
             "steps_multiple": multiple,
             "site": label,
             # Of the activations themselves, not of the space that noise pads them to.
-            "dim": int(context.activations("test", label).shape[1]),
+            "dim": int(context.activations("test", label, raw=True).shape[1]),
             "kind": _group(context.site(label)),
             "epsilon": epsilon,
             "refusal_rate": part["refusal_rate"].iloc[0],
