@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from inversescope.config.methods import SaeConfig
-from inversescope.config.targets import GemmaScopeConfig
+from inversescope.config import Config, ExperimentConfig
+from inversescope.config.methods import SaeConfig, VariantConfig
+from inversescope.config.targets import GemmaScopeConfig, ModelConfig
+from inversescope.context import Context
 from inversescope.errors import InputError
+from inversescope.studies.ravel.general_text import WORDS
 from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
 from inversescope.studies.ravel.sae import (
     JumpReLU,
@@ -21,7 +25,7 @@ from inversescope.studies.ravel.sae import (
 )
 from inversescope.studies.ravel.sae_training import train_sae
 from inversescope.studies.ravel.scores import confusion, decisions, from_labels, most_likely, score
-from inversescope.studies.ravel.stages import Stream
+from inversescope.studies.ravel.stages import Stream, corpus_texts
 
 D, WIDTH = 6, 10
 
@@ -181,6 +185,26 @@ def test_stream_gives_each_row_once_an_epoch_in_changing_order() -> None:
     # A step's rows depend on nothing but the step.
     np.testing.assert_array_equal(Stream(z, 10, 0, block=30)(17), stream(17))
     assert len(Stream(z[:4], 10, 0)(3)) == 4
+
+
+def test_general_text_of_a_model_that_others_trained_is_pythons_manual(tmp_path: Path) -> None:
+    from pydoc_data.topics import topics
+
+    experiment = ExperimentConfig(task="ravel", model="m", sites=["L0.resid_post"], n_train=300, n_val=8)
+    elsewhere = ModelConfig(source="local", path="m", n_layers=2, n_heads=2)
+    config = Config(
+        experiments={"e": experiment},
+        models={"m": elsewhere},
+        variants={"paper": VariantConfig(), "default": VariantConfig()},
+    )
+    context = Context(tmp_path, config.of("ravel", "m"), "ravel", "m")
+    assert context.plan.corpora == ["ravel", "general"]
+    texts = corpus_texts(context, "general")
+    assert texts == corpus_texts(context, "general") and len(texts) == 300
+    # Each passage stands in the manual as it is, but for white space and marks.
+    manual = [" ".join(re.findall(r"\S*[^\W_]\S*", topic)) for topic in topics.values()]
+    assert all(any(text in topic for topic in manual) for text in texts)
+    assert {len(text.split()) for text in texts} == {WORDS} and len(set(texts)) > 290
 
 
 def test_representative_features_have_the_best_f1() -> None:

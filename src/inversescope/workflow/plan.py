@@ -159,11 +159,8 @@ class ExperimentPlan:
 
     @property
     def corpora(self) -> list[str]:
-        """What sparse autoencoders are trained on: the task's prompts and, of a target that was trained here, its general text.
-
-        Of others the general text is not at hand, and a release may stand for it.
-        """
-        return [self.task, "general"] if self.target.source == "trained" else [self.task]
+        """What sparse autoencoders are trained on: the task's prompts and, where no release stands for it, general text."""
+        return [self.task] if self.target.gemma_scope is not None else [self.task, "general"]
 
     # ---------------------------------------------------------------------------------------------------------- splits
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pandas as pd
 from inversescope import __version__
 from inversescope.context import Context, echo, need, stream
 from inversescope.errors import InputError
+from inversescope.progress import Progress
 from inversescope.store import (
     file_hash,
     read_activations,
@@ -21,11 +23,12 @@ from inversescope.store import (
     write_activations,
     write_table,
 )
+from inversescope.studies.ravel.general_text import passages
 from inversescope.studies.ravel.sae import JumpReLU, representatives
 from inversescope.studies.ravel.scores import decisions, score
 from inversescope.workflow import paths
 
-SHARD = 4096  # prompts whose activations at all positions are shuffled together
+SHARD = 1024  # prompts whose activations at all positions are shuffled together
 GENERAL = "general"
 
 
@@ -58,18 +61,22 @@ def fetch_ravel(context: Context) -> None:
 
 
 def corpus_texts(context: Context, corpus: str) -> list[str]:
-    """Texts of a corpus: the cached prompts; or answered prompts, in equal numbers, of all tasks that the target was trained on.
+    """Texts of a corpus: the cached prompts, or as many general texts.
 
-    The target learned the facts of all entities; what autoencoders read is about entities of the prior alone, so that those of
-    validation and test prompts are as new to them as to the other methods.
+    Of a target that was trained here these are answered prompts, in equal numbers, of all tasks that it learned, with entities of
+    the prior alone: those of validation and test prompts are as new to autoencoders as to the other methods. What others trained
+    their models on is not at hand: passages of Python's manual stand for it.
     """
     from inversescope.tasks import get_task
 
     if corpus == context.task_name:
         return context.prompts("train", columns=["text"])["text"].tolist()
     n = context.plan.settings.n_train
-    training = context.config.models[context.model_name].training
-    names = [context.task_name, *training.corpus]
+    order = stream(context.config.seed, "collect_positions", corpus)
+    if context.plan.target.source != "trained":
+        found = passages()
+        return [found[i] for i in order.permutation(len(found))[:n]]
+    names = [context.task_name, *context.plan.target.training.corpus]
     texts: list[str] = []
     for name in names:
         task = context.task if name == context.task_name else get_task(name, context.config, context.root)
@@ -79,8 +86,7 @@ def corpus_texts(context: Context, corpus: str) -> list[str]:
         index = task.draw(share, None, rng) if own else task.target_sample(share, "train", rng)
         answered = zip(task.completed(index), task.answers(index), strict=True)
         texts += [text for text, answer in answered if answer]
-    order = stream(context.config.seed, "collect_positions", corpus).permutation(len(texts))
-    return [texts[i] for i in order]
+    return [texts[i] for i in order.permutation(len(texts))]
 
 
 def collect_positions(context: Context, sites: Sequence[str]) -> None:
@@ -91,7 +97,6 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
     """
     from inversescope.activations.capture import capture
     from inversescope.targets.models import load_target
-    from inversescope.targets.tokenizers import encode
 
     target = load_target(context.made_target())
     places = [context.site(label) for label in sites]
@@ -104,11 +109,12 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
     }
     for corpus in context.plan.corpora:
         texts = corpus_texts(context, corpus)
+        about = {**meta, "corpus_hash": hashlib.sha256("\n".join(texts).encode()).hexdigest()}
         folder = context.data / "positions" / corpus / f"shards_{sites[0]}"
         parts: list[Path] = []
-        rows = 0
+        rows, read, progress = 0, 0, Progress(f"collect_positions {corpus}", len(texts), echo)
         for low in range(0, len(texts), SHARD):
-            ids = encode(target.tokenizer, texts[low : low + SHARD])
+            ids = target.encode(texts[low : low + SHARD])
             lengths = np.array([len(i) for i in ids])
             pieces: dict[str, list[np.ndarray]] = {label: [] for label in sites}
             for length in np.unique(lengths[lengths > 1]):
@@ -121,17 +127,18 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
                 captured = capture(target, same, list(asked.values()))
                 for (label, _), place in asked.items():
                     pieces[label].append(captured[place.label])
+                progress(read := read + len(same))
             count = sum(len(piece) for piece in pieces[sites[0]])
             order = stream(context.config.seed, "collect_positions", corpus, low).permutation(count)
             for label in sites:
                 part = folder / f"{low:09d}" / f"{label}.safetensors"
-                write_activations(part, np.concatenate(pieces[label])[order], meta)
+                write_activations(part, np.concatenate(pieces[label])[order], about)
             parts.append(folder / f"{low:09d}")
             rows += count
         for label in sites:
             blocks = [read_activations(part / f"{label}.safetensors")[0] for part in parts]
             write_activations(
-                context.path(paths.POSITIONS, corpus=corpus, site=label), blocks, {**meta, "site": label}
+                context.path(paths.POSITIONS, corpus=corpus, site=label), blocks, {**about, "site": label}
             )
         shutil.rmtree(folder)
         echo(f"collect_positions {corpus}: {len(texts)} texts, {rows} activations at {len(sites)} sites")
@@ -212,7 +219,8 @@ def _train_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]
             best = rows[-1]["val_macro_f1"], sparsity, model
     assert best is not None
     _, chosen, model = best
-    about = {"corpus": corpus, "site": label, "sparsity": chosen, "prompt_hash": meta["prompt_hash"]}
+    about = {"corpus": corpus, "site": label, "sparsity": chosen}
+    about |= {name: meta[name] for name in ("prompt_hash", "corpus_hash")}
     folder = context.path(paths.AUTOENCODER, corpus=corpus, site=label, file="")
     save_checkpoint(folder, model.arrays(), about | {"package_version": __version__})
     return [row | {"chosen": row["sparsity"] == chosen} for row in rows]
