@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from inversescope.config import Config, ExperimentConfig
-from inversescope.config.methods import SaeConfig, VariantConfig
+from inversescope.config.methods import FcrConfig, SaeConfig, VariantConfig
 from inversescope.config.targets import GemmaScopeConfig, ModelConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
@@ -196,6 +196,7 @@ def test_general_text_of_a_model_that_others_trained_is_pythons_manual(tmp_path:
         experiments={"e": experiment},
         models={"m": elsewhere},
         variants={"paper": VariantConfig(), "default": VariantConfig()},
+        fcr=FcrConfig(features=["attribute"]),
     )
     context = Context(tmp_path, config.of("ravel", "m"), "ravel", "m")
     assert context.plan.corpora == ["ravel", "general"]

@@ -85,7 +85,7 @@ class Reading:
 
     @cached_property
     def z(self) -> dict[str, np.ndarray]:
-        """Split -> activations (N, d)."""
+        """Split -> activations (N, d) as the target computes them: autoencoders and probe read these."""
         return {
             split: np.asarray(self.context.activations(split, self.site, raw=True)) for split in self.labels
         }
@@ -99,7 +99,8 @@ class Reading:
         """Kernel-weighted shares (targets, attributes) of reference prompts; zeros where none has weight."""
         kernel = self.context.config.kernel
         metric = distance_of(kernel.distance)
-        own, keys, labels = metric.prepare(self.z[split]), self.z["reference"], self.labels["reference"]
+        z, keys = (self.context.centred(self.site, self.z[name]) for name in (split, "reference"))
+        own, labels = metric.prepare(z), self.labels["reference"]
         mass = np.zeros((len(own), self.k))
         for low in range(0, len(keys), BLOCK):
             part = slice(low, low + BLOCK)
@@ -153,8 +154,9 @@ def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
     eye, train = np.eye(reading.k), (z["train"], labels["train"])
     probe, _ = linear_probe(*train, z["val"], labels["val"], settings.strengths, settings.max_iter)
     yield "probe", eye[probe.predict(z["test"])]
-    neighbour = nearest_neighbour(*train, context.config.kernel.distance)
-    yield "nearest", eye[neighbour.predict(z["test"])]
+    own, cached = (context.centred(reading.site, z[split]) for split in ("test", "train"))
+    neighbour = nearest_neighbour(cached, labels["train"], context.config.kernel.distance)
+    yield "nearest", eye[neighbour.predict(own)]
     models, width = {}, z["train"].shape[1]
     for corpus in context.plan.corpora:
         folder = context.path(paths.AUTOENCODER, corpus=corpus, site=reading.site, file="")
