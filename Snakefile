@@ -116,7 +116,16 @@ rule tables:
         parts_of("tables"),
 
 
-# What the stages of dvc.yaml ask for: the prompts of a task, and all of an experiment.
+# What the stages of dvc.yaml ask for: the weights of a GGUF file, the prompts of a task, and all of an experiment.
+for model in PLAN.models_that(lambda model: model.gguf):
+
+    rule:
+        name:
+            f"weights_{model}".replace("-", "_").replace(".", "_")
+        input:
+            fill(paths.WEIGHTS, model=model, file=paths.TARGET_FILES),
+
+
 for task in PLAN.tasks:
 
     rule:

@@ -27,6 +27,7 @@ LABELS = {
 EVIL = "<script>alert('x')</script> [bold]Then[/bold] $a_b$ | `x`"
 TASK, MODEL = "ioi", "toy"
 KEY = {"task": TASK, "model": MODEL}
+NOTE = f"{MODEL}: weights dequantised from toy.gguf."
 CACHE = 50000
 
 
@@ -72,7 +73,9 @@ def make_config(sizes: Sizes, patched: tuple[str, ...] = ()) -> Config:
                 studies=["paper_s1"],
             )
         },
-        models={MODEL: ModelConfig(source="local", path="toy", n_layers=sizes.layers, n_heads=sizes.heads)},
+        models={
+            MODEL: ModelConfig(source="local", path="toy.gguf", n_layers=sizes.layers, n_heads=sizes.heads)
+        },
         variants=variants,
     ).of(TASK, MODEL)
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from made_up import (
     MODEL,
+    NOTE,
     TASK,
     Sizes,
     context_of,
@@ -73,6 +74,8 @@ def test_every_figure_has_png_pdf_and_csv(study_root):
         for name in names_of(stage, "table", config):
             for suffix in (".csv", ".md"):
                 assert (root / "results" / "tables" / f"{TASK}_{MODEL}_{name}{suffix}").stat().st_size > 100
+            page = root / "results" / "tables" / f"{TASK}_{MODEL}_{name}.md"
+            assert page.read_text().endswith(f"\n\n{NOTE}\n")
 
 
 def test_csv_holds_exactly_what_a_heatmap_shows(study_root):
@@ -312,7 +315,7 @@ def test_report_is_self_contained_and_escapes_text(study_root):
     stages = ("plot_layers", "plot_heads", "plot_figures", "plot_study")
     drawn = [name for stage in stages for name in names_of(stage, "figure", config)]
     assert page.count("data:image/png;base64,") == len(drawn)
-    assert "goal" not in page
+    assert "goal" not in page and NOTE in page
     assert "http://" not in page and "https://" not in page and 'src="results' not in page
     for name in [*drawn, *names_of("plot_figures", "table", config)]:
         text = report.caption(name, config)
@@ -334,6 +337,7 @@ def test_show_prints_what_the_workflow_wrote(study_root, tmp_path):
     show_task(root, config, TASK, console)
     text = console.export_text()
     for piece in (
+        NOTE,
         "combined",
         "reweighted",
         "generated",
