@@ -214,9 +214,10 @@ def train(
                 f"{name}: the loss is {values['loss']} at step {done}", "lower the learning rate"
             )
         log.add(values)
+        progress(done, f"loss {np.mean(log.sums['loss']):.3f}")
         ended = stop is not None and stop(done)
         if done % log_every == 0 or done == schedule.steps or ended:
-            progress(done, f"loss {log.close_row(done, learning_rate)['loss']:.3f}")
+            log.close_row(done, learning_rate)
         if on_step is not None:
             on_step(done)
         if ended:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from inversescope import training
 from inversescope.errors import InputError
 from inversescope.generator.loss import prefix_counts
 from inversescope.generator.pairs import Batch
@@ -199,6 +201,13 @@ def test_log_holds_means_since_the_last_row(tmp_path: Path) -> None:
     assert (log["tokens_per_second"] > 0).all()
     written = pd.read_csv(tmp_path / "log.csv")
     assert {"step", "seconds", "loss", "learning_rate", "tokens_per_second"} <= set(written)
+
+
+def test_it_speaks_between_two_rows_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "Progress", partial(Progress, every=0.0))
+    lines: list[str] = []
+    log = run(make_model(), echo=lines.append, log_every=15)
+    assert len(lines) == 30 and lines[14].endswith(f"loss {log['loss'].iloc[0]:.3f}")
 
 
 def test_stop_ends_the_run_and_is_logged() -> None:
