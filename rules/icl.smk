@@ -1,4 +1,4 @@
-# In-context translation (paper, sections 4.3, D.3, E.4): word lists, activation patching, LLM labels, Figures 7 and 11. Targets,
+# In-context tasks (paper, sections 4.3, D.3, E.4): word lists, activation patching, LLM labels, Figures 7 and 11. Targets,
 # activations, generators and rates come from the rules above.
 
 
@@ -40,6 +40,7 @@ rule patch_task_vectors:
         target=target_files,
     output:
         rates="results/{task}/{model}/patching.csv",
+        by_task="results/{task}/{model}/patching_by_task.csv",
         pairs="results/{task}/{model}/patching_pairs.parquet",
         masking="results/{task}/{model}/masking.csv",
     log:
@@ -47,7 +48,7 @@ rule patch_task_vectors:
     benchmark:
         "benchmarks/patch_task_vectors/{task}/{model}.tsv"
     wildcard_constraints:
-        task="icl_translation",
+        task=one_of(FEW_SHOT),
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -77,6 +78,7 @@ rule label_tasks:
         source=source("label_tasks"),
         prompts=fill(paths.PROMPTS, split="test"),
         samples=lambda w: of(w).samples(of(w).studied),
+        chat=PLAN.chat_model,
     output:
         labels="results/{task}/{model}/labels.parquet",
         agreement="results/{task}/{model}/label_agreement.csv",
@@ -85,7 +87,7 @@ rule label_tasks:
     benchmark:
         "benchmarks/label_tasks/{task}/{model}.tsv"
     wildcard_constraints:
-        task="icl_translation",
+        task=one_of(FEW_SHOT),
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -109,7 +111,7 @@ rule plot_icl:
         patching=lambda w: [
             file
             for e in PLAN.with_control(of(w))
-            for file in e.files(paths.RESULT, file=["patching.csv", "masking.csv"])
+            for file in e.files(paths.RESULT, file=["patching.csv", "patching_by_task.csv", "masking.csv"])
         ],
         targets=lambda w: [
             file
@@ -133,7 +135,7 @@ rule plot_icl:
     benchmark:
         "benchmarks/plot_icl/{task}/{model}.tsv"
     wildcard_constraints:
-        task="icl_translation",
+        task=one_of(FEW_SHOT),
     conda:
         "../envs/environment.yaml"
     threads: 1

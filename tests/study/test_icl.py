@@ -19,9 +19,10 @@ from inversescope.activations.patching import Intervention, patch
 from inversescope.cli import main
 from inversescope.config import load_config, merge
 from inversescope.config.targets import ArchitectureConfig
+from inversescope.config.tasks import WordsConfig
 from inversescope.context import Context
 from inversescope.store import read_json, read_table
-from inversescope.studies.icl.headline import separation
+from inversescope.studies.icl.headline import best_layers, separation
 from inversescope.studies.icl.patching import draw_pairs
 from inversescope.studies.icl.shown import (
     QUERY_BAND,
@@ -32,7 +33,9 @@ from inversescope.studies.icl.shown import (
 )
 from inversescope.targets.models import build_model, load_target
 from inversescope.targets.tokenizers import encode, word_tokenizer
+from inversescope.tasks import Task
 from inversescope.tasks.icl_translation import CONCEPTS
+from inversescope.tasks.icl_words import WordsTask
 
 TASK = "icl_translation"
 MODELS = ("delayed", "plain")
@@ -323,10 +326,8 @@ def test_separation_ends_where_the_query_enters() -> None:
 # The LLM labeller as a stage
 
 
-@pytest.fixture
-def chat_model(tmp_path: Path, study: Path) -> Path:
-    """A tiny Gemma 2 chat model with the study's words, saved as others would find it."""
-    task = context_of(study).task
+def save_chat_model(folder: Path, task: Task) -> Path:
+    """A tiny Gemma 2 chat model with a task's words, saved as others would find it."""
     words = {part for label in task.feature_values["task"] for part in label.split("-")}
     pattern = r"(?:\n )?Input:|, Output:| ?\w+|[^\w\s]"
     tokenizer = word_tokenizer([*task.words(), *sorted(words), "-", "?", "user"], pattern)
@@ -334,14 +335,19 @@ def chat_model(tmp_path: Path, study: Path) -> Path:
         "{% for m in messages %}user {{ m['content'] }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
     )
     shape = ArchitectureConfig(
-        architecture="gemma2", n_layers=1, n_heads=2, n_kv_heads=1, d_model=16, n_positions=128
+        architecture="gemma2", n_layers=2, n_heads=2, n_kv_heads=1, d_model=16, n_positions=128
     )
     model = build_model(shape, len(tokenizer), 0, initializer_range=0.5)
-    folder = tmp_path / "chat"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    assert len(encode(tokenizer, ["English-French"], strict=False)[0]) == 3
+    assert len(encode(tokenizer, [task.feature_values["task"][0]], strict=False)[0]) == 3
     return folder
+
+
+@pytest.fixture
+def chat_model(tmp_path: Path, study: Path) -> Path:
+    """A chat model with the study's words."""
+    return save_chat_model(tmp_path / "chat", context_of(study).task)
 
 
 def test_llm_labels_stand_beside_the_rule(study: Path, chat_model: Path) -> None:
@@ -372,6 +378,64 @@ def test_llm_labels_stand_beside_the_rule(study: Path, chat_model: Path) -> None
     size = cache.stat().st_size
     assert main(["label_tasks", *where]) == 0 and cache.stat().st_size == size
     assert run(study, "label_tasks", "delayed") == 2  # no labeller configured
+
+
+# Word tasks, on a model from elsewhere that labels its own prompts too
+
+
+def test_word_tasks_are_patched_task_by_task_and_labelled_by_the_model_itself(tmp_path: Path) -> None:
+    words = {"n_pairs": 20}
+    folder = save_chat_model(tmp_path / "chat", WordsTask(WordsConfig(**words)))
+    settings = {
+        "fcr": {"features": ["task", "query"]},
+        "patching": {"n_pairs": 60, "n_queries": 5, "n_shots": 2},
+    }
+    experiment = {"task": "icl_words", "model": "chat", "sites": ["L*.attn_out"], "variants": []}
+    config = {
+        "only": ["words"],
+        "experiments": {"words": experiment | {"n_test": 12, "settings": settings}},
+        "models": {"chat": {"source": "local", "path": str(folder), "n_layers": 2, "n_heads": 2}},
+        "icl_words": words,
+        "labeller": {"model": "chat"},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(default_values(config)))
+    where = f"--task icl_words --model chat --root {tmp_path} --config {tmp_path}/config.yaml".split()
+    for stage in ("make_prompts --split test", "fetch_target", "patch_task_vectors", "label_tasks"):
+        assert main([*stage.split(), *where]) == 0
+    results = tmp_path / "results/icl_words/chat"
+    whole, by_task, masking = (
+        read_table(results / f"{name}.csv") for name in ("patching", "patching_by_task", "masking")
+    )
+    assert by_task["asked"].nunique() == 6 and set(by_task["kind"]) == {"none", "few_shot", "residual"}
+    key = ["kind", "layer", "outcome"]
+    patched = by_task[by_task["kind"] != "few_shot"]
+    weighed = (
+        patched.assign(hits=patched["rate"] * patched["n_pairs"]).groupby(key)[["hits", "n_pairs"]].sum()
+    )
+    rate = whole.set_index(key)["rate"].loc[weighed.index]
+    np.testing.assert_allclose(weighed["hits"] / weighed["n_pairs"], rate, atol=1e-5)
+    assert set(masking["n_queries"]) == {3 * 5} and set(masking["n_prompts"]) == {3 * 5 * 2 * 2}
+    assert set(masking.loc[masking["outcome"] == "accuracy", "chance"]) == {0.5}
+    agreement = read_table(results / "label_agreement.csv").set_index("rule")
+    assert agreement.loc["all", "n_texts"] == 12 and set(agreement["n_texts"].drop("all")) == {2}
+
+
+def test_best_layer_of_a_task_is_where_the_target_answers_most() -> None:
+    rates = [("none", -1, 0.1, 0.0), ("few_shot", -1, 0.0, 0.9)]
+    rates += [
+        ("residual", layer, task, source)
+        for layer, (task, source) in enumerate([(0.2, 0.0), (0.7, 0.1), (0.3, 0.8)])
+    ]
+    rows = [
+        {"asked": "one", "kind": kind, "layer": layer, "outcome": outcome, "rate": rate}
+        for kind, layer, *both in rates
+        for outcome, rate in zip(("task", "source"), both, strict=True)
+    ]
+    table = pd.DataFrame(rows).assign(ci_low=0.0, ci_high=1.0, n_pairs=10)
+    (found,) = best_layers(table).to_dict("records")
+    # Two layers later than the best one there is none: the last is read.
+    assert (found["layer"], found["patched"], found["source"]) == (1, 0.7, 0.8)
+    assert (found["few_shot"], found["zero_shot"]) == (0.9, 0.1)
 
 
 # The paper's configuration, small: downloaded lists, a model from elsewhere whose tokenizer splits words

@@ -171,7 +171,7 @@ def test_all_test_prompts_can_be_drawn_but_no_more(tiny: TranslationTask) -> Non
 
 
 def test_crossed_prompts_ask_each_query_under_each_task(task: TranslationTask) -> None:
-    index = task.crossed(20, 5, np.random.default_rng(6))
+    (index,) = task.crossed(20, 5, np.random.default_rng(6))
     assert index.shape == (20, 3, 5) and (task.split_of(index.ravel()) == 1).all()
     labels = {name: codes.reshape(index.shape) for name, codes in task.features_of(index.ravel()).items()}
     assert (labels["task"] == np.arange(3)[:, None]).all() and (labels["source_language"] == 0).all()
@@ -351,7 +351,7 @@ def test_rules_on_real_word_lists(real: TranslationTask) -> None:
     for name, expected in real.features_of(index).items():
         np.testing.assert_array_equal(labels[name], expected)
     # Dictionaries whose rows are not the same concepts: a query is found in each of them.
-    crossed = real.crossed(10, 2, np.random.default_rng(8))
+    (crossed,) = real.crossed(10, 2, np.random.default_rng(8))
     assert (real.split_of(crossed.ravel()) == 1).all()
     queries = real.features_of(crossed.ravel())["query"].reshape(10, -1)
     assert (queries == queries[:, :1]).all()

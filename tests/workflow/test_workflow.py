@@ -91,6 +91,7 @@ CASE = {**CAUSES, "compare_distances": 1, "check_completeness": 1, "plot_cases":
 
 def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
+    few_shot = {"patch_task_vectors": 1, "plot_icl": 1, "label_tasks": int(config.labeller is not None)}
     return {
         "ioi": {"draw_exact": 1, "plot_figures": 1, **(CAUSES if experiment.patched else {})},
         "counting": CASE,
@@ -102,11 +103,8 @@ def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks
             "train_sae": n_blocks,
             "classify_attributes": n_sites,
         },
-        "icl_translation": {
-            "patch_task_vectors": 1,
-            "plot_icl": 1,
-            "label_tasks": int(config.labeller is not None),
-        },
+        "icl_translation": few_shot,
+        "icl_words": few_shot,
     }[experiment.task]
 
 

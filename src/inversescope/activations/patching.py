@@ -6,8 +6,9 @@ last token, a token index, or a name that each prompt resolves for itself. Atten
 either run (attention knock-out, Geva et al. 2023). The model is the plain Hugging Face one, hooked from outside.
 
 One source pass records all sites of all interventions that leave the source run alone, and one target pass writes all sites of an
-intervention. Interventions are not packed into one pass as further rows: a row's last bits depend on its place in the batch, and
-patching a run with itself must change no bit of it; on full batches packing would save nothing.
+intervention. Where all write at the last token alone, the tokens before it run once for all. Interventions are not packed into
+one pass as further rows: a row's last bits depend on its place in the batch, and patching a run with itself must change no bit of
+it; on full batches packing would save nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
 from inversescope.activations.inputs import Inputs, groups
 from inversescope.errors import InputError
@@ -164,6 +166,7 @@ def patch(
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
+    begins = read_at == "last" and all(map(_leaves_the_beginning, interventions))
     done = 0
     with torch.inference_mode():
         for rows in _batches([targets, *([recorded] if recorded else [])], batch_tokens):
@@ -171,8 +174,9 @@ def patch(
             found = {
                 cuts: _source(target, recorded, values, rows, sorted(sites[cuts]), cuts) for cuts in sites
             }
+            begun = _beginning(target, targets, rows) if begins else None
             for k, one in enumerate(interventions):
-                final = _run(target, one, found[one.cut_source], targets, rows, read[rows])
+                final = _run(target, one, found[one.cut_source], targets, rows, read[rows], begun)
                 top[k, rows] = final.argmax(-1).cpu().numpy()
                 logits[k, rows] = final.gather(-1, chosen.to(final.device)).float().cpu().numpy()
                 done += len(rows)
@@ -263,6 +267,21 @@ def _tokens(target: Target, inputs: Inputs, rows: np.ndarray) -> Tensor:
     return torch.from_numpy(ids).to(target.model.device)
 
 
+def _leaves_the_beginning(one: Intervention) -> bool:
+    """Whether all but the last token of a target run is what it is without the intervention."""
+    return not one.cut_target and all(item.to.position == "last" for item in one.patches)
+
+
+def _beginning(target: Target, targets: Inputs, rows: np.ndarray) -> DynamicCache | None:
+    """Keys and values of all tokens but the last of some prompts of one length; None if there is but one."""
+    ids = _tokens(target, targets, rows)[:, :-1]
+    if not ids.shape[1]:
+        return None
+    cache = DynamicCache()
+    target.body(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
+
+
 def _run(
     target: Target,
     one: Intervention,
@@ -270,17 +289,26 @@ def _run(
     targets: Inputs,
     rows: np.ndarray,
     read: np.ndarray,
+    begun: DynamicCache | None,
 ) -> Tensor:
-    """Logits (len(rows), V) of one target pass after positions `read` (len(rows),), with `found` written in."""
-    ids = _tokens(target, targets, rows)
-    positions, inverse = np.unique(read, return_inverse=True)
+    """Logits (len(rows), V) of one target pass after positions `read` (len(rows),), with `found` written in.
+
+    What the cache `begun` holds is not run again, and is all that it holds afterwards.
+    """
+    skipped = begun.get_seq_length() if begun else 0
+    ids = _tokens(target, targets, rows)[:, skipped:]
+    positions, inverse = np.unique(read - skipped, return_inverse=True)
     with ExitStack() as stack:
         stack.enter_context(_ablated(target, targets, rows, one.cut_target, ids))
         for item in one.patches:
-            where = targets.resolve(item.to.position)[rows]
+            where = targets.resolve(item.to.position)[rows] - skipped
             stack.enter_context(_written(target, item.to, where, found[item.read]))
         keep = torch.from_numpy(positions).to(ids.device)
-        logits = target.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+        logits = target.model(
+            input_ids=ids, past_key_values=begun, use_cache=begun is not None, logits_to_keep=keep
+        ).logits
+    if begun:
+        begun.crop(-ids.shape[1])
     return logits[torch.arange(len(ids)), torch.from_numpy(inverse).to(logits.device)]
 
 

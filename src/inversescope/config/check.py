@@ -45,6 +45,12 @@ def _check_models(config: Config) -> None:
         if other != name:
             message = f"experiment {other} reads this model on this task too"
             raise Misplaced(("experiments", name), message, "merge their lists of sites")
+    chat = config.labeller.model if config.labeller else None
+    if chat is not None and chat not in {
+        e.model for e in config.experiments.values() if config.models[e.model].is_fetched
+    }:
+        message = f"names {chat!r}: no experiment reads such a model from elsewhere"
+        raise Misplaced(("labeller", "model"), message)
     for name, experiment in config.experiments.items():
         control = config.models[experiment.model].control
         if control and (experiment.task, control) not in read:

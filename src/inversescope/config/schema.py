@@ -34,6 +34,7 @@ from inversescope.config.tasks import (
     TaskName,
     TextConfig,
     TranslationConfig,
+    WordsConfig,
 )
 from inversescope.errors import InputError
 
@@ -140,6 +141,7 @@ class Config(Settings):
     ioi: IOIConfig = IOIConfig()
     ravel: RavelConfig = RavelConfig()
     icl_translation: TranslationConfig = TranslationConfig()
+    icl_words: WordsConfig = WordsConfig()
     counting: CountingConfig = CountingConfig()
     addition: AdditionConfig = AdditionConfig()
     text: TextConfig = TextConfig()

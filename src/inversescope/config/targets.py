@@ -230,8 +230,10 @@ class TargetCandidate(NamedTuple):
 class LabellerConfig(Strict):
     """A chat model that labels texts (paper, D.3.3: gemma-2-2b-it)."""
 
+    model: str | None = None
+    """An entry of `models` that an experiment reads; it says all that follows up to device_map."""
     source: Literal["hub", "local"] = Field("local", description="Where it is.")
-    path: str = Field(..., description="Hub repository or local directory.")
+    path: str | None = Field(None, description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
@@ -239,13 +241,15 @@ class LabellerConfig(Strict):
     max_texts: int = Field(20_000, ge=1)
     """Distinct candidates that are labelled, at most: as many of each variant and site."""
     instruction: str = Field(
-        "Which translation task do the examples below show? Each line gives a word and its translation. Answer with one of: "
-        "{labels}. Answer 'mix' if the examples show more than one task, 'null' if they show none."
+        "Which task do the examples below show? Each line gives an input and its output. Answer with one of: {labels}. "
+        "Answer 'mix' if the examples show more than one task, 'null' if they show none."
     )
     """What the model is asked; {labels} stands for the labels."""
 
     @model_validator(mode="after")
     def _pinned(self) -> LabellerConfig:
+        if (self.model is None) == (self.path is None):
+            raise ValueError("the labeller has one of 'model' and 'path'")
         if self.source == "hub" and not self.revision:
             raise ValueError("source: hub needs a pinned 'revision'")
         return self

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.strict import Strict
 
-TaskName = Literal["ioi", "ravel", "icl_translation", "counting", "addition", "text"]
+TaskName = Literal["ioi", "ravel", "icl_translation", "icl_words", "counting", "addition", "text"]
 SPLIT_SEED = "Another seed holds other ones out."
 
 
@@ -87,6 +87,22 @@ class TranslationConfig(Prior):
         shared = ("task", "query", "source_language", "target_language")
         # The rows of downloaded dictionaries have no concept in common.
         return (*shared, "concept") if self.words == "own" else shared
+
+
+class WordsConfig(Prior):
+    """The prior of in-context word tasks: capitals, languages, plurals, capital letters, past tenses, gerunds."""
+
+    n_shots: int = Field(3, ge=1, description="Solved examples in a prompt.")
+    n_shown: int = Field(5, ge=2)
+    """Words that each shot is drawn from: the first of each list, other ones for each shot."""
+    n_pairs: int | None = Field(40, ge=4)
+    """Pairs of each task, from the first; what the shots leave is asked. null: all of the shortest list."""
+    held_out: float = Field(0.04, gt=0, lt=1)
+    """Share of the (query, shots) combinations kept for the test split."""
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        return ("task", "query", "kind")
 
 
 class CountingConfig(Prior):

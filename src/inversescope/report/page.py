@@ -21,7 +21,7 @@ from inversescope.figures.tables import MIXED, PLAIN, VARIANTS, full_cache, sele
 from inversescope.store import atomic_path, read_table
 from inversescope.workflow import paths
 from inversescope.workflow.figures import DRAWS, Shown, planned
-from inversescope.workflow.plan import ExperimentPlan, Plan, weights_note
+from inversescope.workflow.plan import FEW_SHOT, ExperimentPlan, Plan, weights_note
 
 #: Captions are shared with `snakemake --report`: reStructuredText that reads as plain text too.
 CAPTIONS = Path(__file__).resolve().parents[3] / "report"
@@ -32,6 +32,7 @@ ABOUT = {
     "ioi": "Sections 4.1 and E of the paper: which names do attention heads and the residual stream encode? docs/ioi.md",
     "ravel": "Sections 4.2, D.2 and E.3 of the paper: which attribute of an entity does the residual stream encode? docs/ravel.md",
     "icl_translation": "Sections 4.3, D.3 and E.4 of the paper: where the task and the query enter. docs/icl.md",
+    "icl_words": "Section 4.3 of the paper on a model that was not made for it: where task and query enter. docs/icl.md",
     "counting": "InversionView's case study: how often does a letter occur? docs/counting.md",
     "addition": "InversionView's case study: three-digit addition. docs/counting.md",
     "text": "Prompts from a file. docs/text.md",
@@ -113,7 +114,7 @@ def sections(config: Config) -> list[Section]:
         if one.task == "ravel":
             found.setdefault("ravel", Section("RAVEL, all targets", "ravel_", one))
         elif one.task != "ioi" and one.studied:  # a control is shown beside another model
-            title = "In-context learning" if one.task == "icl_translation" else one.task.capitalize()
+            title = "In-context learning" if one.task in FEW_SHOT else one.task.capitalize()
             found[one.name] = Section(f"{title}: {one.model}", f"{one.task}_{one.model}_", one)
     return list(found.values())
 

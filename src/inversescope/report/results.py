@@ -11,6 +11,7 @@ PAGE, TABLES = Path("docs/results.md"), Path("docs/results/tables")
 STUDIES = {
     "ioi": ("Indirect object identification", ("ioi.md", "variants.md", "frontier.md")),
     "ravel": ("RAVEL", ("ravel.md",)),
+    "icl_words": ("In-context learning on a language model", ("icl.md",)),
     "icl_translation": ("In-context learning", ("icl.md",)),
     "counting": ("Counting", ("counting.md",)),
     "addition": ("Addition", ("counting.md",)),

@@ -227,7 +227,7 @@ def save_trained(
     with tempfile.TemporaryDirectory(prefix=".saving.", dir=directory) as temporary:
         with quiet():
             model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary, save_jinja_files=False)
         for part in sorted(Path(temporary).iterdir()):
             hashes[part.name] = store.file_hash(part)
             with store.atomic_path(directory / part.name) as destination:

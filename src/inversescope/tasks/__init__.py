@@ -17,6 +17,7 @@ TASKS = {
     "ioi": "inversescope.tasks.ioi:IOITask",
     "ravel": "inversescope.tasks.ravel:RavelTask",
     "icl_translation": "inversescope.tasks.icl_translation:TranslationTask",
+    "icl_words": "inversescope.tasks.icl_words:WordsTask",
     "counting": "inversescope.tasks.counting:CountingTask",
     "addition": "inversescope.tasks.addition:AdditionTask",
     "text": "inversescope.tasks.text:TextTask",

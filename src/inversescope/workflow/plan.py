@@ -24,12 +24,14 @@ SITES_PER_JOB = 10
 SPELLED = ("addition",)
 #: Splits whose prompts are not in the task's prior.
 OUTSIDE = {"ravel": ("test", "val")}
+#: In-context tasks: few-shot prompts.
+FEW_SHOT = ("icl_translation", "icl_words")
 #: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
 OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "ioi": {"figures": ("plot_figures",)},
     # Figures of RAVEL are of all its experiments: `plot_ravel`.
     "ravel": {},
-    "icl_translation": {"figures": ("plot_icl",)},
+    **dict.fromkeys(FEW_SHOT, {"figures": ("plot_icl",)}),
 }
 #: The same of every other task.
 CASE_STUDY = {"checks": ("compare_distances", "check_completeness"), "figures": ("plot_cases",)}
@@ -278,7 +280,7 @@ class ExperimentPlan:
             parts["heads"] = made_by("plot_heads")
         if self.task == "ravel":
             parts["autoencoders"] = self.at_sites(paths.SITE_TABLE, table="sae")
-        if self.task == "icl_translation":
+        if self.task in FEW_SHOT:
             parts["patching"] = made_by("patch_task_vectors")
         # A control has no generators, hence only parts that need none.
         if self.variants:
@@ -426,6 +428,13 @@ class Plan:
         about = getattr(self.config, task)
         downloaded = [f"data/{task}/{file}" for file in getattr(about, "files", [])]
         return downloaded + list(getattr(about, "sources", []))
+
+    @property
+    def chat_model(self) -> list[str]:
+        """Files of the labeller, if it is an entry of `models` whose weights are here."""
+        labeller = self.config.labeller
+        read = [e for e in self.experiments if labeller and e.model == labeller.model]
+        return read[0].weights if read else []
 
     def prompts_of(self, task: str) -> list[str]:
         """Files of all splits of a task's prompts."""

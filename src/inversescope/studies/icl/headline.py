@@ -1,4 +1,4 @@
-"""Headline numbers of the in-context translation study: where task and query enter, and what patching finds."""
+"""Headline numbers of an in-context study: where task and query enter, and what patching finds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def headline(study: IclStudy) -> Page:
     """Headline numbers of a model and its control."""
     rows = [*_accuracy(study), *_rates(study), *_separation(study), *_errors(study), *_refused(study)]
     for model in study.models:
-        rows += [*_first_layers(study, model), *_patching(study, model), *_masking(study, model)]
+        rows += [*_first_layers(study, model), *_by_task(study, model)]
+        rows += [*_patching(study, model), *_masking(study, model)]
     return headline_page([*rows, *_labels(study)])
 
 
@@ -54,7 +55,7 @@ def _accuracy(study: IclStudy) -> Iterator[Row]:
         if context.config.models[model].source == "trained" and path.exists():
             found = read_table(path)
             value = found.loc[found["selected"].astype(bool), "accuracy"].iloc[0]
-            yield number("targets", model, "right answers, worst of six tasks", value)
+            yield number("targets", model, "right answers, worst task", value)
 
 
 def _rates(study: IclStudy) -> Iterator[Row]:
@@ -139,6 +140,47 @@ def _first_layers(study: IclStudy, model: str) -> Iterator[Row]:
         for feature in FEATURES:
             section = "first layer at which task and query are present (none if they never are)"
             yield number(section, f"{model}, by {source}", feature, row[f"first_{feature}"])
+
+
+def best_layers(by_task: pd.DataFrame) -> pd.DataFrame:
+    """Each task's layer at which patching gives the target's answer most often, and what it gives there.
+
+    Args:
+        by_task: patching_by_task.csv.
+
+    Returns:
+        asked, layer; few_shot and zero_shot, how often the model answers rightly with and without shots; patched, the rate of the
+        target's answer at that layer, with ci_low, ci_high and n_pairs; source, that of the source's output two layers later (at
+        the last one, if there are fewer).
+    """
+    rows = []
+    for asked, own in by_task.groupby("asked", sort=False):
+        alone = own[own["layer"] < 0].set_index(["kind", "outcome"])["rate"]
+        layers = own[own["kind"] == "residual"].pivot(index="layer", columns="outcome", values="rate")
+        best = int(layers["task"].idxmax())
+        at = own[(own["kind"] == "residual") & (own["outcome"] == "task") & (own["layer"] == best)].iloc[0]
+        row = {"asked": asked, "layer": best, "few_shot": alone["few_shot", "source"]}
+        row |= {"zero_shot": alone["none", "task"], "patched": at["rate"]}
+        row |= {name: at[name] for name in ("ci_low", "ci_high", "n_pairs")}
+        rows.append(row | {"source": layers["source"][min(best + 2, int(layers.index.max()))]})
+    return pd.DataFrame(rows)
+
+
+def _by_task(study: IclStudy, model: str) -> Iterator[Row]:
+    """Of each task: right answers, and the layer where patching works best."""
+    section = f"task by task, {model}: right answers, and patching at the task's best layer"
+    for row in best_layers(study.patched(model, "patching_by_task")).to_dict("records"):
+        told = {
+            "with shots": "few_shot",
+            "without shots": "zero_shot",
+            "source's output two layers later": "source",
+        }
+        for who, column in told.items():
+            yield number(section, row["asked"], who, row[column], n=row["n_pairs"])
+        more = {"low": row["ci_low"], "high": row["ci_high"], "n": row["n_pairs"]}
+        yield number(
+            section, row["asked"], f"target's answer, patched at layer {row['layer']}", row["patched"], **more
+        )
 
 
 def _patching(study: IclStudy, model: str) -> Iterator[Row]:

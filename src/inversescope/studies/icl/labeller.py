@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 from inversescope.errors import InputError
-from inversescope.targets.sources import Location
 from inversescope.targets.tokenizers import encode
 
 Progress = Callable[[int, int], None]
@@ -195,16 +194,3 @@ class Labeller:
                     alive[row] = self._next[said[row]] != [self._end]
             ids = torch.from_numpy(chosen)[:, None].to(device)
         return [self._answers[one] for one in said]
-
-
-def load_chat_model(
-    source: str, path: str, revision: str | None, dtype: str = "float32", device_map: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load a chat model of any architecture from the hub at a pinned revision, or from a directory; safetensors only.
-
-    Raises:
-        InputError: it cannot be loaded, or has no fast tokenizer.
-    """
-    remedy = "set labeller.source: local and labeller.path to a folder that holds it, or HF_HOME to a cache that does"
-    location = Location(path, revision if source == "hub" else None, remedy)
-    return location.model(dtype, device_map), location.tokenizer()

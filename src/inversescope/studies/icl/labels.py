@@ -7,14 +7,16 @@ from typing import Any
 import pandas as pd
 from scipy.stats import binomtest
 
-from inversescope.config.targets import LabellerConfig
+from inversescope.config.targets import LabellerConfig, ModelConfig
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.progress import Progress
-from inversescope.store import read_table, write_table
+from inversescope.store import read_json, read_table, write_table
 from inversescope.streams import stream
-from inversescope.studies.icl.labeller import Labeller, load_chat_model
-from inversescope.tasks.icl_translation import MIX, NULL, TASK_NAMES
+from inversescope.studies.icl.labeller import Labeller
+from inversescope.targets.sources import Location, locate
+from inversescope.tasks.few_shot import NULL
+from inversescope.workflow import paths
 
 
 def label_tasks(context: Context) -> None:
@@ -30,7 +32,7 @@ def label_tasks(context: Context) -> None:
     if config is None:
         raise InputError(
             "there is no labeller in the configuration",
-            "set labeller.path to a local chat model or a hub one",
+            "set labeller.model to an entry of 'models', or labeller.path to a chat model",
         )
     texts = _texts(context, config.max_texts)
     progress = Progress("label_tasks", len(texts), echo)
@@ -62,20 +64,28 @@ def _texts(context: Context, most: int) -> list[str]:
 
 
 def _labeller(context: Context, config: LabellerConfig) -> Labeller:
-    model, tokenizer = load_chat_model(
-        config.source, config.path, config.revision, config.dtype, config.device_map
-    )
-    names = [*TASK_NAMES, MIX, NULL]
+    settings = config if config.model is None else context.config.models[config.model]
+    location = _location(context, config.model or "", settings)
+    names = context.task.feature_values["task"]
     return Labeller(
-        model,
-        tokenizer,
+        location.model(settings.dtype, settings.device_map),
+        location.tokenizer(),
         config.instruction.format(labels=", ".join(names)),
         names,
         NULL,
-        identity=f"{config.path}@{config.revision or 'local'}",
+        identity=f"{settings.path}@{settings.revision or 'local'}",
         cache=context.data / "labels" / "cache.jsonl",
         batch_tokens=config.batch_tokens,
     )
+
+
+def _location(context: Context, name: str, settings: LabellerConfig | ModelConfig) -> Location:
+    """Where the chat model is: safetensors of any architecture, or what a GGUF file was turned into."""
+    if isinstance(settings, ModelConfig) and settings.gguf:
+        imported = context.root / paths.WEIGHTS.format(model=name, file="target.json")
+        return locate(imported.parent, read_json(need(imported, "import_gguf")))
+    remedy = "set labeller.source: local and labeller.path to a folder that holds it, or HF_HOME to a cache that does"
+    return Location(str(settings.path), settings.revision if settings.source == "hub" else None, remedy)
 
 
 def _agreement(label: str, group: pd.DataFrame, confidence: float) -> dict[str, Any]:

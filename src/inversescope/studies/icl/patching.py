@@ -19,11 +19,14 @@ from inversescope.store import write_table
 from inversescope.streams import stream
 from inversescope.studies.icl.masking import parts, probed, remaining, states
 from inversescope.targets.models import Target, load_target
-from inversescope.tasks.icl_translation import TranslationTask
+from inversescope.tasks.few_shot import FewShotTask
 
-#: What a patched prediction is: the target's translation under the source's task, the source's own output, or neither.
+#: What a patched prediction is: the target's answer under the source's task, the source's own output, or neither.
 OUTCOMES = ("task", "source", "other")
 PATCHING_COLUMNS = "task model kind layer written outcome rate ci_low ci_high n_pairs excluded".split()
+#: What patching_by_task.csv tells of each task that is asked: these kinds of `Run`, and `few_shot`, the source's run alone.
+BY_TASK_COLUMNS = "task model asked kind layer outcome rate ci_low ci_high n_pairs".split()
+KINDS_BY_TASK = ("few_shot", "none", "residual")
 #: What masking.csv tells of block l: rates of patching the zero-shot target (`masking.states`), accuracies of probes
 #: (`masking.probed`), and how much of the task vectors is left (`masking.remaining`).
 MASKING_COLUMNS = (
@@ -36,33 +39,40 @@ def patch_task_vectors(context: Context) -> None:
     """Run the task-vector experiment (D.3.1) at every layer, with the controls that tell masked from gone.
 
     Writes results/{task}/{model}/patching.csv: rates of each outcome by kind of patching (`Run`) and layer, with intervals
-    over pairs; patching_pairs.parquet, the outcome of every pair; and masking.csv (`MASKING_COLUMNS`), with intervals over queries.
-    The best layer is the one with the highest rate of `task` under `residual`.
+    over pairs; patching_by_task.csv, some of them task by task (`BY_TASK_COLUMNS`); patching_pairs.parquet, the outcome of every
+    pair; and masking.csv (`MASKING_COLUMNS`), with intervals over queries. The best layer is the one with the highest rate of
+    `task` under `residual`.
     """
     task, config = context.task, context.config
-    if not isinstance(task, TranslationTask):
+    if not isinstance(task, FewShotTask):
         raise InputError(
-            f"task {context.task_name} has no task vectors", "run patch_task_vectors on task icl_translation"
+            f"task {context.task_name} has no task vectors",
+            "run patch_task_vectors on an in-context task, such as icl_words",
         )
     target = load_target(context.made_target())
     pairs = draw_pairs(task, target, config.patching.n_pairs, stream(config.seed, "patch_task_vectors"))
-    progress = Progress("patch_task_vectors", (6 * target.n_layers + 1) * len(pairs.expected), echo)
+    runs = (6 * target.n_layers + 2) * len(pairs.expected)
+    progress = Steps(Progress("patch_task_vectors", runs, echo))
     post = [Site(layer, "resid_post") for layer in range(target.n_layers)]
-    found = _outcomes(target, pairs, _layer_to_layer(post, pairs.cuts))
-    progress(sum(map(len, found.values())))
+    shown = patch(target, None, pairs.sources, [Intervention()], progress=progress).top[0]
+    found = _outcomes(target, pairs, _layer_to_layer(post, pairs.cuts), progress)
     rates = {run.layer: float((hit == 0).mean()) for run, hit in found.items() if run.kind == "residual"}
     best = max(rates, key=rates.__getitem__)
-    found |= _outcomes(target, pairs, _by_best_layer(post, best, pairs.cuts))
-    progress(sum(map(len, found.values())))
+    found |= _outcomes(target, pairs, _by_best_layer(post, best, pairs.cuts), progress)
     about = {"task": context.task_name, "model": context.model_name}
     table = _rates(found, config).assign(**about, excluded=pairs.excluded)
     write_table(table[PATCHING_COLUMNS], context.results / "patching.csv")
+    alone = {Run("few_shot", -1, -1): _outcome(shown, pairs)}
+    by_task = _rates_by_task(found | alone, task.task_names, pairs.asked, config).assign(**about)
+    write_table(by_task[BY_TASK_COLUMNS], context.results / "patching_by_task.csv")
+    asked = np.array(task.task_names)[pairs.asked]
     raw = [
         pd.DataFrame(
             {
                 "kind": run.kind,
                 "layer": run.layer,
                 "pair": range(len(hit)),
+                "asked": asked,
                 "outcome": np.array(OUTCOMES)[hit],
             }
         )
@@ -79,23 +89,25 @@ class Pairs:
     """Source and target prompts of the task-vector experiment (D.3.1), ready to run.
 
     Attributes:
-        sources: three shots and a query.
-        targets: another query of the same language, without shots.
-        expected: (N, 2) first tokens of the target's translation under the source's task, and of the source's own output.
+        sources: shots and a query.
+        targets: another query of the same task, without shots.
+        asked: (N,) the task of each pair.
+        expected: (N, 2) first tokens of the target's answer under the source's task, and of the source's own output.
         cuts: attention to the query from all later positions of a source, for hiding it.
         excluded: pairs left out because their two expected tokens are the same.
     """
 
     sources: Inputs
     targets: Inputs
+    asked: np.ndarray
     expected: np.ndarray
     cuts: tuple[Cut, ...]
     excluded: int
 
 
-def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Generator) -> Pairs:
-    """Draw N pairs: sources from the test split, of the six tasks in equal parts, the target's query uniformly among the other
-    words of its source language.
+def draw_pairs(task: FewShotTask, target: Target, n: int, rng: np.random.Generator) -> Pairs:
+    """Draw N pairs: sources from the test split, of the tasks in equal parts, the target's query uniformly among the other words
+    that the task asks.
 
     Raises:
         InputError: fewer than half of the pairs can be told apart by their first tokens.
@@ -127,6 +139,7 @@ def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Gen
     return Pairs(
         sources=Inputs([ids[i] for i in keep], positions),
         targets=Inputs([target_ids[i] for i in keep]),
+        asked=task.labels(index)["task"][keep],
         expected=expected[keep],
         cuts=cuts,
         excluded=n - len(keep),
@@ -134,15 +147,11 @@ def draw_pairs(task: TranslationTask, target: Target, n: int, rng: np.random.Gen
 
 
 def asked_and_expected(
-    task: TranslationTask, target: Target, index: np.ndarray, rng: np.random.Generator
+    task: FewShotTask, target: Target, index: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Tokens of a zero-shot prompt for each source (N,), of another query of the same dictionary, and first tokens (N, 2) of its
-    translation and of the source's own output. An answer stands for its first token behind the prompt's."""
-    slots = task.slots(index).astype(np.int64)
-    other = rng.integers(task.n - 1, size=len(slots))
-    query = (other + (other >= slots[:, -1])).tolist()
-    asked = [task.text(t, [], q) for t, q in zip(slots[:, 0].tolist(), query, strict=True)]
-    wanted = [task.pairs[t][q][1] for t, q in zip(slots[:, 0].tolist(), query, strict=True)]
+    """Tokens of a zero-shot prompt for each source (N,), of another query of the same task, and first tokens (N, 2) of its
+    answer and of the source's own output. An answer stands for its first token behind the prompt's."""
+    asked, wanted = task.ask_another(index, rng)
     first = []
     for texts, words in ((asked, wanted), (task.texts(index), task.answers(index))):
         whole = target.encode([f"{text} {word}" for text, word in zip(texts, words, strict=True)])
@@ -187,11 +196,40 @@ def _by_best_layer(post: list[Site], best: int, cuts: tuple[Cut, ...]) -> dict[R
     return runs | {Run("forwarded", layer, layer): what for layer, what in forward.items()}
 
 
-def _outcomes(target: Target, pairs: Pairs, runs: dict[Run, Intervention]) -> dict[Run, np.ndarray]:
+class Steps:
+    """Progress of several calls of `patch`, one after the other."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._done = progress, 0
+
+    def __call__(self, done: int, of: int) -> None:
+        self._progress(self._done + done)
+        self._done += of * (done == of)
+
+
+def _outcome(top: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Which of `OUTCOMES` predicted tokens are (..., N)."""
+    return np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
+
+
+def _outcomes(
+    target: Target, pairs: Pairs, runs: dict[Run, Intervention], progress: Steps
+) -> dict[Run, np.ndarray]:
     """Which of `OUTCOMES` each pair (N,) has under each way of patching."""
-    top = patch(target, pairs.sources, pairs.targets, list(runs.values())).top
-    outcome = np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
-    return dict(zip(runs, outcome, strict=True))
+    top = patch(target, pairs.sources, pairs.targets, list(runs.values()), progress=progress).top
+    return dict(zip(runs, _outcome(top, pairs), strict=True))
+
+
+def _rates_by_task(
+    found: dict[Run, np.ndarray], names: list[str], asked: np.ndarray, config: Config
+) -> pd.DataFrame:
+    """`_rates` of each task's own pairs."""
+    kept = {run: hit for run, hit in found.items() if run.kind in KINDS_BY_TASK}
+    parts = [
+        _rates({run: hit[asked == code] for run, hit in kept.items()}, config).assign(asked=names[code])
+        for code in np.unique(asked)
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _rates(found: dict[Run, np.ndarray], config: Config) -> pd.DataFrame:
@@ -205,10 +243,10 @@ def _rates(found: dict[Run, np.ndarray], config: Config) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def measure_masking(task: TranslationTask, target: Target, config: Config, best: int) -> pd.DataFrame:
+def measure_masking(task: FewShotTask, target: Target, config: Config, best: int) -> pd.DataFrame:
     """Ask whether the task is masked or overwritten in the residual streams of sources, block by block.
 
-    Sources are those of `TranslationTask.crossed`; the zero-shot target of each asks another query of its dictionary.
+    Sources are those of `FewShotTask.crossed`, each crossing by itself; the zero-shot target of each asks another query.
 
     Args:
         best: the layer where patching works best, at which states are written and whose task vectors are looked for.
@@ -216,49 +254,71 @@ def measure_masking(task: TranslationTask, target: Target, config: Config, best:
     Returns:
         `MASKING_COLUMNS` without task and model: a row a (kind, layer, outcome). Outcomes of patching are `task` and `source` as in
         patching.csv, their chance is the rate of the target's run alone (kind `none`); that of `own` and `carried` is `accuracy`,
-        that of `remaining` is `share`. Means of queries; `excluded` prompts have two answers that begin alike.
+        that of `remaining` is `share`. Means of the queries of all crossings; `excluded` prompts have two answers that begin alike.
     """
     settings = config.patching
     rng = stream(config.seed, "measure_masking")
-    index = task.crossed(settings.n_queries, settings.n_shots, rng)
+    crossings = task.crossed(settings.n_queries, settings.n_shots, rng)
+    found = [_mask(task, target, index, best, config, rng) for index in crossings]
+    keys = list(found[0].values)
+    values = np.concatenate([np.stack([one.values[key] for key in keys]) for one in found], axis=1)
+    idle = {outcome: i for i, (kind, _, outcome) in enumerate(keys) if kind == "none"}
+    chance = {outcome: float(np.nanmean(values[i])) for outcome, i in idle.items()}
+    chance |= {"accuracy": float(np.mean([1 / index.shape[1] for index in crossings])), "share": 0.0}
+    rates = bootstrap_means(values, config.fcr.bootstrap, config.fcr.confidence, config.seed)
+    table = pd.DataFrame(keys, columns=["kind", "layer", "outcome"])
+    table[["rate", "ci_low", "ci_high"]] = np.stack(rates, axis=1)
+    return table.assign(
+        written=np.where(table["kind"] == "none", -1, best),
+        chance=table["outcome"].map(chance),
+        n_queries=values.shape[1],
+        n_prompts=sum(index.size for index in crossings),
+        excluded=sum(one.excluded for one in found),
+    )
+
+
+class _Masked(NamedTuple):
+    """Means a query (Q,) of one crossing by (kind, layer, outcome), and prompts whose two answers begin alike."""
+
+    values: dict[tuple[str, int, str], np.ndarray]
+    excluded: int
+
+
+def _mask(
+    task: FewShotTask, target: Target, index: np.ndarray, best: int, config: Config, rng: np.random.Generator
+) -> _Masked:
+    """`measure_masking` of prompts (Q, T, K)."""
     asked, expected = asked_and_expected(task, target, index.ravel(), rng)
     apart = (expected[:, 0] != expected[:, 1]).reshape(index.shape)
-    layers = range(target.n_layers)
-    post = {layer: Site(layer, "resid_post") for layer in layers}
-    found = record(target, Inputs(target.encode(task.texts(index.ravel()))), list(post.values()))
-    streams = {layer: found[post[layer]].reshape(*index.shape, -1).astype(np.float64) for layer in layers}
+    post = [Site(layer, "resid_post") for layer in range(target.n_layers)]
+    found = record(target, Inputs(target.encode(task.texts(index.ravel()))), post)
+    streams = [found[site].reshape(*index.shape, -1).astype(np.float64) for site in post]
     vectors = parts(streams[best])
-    progress = Progress("measure_masking", target.n_layers, echo)
-    rows: list[tuple[str, int, int, str, np.ndarray, float]] = []
+    written: dict[str, dict[Site, np.ndarray]] = {}
+    for site, one in zip(post, streams, strict=True):
+        for kind, state in states(one, vectors).items():
+            written.setdefault(kind, {})[site] = state.reshape(len(expected), -1).astype(np.float32)
+    values: dict[tuple[str, int, str], np.ndarray] = {}
+    runs = (len(written) * len(post) + 1) * len(expected)
+    progress = Steps(Progress("measure_masking", runs, echo))
 
-    def run(values: dict[Site, np.ndarray] | None, what: Intervention) -> dict[str, np.ndarray]:
-        """Share of prompts with each outcome, a query (Q,)."""
-        top = patch(target, values, Inputs(asked), [what]).top[0]
-        hits = {
-            name: (top == expected[:, place]).reshape(index.shape) for place, name in enumerate(OUTCOMES[:2])
-        }
-        with np.errstate(invalid="ignore"):
-            return {name: (hit & apart).sum((1, 2)) / apart.sum((1, 2)) for name, hit in hits.items()}
+    def run(kind: str, runs: dict[int, Intervention], states: dict[Site, np.ndarray] | None) -> None:
+        """Put down the share of prompts with each outcome, a query (Q,), under an intervention a layer."""
+        done = patch(target, states, Inputs(asked), list(runs.values()), progress=progress)
+        for layer, top in zip(runs, done.top, strict=True):
+            for place, outcome in enumerate(OUTCOMES[:2]):
+                hit = (top == expected[:, place]).reshape(index.shape)
+                with np.errstate(invalid="ignore"):
+                    share = (hit & apart).sum((1, 2)) / apart.sum((1, 2))
+                values[kind, layer, outcome] = share
 
-    idle = run(None, Intervention())
-    chance = {name: float(np.nanmean(rate)) for name, rate in idle.items()}
-    rows += [("none", -1, -1, name, rate, chance[name]) for name, rate in idle.items()]
-    write = Intervention((Patch(post[best]),))
-    for layer in layers:
-        for kind, state in states(streams[layer], vectors).items():
-            values = {post[best]: state.reshape(len(expected), -1).astype(np.float32)}
-            for name, rate in run(values, write).items():
-                rows.append((kind, layer, best, name, rate, chance[name]))
-        for kind, rate in probed(streams[layer], streams[best], config.probe.max_iter).items():
-            rows.append((kind, layer, best, "accuracy", rate, 1 / index.shape[1]))
-        rows.append(("remaining", layer, best, "share", remaining(streams[layer], vectors), 0.0))
-        progress(layer + 1)
-    rates = bootstrap_means(
-        np.stack([row[4] for row in rows]), config.fcr.bootstrap, config.fcr.confidence, config.seed
-    )
-    table = pd.DataFrame(
-        [(kind, layer, written, outcome) for kind, layer, written, outcome, *_ in rows],
-        columns=["kind", "layer", "written", "outcome"],
-    ).assign(chance=[row[5] for row in rows], n_queries=len(index), n_prompts=index.size)
-    table[["rate", "ci_low", "ci_high"]] = np.stack(rates, axis=1)
-    return table.assign(excluded=int((~apart).sum()))
+    run("none", {-1: Intervention()}, None)
+    # Every layer's state is written at the best one.
+    write = {site.layer: Intervention((Patch(site, post[best]),)) for site in post}
+    for kind, values_of in written.items():
+        run(kind, write, values_of)
+    for layer, one in enumerate(streams):
+        for kind, hits in probed(one, streams[best], config.probe.max_iter).items():
+            values[kind, layer, "accuracy"] = hits
+        values["remaining", layer, "share"] = remaining(one, vectors)
+    return _Masked(values, int((~apart).sum()))

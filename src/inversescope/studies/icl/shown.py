@@ -16,8 +16,8 @@ from inversescope.store import read_table, write_table
 from inversescope.workflow import paths
 
 FEATURES = ("task", "query")
-#: What task and query are made of, each a feature of its own: two languages; the source language and the concept.
-PARTS = ("source_language", "target_language", "concept")
+#: What task and query have in them, each a feature of its own: languages, the concept, the table of words.
+PARTS = ("source_language", "target_language", "concept", "kind")
 #: Estimators whose rates stand beside the exact ones.
 ESTIMATORS = ("generated", "reweighted", "combined", "cache", "prior", "shuffled", "nearest", "majority")
 REFUSED_COLUMNS = "task model variant layer site feature exact proposed generated refused_same refused_other n_candidates".split()
@@ -135,7 +135,7 @@ class IclStudy(Study):
         return {name: rates_by_layer(one) for name, one in self.models.items()}
 
     def patched(self, model: str, name: str) -> pd.DataFrame:
-        """patching.csv or masking.csv of one of the models."""
+        """patching.csv, patching_by_task.csv or masking.csv of one of the models."""
         return read_table(need(self.models[model].results / f"{name}.csv", "patch_task_vectors"))
 
     @cached_property

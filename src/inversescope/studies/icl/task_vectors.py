@@ -34,8 +34,9 @@ PART_STYLE: dict[str, Style] = {
     "source_language": (SKY, "", (0, (1, 1)), "source language"),
     "target_language": (SKY, "", (0, (4, 1.5)), "target language"),
     "concept": (ORANGE, "", (0, (4, 1.5)), "query's concept"),
+    "kind": (GREY, "", (0, (4, 1.5)), "table of words"),
 }
-#: Patching outcomes in the paper's colours: target's translation under the source's task, source's own output.
+#: Patching outcomes in the paper's colours: target's answer under the source's task, source's own output.
 OUTCOME_COLOUR = {"task": GREEN, "source": RED}
 BAND_COLOUR = {TASK_BAND: GREEN, QUERY_BAND: RED}
 #: Controls, by kind of patching.
@@ -55,6 +56,45 @@ MASKING_STYLE: dict[str, Style] = {
     "vector_only": (BLUE, "s", "--", "all but the task vector"),
 }
 COLUMNS = ("FCR by layer", "patching", "patching: controls", "masked or not")
+
+
+#: Panels of a line of the figure by task.
+_ACROSS = 3
+
+
+@figure("tasks_patched", "plot_icl", title="Patching by layer, task by task")
+def tasks_patched(study: IclStudy) -> Drawing:
+    """Figure 7's patching, a panel a task: the target's answer and the source's output by layer, in the studied model."""
+    by_task = as_written(study.patched(study.context.model_name, "patching_by_task"))
+    names = list(dict.fromkeys(by_task["asked"]))
+    lines = -(-len(names) // _ACROSS)
+    drawn = new_figure(WIDTH, 0.6 + 1.45 * lines)
+    axes = drawn.subplots(lines, _ACROSS, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax, name in zip(axes, names, strict=False):
+        own = by_task[by_task["asked"] == name]
+        for outcome, colour in OUTCOME_COLOUR.items():
+            rows = own[own["outcome"] == outcome]
+            _curve(ax, rows[rows["kind"] == "residual"], colour, "o", "-")
+        shown = own.set_index(["kind", "outcome"])["rate"]
+        ax.axhline(shown["few_shot", "source"], color=BLACK, linewidth=0.7, linestyle="--", zorder=1)
+        _level(ax, float(shown["none", "task"]), GREEN)
+        ax.set_title(name)
+        _layer_axis(ax, own.loc[own["layer"] >= 0, "layer"])
+        share_axis(ax)
+    for ax in axes[len(names) :]:
+        ax.set_axis_off()
+    for ax in axes[-_ACROSS:]:
+        ax.set_xlabel("layer l")
+    for ax in axes[::_ACROSS]:
+        ax.set_ylabel("rate")
+    panel_letters(axes[: len(names)])
+    told = [key("target's answer", GREEN, "o", "-"), key("source's output", RED, "o", "-")]
+    told += [
+        key("right answers with shots", BLACK, "", "--"),
+        key("target's answer without patching", GREEN, "", ":"),
+    ]
+    drawn.legend(handles=told, loc="outside lower center", ncols=4)
+    return drawn, by_task
 
 
 @figure("task_vectors", "plot_icl", title="Figures 7 and 11: task and query by layer, and patching")
@@ -177,7 +217,7 @@ def _legends(axes: np.ndarray) -> None:
         key("paper", marker="s", **hollow),
         key("chance", line=":", linewidth=0.5),
     ]
-    middle: list[Any] = [key("target's translation", GREEN, line="-"), key("source's output", RED, line="-")]
+    middle: list[Any] = [key("target's answer", GREEN, line="-"), key("source's output", RED, line="-")]
     middle += [
         key("residual stream", marker="o", line="-"),
         key("attention output", BLACK, "s", ":", **hollow),
