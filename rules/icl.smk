@@ -2,6 +2,8 @@
 # activations, generators and rates come from the rules above.
 
 
+from inversescope.workflow.plan import FEW_SHOT
+
 ICL = PLAN.on("icl_translation")
 
 
