@@ -178,20 +178,19 @@ def test_three_lines_of_configuration_read_another_model(
     model.save_pretrained(there)
     tokenizer.save_pretrained(there)
     configure(tmp_path, {"source": "local", "path": str(there)})
-    for stage in ("make_prompts --split test", "fetch_target", "extract_activations --split test"):
+    for stage in ("make_prompts --split reference", "fetch_target", "extract_activations --split reference"):
         assert run(tmp_path, *stage.split()) == 0
-    found, meta = read_activations(tmp_path / f"data/ioi/{MODEL}/activations/test/L0H0.safetensors")
-    prompts = read_table(tmp_path / "data/ioi/prompts/test.parquet")["text"].tolist()
-    assert len(found) == len(prompts) == 6
-    found, _ = read_activations(tmp_path / f"data/ioi/{MODEL}/activations/test/L1.resid_post.safetensors")
+    prompts = read_table(tmp_path / "data/ioi/prompts/reference.parquet")["text"]
+    found, _ = read_activations(
+        tmp_path / f"data/ioi/{MODEL}/activations/reference/L1.resid_post.safetensors"
+    )
+    assert len(found) == len(prompts) > 6
     plain, same = AutoModelForCausalLM.from_pretrained(there).eval(), AutoTokenizer.from_pretrained(there)
     final = plain.get_submodule({"gpt2": "transformer.ln_f"}.get(family, "model.norm"))
-    for text, z in zip(prompts, found, strict=True):
+    for text, z in zip(prompts[:6], found[:6], strict=True):
         with torch.no_grad():
-            hidden = plain(torch.tensor([same.encode(text)]), output_hidden_states=True).hidden_states[-1][
-                0, -1
-            ]
-            torch.testing.assert_close(final(torch.tensor(z)), hidden, rtol=1e-4, atol=1e-5)
+            states = plain(torch.tensor([same.encode(text)]), output_hidden_states=True).hidden_states
+            torch.testing.assert_close(final(torch.tensor(z)), states[-1][0, -1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
