@@ -31,8 +31,8 @@ from inversescope.figures import tables
 from inversescope.figures.save import markdown
 from inversescope.figures.style import publication_style
 from inversescope.report import page as report
+from inversescope.report.page import make_report
 from inversescope.report.show import show_task
-from inversescope.report.stages import make_report
 from inversescope.store import read_table, write_table
 from inversescope.studies.cases import heads
 from inversescope.studies.ioi import accuracy, heatmaps

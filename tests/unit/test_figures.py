@@ -13,7 +13,7 @@ from inversescope.config import ExperimentConfig
 from inversescope.errors import InputError
 from inversescope.figures import registry, tables
 from inversescope.report import page as report
-from inversescope.report.stages import make_report
+from inversescope.report.page import make_report
 from inversescope.store import read_table, write_table
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi import samples

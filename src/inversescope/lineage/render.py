@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import textwrap
 from collections.abc import Iterable
 
 from inversescope.errors import neutral
@@ -105,11 +106,7 @@ def _digest(pairs: Iterable[tuple[str, str]]) -> str:
 
 def _wrapped(text: str, indent: str) -> list[str]:
     """Break a line at blanks; further lines are indented by two more."""
-    lines, current = [], ""
-    for word in text.split(" "):
-        if current and len(indent) + len(current) + len(word) > WIDTH:
-            lines.append(current)
-            current = "  " + word
-        else:
-            current = f"{current} {word}" if current else word
-    return [indent + line for line in [*lines, current]]
+    wrapper = textwrap.TextWrapper(
+        WIDTH, indent, f"{indent}  ", break_long_words=False, break_on_hyphens=False
+    )
+    return wrapper.wrap(text)

@@ -123,7 +123,7 @@ def compare(old: Path, new: Path) -> str:
 
 
 def _timeless(file: Path) -> object:
-    """The content of a file without measured times, and of a PDF without the date at which it was written."""
+    """The content of a file without measured times."""
     if file.suffix == ".json":
         return _drop(json.loads(file.read_text()))
     if file.suffix in (".csv", ".parquet"):
@@ -131,7 +131,7 @@ def _timeless(file: Path) -> object:
 
         table = read_table(file)
         return table[[c for c in table.columns if not MEASURED.search(str(c))]].to_csv(index=False)
-    return re.sub(rb"/(CreationDate|ModDate) \([^)]*\)", b"", file.read_bytes())
+    return file.read_bytes()
 
 
 def _drop(value: Any) -> Any:

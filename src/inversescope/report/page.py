@@ -1,4 +1,7 @@
-"""The two self-contained pages: headline numbers, figures, rates and samples; every text of a model escaped."""
+"""Stages `make_report` and `make_studies`: the two self-contained pages of what the other stages made, without torch.
+
+They hold headline numbers, figures, rates and samples; every text of a model is escaped.
+"""
 
 from __future__ import annotations
 
@@ -79,13 +82,13 @@ class Section:
         return text | {"headline": headline, "figures": pictures}
 
 
-def write_report(context: Context) -> None:
+def make_report(context: Context) -> None:
     """Write results/report.html, the page of one study on indirect object identification, with all of its rates and samples.
 
     The page needs no other file: pictures are data URIs. It holds no date, so equal tables give equal bytes.
 
     Raises:
-        InputError: a table of `plot_figures` is missing.
+        InputError: a table of `plot_figures` is missing; what other stages draw is named as not run instead.
     """
     study, config = Study(context), context.config
     task, model = context.task_name, context.model_name
@@ -119,14 +122,15 @@ def sections(config: Config) -> list[Section]:
     return list(found.values())
 
 
-def write_studies(root: Path, config: Config) -> None:
-    """Write results/studies.html, which needs no other file.
+def make_studies(context: Context) -> None:
+    """Write results/studies.html, the page of all other studies, which needs no other file.
 
     Raises:
         InputError: a table of headline numbers is missing.
     """
-    filled = [section.filled(root) for section in sections(config)]
-    path = root / "results/studies.html"
+    config = context.whole or context.config
+    filled = [section.filled(context.root) for section in sections(config)]
+    path = context.root / "results/studies.html"
     write_page(path, title="all other studies", sections=filled, tables=[], seed=config.seed)
 
 

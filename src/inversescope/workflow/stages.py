@@ -53,6 +53,6 @@ STAGES = {
     "plot_figures": Stage("studies.ioi.plot"),
     "plot_study": Stage("studies.variants.plot"),
     "plot_frontier": Stage("studies.variants.plot"),
-    "make_report": Stage("report.stages"),
-    "make_studies": Stage("report.stages"),
+    "make_report": Stage("report.page"),
+    "make_studies": Stage("report.page"),
 }
