@@ -45,7 +45,7 @@ for task in PLAN.tasks:
             task
         input:
             figures_of(task),
-            rules.make_report.output if task == "ioi" and SHOWN else [],
+            rules.make_report.output if SHOWN and SHOWN.task == task else [],
 
 
 rule figures:

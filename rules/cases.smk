@@ -99,7 +99,7 @@ rule plot_heads:
     benchmark:
         "benchmarks/plot_heads/{task}/{model}.tsv"
     wildcard_constraints:
-        task="ioi",
+        task=one_of(IOI),
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -14,7 +14,7 @@ from inversescope.sites import SITE_PATTERN
 from inversescope.workflow import paths
 from inversescope.workflow.figures import captions_of, drawn_of, left_out
 from inversescope.workflow.paths import fill
-from inversescope.workflow.plan import SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
+from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
 from inversescope.workflow.sources import source_file, source_files
 from inversescope.workflow.used import HEADLINE, used as values_of
 

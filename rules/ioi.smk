@@ -14,7 +14,7 @@ rule plot_layers:
     benchmark:
         "benchmarks/plot_layers/{task}/{model}.tsv"
     wildcard_constraints:
-        task="ioi",
+        task=one_of(IOI),
     priority: 90
     conda:
         "../envs/environment.yaml"
@@ -79,7 +79,7 @@ rule plot_figures:
     benchmark:
         "benchmarks/plot_figures/{task}/{model}.tsv"
     wildcard_constraints:
-        task="ioi",
+        task=one_of(IOI),
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -1,9 +1,9 @@
-# Pages that need no other file: results/report.html of indirect object identification, results/studies.html of all other studies.
+# Pages that need no other file: results/report.html of the first study on indirect object identification, results/studies.html of
+# all others.
 import re
 
-# The experiment that the report shows: the first on IOI, whose figures it consists of.
-SHOWN = next((e for e in PLAN.on("ioi") if e.studied), None)
-OTHERS = [e for e in PLAN.experiments if e.task != "ioi"]
+SHOWN = PLAN.reported
+OTHERS = [e for e in PLAN.experiments if e is not SHOWN]
 CAPTIONS = captions_of(SHOWN) if SHOWN else []
 # Parts of the configuration that captions quote: values most of which are defaults and stand in no file.
 config.clear()

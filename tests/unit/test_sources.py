@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from inversescope.workflow.sources import PACKAGE, imports_of, literal, modules_of, path_of, source_files
+from inversescope.workflow.sources import (
+    PACKAGE,
+    imports_of,
+    literal,
+    module_of,
+    modules_of,
+    path_of,
+    source_files,
+)
 from inversescope.workflow.stages import STAGES
 
 TASKS = literal("tasks", "TASKS")
@@ -30,8 +38,9 @@ def test_modules_are_followed_through_imports() -> None:
 def test_a_task_is_no_dependency_of_another_tasks_jobs() -> None:
     for task in TASKS:
         found = {name for name in modules_of("compute_exact", task) if name.startswith("tasks/")}
-        assert found & {f"tasks/{other}" for other in TASKS} == {f"tasks/{task}"}
-    assert not {f"tasks/{task}" for task in TASKS} & set(modules_of("make_studies", None))
+        assert found & {module_of(other) for other in TASKS} == {module_of(task)}
+    assert module_of("ioi_small") == module_of("ioi") == "tasks/ioi"
+    assert not {module_of(task) for task in TASKS} & set(modules_of("make_studies", None))
 
 
 def test_a_stage_depends_on_what_its_own_function_imports() -> None:

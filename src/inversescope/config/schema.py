@@ -31,6 +31,7 @@ from inversescope.config.tasks import (
     CountingConfig,
     IOIConfig,
     RavelConfig,
+    SmallIOIConfig,
     TaskName,
     TextConfig,
     TranslationConfig,
@@ -139,6 +140,7 @@ class Config(Settings):
     studies: dict[str, StudyConfig] = Field(default_factory=dict)
     """Variants by seed, steps and change."""
     ioi: IOIConfig = IOIConfig()
+    ioi_small: SmallIOIConfig = SmallIOIConfig()
     ravel: RavelConfig = RavelConfig()
     icl_translation: TranslationConfig = TranslationConfig()
     icl_words: WordsConfig = WordsConfig()

@@ -11,7 +11,9 @@ from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.strict import Strict
 
-TaskName = Literal["ioi", "ravel", "icl_translation", "icl_words", "counting", "addition", "text"]
+TaskName = Literal[
+    "ioi", "ioi_small", "ravel", "icl_translation", "icl_words", "counting", "addition", "text"
+]
 SPLIT_SEED = "Another seed holds other ones out."
 
 
@@ -38,6 +40,14 @@ class IOIConfig(Prior):
     @property
     def feature_names(self) -> tuple[str, ...]:
         return ("subject", "object", "template", "order", "first", "second", "place", "item")
+
+
+class SmallIOIConfig(IOIConfig):
+    """The same with fewer words: on a language model, all of its prompts can be run."""
+
+    n_names: int = Field(12, ge=4, description="Names, from the first of the package's list.")
+    n_places: int = Field(4, ge=1, description="Places.")
+    n_items: int = Field(4, ge=1, description="Objects that are given.")
 
 
 class RavelConfig(Prior):

@@ -24,7 +24,7 @@ from inversescope.figures.tables import MIXED, PLAIN, VARIANTS, full_cache, sele
 from inversescope.store import atomic_path, read_table
 from inversescope.workflow import paths
 from inversescope.workflow.figures import DRAWS, Shown, planned
-from inversescope.workflow.plan import FEW_SHOT, ExperimentPlan, Plan, weights_note
+from inversescope.workflow.plan import FEW_SHOT, IOI, ExperimentPlan, Plan, weights_note
 
 #: Captions are shared with `snakemake --report`: reStructuredText that reads as plain text too.
 CAPTIONS = Path(__file__).resolve().parents[3] / "report"
@@ -33,6 +33,7 @@ TEMPLATE = Path(__file__).resolve().with_name("page.html.j2")
 #: What each study is about.
 ABOUT = {
     "ioi": "Sections 4.1 and E of the paper: which names do attention heads and the residual stream encode? docs/ioi.md",
+    "ioi_small": "The same with fewer words, so that all prompts are run on a language model. docs/ioi.md",
     "ravel": "Sections 4.2, D.2 and E.3 of the paper: which attribute of an entity does the residual stream encode? docs/ravel.md",
     "icl_translation": "Sections 4.3, D.3 and E.4 of the paper: where the task and the query enter. docs/icl.md",
     "icl_words": "Section 4.3 of the paper on a model that was not made for it: where task and query enter. docs/icl.md",
@@ -107,17 +108,19 @@ def make_report(context: Context) -> None:
 
 
 def sections(config: Config) -> list[Section]:
-    """All studies of the configuration but those on indirect object identification.
+    """All studies of the configuration but the one that the report shows.
 
     Args:
         config: the whole configuration, not as one experiment sees it.
     """
     found: dict[str, Section] = {}
-    for one in Plan(config).experiments:
+    plan = Plan(config)
+    for one in plan.experiments:
         if one.task == "ravel":
             found.setdefault("ravel", Section("RAVEL, all targets", "ravel_", one))
-        elif one.task != "ioi" and one.studied:  # a control is shown beside another model
-            title = "In-context learning" if one.task in FEW_SHOT else one.task.capitalize()
+        elif one is not plan.reported and one.studied:  # a control is shown beside another model
+            kinds = {"In-context learning": FEW_SHOT, "Indirect object identification": IOI}
+            title = next((kind for kind, tasks in kinds.items() if one.task in tasks), one.task.capitalize())
             found[one.name] = Section(f"{title}: {one.model}", f"{one.task}_{one.model}_", one)
     return list(found.values())
 

@@ -10,6 +10,7 @@ PAGE, TABLES = Path("docs/results.md"), Path("docs/results/tables")
 #: Task -> its study in words, and the pages that say what was found.
 STUDIES = {
     "ioi": ("Indirect object identification", ("ioi.md", "variants.md", "frontier.md")),
+    "ioi_small": ("Indirect object identification on a language model", ("ioi.md", "variants.md")),
     "ravel": ("RAVEL", ("ravel.md",)),
     "icl_words": ("In-context learning on a language model", ("icl.md",)),
     "icl_translation": ("In-context learning", ("icl.md",)),

@@ -12,9 +12,10 @@ from inversescope.tasks.base import SPLITS, Task
 if TYPE_CHECKING:
     from inversescope.config import Config
 
-#: Name of a task, which is its key in the configuration too -> its class.
+#: Name of a task, which is its key in the configuration too -> its class. One class may serve several priors.
 TASKS = {
     "ioi": "inversescope.tasks.ioi:IOITask",
+    "ioi_small": "inversescope.tasks.ioi:IOITask",
     "ravel": "inversescope.tasks.ravel:RavelTask",
     "icl_translation": "inversescope.tasks.icl_translation:TranslationTask",
     "icl_words": "inversescope.tasks.icl_words:WordsTask",

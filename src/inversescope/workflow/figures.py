@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inversescope.errors import InputError
-from inversescope.workflow.plan import FEW_SHOT, OWN_STUDIES, SPELLED, ExperimentPlan, Plan
+from inversescope.workflow.plan import FEW_SHOT, IOI, OWN_STUDIES, SPELLED, ExperimentPlan, Plan
 from inversescope.workflow.sources import PACKAGE
 
 #: Stages that draw figures, in the order of pages -> whether one of them draws an experiment.
 DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
-    "plot_layers": lambda e: e.task == "ioi",
-    "plot_figures": lambda e: bool(e.studied) and e.task == "ioi",
+    "plot_layers": lambda e: e.task in IOI,
+    "plot_figures": lambda e: bool(e.studied) and e.task in IOI,
     "plot_ravel": lambda e: bool(e.studied) and e.task == "ravel",
     "plot_icl": lambda e: bool(e.studied) and e.task in FEW_SHOT,
     "plot_cases": lambda e: bool(e.studied) and e.task not in OWN_STUDIES,
-    "plot_heads": lambda e: e.task == "ioi",
+    "plot_heads": lambda e: e.task in IOI,
     "plot_causes": lambda e: bool(e.settings.patched),
     "plot_answers": lambda e: bool(e.settings.patched) and e.task in SPELLED,
     "plot_study": lambda e: bool(e.ablations),

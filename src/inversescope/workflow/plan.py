@@ -24,11 +24,13 @@ SITES_PER_JOB = 10
 SPELLED = ("addition",)
 #: Splits whose prompts are not in the task's prior.
 OUTSIDE = {"ravel": ("test", "val")}
+#: Priors of indirect object identification.
+IOI = ("ioi", "ioi_small")
 #: In-context tasks: few-shot prompts.
 FEW_SHOT = ("icl_translation", "icl_words")
 #: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
 OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
-    "ioi": {"figures": ("plot_figures",)},
+    **dict.fromkeys(IOI, {"figures": ("plot_figures",)}),
     # Figures of RAVEL are of all its experiments: `plot_ravel`.
     "ravel": {},
     **dict.fromkeys(FEW_SHOT, {"figures": ("plot_icl",)}),
@@ -275,7 +277,7 @@ class ExperimentPlan:
             "activations": self.activations(self.extracted, self.labels),
             "exact": self.at_sites(paths.EXACT),
         }
-        if self.task == "ioi":
+        if self.task in IOI:
             parts["layers"] = made_by("plot_layers")
             parts["heads"] = made_by("plot_heads")
         if self.task == "ravel":
@@ -394,6 +396,11 @@ class Plan:
     def __getitem__(self, experiment: tuple[str, str]) -> ExperimentPlan:
         """The experiment on a task and a model."""
         return self._experiments[experiment]
+
+    @property
+    def reported(self) -> ExperimentPlan | None:
+        """The experiment that results/report.html shows: the first studied one on indirect object identification."""
+        return next((e for e in self.experiments if e.task in IOI and e.studied), None)
 
     def with_control(self, experiment: ExperimentPlan) -> list[ExperimentPlan]:
         """An experiment, and the control that figures show beside it."""

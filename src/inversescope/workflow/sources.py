@@ -73,6 +73,12 @@ def _imports_of_stage(tree: ast.Module, stage: str) -> frozenset[str]:
     )
 
 
+def module_of(task: str | None) -> str:
+    """The module of a task; empty if there is no such task."""
+    place = literal("tasks", "TASKS").get(task, "")
+    return str(place).partition(":")[0].removeprefix("inversescope.").replace(".", "/")
+
+
 @functools.cache
 def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
     """Modules that a stage's result can depend on: its own and all that it imports, directly or not.
@@ -82,7 +88,8 @@ def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
     Raises:
         KeyError: there is no such stage.
     """
-    others = {f"tasks/{name}" for name in literal("tasks", "TASKS") if name != task}
+    own = module_of(task)
+    others = {module_of(name) for name in literal("tasks", "TASKS")} - {own}
     home = STAGES[stage].module.replace(".", "/")
     found = {home}
     pending = set(_imports_of_stage(_tree(home), stage))
@@ -91,8 +98,8 @@ def modules_of(stage: str, task: str | None) -> tuple[str, ...]:
         if name not in others and name.split("/")[0] not in WITHOUT_EFFECT:
             found.add(name)
             pending |= imports_of(name) - found
-        if name == "tasks" and task in literal("tasks", "TASKS"):  # found there by its name, not imported
-            pending.add(f"tasks/{task}")
+        if name == "tasks" and own:  # found there by its name, not imported
+            pending.add(own)
     # Packages' own files list what there is and hold no code.
     return tuple(sorted(m for m in found if path_of(m).name != "__init__.py"))
 
@@ -103,7 +110,7 @@ def source_files(stage: str, task: str | None) -> list[str]:
     modules = modules_of(stage, task)
     paths = [path_of(part) for part in modules]
     beside = [path.with_suffix(suffix) for path in paths for suffix in DATA_SUFFIXES]
-    if f"tasks/{task}" in modules:
+    if module_of(task) in modules:
         # Tables that come with the package; those that are fetched are files of their own.
         beside += sorted((PACKAGE / "tasks/data" / str(task)).glob("*"))
     return [os.path.relpath(path) for path in paths + beside if path.is_file()]
