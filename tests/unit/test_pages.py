@@ -57,10 +57,11 @@ def test_a_figure_that_is_not_there_names_what_makes_it(page: tuple[Path, Config
     root, config = page
     own = Plan(config)["addition", "addition-embedded"]
     names = [one.name for one in planned("plot_cases", own) if one.kind == "figure"]
+    before = (root / "results/studies.html").read_text().count("rule plot_cases")
     for name in names:
         (root / f"results/figures/addition_addition-embedded_{name}.png").unlink()
     make(root, config)
-    assert (root / "results/studies.html").read_text().count("rule plot_cases") == len(names) == 3
+    assert (root / "results/studies.html").read_text().count("rule plot_cases") - before == len(names) == 3
 
 
 def test_a_study_that_was_not_run_is_named(page: tuple[Path, Config]) -> None:
