@@ -23,8 +23,8 @@ class Progress:
         if now - self.last < self.every and done < self.total:
             return
         self.last = now
-        left = (now - self.start) / max(done, 1) * (self.total - done)
-        self.echo(f"{self.name}: {done}/{self.total} ({now - self.start:.0f} s, {left:.0f} s to go) {note}")
+        left = f", {(now - self.start) / done * (self.total - done):.0f} s to go" if done else ""
+        self.echo(f"{self.name}: {done}/{self.total} ({now - self.start:.0f} s{left}) {note}")
 
 
 @contextmanager

@@ -18,10 +18,10 @@ import struct
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -115,66 +115,116 @@ def read_json(path: str | Path) -> Any:
         ) from None
 
 
+class Rows(NamedTuple):
+    """A float32 array as it is written: its shape, and its consecutive rows in parts."""
+
+    shape: tuple[int, ...]
+    parts: Iterable[np.ndarray]
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, Rows], meta: Mapping[str, Any]) -> None:
+    """Write float32 arrays as safetensors, a part at a time: the header first, then the rows.
+
+    Args:
+        path: a `.safetensors` file.
+        arrays: name -> what is written.
+        meta: values are stored as text. The stored dtype, the package version and a checksum are added.
+    """
+    texts = {"dtype": "float32", "package_version": __version__, "crc32": _NO_CHECKSUM}
+    texts |= {key: str(value) for key, value in meta.items()}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
+    end = 0
+    for name, rows in arrays.items():
+        begin, end = end, end + 4 * math.prod(rows.shape)
+        header[name] = {"dtype": "F32", "shape": rows.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # rows begin at a multiple of eight bytes
+    head = struct.pack("<Q", len(text)) + text
+    checksum, place = zlib.crc32(_CHECKSUM.sub(b"", head)), _CHECKSUM.search(head)
+    assert place is not None
+    with atomic_path(path) as part, part.open("wb") as file:
+        file.write(head)
+        for rows in arrays.values():
+            for block in rows.parts:
+                data = np.ascontiguousarray(block, dtype="<f4").data
+                checksum = zlib.crc32(data, checksum)
+                file.write(data)
+        assert file.tell() == len(head) + end, "the rows are as many as their shapes say"
+        file.seek(place.start(1))
+        file.write(f"{checksum:08x}".encode())
+
+
+def read_arrays(path: str | Path, remedy: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read the arrays of `write_arrays` and their description, after checking that they are whole and finite.
+
+    The file is mapped, not copied, so that arrays larger than memory can be streamed.
+
+    Raises:
+        InputError: if the file is missing, cut short or damaged, or if a row holds NaN or infinity.
+    """
+    header, _ = _header(path, remedy)
+    meta = header.pop("__metadata__", {})
+    for name, entry in header.items():
+        if entry["dtype"] != "F32":
+            raise InputError(f"{path} holds {name} as {entry['dtype']} instead of float32", remedy)
+    arrays = {name: map_array(path, name) for name in header}
+    for z in arrays.values():
+        for start in range(0, len(z), _ROWS_AT_ONCE):
+            block = z[start : start + _ROWS_AT_ONCE]
+            # A sum is NaN or infinite if any term is; rows are looked at one by one only then (finite values
+            # may overflow).
+            if not math.isfinite(float(block.sum(dtype=np.float64))):
+                bad = np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))
+                if len(bad):
+                    raise InputError(
+                        f"{path} holds NaN or infinity, first in row {start + bad[0]}",
+                        "Check the target's weights and dtype (float16 overflows), then rerun extract_activations",
+                    )
+    return arrays, meta
+
+
+def map_array(path: str | Path, name: str) -> np.ndarray:
+    """Map one array of `write_arrays`, read-only, without the checks of `read_arrays`."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(size))[name]
+    begin = 8 + size + entry["data_offsets"][0]
+    return np.asarray(np.memmap(path, "<f4", "r", begin, tuple(entry["shape"])))
+
+
 def write_activations(
     path: str | Path, z: np.ndarray | Sequence[np.ndarray], meta: Mapping[str, Any]
 ) -> None:
-    """Write one site's activations, a part at a time: the safetensors header first, then the rows.
+    """Write one site's activations.
 
     Args:
         path: a `.safetensors` file.
         z: (N, d) or (N, P, d) activations, row i = prompt i, or their consecutive parts (at least one); stored as float32.
-        meta: provenance (model, revision, site, tokenizer and prompt-file hash, ...); values are stored as
-            text. The stored dtype, the package version and a checksum are added.
+        meta: provenance (model, revision, site, tokenizer and prompt-file hash, ...).
     """
     parts = [z] if isinstance(z, np.ndarray) else z
     shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-    texts = {"dtype": "float32", "package_version": __version__, "crc32": _NO_CHECKSUM}
-    texts |= {key: str(value) for key, value in meta.items()}
-    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
-    header = {"__metadata__": dict(sorted(texts.items())), "z": entry}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # rows begin at a multiple of eight bytes
-    with atomic_path(path) as part:
-        with part.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for rows in parts:
-                for start in range(0, len(rows), _ROWS_AT_ONCE):
-                    block = np.ascontiguousarray(rows[start : start + _ROWS_AT_ONCE], dtype="<f4")
-                    file.write(block.data)
-        _seal(part)
+    blocks = (
+        rows[start : start + _ROWS_AT_ONCE] for rows in parts for start in range(0, len(rows), _ROWS_AT_ONCE)
+    )
+    write_arrays(path, {"z": Rows(shape, blocks)}, meta)
 
 
 def read_activations(path: str | Path) -> tuple[np.ndarray, dict[str, str]]:
     """Read one site's activations and their provenance, after checking that they are whole and finite.
 
-    The file is mapped, not copied, so that sites larger than memory can be streamed.
-
     Returns:
-        z, (N, d) or (N, P, d) float32 (read-only), and the metadata.
+        z, (N, d) or (N, P, d) float32 (read-only, mapped), and the metadata.
 
     Raises:
         InputError: if the file is missing, cut short or not activations, or if a row holds NaN or infinity.
     """
     remedy = "Delete it and rerun extract_activations"
-    header, begin = _header(path, remedy)
-    meta = header.pop("__metadata__", {})
-    entry = header.get("z", {"dtype": None, "shape": []})
-    if set(header) != {"z"} or entry["dtype"] != "F32" or len(entry["shape"]) not in (2, 3):
-        found = {name: f"{one['dtype']}{one['shape']}" for name, one in header.items()}
+    arrays, meta = read_arrays(path, remedy)
+    if set(arrays) != {"z"} or arrays["z"].ndim not in (2, 3):
+        found = {name: f"F32{list(z.shape)}" for name, z in arrays.items()}
         raise InputError(f"{path} holds {found} instead of 'z', float32 (N, d) or (N, P, d)", remedy)
-    z = np.asarray(np.memmap(path, mode="r")[begin:]).view("<f4").reshape(entry["shape"])
-    for start in range(0, len(z), _ROWS_AT_ONCE):
-        block = z[start : start + _ROWS_AT_ONCE]
-        # A sum is NaN or infinite if any term is; rows are looked at one by one only then (finite values
-        # may overflow).
-        if not math.isfinite(float(block.sum(dtype=np.float64))):
-            bad = np.flatnonzero(~np.isfinite(block).reshape(len(block), -1).all(axis=1))
-            if len(bad):
-                raise InputError(
-                    f"{path} holds NaN or infinity, first in row {start + bad[0]}",
-                    "Check the target's weights and dtype (float16 overflows), then rerun extract_activations",
-                )
-    return z, meta
+    return arrays["z"], meta
 
 
 def check_provenance(

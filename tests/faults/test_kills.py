@@ -29,7 +29,7 @@ STAGES = {
     "score_target": 1,
     "select_target": 6,
     "train_backbone": 9,
-    "extract_activations": 6,
+    "extract_activations": 4,
     "train_generator": 7,
     "sample_prompts": 6,
     "run_mcmc": 3,

@@ -323,20 +323,6 @@ def test_truncated_activations(copied: Copied, capsys: Capture, kept: int) -> No
     )
 
 
-def test_truncated_shard_is_made_anew(copied: Copied, capsys: Capture) -> None:
-    """A shard that a killed extraction left half-written is not trusted; the result is the same."""
-    root = copied()
-    folder = root / DATA / "activations/reference"
-    whole = (folder / "L0H0.safetensors").read_bytes()
-    shard = folder / "shards/000000000"
-    shard.mkdir(parents=True)
-    for path in folder.glob("*.safetensors"):
-        (shard / path.name).write_bytes(path.read_bytes()[:-5])
-        path.unlink()
-    assert run(root, "extract_activations", "--split", "reference") == 0
-    assert (folder / "L0H0.safetensors").read_bytes() == whole and not shard.exists()
-
-
 @pytest.mark.parametrize(
     "stage",
     [

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from inversescope.activations.capture import capture, result_basis
+from inversescope.activations import batches
+from inversescope.activations.capture import Passes, capture, result_basis
+from inversescope.activations.inputs import Inputs
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import LAYER_KINDS, Site, expand_sites
@@ -220,6 +222,32 @@ def test_shared_beginnings_run_once() -> None:
     handle.remove()
     assert positions < 2000 * LENGTH / 6
     close(got["L2H1"][::37], capture(target, tokens[::37], [Site(2, "result", 1)])["L2H1"])
+
+
+def test_keys_and_values_of_shared_beginnings_fit_into_a_fixed_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """More prompts are more batches, not more memory."""
+    target, most = make_target("llama"), 200_000
+    tokens = np.zeros((2000, LENGTH), int)
+    for place, below in ((4, 200), (8, 20), (10, 4), (11, 1)):
+        tokens[:, place] = np.arange(2000) // below % 20
+    sites = expand_sites(["L*H1", "L2.resid_post"], 3, 4)
+    free = capture(target, tokens, sites)
+    monkeypatch.setattr(batches, "KEPT", {"cpu": most})
+    passes = Passes(target, Inputs(tokens), sites)
+    assert len(passes.batches) > 5
+    number, held = passes.order.numbers, []
+    found: dict[str, list[np.ndarray]] = {site.label: [] for site in sites}
+    with passes.ready():
+        for batch in passes.batches:
+            for label, value in passes.run(batch).items():
+                found[label].append(value)
+            blocks = passes.buffers._blocks
+            held.append(sum(block.nbytes for name, block in blocks.items() if name[1] is not None))
+    assert most / 4 < max(held) <= most
+    for label, value in free.items():
+        close(np.concatenate(found[label])[number], value)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_overlong_or_foreign_files_are_refused(tmp_path: Path) -> None:
         {"y": np.ones((2, 2), np.float32)},
     ):
         save_file(tensors, path)
-        with pytest.raises(InputError, match="instead of 'z', float32"):
+        with pytest.raises(InputError, match="instead of"):
             store.read_activations(path)
     with pytest.raises(InputError, match="does not exist"):
         store.read_activations(tmp_path / "none.safetensors")

@@ -9,7 +9,7 @@ are run by transformers, hooked from outside, so every architecture of `ARCHITEC
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from inversescope.activations.inputs import Inputs, groups
-from inversescope.activations.prefixes import COPY_COST, Buffers, PrefixCache, segments, sorted_prefixes
+from inversescope.activations.batches import Batch, Batches
+from inversescope.activations.inputs import Inputs
+from inversescope.activations.prefixes import Buffers, PrefixCache
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
 from inversescope.targets.hooks import Done, hooked, run_body
@@ -29,7 +30,7 @@ from inversescope.targets.speed import fast_linear_layers, short_attention
 Progress = Callable[[int, int], None]
 
 
-def _unheard(done: int, total: int) -> None:
+def unheard(done: int, total: int) -> None:
     """Progress that nobody asked for."""
 
 
@@ -76,7 +77,7 @@ def capture(
     token_ids: Sequence[np.ndarray] | np.ndarray,
     sites: Sequence[Site],
     batch_tokens: int = 8192,
-    progress: Progress = _unheard,
+    progress: Progress = unheard,
     positions: Mapping[str, np.ndarray] | None = None,
     width: int = 0,
 ) -> dict[str, np.ndarray]:
@@ -103,80 +104,104 @@ def capture(
     Raises:
         InputError: if a site, a position or a token is out of the model's range.
     """
-    inputs = Inputs(token_ids, positions or {})
-    asked = {site.position for site in sites} - {"last", "any"}
-    where = {position: inputs.resolve(position) for position in sorted(asked)}
-    named = [position for position in where if not position.isdecimal()]
-    if not named and not any(site.position == "any" for site in sites):
-        return _capture(target, token_ids, sites, batch_tokens, progress)
-    whole = max(width, int(inputs.lengths.max(initial=0)))
-    out: dict[str, np.ndarray] = {}
-    for site in sites:
-        shape = (whole, target.site_dim(site)) if site.position == "any" else (target.site_dim(site),)
-        out[site.label] = np.empty((len(token_ids), *shape), np.float32)
-    done = 0
-    for rows in groups(np.stack([inputs.lengths, *(where[name] for name in named)], 1)):
-        length = int(inputs.lengths[rows[0]])
-        # In a group every named position is one and the same token index.
-        index = {name: str(where[name][rows[0]]) for name in named}
-        places = {
-            site: [replace(site, position=str(place)) for place in range(length)]
-            if site.position == "any"
-            else [replace(site, position=index.get(site.position, site.position))]
-            for site in sites
-        }
-        fixed = [place for some in places.values() for place in some]
-        values = _capture(target, [token_ids[row] for row in rows], fixed, batch_tokens, _unheard)
-        for site, some in places.items():
-            if site.position == "any":
-                stacked = np.stack([values[place.label] for place in some], 1)
-                out[site.label][rows] = stacked[:, np.arange(whole) % length]
-            else:
-                out[site.label][rows] = values[some[0].label]
-        done += len(rows)
-        progress(done, len(token_ids))
+    passes = Passes(target, Inputs(token_ids, positions or {}), sites, batch_tokens, width)
+    out = {label: np.empty((len(token_ids), *shape), np.float32) for label, shape in passes.shapes.items()}
+    done, total = 0, len(token_ids)
+    with passes.ready(lambda: progress(done, total)):
+        for batch in passes.batches:
+            rows, which = passes.order.members(batch)
+            for label, values in passes.run(batch).items():
+                out[label][rows] = values[which]
+            done += len(rows)
+            progress(done, total)
     return out
 
 
-def _capture(
-    target: Target,
-    token_ids: Sequence[np.ndarray] | np.ndarray,
-    sites: Sequence[Site],
-    batch_tokens: int,
-    progress: Progress,
-) -> dict[str, np.ndarray]:
-    """`capture` at the last token and at token indices."""
-    plan = _Plan(target, sites)
-    out = {site.label: np.empty((len(token_ids), target.site_dim(site)), np.float32) for site in plan.sites}
-    done = 0
-    with torch.inference_mode(), fast_linear_layers(target.body), short_attention(target.model):
-        for rows, tokens in _equal_lengths(token_ids):
-            target.check_tokens(tokens, rows)
-            for members, values in _run_group(plan, tokens, batch_tokens):
-                for label, value in values.items():
-                    out[label][rows[members]] = value
-                done += len(members)
-                progress(done, len(token_ids))
-    return out
+class Passes:
+    """Forward passes over prompts, a batch at a time, for those who cannot hold all activations at once.
 
+    Args and raises: as `capture`.
 
-class _Plan:
-    """What to hook, where to stop, and how to turn what the hooks saw into activations."""
+    Attributes:
+        order: the order in which prompts are run.
+        batches: the batches, in that order.
+        shapes: site label -> shape of one prompt's activations.
+        buffers: memory for keys and values.
+    """
 
-    def __init__(self, target: Target, sites: Sequence[Site]) -> None:
+    def __init__(
+        self, target: Target, inputs: Inputs, sites: Sequence[Site], batch_tokens: int = 8192, width: int = 0
+    ) -> None:
         if not sites:
             raise InputError("No sites to capture", "Name at least one, such as L0H0")
-        self.target = target
-        self.sites = list(dict.fromkeys(sites))
-        target.check_sites(self.sites)
-        self.stop = max((self._point(site) for site in self.sites), key=lambda point: point.order)
-        self.basis = {
-            site: torch.from_numpy(result_basis(target, site)[0].astype(np.float32)).to(
+        target.check_sites(sites)
+        self.target, self.sites = target, list(dict.fromkeys(sites))
+        asked = sorted({site.position for site in sites} - {"last", "any"})
+        where = {position: inputs.resolve(position) for position in asked}
+        named = {position: at for position, at in where.items() if not position.isdecimal()}
+        self.order = Batches(target, inputs, named, batch_tokens)
+        self.batches = self.order.batches
+        self.width = max(width, int(inputs.lengths.max(initial=0)))
+        self.shapes = {
+            site.label: (*[self.width] * (site.position == "any"), target.site_dim(site))
+            for site in self.sites
+        }
+        self._basis = {
+            (site.layer, site.head): torch.from_numpy(result_basis(target, site)[0].astype(np.float32)).to(
                 target.out_proj(site.layer).device
             )
             for site in self.sites
             if site.kind == "result"
         }
+        self._plans: dict[tuple[Site, ...], _Plan] = {}
+        self._length, self.buffers = 0, Buffers()
+
+    @contextmanager
+    def ready(self, tick: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Prepare the model for the length of a block; `tick` is called before each of its blocks."""
+        with torch.inference_mode(), ExitStack() as stack:
+            stack.enter_context(fast_linear_layers(self.target.body))
+            stack.enter_context(short_attention(self.target.model))
+            for layer in self.target.layers:
+                stack.callback(layer.register_forward_pre_hook(lambda *_: tick()).remove)
+            yield
+
+    def run(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Site label -> activations of a batch's distinct prompts, float32 (n, ...)."""
+        length = batch.cuts[-1]
+        places = {
+            site: [replace(site, position=str(place)) for place in range(length)]
+            if site.position == "any"
+            else [replace(site, position=str(batch.places.get(site.position, site.position)))]
+            for site in self.sites
+        }
+        if length != self._length:  # what was lent to prompts of another length is of no use
+            self._length, self.buffers = length, Buffers()
+        fixed = tuple(place for some in places.values() for place in some)
+        if fixed not in self._plans:
+            self._plans[fixed] = _Plan(self.target, fixed, self._basis)
+        values = _run_batch(
+            self._plans[fixed], self.order.tokens(batch), batch.shared, batch.cuts, self.buffers
+        )
+        found: dict[str, np.ndarray] = {}
+        for site, some in places.items():
+            if site.position == "any":
+                stacked = np.stack([values[place] for place in some], 1)
+                found[site.label] = stacked[:, np.arange(self.width) % length]
+            else:
+                found[site.label] = values[some[0]]
+        return found
+
+
+class _Plan:
+    """What to hook, where to stop, and how to turn what the hooks saw into activations."""
+
+    def __init__(
+        self, target: Target, sites: Sequence[Site], basis: Mapping[tuple[int, int | None], Tensor]
+    ) -> None:
+        self.target, self.basis = target, basis
+        self.sites = list(dict.fromkeys(sites))
+        self.stop = max((self._point(site) for site in self.sites), key=lambda point: point.order)
 
     @staticmethod
     def _point(site: Site) -> _Point:
@@ -234,45 +259,11 @@ class _Plan:
         width = self.target.head_dim
         z = value[:, site.head * width : (site.head + 1) * width]
         # One product a head, whatever else is asked for: a batched one may round otherwise.
-        return z @ self.basis[site] if site.kind == "result" else z
-
-
-def _equal_lengths(token_ids: Sequence[np.ndarray] | np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Prompts by length: their rows, and their tokens as (n, T) int64."""
-    if isinstance(token_ids, np.ndarray) and token_ids.ndim == 2:
-        yield np.arange(len(token_ids)), token_ids.astype(np.int64)
-        return
-    lengths = np.fromiter((len(one) for one in token_ids), np.int64, len(token_ids))
-    for rows in groups(lengths[:, None]):
-        flat = np.concatenate([token_ids[row] for row in rows]).astype(np.int64)
-        yield rows, flat.reshape(len(rows), -1)
-
-
-def _run_group(
-    plan: _Plan, tokens: np.ndarray, batch_tokens: int
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Capture prompts of one length, (N, T): rows of the group, and label -> values, batch by batch."""
-    order, fresh = sorted_prefixes(tokens)
-    # Rows of `order` that begin a new prompt; equal prompts follow each other.
-    first = np.flatnonzero(fresh < tokens.shape[1])
-    unique, fresh = tokens[order[first]], fresh[first]
-    ends = np.append(first[1:], len(order))
-    cuts = segments(fresh, tokens.shape[1], COPY_COST / plan.target.d_model)
-    buffers = Buffers()
-    size = max(1, batch_tokens // (cuts[-1] - cuts[-2]))
-    for start in range(0, len(unique), size):
-        stop = min(start + size, len(unique))
-        # The first prompt of a batch shares nothing with the one before it.
-        shared = fresh[start:stop].copy()
-        shared[0] = 0
-        values = _run_batch(plan, unique[start:stop], shared, cuts, buffers)
-        copies = np.repeat(np.arange(stop - start), ends[start:stop] - first[start:stop])
-        members = order[first[start] : ends[stop - 1]]
-        yield members, {site.label: value[copies] for site, value in values.items()}
+        return z @ self.basis[site.layer, site.head] if site.kind == "result" else z
 
 
 def _run_batch(
-    plan: _Plan, tokens: np.ndarray, shared: np.ndarray, cuts: list[int], buffers: Buffers
+    plan: _Plan, tokens: np.ndarray, shared: np.ndarray, cuts: Sequence[int], buffers: Buffers
 ) -> dict[Site, np.ndarray]:
     """Capture a batch of distinct sorted prompts (B, T), segment by segment."""
     device = plan.target.model.device

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from inversescope.activations.capture import capture
+from inversescope.activations.capture import Progress, capture, unheard
+from inversescope.activations.inputs import Inputs
 from inversescope.sites import Site
 from inversescope.targets.models import Target
 from inversescope.targets.tokenizers import encode
 from inversescope.tasks import Task
+
+#: Prompts that are read at a time.
+BLOCK = 1 << 14
 
 
 def named_positions(
@@ -46,11 +49,31 @@ def longest_prompt(task: Task, target: Target) -> int:
     return max(len(ids) for ids in target.encode(task.texts(index)))
 
 
+def inputs_of(
+    task: Task, target: Target, index: np.ndarray, sites: Sequence[Site], progress: Progress = unheard
+) -> Inputs:
+    """Tokens of prompts of the prior, index (N,), and the named positions that sites ask for."""
+    ids: list[np.ndarray] = []
+    positions: dict[str, list[np.ndarray]] = {}
+    for low in range(0, len(index), BLOCK):
+        some = index[low : low + BLOCK]
+        tokens = target.encode(task.texts(some))
+        for name, at in named_positions(task, target, some, tokens, sites).items():
+            positions.setdefault(name, []).append(at)
+        ids += tokens
+        progress(len(ids), len(index))
+    return Inputs(ids, {name: np.concatenate(parts) for name, parts in positions.items()})
+
+
+def width_of(task: Task, target: Target, sites: Sequence[Site]) -> int:
+    """How many positions sites at `any` have: the tokens of the longest prompt of the prior. 0 if there is none."""
+    return longest_prompt(task, target) if any(site.position == "any" for site in sites) else 0
+
+
 def capture_prompts(
-    task: Task, target: Target, index: np.ndarray, sites: Sequence[Site], **options: Any
+    task: Task, target: Target, index: np.ndarray, sites: Sequence[Site]
 ) -> dict[str, np.ndarray]:
-    """`capture` for prompts of the prior, index (N,): site label -> (N, site_dim), at `any` (N, P, site_dim); its other options."""
-    token_ids = target.encode(task.texts(index))
-    positions = named_positions(task, target, index, token_ids, sites)
-    width = longest_prompt(task, target) if any(site.position == "any" for site in sites) else 0
-    return capture(target, token_ids, sites, positions=positions, width=width, **options)
+    """`capture` for prompts of the prior, index (N,): site label -> (N, site_dim), at `any` (N, P, site_dim)."""
+    inputs = inputs_of(task, target, index, sites)
+    width = width_of(task, target, sites)
+    return capture(target, inputs.token_ids, sites, positions=inputs.positions, width=width)

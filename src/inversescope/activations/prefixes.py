@@ -106,9 +106,9 @@ class _PrefixLayer(DynamicLayer):
         + S, d)."""
         cache = self.cache
         end = cache.length + key_states.shape[2]
-        # What later segments copy must outlive this layer; what they do not may be overwritten by the next
-        # layer.
-        place = (cache.depth, self.layer if cache.keep else None)
+        # What the next segment copies must outlive this layer; what it does not may be overwritten by the next
+        # layer. The segment after that copies nothing from here.
+        place = (cache.depth % 2, self.layer if cache.keep else None)
         blocks = []
         for which, own in enumerate((key_states, value_states)):
             rows, heads, _, width = own.shape
