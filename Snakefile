@@ -13,6 +13,12 @@ report: "report/workflow.rst"
 include: "rules/common.smk"
 
 
+onstart:
+    # To keep to its limit of jobs that begin in a second, Snakemake 9.27 looks at all ready jobs again a second after each look, and
+    # also when a job ends: ever more often, until its driver takes half a core. Nothing needs that limit here.
+    workflow.scheduler.job_rate_limiter = None
+
+
 wildcard_constraints:
     task=one_of(PLAN.tasks),
     model=one_of(PLAN.models),
