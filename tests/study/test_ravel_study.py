@@ -172,8 +172,8 @@ def test_targets_and_prior_share_no_entity(study: Path) -> None:
 def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     table = scores(study)
     methods = (
-        "always_no default default_mixed default_top exact exact_top nearest paper paper_mixed paper_top prior probe "
-        "sae_general sae_ravel"
+        "always_no default default_mixed default_top exact exact_centred exact_raw exact_top nearest nearest_other paper "
+        "paper_mixed paper_top prior probe sae_general sae_ravel"
     ).split()
     for _, part in table.groupby(["group", "site"]):
         assert sorted(part["method"]) == methods
@@ -185,6 +185,36 @@ def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     ).all()
     no = table[table["method"] == "always_no"]
     assert (no["accuracy"] == 0).all() and (no["accuracy_one_vs_rest"] > 0.7).all()
+
+
+def test_raw_and_centred_distance_are_read_at_their_best_bandwidth(study: Path) -> None:
+    """Accuracy of either distance, from the activations anew, at the bandwidth that reads most validation prompts right."""
+    config = load_config([study / "config/config.yaml"])
+    context = Context(study, config.of("ravel", MODEL), "ravel", MODEL)
+    table, site = scores(study).set_index(["site", "group", "method"]), SITES[1]
+    splits = ("train", "val", "test", "reference")
+    z = {split: np.array(context.activations(split, site), np.float64) for split in splits}
+    index = {split: context.prompt_ids(split) for split in splits}
+    label = {split: context.task.features_of(index[split])["attribute"] for split in splits}
+    read = read_table(study / f"results/ravel/{MODEL}/bandwidth/{site}.csv").set_index("centred")
+    for name, centre in (("raw", np.zeros(z["train"].shape[1])), ("centred", z["train"].mean(0))):
+        unit = {
+            split: (one - centre) / np.linalg.norm(one - centre, axis=1)[:, None] for split, one in z.items()
+        }
+
+        def accuracy(split: str, epsilon: float, unit: dict[str, np.ndarray] = unit) -> np.ndarray:
+            inside = 1.0 - unit[split] @ unit["reference"].T < epsilon
+            same = label[split][:, None] == label["reference"]
+            return (inside & same).sum(1) / np.maximum(inside.sum(1), 1)
+
+        rows = read.loc[name == "centred"]
+        found = [accuracy("val", epsilon).mean() for epsilon in rows["epsilon"]]
+        np.testing.assert_allclose(rows["accuracy"], found, atol=0.03)
+        (best,) = rows.loc[rows["chosen"], "epsilon"]
+        assert rows.loc[rows["chosen"], "accuracy"].item() == rows["accuracy"].max()
+        seen = context.task.counted(index["test"])
+        value = accuracy("test", best)[seen].mean()
+        assert table.loc[(site, "seen", f"exact_{name}"), "accuracy"] == pytest.approx(value, abs=0.03)
 
 
 def test_rates_are_over_seen_templates_and_agree_with_the_scores(study: Path) -> None:
@@ -248,7 +278,7 @@ def test_target_knows_its_further_corpus(study: Path) -> None:
 
 
 def test_figures_and_tables_are_there(study: Path) -> None:
-    for name in ("fig6", "fig6_new", "fig10", "confusion"):
+    for name in ("fig6", "fig6_new", "wordings", "fig10", "confusion"):
         for suffix in ("png", "pdf", "csv"):
             assert (study / f"results/figures/ravel_{name}.{suffix}").stat().st_size > 500
     table2 = read_table(study / "results/tables/ravel_table2.csv")

@@ -14,6 +14,8 @@ from inversescope.config.methods import FcrConfig, SaeConfig, VariantConfig
 from inversescope.config.targets import GemmaScopeConfig, ModelConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
+from inversescope.kernel.distances import distance_of
+from inversescope.studies.ravel import probe
 from inversescope.studies.ravel.general_text import WORDS
 from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
 from inversescope.studies.ravel.sae import (
@@ -232,9 +234,21 @@ def test_probe_and_nearest_neighbour_on_separable_data() -> None:
     z = (centres[labels] + rng.standard_normal((400, D))).astype(np.float32)
     probe, strength = linear_probe(z[:200], labels[:200], z[200:300], labels[200:300], [1e-8, 1.0])
     assert strength == 1.0 and probe.score(z[300:], labels[300:]) > 0.95
-    assert nearest_neighbour(z[:200], labels[:200]).score(z[300:], labels[300:]) > 0.9
+    cosine = distance_of("cosine")
+    assert (labels[nearest_neighbour(cosine, z[300:], z[:200])] == labels[300:]).mean() > 0.9
     # Cosine looks at directions: a scaled copy of a training activation is its nearest neighbour.
-    assert (nearest_neighbour(z[:200], labels[:200]).predict(7.0 * z[:200]) == labels[:200]).all()
+    assert nearest_neighbour(cosine, 7.0 * z[:200], z[:200]).tolist() == list(range(200))
+
+
+def test_nearest_neighbour_in_other_words_passes_its_own_words_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "BLOCK", 7)
+    rng = np.random.default_rng(1)
+    z, queries = rng.standard_normal((40, D)).astype(np.float32), rng.standard_normal((20, D))
+    words, own = rng.integers(0, 4, 40), rng.integers(0, 5, 20)
+    found = nearest_neighbour(distance_of("euclidean"), queries.astype(np.float32), z, (own, words))
+    for query, code, row in zip(queries, own, found, strict=True):
+        others = np.flatnonzero(words != code)
+        assert row == others[np.linalg.norm(z[others] - query, axis=1).argmin()]
 
 
 # Scores

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from inversescope.context import Context, echo, need
-from inversescope.kernel.distances import distance_of
+from inversescope.context import Context, centre_of, echo, need
+from inversescope.kernel.distances import Distance, distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
 from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
@@ -19,8 +19,10 @@ from inversescope.studies.ravel.scores import decisions, from_labels, most_likel
 from inversescope.studies.ravel.stages import GENERAL, labels_of
 from inversescope.workflow import paths
 
-#: Bandwidths among which the headline one is chosen.
-BANDWIDTHS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+#: Bandwidths that are compared on validation prompts beside those of the configuration.
+BANDWIDTHS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+#: The exact posterior of the raw and of the centred distance, each at the bandwidth that reads most validation prompts right.
+BY_CENTRE = {"exact_raw": False, "exact_centred": True}
 #: Targets of one group are scored together; the two groups are never mixed.
 GROUPS = ("seen", "new")
 #: Reference prompts that are compared with all targets at a time.
@@ -32,15 +34,21 @@ def classify_attributes(context: Context, site: str) -> None:
 
     Methods: both variants of InverseScope (accepted draws; draws that match no template are "null" and count), the exact
     posterior, both autoencoders, linear probe, nearest neighbour, and two without an activation: the prior's shares, and a
-    classifier that always says no; `exact_top`, `default_top`, `paper_top` call the most likely attribute alone. Intervals are over
-    entities. Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and {site}.csv (scores),
-    and results/{task}/{model}/bandwidth/{site}.csv: what the exact posterior reads from validation prompts by bandwidth.
+    classifier that always says no; `exact_top`, `default_top`, `paper_top` call the most likely attribute alone. `exact_raw` and
+    `exact_centred` are the exact posterior at the best bandwidth of either distance, `nearest_other` the nearest neighbour that is
+    worded otherwise. Intervals are over entities. Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and
+    {site}.csv (scores), and results/{task}/{model}/bandwidth/{site}.csv: what the exact posterior reads from validation prompts by
+    distance (raw or centred) and bandwidth; the best one of each distance is `chosen`.
     """
     task, config, reading = context.task, context.config, Reading(context, site)
     test = context.prompt_ids("test")
     group = np.where(task.counted(test), *GROUPS)
     said = dict(_without_activation(reading))
-    said["exact"] = reading.posterior("test", config.kernel.epsilon)
+    said["exact"] = reading.posteriors("test", [config.kernel.epsilon], config.kernel.centred)[0]
+    validated = {name: reading.on_validation(centred) for name, centred in BY_CENTRE.items()}
+    for name, rows in validated.items():
+        best = rows.loc[rows["chosen"], "epsilon"].tolist()
+        said[name] = reading.posteriors("test", best, BY_CENTRE[name])[0]
     nulls: dict[str, np.ndarray] = {}
     for method, share, null in _by_generators(reading):
         said[method], nulls[method] = share, null
@@ -60,9 +68,8 @@ def classify_attributes(context: Context, site: str) -> None:
     about = read_json(context.target_dir / "target.json")
     known = {"task": context.task_name, "model": context.model_name, "site": site}
     known |= {"layer": context.site(site).layer} | {name: about[name] for name in ("d_model", "n_layers")}
-    bandwidths = sorted({*BANDWIDTHS, *config.kernel.epsilons, config.kernel.epsilon})
-    rows = pd.DataFrame([known | reading.on_validation(epsilon) for epsilon in bandwidths])
-    write_table(rows, context.results / "bandwidth" / f"{site}.csv")
+    rows = pd.concat(validated.values(), ignore_index=True)
+    write_table(pd.DataFrame([known] * len(rows)).join(rows), context.results / "bandwidth" / f"{site}.csv")
     write_table(table, context.results / "attributes" / f"{site}.parquet")
     scores = pd.DataFrame([known] * len(scores)).join(scores)
     write_table(scores, context.results / "attributes" / f"{site}.csv")
@@ -95,25 +102,37 @@ class Reading:
         """Number of attributes."""
         return len(self.context.task.feature_values["attribute"])
 
-    def posterior(self, split: str, epsilon: float) -> np.ndarray:
-        """Kernel-weighted shares (targets, attributes) of reference prompts; zeros where none has weight."""
-        kernel = self.context.config.kernel
-        metric = distance_of(kernel.distance)
-        z, keys = (self.context.centred(self.site, self.z[name]) for name in (split, "reference"))
-        own, labels = metric.prepare(z), self.labels["reference"]
-        mass = np.zeros((len(own), self.k))
+    @property
+    def metric(self) -> Distance:
+        """The distance."""
+        return distance_of(self.context.config.kernel.distance)
+
+    def compared(self, split: str, centred: bool) -> np.ndarray:
+        """Activations (N, d) of a split, raw or without the mean of the cached ones."""
+        return self.z[split] - centre_of(self.z["train"]) if centred else self.z[split]
+
+    def posteriors(self, split: str, epsilons: Sequence[float], centred: bool) -> np.ndarray:
+        """Kernel-weighted shares (epsilons, targets, attributes) of reference prompts; zeros where none has weight."""
+        kernel, metric, labels = self.context.config.kernel, self.metric, self.labels["reference"]
+        own, keys = metric.prepare(self.compared(split, centred)), self.compared("reference", centred)
+        mass = np.zeros((len(epsilons), len(own), self.k))
         for low in range(0, len(keys), BLOCK):
             part = slice(low, low + BLOCK)
-            d = metric.between(own, metric.prepare(keys[part]))
-            mass += kernel_values(d, epsilon, kernel.kind) @ np.eye(self.k)[labels[part]]
-        total = mass.sum(1, keepdims=True)
+            d, known = metric.between(own, metric.prepare(keys[part])), np.eye(self.k)[labels[part]]
+            for total, epsilon in zip(mass, epsilons, strict=True):
+                total += kernel_values(d, epsilon, kernel.kind) @ known
+        total = mass.sum(-1, keepdims=True)
         return mass / np.where(total > 0, total, 1.0)
 
-    def on_validation(self, epsilon: float) -> dict[str, float]:
-        """What the exact posterior reads from validation prompts at a bandwidth."""
-        found = self.posterior("val", epsilon)
-        right, empty = found[np.arange(len(found)), self.labels["val"]], found.sum(1) == 0
-        return {"epsilon": epsilon, "accuracy": right.mean(), "empty": empty.mean(), "n": len(found)}
+    def on_validation(self, centred: bool) -> pd.DataFrame:
+        """What the exact posterior reads from validation prompts, a bandwidth a row."""
+        kernel, labels = self.context.config.kernel, self.labels["val"]
+        epsilons = sorted({*BANDWIDTHS, *kernel.epsilons, kernel.epsilon})
+        found = self.posteriors("val", epsilons, centred)
+        accuracy = found[:, np.arange(len(labels)), labels].mean(1)
+        rows = {"centred": centred, "epsilon": epsilons, "accuracy": accuracy}
+        rows |= {"empty": (found.sum(2) == 0).mean(1), "n": len(labels)}
+        return pd.DataFrame(rows).assign(chosen=np.arange(len(epsilons)) == accuracy.argmax())
 
 
 def _without_activation(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
@@ -154,9 +173,11 @@ def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
     eye, train = np.eye(reading.k), (z["train"], labels["train"])
     probe, _ = linear_probe(*train, z["val"], labels["val"], settings.strengths, settings.max_iter)
     yield "probe", eye[probe.predict(z["test"])]
-    own, cached = (context.centred(reading.site, z[split]) for split in ("test", "train"))
-    neighbour = nearest_neighbour(cached, labels["train"], context.config.kernel.distance)
-    yield "nearest", eye[neighbour.predict(own)]
+    centred, index = context.config.kernel.centred, {s: context.prompt_ids(s) for s in ("test", "train")}
+    own, cached = (reading.compared(split, centred) for split in index)
+    test, other = (context.task.features_of(one)["template"] for one in index.values())
+    for name, apart in (("nearest", None), ("nearest_other", (test, other))):
+        yield name, eye[labels["train"][nearest_neighbour(reading.metric, own, cached, apart)]]
     models, width = {}, z["train"].shape[1]
     for corpus in context.plan.corpora:
         folder = context.path(paths.AUTOENCODER, corpus=corpus, site=reading.site, file="")

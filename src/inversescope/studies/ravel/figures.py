@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,14 +28,20 @@ METHODS: dict[str, tuple[str, str, str, Any]] = {
     "sae_general": ("SAE (General)", PINK, "s", "-"),
     "probe": ("linear probe", GREEN, "^", "-"),
     "nearest": ("nearest neighbour", SKY, "v", "-"),
+    "nearest_other": ("nearest neighbour in another template", SKY, "v", ":"),
+    "exact_raw": ("exact posterior, raw", BLACK, "o", "-"),
+    "exact_centred": ("exact posterior, centred", ORANGE, "o", "-"),
     "prior": ("prior, no activation", GREY, "x", ":"),
     "always_no": ("always no", GREY, "", (0, (1, 1))),
 }
-#: What is drawn of each metric: title, methods that are left out.
-PANELS = {
-    "accuracy": ("accuracy", ("always_no",)),
-    "macro_f1": ("macro-F1", ("always_no",)),
-    "accuracy_one_vs_rest": ("accuracy of single\ndecisions", ()),
+#: Methods that the figure about wordings is about: how near prompts are in the same words and in others.
+WORDED = ("exact_raw", "exact_centred", "nearest", "nearest_other", "prior")
+#: Those of Figure 6, and what is drawn of each metric.
+READERS = tuple(m for m in METHODS if m not in ("exact_raw", "exact_centred", "nearest_other"))
+METRICS = {
+    "accuracy": ("accuracy", READERS[:-1]),
+    "macro_f1": ("macro-F1", READERS[:-1]),
+    "accuracy_one_vs_rest": ("accuracy of single\ndecisions", READERS),
 }
 #: Methods of Figure 10.
 BY_SIZE = ["default", "paper", "exact", "sae_ravel", "probe"]
@@ -46,28 +52,46 @@ SHOWN = 4
 @figure("fig6", "plot_ravel", title="Figure 6: attributes read by layer, all methods")
 def fig6(study: RavelStudy) -> Drawing:
     """Scores by layer of prompts in templates of the prior."""
-    return _by_layer(study, "seen")
+    return _by_layer(study, [Panel("seen", metric, *about) for metric, about in METRICS.items()])
 
 
 @figure("fig6_new", "plot_ravel", title="Figure 6 for templates outside of the prior")
 def fig6_new(study: RavelStudy) -> Drawing:
     """Scores by layer of prompts in templates that the prior does not have."""
-    return _by_layer(study, "new")
+    return _by_layer(study, [Panel("new", metric, *about) for metric, about in METRICS.items()])
 
 
-def _by_layer(study: RavelStudy, group: str) -> Drawing:
-    """Scores by layer, a column a target, a row a metric, all methods, with intervals."""
+@figure("wordings", "plot_ravel", title="Attribute or wording? Raw and centred distance")
+def wordings(study: RavelStudy) -> Drawing:
+    """Accuracy by layer of the exact posterior at its best bandwidth, and of nearest neighbours in the same words and in others."""
+    titles = {"seen": "accuracy, templates\nof the prior", "new": "accuracy, other\ntemplates"}
+    return _by_layer(study, [Panel(group, "accuracy", title, WORDED) for group, title in titles.items()])
+
+
+class Panel(NamedTuple):
+    """A row of a figure by layer: which targets, which score, what it is called, and the methods."""
+
+    group: str
+    metric: str
+    title: str
+    methods: tuple[str, ...]
+
+
+def _by_layer(study: RavelStudy, panels: list[Panel]) -> Drawing:
+    """Scores by layer, a column a target, with intervals."""
     scores = study.gathered("scores")
-    data = as_written(scores[scores["group"] == group])
+    told = {method for panel in panels for method in panel.methods}
+    groups = [panel.group for panel in panels]
+    data = as_written(scores[scores["group"].isin(groups) & scores["method"].isin(told)])
     models = list(dict.fromkeys(data.sort_values(["d_model", "model"])["model"]))
-    drawn = new_figure(WIDTH, 1.75 * len(PANELS) + 0.8)
-    axes = drawn.subplots(len(PANELS), len(models), sharey="row", sharex="col", squeeze=False)
+    drawn = new_figure(WIDTH, 1.75 * len(panels) + 0.8)
+    axes = drawn.subplots(len(panels), len(models), sharey="row", sharex="col", squeeze=False)
     present = [m for m in METHODS if (data["method"] == m).any()]
-    for i, (metric, (title, without)) in enumerate(PANELS.items()):
+    for i, (group, metric, title, methods) in enumerate(panels):
         for j, model in enumerate(models):
-            ax, rows = axes[i, j], data[data["model"] == model]
+            ax, rows = axes[i, j], data[(data["model"] == model) & (data["group"] == group)]
             for k, method in enumerate(present):
-                if method in without:
+                if method not in methods:
                     continue
                 _, colour, marker, line = METHODS[method]
                 part = rows[rows["method"] == method].sort_values("layer")
@@ -86,7 +110,7 @@ def _by_layer(study: RavelStudy, group: str) -> Drawing:
                 ax.set_title(f"{model}\nwidth {rows['d_model'].iloc[0]}", fontsize=7.5)
             if j == 0:
                 ax.set_ylabel(title)
-            if i == len(PANELS) - 1:
+            if i == len(panels) - 1:
                 ax.set_xlabel("layer (residual stream after it)")
                 layers = sorted(rows["layer"].unique())
                 ax.set_xticks(layers if len(layers) < 9 else layers[::4])

@@ -12,7 +12,8 @@ from inversescope.figures.tables import MIXED, PLAIN, VARIANTS
 from inversescope.studies.ravel.shown import RavelStudy
 
 METHODS = (
-    "exact default paper default_mixed paper_mixed exact_top default_top paper_top sae_ravel sae_general probe nearest"
+    "exact default paper default_mixed paper_mixed exact_top default_top paper_top sae_ravel sae_general probe "
+    "nearest nearest_other exact_raw exact_centred"
 ).split()
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 GROUPS = {"seen": "templates of the prior", "new": "templates outside of the prior"}
@@ -79,10 +80,11 @@ def _sizes(study: RavelStudy) -> Iterator[Row]:
 
 def _bandwidth(study: RavelStudy) -> Iterator[Row]:
     section = "bandwidth: what the exact posterior reads from validation prompts, mean over models and layers"
-    by = study.gathered("bandwidth").groupby("epsilon")
-    for epsilon, row in by[["accuracy", "empty", "n"]].mean().iterrows():
+    by = study.gathered("bandwidth").groupby(["centred", "epsilon"])
+    for (centred, epsilon), row in by[["accuracy", "empty", "n"]].mean().iterrows():
+        what = f"{'centred' if centred else 'raw'}, ε = {epsilon:g}"
         for column, who in (("accuracy", "accuracy"), ("empty", "targets without a neighbour")):
-            yield number(section, f"ε = {epsilon:g}", who, row[column], n=int(row["n"]))
+            yield number(section, what, who, row[column], n=int(row["n"]))
 
 
 def _autoencoders(study: RavelStudy) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Supervised readers of an activation: a linear probe and the nearest neighbour (scikit-learn)."""
+"""Supervised readers of an activation: a linear probe (scikit-learn) and the nearest neighbour."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-#: scikit-learn's name of each distance; normalising by the query changes no order.
-_METRICS = {"cosine": "cosine", "euclidean": "euclidean", "normalised_euclidean": "euclidean"}
+from inversescope.kernel.distances import Distance
+
+BLOCK = 512  # activations that are compared with all others at a time
 
 
 def linear_probe(
@@ -42,6 +42,18 @@ def linear_probe(
     return best[2], best[1]
 
 
-def nearest_neighbour(z: np.ndarray, labels: np.ndarray, distance: str = "cosine") -> KNeighborsClassifier:
-    """Fit a classifier that gives the label of the nearest training activation (N, d)."""
-    return KNeighborsClassifier(1, metric=_METRICS[distance], algorithm="brute").fit(z, labels)
+def nearest_neighbour(
+    metric: Distance, queries: np.ndarray, z: np.ndarray, apart: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """Row (Q,) of the activation in z (N, d) that is nearest to each query (Q, d).
+
+    Args:
+        apart: codes (Q,) and (N,): an activation of the query's own code is passed over, such as a prompt in its own words.
+    """
+    keys, found = metric.prepare(z), []
+    for low in range(0, len(queries), BLOCK):
+        d = metric.between(metric.prepare(queries[low : low + BLOCK]), keys)
+        if apart is not None:
+            d = np.where(apart[0][low : low + BLOCK, None] == apart[1], np.inf, d)
+        found.append(d.argmin(1))
+    return np.concatenate(found)
