@@ -414,7 +414,7 @@ def test_word_tasks_are_patched_task_by_task_and_labelled_by_the_model_itself(tm
     )
     rate = whole.set_index(key)["rate"].loc[weighed.index]
     np.testing.assert_allclose(weighed["hits"] / weighed["n_pairs"], rate, atol=1e-5)
-    assert set(masking["n_queries"]) == {3 * 5} and set(masking["n_prompts"]) == {3 * 5 * 2 * 2}
+    assert set(masking["n_queries"]) == {2 * 5} and set(masking["n_prompts"]) == {2 * 5 * 2 * 2}
     assert set(masking.loc[masking["outcome"] == "accuracy", "chance"]) == {0.5}
     agreement = read_table(results / "label_agreement.csv").set_index("rule")
     assert agreement.loc["all", "n_texts"] == 12 and set(agreement["n_texts"].drop("all")) == {2}

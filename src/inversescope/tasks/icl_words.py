@@ -1,8 +1,8 @@
 """In-context tasks that an English language model knows: capitals, languages, plurals, capital letters, past tenses, gerunds.
 
-There are three tables of words. Each has two tasks that ask the same words, so that the query alone does not tell the task. Each
-shot has words of its own, and the query others, so that no word stands twice in a prompt. With few words a shot the prior is small
-enough to be run as a whole, and most of a prompt's tokens are shared with many others.
+There are four tables of words. Two of them have two tasks each, on the same words: there the query alone does not tell the task.
+Each shot has words of its own, and the query others, so that no word stands twice in a prompt. With few words a shot the prior is
+small enough to be run as a whole, and most of a prompt's tokens are shared with many others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inversescope.errors import InputError
 from inversescope.tasks.base import first
 from inversescope.tasks.few_shot import Examples, FewShotTask
 
-#: Tables of the package: the head, then an input word a row and what each of two tasks makes of it.
+#: Tables of the package: the head, then an input word a row and what each of its tasks makes of it.
 _FOLDER = Path(__file__).parent / "data/icl_words"
 TABLES = {
     path.stem: [tuple(line.split("\t")) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -70,11 +70,12 @@ class WordsTask(FewShotTask):
 
 
 def _pairs(number: int) -> tuple[dict[str, Sequence[tuple[str, str]]], tuple[tuple[int, ...], ...]]:
-    """The first pairs of each task, and the numbers of the tasks of each table."""
+    """The first pairs of each task, and the numbers of the tasks of each table that has several."""
     pairs: dict[str, Sequence[tuple[str, str]]] = {}
     tables: list[tuple[int, ...]] = []
     for head, *rows in TABLES.values():
-        tables.append(tuple(range(len(pairs), len(pairs) + len(head) - 1)))
+        if len(head) > 2:
+            tables.append(tuple(range(len(pairs), len(pairs) + len(head) - 1)))
         for column, target in enumerate(head[1:], start=1):
             pairs[f"{head[0]}-{target}"] = [(row[0], row[column]) for row in rows[:number]]
     return pairs, tuple(tables)
