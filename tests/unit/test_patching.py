@@ -67,6 +67,22 @@ def test_patching_a_run_with_itself_changes_no_bit(target: Target) -> None:
     np.testing.assert_array_equal(got.top, got.logits.argmax(-1))
 
 
+def test_where_only_the_last_token_changes_the_others_run_once(target: Target) -> None:
+    sources, targets = prompts(seed=1), prompts(seed=2)
+    # A cut that cuts nothing makes the whole prompt run under each intervention.
+    whole = Intervention(cut_target=(Cut("last", query="word"),))
+    interventions = [PLAIN, *each(PATCHABLE)]
+    long = patch(target, sources, targets, [whole, *interventions], all_tokens(11)).logits[1:]
+    close(patch(target, sources, targets, interventions, all_tokens(11)).logits, long)
+    alone = patch(target, targets, targets, interventions, all_tokens(11)).logits
+    for k in range(1, len(interventions)):
+        np.testing.assert_array_equal(alone[k], alone[0])
+    close(alone[0], logits_of(target, targets))
+    single = prompts(seed=3, length=1)
+    (one,) = patch(target, single, Inputs(single.token_ids), [PLAIN], all_tokens(11)).logits
+    close(one, logits_of(target, single))
+
+
 def test_last_residual_carries_the_whole_prediction(target: Target) -> None:
     sources, targets = prompts(seed=1), prompts(seed=2)
     site = Site(2, "resid_post")

@@ -111,12 +111,7 @@ def record(
         InputError: a site, position or token is out of range.
     """
     _check(target, sites, cuts)
-    out = {site: np.empty((len(inputs.token_ids), width(target, site)), np.float32) for site in sites}
-    with torch.inference_mode():
-        for rows in _batches([inputs], batch_tokens):
-            for site, value in _recorded(target, inputs, rows, sites, cuts).items():
-                out[site][rows] = value.float().cpu().numpy()
-    return out
+    return _record(target, inputs, sites, cuts, batch_tokens, begins=False)
 
 
 def patch(
@@ -163,17 +158,20 @@ def patch(
     for one in interventions:
         _check_intervention(target, one, recorded, values, n)
         sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
+    begins = read_at == "last" and all(map(_leaves_the_beginning, interventions))
+    found = {
+        cuts: values
+        if recorded is None
+        else _record(target, recorded, sorted(read_from), cuts, batch_tokens, begins)
+        for cuts, read_from in sites.items()
+    }
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
-    begins = read_at == "last" and all(map(_leaves_the_beginning, interventions))
     done = 0
     with torch.inference_mode():
-        for rows in _batches([targets, *([recorded] if recorded else [])], batch_tokens):
+        for rows in _batches(targets, batch_tokens):
             chosen = torch.from_numpy(wanted[rows])
-            found = {
-                cuts: _source(target, recorded, values, rows, sorted(sites[cuts]), cuts) for cuts in sites
-            }
             begun = _beginning(target, targets, rows) if begins else None
             for k, one in enumerate(interventions):
                 final = _run(target, one, found[one.cut_source], targets, rows, read[rows], begun)
@@ -253,11 +251,10 @@ def _check_intervention(
 # ----------------------------------------------------------------------------------------------------------------- running
 
 
-def _batches(inputs: Sequence[Inputs], batch_tokens: int) -> Iterator[np.ndarray]:
-    """Rows of prompts that are run together: of one length in each of the inputs."""
-    lengths = np.stack([one.lengths for one in inputs], 1)
-    for rows in groups(lengths):
-        size = max(1, batch_tokens // max(1, int(lengths[rows[0]].max())))
+def _batches(inputs: Inputs, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Rows of prompts that are run together: of one length."""
+    for rows in groups(inputs.lengths[:, None]):
+        size = max(1, batch_tokens // max(1, int(inputs.lengths[rows[0]])))
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
 
 
@@ -268,8 +265,9 @@ def _tokens(target: Target, inputs: Inputs, rows: np.ndarray) -> Tensor:
 
 
 def _leaves_the_beginning(one: Intervention) -> bool:
-    """Whether all but the last token of a target run is what it is without the intervention."""
-    return not one.cut_target and all(item.to.position == "last" for item in one.patches)
+    """Whether the last token alone is read and written, so that all others are in the target run what they are without."""
+    places = {site.position for item in one.patches for site in (item.read, item.to)}
+    return not one.cut_target and places <= {"last"}
 
 
 def _beginning(target: Target, targets: Inputs, rows: np.ndarray) -> DynamicCache | None:
@@ -285,13 +283,13 @@ def _beginning(target: Target, targets: Inputs, rows: np.ndarray) -> DynamicCach
 def _run(
     target: Target,
     one: Intervention,
-    found: Mapping[Site, Tensor],
+    found: Mapping[Site, np.ndarray],
     targets: Inputs,
     rows: np.ndarray,
     read: np.ndarray,
     begun: DynamicCache | None,
 ) -> Tensor:
-    """Logits (len(rows), V) of one target pass after positions `read` (len(rows),), with `found` written in.
+    """Logits (len(rows), V) of one target pass after positions `read` (len(rows),), with values `found` (N, width) written in.
 
     What the cache `begun` holds is not run again, and is all that it holds afterwards.
     """
@@ -302,7 +300,7 @@ def _run(
         stack.enter_context(_ablated(target, targets, rows, one.cut_target, ids))
         for item in one.patches:
             where = targets.resolve(item.to.position)[rows] - skipped
-            stack.enter_context(_written(target, item.to, where, found[item.read]))
+            stack.enter_context(_written(target, item.to, where, torch.from_numpy(found[item.read][rows])))
         keep = torch.from_numpy(positions).to(ids.device)
         logits = target.model(
             input_ids=ids, past_key_values=begun, use_cache=begun is not None, logits_to_keep=keep
@@ -312,25 +310,35 @@ def _run(
     return logits[torch.arange(len(ids)), torch.from_numpy(inverse).to(logits.device)]
 
 
-def _source(
+def _record(
     target: Target,
-    recorded: Inputs | None,
-    values: Mapping[Site, np.ndarray],
-    rows: np.ndarray,
+    inputs: Inputs,
     sites: Sequence[Site],
     cuts: Sequence[Cut],
-) -> dict[Site, Tensor]:
-    """What is to be written, (len(rows), width) a site: recorded now, or given."""
-    if recorded is None or not sites:
-        return {site: torch.from_numpy(np.ascontiguousarray(values[site][rows])) for site in sites}
-    return _recorded(target, recorded, rows, sites, cuts)
+    batch_tokens: int,
+    begins: bool,
+) -> dict[Site, np.ndarray]:
+    """`record`, in the very passes in which `patch` runs its targets: the last token by itself if `begins`."""
+    out = {site: np.empty((len(inputs.token_ids), width(target, site)), np.float32) for site in sites}
+    with torch.inference_mode():
+        for rows in _batches(inputs, batch_tokens) if sites else ():
+            begun = _beginning(target, inputs, rows) if begins and not cuts else None
+            for site, value in _recorded(target, inputs, rows, sites, cuts, begun).items():
+                out[site][rows] = value.float().cpu().numpy()
+    return out
 
 
 def _recorded(
-    target: Target, inputs: Inputs, rows: np.ndarray, sites: Sequence[Site], cuts: Sequence[Cut]
+    target: Target,
+    inputs: Inputs,
+    rows: np.ndarray,
+    sites: Sequence[Site],
+    cuts: Sequence[Cut],
+    begun: DynamicCache | None,
 ) -> dict[Site, Tensor]:
     """Values (len(rows), width) of sites in one run of some prompts of one length, in the model's own dtype."""
-    ids = _tokens(target, inputs, rows)
+    skipped = begun.get_seq_length() if begun else 0
+    ids = _tokens(target, inputs, rows)[:, skipped:]
     out: dict[Site, Tensor] = {}
 
     def stop(*_: Any) -> None:
@@ -339,7 +347,7 @@ def _recorded(
     with ExitStack() as stack:
         stack.enter_context(_ablated(target, inputs, rows, cuts, ids))
         for site in sites:
-            where = torch.from_numpy(inputs.resolve(site.position)[rows])
+            where = torch.from_numpy(inputs.resolve(site.position)[rows] - skipped)
 
             def see(tensor: Tensor, site: Site = site, where: Tensor = where) -> None:
                 picked = tensor[torch.arange(len(tensor)), where.to(tensor.device)]
@@ -348,7 +356,7 @@ def _recorded(
             stack.enter_context(hooked(target, site.layer, _component(target, site), see))
         handle = target.layers[max(site.layer for site in sites)].register_forward_hook(stop)
         stack.callback(handle.remove)
-        run_body(target, ids)
+        run_body(target, ids, begun)
     return out
 
 
