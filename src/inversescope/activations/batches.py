@@ -11,7 +11,8 @@ from inversescope.activations.inputs import Inputs, groups
 from inversescope.activations.prefixes import COPY_COST, segments, sorted_prefixes
 from inversescope.targets.models import Target
 
-#: Bytes of keys and values that are kept for later positions, by kind of device (half each for a segment and the one before).
+#: Bytes of keys and values that are kept for later positions, by kind of device: half each for a segment and the one before. What
+#: is read from a batch's prompts takes about a quarter of this, at most.
 KEPT = {"cpu": 1 << 29, "cuda": 1 << 33}
 
 
@@ -94,13 +95,15 @@ class Batches:
 
 
 def _limits(target: Target, cuts: list[int], batch_tokens: int) -> list[int]:
-    """How many distinct beginnings each segment may run at once, by the tokens of a pass and by keys and values that are kept."""
-    config = target.model.config
-    heads = getattr(config, "num_key_value_heads", None) or target.n_heads
-    prompt = 2 * target.n_layers * heads * target.head_dim * target.model.dtype.itemsize * cuts[-1]
-    kept = max(1, KEPT.get(target.model.device.type, KEPT["cpu"]) // 2 // prompt)
-    found = [max(1, batch_tokens // (end - begin)) for begin, end in zip(cuts, cuts[1:], strict=False)]
-    return [min(limit, kept) for limit in found[:-1]] + found[-1:]
+    """How many distinct beginnings each segment may run at once: by the tokens of a pass, and by what is kept of each."""
+    most = KEPT.get(target.model.device.type, KEPT["cpu"])
+    heads = getattr(target.model.config, "num_key_value_heads", None) or target.n_heads
+    states = 2 * target.n_layers * heads * target.head_dim * target.model.dtype.itemsize * cuts[-1]
+    # All heads and the residual stream of all layers, as float32: whichever sites are read, batches are the same.
+    read = 2 * target.n_layers * target.d_model * 4
+    kept = [most // 2 // states] * (len(cuts) - 2) + [most // 4 // read]
+    lengths = [end - begin for begin, end in zip(cuts, cuts[1:], strict=False)]
+    return [max(1, min(batch_tokens // own, n)) for own, n in zip(lengths, kept, strict=True)]
 
 
 def _cut(shared: np.ndarray, cuts: list[int], limits: list[int]) -> Iterator[tuple[int, int]]:

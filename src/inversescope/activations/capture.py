@@ -281,7 +281,8 @@ def _run_batch(
         ids = torch.from_numpy(np.ascontiguousarray(tokens[heads, begin:end])).to(device)
         sites = plan.sites_within(begin, end, tokens.shape[1])
         for site, value in plan.forward(ids, cache, sites, more).items():
-            values[site] = value.cpu().numpy()[nodes]
+            found = value.cpu().numpy()
+            values[site] = found if len(found) == len(nodes) else found[nodes]
         if not more:
             break
     return values

@@ -128,8 +128,12 @@ def _run(passes: Passes, size: int, folder: Path, meta: Mapping[str, str], progr
                 done = int(starts[batch.high])
                 progress(done)
             count = shard.high - shard.low
-            arrays = {label: Rows((count, *shape), parts[label]) for label, shape in passes.shapes.items()}
-            write_arrays(shard.path, arrays, about)
+            write_arrays(
+                shard.path,
+                {label: Rows((count, *shape), parts[label]) for label, shape in passes.shapes.items()},
+                about,
+            )
+            parts.clear()  # before the next shard takes as much
     return shards
 
 
