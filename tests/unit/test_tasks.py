@@ -21,7 +21,7 @@ from inversescope.tasks import SPLITS, TASKS, Task, get_task
 from inversescope.tasks.automata import Grammar, TextEncoder, end_token, token_ids, write_grammar
 from inversescope.tasks.base import mixed_radix
 from inversescope.tasks.ioi import NAMES, TEMPLATES, IOITask
-from inversescope.workflow.sources import modules_of
+from inversescope.workflow.sources import module_of, modules_of
 
 EMBEDDED_TEMPLATES = 8
 PAPER = IOIConfig(n_names=39, n_templates=16)
@@ -489,7 +489,7 @@ class PaintTask(Task):
 
 def test_a_task_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SimpleNamespace(paint=SimpleNamespace(things=["ball", "car", "cup"]))
-    with pytest.raises(InputError, match="unknown task 'paint'. choose one of: ioi, ravel"):
+    with pytest.raises(InputError, match="unknown task 'paint'. choose one of: ioi, ioi_small, ravel"):
         get_task("paint", config)
     monkeypatch.setitem(TASKS, "paint", f"{__name__}:PaintTask")
     task = get_task("paint", config)
@@ -512,4 +512,4 @@ def test_a_task_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_depends_on_its_own_task_alone() -> None:
     for name in TASKS:
         found = [module for module in modules_of("make_prompts", name) if module.split("/")[-1] in TASKS]
-        assert found == [f"tasks/{name}"]
+        assert found == [module_of(name)]
