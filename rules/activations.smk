@@ -1,5 +1,6 @@
 # Activations of all sites of an experiment in one forward, one file a site. The sites, hence the files, differ between
 # experiments: a rule each. Of an enumerated prior all prompts are run once, as `reference`; other splits are looked up there.
+# Then the epsilons of bandwidths that are shares of the prior.
 
 
 for experiment in PLAN.experiments:
@@ -37,3 +38,31 @@ for experiment in PLAN.experiments:
         shell:
             "inversescope extract_activations --task {wildcards.task} --model {wildcards.model}"
             " --split {wildcards.split} {params.options} --threads {threads} --log {log}"
+
+
+rule choose_bandwidths:
+    input:
+        source=source("choose_bandwidths"),
+        prompts=lambda w: of(w).prompts(["val", "reference"]),
+        activations=lambda w: of(w).activations(["val", "reference"], of(w).labels),
+    output:
+        paths.BANDWIDTHS,
+    log:
+        "logs/choose_bandwidths/{task}/{model}.log",
+    benchmark:
+        "benchmarks/choose_bandwidths/{task}/{model}.tsv"
+    priority: 70
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 16000),
+        runtime=minutes(10, 120),
+    params:
+        used=lambda w: used(w, "kernel/distance", "kernel/centred", "bandwidths", "shares"),
+        options=options,
+    message:
+        "Choosing the bandwidths of {wildcards.task} on {wildcards.model} by share of the prior"
+    shell:
+        "inversescope choose_bandwidths --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"

@@ -150,6 +150,7 @@ rule plot_answers:
 rule compare_distances:
     input:
         source=source("compare_distances"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         target=lambda w: of(w).recomputed_by,
         prompts=lambda w: of(w).prompts(paths.SPLITS),
         activations=lambda w: of(w).activations(paths.SPLITS, of(w).labels),
@@ -180,6 +181,7 @@ rule compare_distances:
 rule check_completeness:
     input:
         source=source("check_completeness"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         target=target_files,
         prompts=lambda w: of(w).prompts(paths.SPLITS),
         activations=lambda w: of(w).activations(paths.SPLITS, of(w).labels),
@@ -212,6 +214,7 @@ rule check_completeness:
 rule plot_cases:
     input:
         source=source("plot_cases"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         fcr="results/{task}/{model}/fcr.csv",
         refusal="results/{task}/{model}/refusal.csv",
         distances="results/{task}/{model}/distances.csv",
@@ -234,7 +237,7 @@ rule plot_cases:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 10),
     params:
-        used=lambda w: used(w, "kernel/epsilon", "fcr/features", "studied_variants", "sites", "looks"),
+        used=lambda w: used(w, *HEADLINE, "fcr/features", "studied_variants", "sites", "looks"),
         options=options,
     message:
         "Plotting the case study of {wildcards.task} on {wildcards.model}"

@@ -4,6 +4,7 @@
 rule compute_exact:
     input:
         source=source("compute_exact"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(["test", "reference"]),
         activations=lambda w: of(w).activations(["test", "reference"], [w.site]),
     output:
@@ -32,6 +33,7 @@ rule compute_exact:
 rule estimate_fcr:
     input:
         source=source("estimate_fcr"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(["train", "test"]),
         activations=lambda w: of(w).activations(["train", "test"], [w.site]),
         exact=paths.EXACT,

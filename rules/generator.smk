@@ -33,6 +33,7 @@ rule train_backbone:
 rule train_generator:
     input:
         source=source("train_generator"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(["train"]),
         target=target_files,
         activations=lambda w: of(w).activations(["train"], of(w).labels_of([w.variant])),

@@ -109,6 +109,7 @@ rule label_tasks:
 rule plot_icl:
     input:
         source=source("plot_icl"),
+        bandwidths=lambda w: [file for e in PLAN.with_control(of(w)) for file in e.bandwidth_table],
         exact=lambda w: [file for e in PLAN.with_control(of(w)) for file in e.at_sites(paths.EXACT)],
         patching=lambda w: [
             file
@@ -147,7 +148,7 @@ rule plot_icl:
     params:
         used=lambda w: used(
             w,
-            "kernel/epsilon",
+            *HEADLINE,
             "fcr",
             *(f"models/{e.model}/training/delay_layers" for e in PLAN.with_control(of(w))),
         ),

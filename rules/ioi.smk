@@ -35,6 +35,7 @@ rule plot_layers:
 rule draw_exact:
     input:
         source=source("draw_exact"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(["test", "reference"]),
         activations=lambda w: of(w).activations(["test", "reference"], of(w).labels),
         fcr="results/{task}/{model}/fcr.csv",
@@ -64,6 +65,7 @@ rule draw_exact:
 rule plot_figures:
     input:
         source=source("plot_figures"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         fcr="results/{task}/{model}/fcr.csv",
         refusal="results/{task}/{model}/refusal.csv",
         coverage="results/{task}/{model}/coverage.csv",

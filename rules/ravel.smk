@@ -116,6 +116,7 @@ for block in blocks(RAVEL):
 rule classify_attributes:
     input:
         source=source("classify_attributes"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(paths.ALL_SPLITS),
         activations=lambda w: of(w).activations(paths.ALL_SPLITS, [w.site]),
         target=fill(paths.TARGET, file="target.json"),
@@ -175,6 +176,7 @@ if RAVEL:
             ],
             rates=[file for e in RAVEL for file in e.files(paths.RESULT, file=["refusal.csv", "fcr.csv"])],
             prompts=fill(paths.PROMPTS, task="ravel", split="test"),
+            bandwidths=[file for e in RAVEL for file in e.bandwidth_table],
             targets=[file for e in RAVEL for file in e.files(paths.TARGET, file="target.json")],
             samples=[file for e in RAVEL for file in e.samples(e.studied)],
         output:

@@ -8,6 +8,7 @@ for block in blocks(PLAN.experiments, by_variant=True):
             f"sample_prompts_{block.name}"
         input:
             source=source("sample_prompts"),
+            bandwidths=lambda w: of(w).bandwidth_table,
             prompts=block.experiment.prompts(["train", "test", *block.experiment.looked_up]),
             target=block.experiment.recomputed_by,
             activations=block.experiment.activations(
@@ -49,6 +50,7 @@ for block in blocks(e for e in PLAN.experiments if e.has_chains):
             f"run_mcmc_{block.name}"
         input:
             source=source("run_mcmc"),
+            bandwidths=lambda w: of(w).bandwidth_table,
             prompts=block.experiment.prompts(["test", *block.experiment.looked_up]),
             target=block.experiment.recomputed_by,
             activations=block.experiment.activations(["test", *block.experiment.looked_up], block.sites),

@@ -5,6 +5,7 @@
 use rule estimate_fcr as estimate_variants with:
     input:
         source=source("estimate_fcr"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(["train", "test"]),
         activations=lambda w: of(w).activations(["train", "test"], [w.site]),
         exact=paths.EXACT,
@@ -31,6 +32,7 @@ use rule estimate_fcr as estimate_variants with:
 rule collect_study:
     input:
         source=source("collect_study"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         parts=lambda w: of(w).at_sites_of(
             of(w).ablations, paths.SITE_TABLE, table=["study/fcr", "study/refusal"]
         ),
@@ -97,6 +99,7 @@ rule plot_study:
 rule collect_frontier:
     input:
         source=source("collect_frontier"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         parts=lambda w: of(w).at_sites_of(of(w).frontier, paths.SITE_TABLE, table="frontier/refusal"),
         cells=lambda w: of(w).at_sites_of(
             of(w).frontier, "results/{task}/{model}/frontier/cells/{site}.parquet"

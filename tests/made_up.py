@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.config import Config, ExperimentConfig
-from inversescope.config.methods import VariantConfig
+from inversescope.config.methods import Bandwidth, VariantConfig
 from inversescope.config.targets import ModelConfig
 from inversescope.context import Context
 from inversescope.store import file_hash, write_activations, write_table
@@ -91,6 +91,7 @@ def make_study(root: Path, sizes: Sizes) -> Config:
     coverage = [
         KEY
         | {"site": site["site"], "epsilon": e, "cache_size": CACHE, "share_lt1": min(0.9, 0.0004 / e)}
+        | {"share": e, "bandwidth": f"epsilon {e}"}
         | {"share_lt10": min(1, 0.002 / e), "share_lt100": min(1, 0.01 / e), "median_neighbours": 10.0}
         for site in sites
         for e in EPSILONS
@@ -157,7 +158,8 @@ def make_fcr(
                 key = (
                     KEY
                     | site
-                    | {"epsilon": epsilon, "feature": feature, "chance": chance, "ess": 40.0, "ess_low": 0.1}
+                    | {"epsilon": epsilon, "share": epsilon, "bandwidth": f"epsilon {epsilon}"}
+                    | {"feature": feature, "chance": chance, "ess": 40.0, "ess_low": 0.1}
                 )
                 key |= {
                     "n_targets": sizes.targets,
@@ -173,15 +175,18 @@ def make_fcr(
                 for name in ("mcmc", "nearest", "majority", "prior"):
                     add(key, truth * 0.3 + chance * 0.7 + rng.normal(0, 0.01), 0.02, 0.1, estimator=name)
                 for variant, settings in config.variants.items():
-                    if epsilon not in config.epsilons_of(variant):
+                    if Bandwidth("epsilon", epsilon) not in config.bandwidths_of(variant):
                         continue
+                    headline = config.bandwidth_of(variant).value
                     size = settings.cache_size or CACHE
                     own = key | {"generator": "inversescope", "variant": variant, "cache_size": size}
                     bias = (0.08 if site["head"] is None else 0.03) * (
                         2.2 if settings.base == "paper" else 0.8
                     )
                     wide = (1 if size == CACHE else 2) * spread
-                    for decoding in config.decodings_of(variant, epsilon, site["head"] is not None):
+                    for decoding in config.decodings_of(
+                        variant, epsilon == headline, site["head"] is not None
+                    ):
                         own["decoding"] = decoding
                         if decoding == "noised":
                             continue
@@ -235,12 +240,15 @@ def make_refusal(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.D
     rows = []
     for k, site in enumerate(site_rows(sizes)):
         for variant, settings in config.variants.items():
-            for epsilon in config.epsilons_of(variant):
-                for decoding in config.decodings_of(variant, epsilon, site["head"] is not None):
+            for bandwidth in config.bandwidths_of(variant):
+                own = bandwidth == config.bandwidth_of(variant)
+                for decoding in config.decodings_of(variant, own, site["head"] is not None):
                     paper, residual = settings.base == "paper", site["head"] is None
                     rate = 0.15 + 0.35 * rng.random() - 0.1 * (decoding == "mixed") + 0.05 * paper
                     row = {
-                        "epsilon": epsilon,
+                        "epsilon": bandwidth.value,
+                        "share": bandwidth.value,
+                        "bandwidth": str(bandwidth),
                         "n_candidates": sizes.targets * sizes.draws,
                         "refusal_rate": rate,
                     }
@@ -323,6 +331,7 @@ def make_study_tables(results: Path, rng: np.random.Generator) -> None:
                                 "dim": dim,
                                 "kind": kind,
                                 "epsilon": 0.1,
+                                "bandwidth": "epsilon 0.1",
                                 "refusal_rate": 0.3 / np.log2(dim / 4) / multiple**0.3 + rng.normal(0, 0.005),
                                 "entropy_gap": (-0.25 * np.log2(dim / 8) if base == "paper" else -0.3)
                                 + rng.normal(0, 0.03),
@@ -365,6 +374,7 @@ def make_study_tables(results: Path, rng: np.random.Generator) -> None:
                     "fcr_error_weighted": error / 3,
                     "cell_rmse": 0.03,
                     "epsilon": 0.1,
+                    "bandwidth": "epsilon 0.1",
                     "ci_low": error * 0.9,
                     "ci_high": error * 1.1,
                 }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inversescope.config import Config
-from inversescope.config.methods import VariantConfig
+from inversescope.config.methods import Bandwidth, VariantConfig
 from inversescope.errors import InputError, neutral
 from inversescope.sites import Site
 from inversescope.streams import stream as stream
@@ -112,6 +112,41 @@ class Context:
         if len(sites) > 1:
             raise InputError(f"{label} names {len(sites)} sites", "name a single one, such as L0H0")
         return sites[0]
+
+    # ------------------------------------------------------------------------------------------------------ bandwidths
+    @cached_property
+    def _epsilons(self) -> dict[tuple[str, str], float]:
+        """(bandwidth, site) -> epsilon of bandwidths that are shares of the prior."""
+        from inversescope.store import read_table
+
+        table = read_table(need(self.path(paths.BANDWIDTHS), "choose_bandwidths"))
+        keys = zip(table["bandwidth"], table["site"], strict=True)
+        return dict(zip(keys, map(float, table["epsilon"]), strict=True))
+
+    def epsilon(self, bandwidth: Bandwidth, label: str) -> float:
+        """The epsilon of a bandwidth at a site. Raises `InputError` if it is a share of the prior that was not chosen there."""
+        if bandwidth.kind == "epsilon":
+            return bandwidth.value
+        if (str(bandwidth), label) not in self._epsilons:
+            raise InputError(
+                f"{self.path(paths.BANDWIDTHS)} has no epsilon of {bandwidth.label} at site {label}",
+                "run the rule choose_bandwidths again",
+            )
+        return self._epsilons[str(bandwidth), label]
+
+    def resolved(self, label: str) -> list[tuple[Bandwidth, float]]:
+        """Each bandwidth that is read, and its epsilon at a site. Several may have one."""
+        return [(one, self.epsilon(one, label)) for one in self.plan.bandwidths]
+
+    def epsilons(self, label: str, variant: str | None = None) -> list[float]:
+        """All epsilons, ascending, at which a site is read; or those at which a variant is read there."""
+        asked = self.plan.bandwidths if variant is None else self.config.bandwidths_of(variant)
+        return sorted({self.epsilon(one, label) for one in asked})
+
+    def headline(self, label: str, variant: str | None = None) -> float:
+        """The epsilon of the headline bandwidth at a site; or of the one at which figures show a variant."""
+        kernel = self.config.kernel
+        return self.epsilon(kernel.headline if variant is None else self.config.headline_of(variant), label)
 
     # ----------------------------------------------------------------------------------------------------------- files
     def path(self, pattern: str, **values: str) -> Path:

@@ -267,7 +267,7 @@ def test_exact_draws_lie_in_the_ball_and_agreement_is_a_share(study_root):
 def test_study_intervals_and_claim(study_root):
     root, _ = study_root
     frame = read_table(root / "results" / TASK / MODEL / "study.csv")
-    means = study.study_means(frame, 0.1)
+    means = study.study_means(frame)
     one = means[
         (means["kind"] == "mean")
         & (means["metric"] == "fcr_error")
@@ -283,12 +283,12 @@ def test_study_intervals_and_claim(study_root):
         [seeds.mean(), seeds.mean() - half, seeds.mean() + half],
         rtol=1e-5,
     )
-    claim = study.misleading_claim(frame, 0.1)
+    claim = study.misleading_claim(frame)
     assert len(claim) == 6 and claim.loc[claim["dim"] == 256, "misleads"].all()
     # Longer training, by hand for one cell: the mean difference by seed, and misleading only if both intervals say so.
-    longer = study.training_claim(frame, 0.1)
+    longer = study.training_claim(frame)
     assert set(longer["base"]) == {"paper", "default"} and (longer["n_seeds"] == 3).all()
-    seeds = study.study_means(frame, 0.1)
+    seeds = study.study_means(frame)
     for _, row in longer.iterrows():
         part = seeds[
             (seeds["kind"] == "seed") & (seeds["base"] == row["base"]) & (seeds["dim"] == row["dim"])
@@ -301,9 +301,9 @@ def test_study_intervals_and_claim(study_root):
     wrong = frame.copy()
     grown = (wrong["base"] == "paper") & (wrong["steps_multiple"] == 3)
     wrong.loc[grown, "fcr_error"] += 0.5
-    assert study.training_claim(wrong, 0.1).set_index("base").loc["paper", "misleads"].all()
-    assert not study.training_claim(wrong, 0.1).set_index("base").loc["default", "misleads"].any()
-    alone = study.study_means(frame[frame["seed"] == 1], 0.1)
+    assert study.training_claim(wrong).set_index("base").loc["paper", "misleads"].all()
+    assert not study.training_claim(wrong).set_index("base").loc["default", "misleads"].any()
+    alone = study.study_means(frame[frame["seed"] == 1])
     assert alone.loc[alone["kind"] == "mean", "ci_low"].isna().all()
 
 
@@ -349,7 +349,7 @@ def test_show_prints_what_the_workflow_wrote(study_root, tmp_path):
         assert piece in text, piece
     numbers = read_table(root / "results" / "tables" / f"{TASK}_{MODEL}_headline.csv")
     fcr = tables.tidy(read_table(root / "results" / TASK / MODEL / "fcr.csv"))
-    errors = tables.fcr_errors(fcr, 0.1, ["object", "subject"], "combined", "plain", "default")
+    errors = tables.fcr_errors(fcr, "epsilon 0.1", ["object", "subject"], "combined", "plain", "default")
     one = numbers[(numbers["what"] == "combined, plain, heads") & (numbers["who"] == "default")].iloc[0]
     of_heads = errors.loc[errors["group"] == "heads", "error"]
     assert one["value"] == pytest.approx(of_heads.mean(), rel=1e-5) and one["n"] == len(of_heads)

@@ -88,7 +88,7 @@ def test_what_was_not_run_is_said(tmp_path):
     beside = samples.fig2_examples(IoiStudy(context_of(tmp_path, config)))
     assert (beside.loc[beside["row"] == "paper", "n_accepted"] == 0).all()
     frame = read_table(results / "study.csv")
-    claim = study.misleading_claim(frame[frame["seed"] == 1], 0.1)
+    claim = study.misleading_claim(frame[frame["seed"] == 1])
     assert not claim["misleads"].any() and (claim["n_seeds"] == 1).all()
 
 
@@ -120,7 +120,7 @@ def test_rules_choose_heads():
             "head": h,
             "layer": 0,
             "estimator": "exact",
-            "epsilon": 0.1,
+            "bandwidth": "epsilon 0.1",
             "feature": f,
             "fcr": v,
             "chance": 0.1,
@@ -132,7 +132,9 @@ def test_rules_choose_heads():
         }.items()
         for h, v in enumerate(values)
     ]
-    assert list(tables.example_heads(tables.tidy(pd.DataFrame(rows)), ["object", "subject"], 0.1)) == [
+    assert list(
+        tables.example_heads(tables.tidy(pd.DataFrame(rows)), ["object", "subject"], "epsilon 0.1")
+    ) == [
         "L0H0",
         "L0H2",
         "L0H3",

@@ -56,9 +56,14 @@ def test_sites_and_variants_of_an_experiment() -> None:
     assert plan.ablations == plan.frontier == []
 
 
+def epsilons(plan: ExperimentPlan) -> list[float]:
+    assert all(one.kind == "epsilon" for one in plan.bandwidths) and not plan.bandwidth_table
+    return [one.value for one in plan.bandwidths]
+
+
 def test_bandwidths_are_those_of_the_kernel_and_of_all_variants() -> None:
-    assert planned().bandwidths == [0.02, 0.1]
-    assert planned({"variants": {"few": {"epsilon": 0.07}}}).bandwidths == [0.02, 0.07, 0.1]
+    assert epsilons(planned()) == [0.02, 0.1]
+    assert epsilons(planned({"variants": {"few": {"epsilon": 0.07}}})) == [0.02, 0.07, 0.1]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +177,7 @@ def test_used_values_are_those_that_the_experiment_sees() -> None:
     assert used(planned(own), "kernel/epsilon", "n_test", "bandwidths") == {
         "kernel/epsilon": 0.3,
         "n_test": 6,
-        "bandwidths": [0.02, 0.1, 0.3],
+        "bandwidths": ["epsilon 0.02", "epsilon 0.1", "epsilon 0.3"],
     }
     with pytest.raises(KeyError):
         value(planned(), "kernel/bandwith")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from inversescope.config.entries import Misplaced
@@ -12,6 +12,22 @@ from inversescope.sites import Site, expand_sites
 
 if TYPE_CHECKING:
     from inversescope.config.schema import Config, ExperimentConfig
+
+
+#: Prompts of the reference that the median ball of a bandwidth by share must hold at least.
+LEAST_IN_BALL = 3
+SHARE_REMEDY = (
+    "raise n_reference, or the smallest of kernel.share, kernel.shares and variants' share and share_range"
+)
+
+
+def too_few(shares: Iterable[float], size: int) -> str:
+    """What is wrong with bandwidths that are shares of so many reference prompts; empty if nothing is."""
+    least = min(shares, default=1.0)
+    held = (
+        f"a median ball of {100 * least:g}% of the prior holds {least * size:.2g} of {size} reference prompts"
+    )
+    return f"{held}, fewer than {LEAST_IN_BALL}" if least * size < LEAST_IN_BALL else ""
 
 
 def check(config: Config) -> None:
@@ -31,6 +47,7 @@ def check(config: Config) -> None:
         view = config.view(name)
         _check_features(view, name, experiment)
         _check_variants(view, name, experiment)
+        _check_shares(view, name, experiment)
         _check_sites(view, name, experiment)
 
 
@@ -103,6 +120,17 @@ def _check_variants(view: Config, name: str, experiment: ExperimentConfig) -> No
             if attends and view.sampling.rule(setting).varies:
                 message = f"variant {variant!r} attends to neighbours: no noise or schedule ({setting!r})"
                 raise Misplaced((*place, "settings"), message)
+
+
+def _check_shares(view: Config, name: str, experiment: ExperimentConfig) -> None:
+    """Shares of the prior have validation prompts to be chosen on, and enough reference prompts to be told."""
+    if view.shares and not experiment.n_val:
+        message = "bandwidths by share of the prior are chosen on validation prompts"
+        raise Misplaced(("experiments", name, "n_val"), message, "set it, for example n_val: 100")
+    if isinstance(experiment.n_reference, int):
+        fault = too_few(view.shares, experiment.n_reference)
+        if fault:
+            raise Misplaced(("experiments", name, "n_reference"), fault, SHARE_REMEDY)
 
 
 def _check_sites(view: Config, name: str, experiment: ExperimentConfig) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,29 @@ from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Bandwidth(NamedTuple):
+    """A bandwidth as it is asked for: an epsilon for all sites, or a share of the prior, which is another epsilon at each site."""
+
+    kind: Literal["epsilon", "share"]
+    value: float
+
+    def __str__(self) -> str:
+        """What the column `bandwidth` of tables holds."""
+        return f"{self.kind} {self.value}"
+
+    @classmethod
+    def parse(cls, text: str) -> Bandwidth:
+        """The bandwidth that `str` gives this text."""
+        kind, value = text.split()
+        return cls("share" if kind == "share" else "epsilon", float(value))
+
+    @property
+    def label(self) -> str:
+        """The same for readers."""
+        return f"ε = {self.value:g}" if self.kind == "epsilon" else f"{100 * self.value:g}% of the prior"
 
 
 class KernelConfig(Strict):
@@ -22,8 +45,15 @@ class KernelConfig(Strict):
     """Each site's mean cached activation is taken off all its activations first: distances, noise and generators see the rest."""
     kind: Literal["hard", "gaussian"] = "hard"
     """k: 1 within epsilon, or a Gaussian of d / epsilon."""
-    epsilon: float = Field(0.1, description="Headline bandwidth.")
+    epsilon: float = Field(
+        0.1, description="Headline bandwidth, and what variants are trained for that name none."
+    )
     epsilons: list[float] = Field([0.005, 0.02, 0.05, 0.1, 0.15], description="Bandwidths that are read.")
+    share: float | None = Field(None, gt=0, lt=1)
+    """Headline bandwidth as a share of the prior: at each site the epsilon at which the median ball of the validation
+    prompts holds this share."""
+    shares: list[OpenShare] = []
+    """Bandwidths, as shares of the prior, that are read too."""
 
     @field_validator("epsilon", "epsilons")
     @classmethod
@@ -32,6 +62,23 @@ class KernelConfig(Strict):
             if not (one > 0 and math.isfinite(one)):
                 raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {one}")
         return value
+
+    @property
+    def headline(self) -> Bandwidth:
+        """The bandwidth at which most of a study is done."""
+        return Bandwidth("epsilon", self.epsilon) if self.share is None else Bandwidth("share", self.share)
+
+    @property
+    def bandwidths(self) -> list[Bandwidth]:
+        """All bandwidths that are read, whatever variants are trained for."""
+        absolute = [Bandwidth("epsilon", one) for one in self.epsilons]
+        shares = [Bandwidth("share", one) for one in self.shares]
+        return sorted({*absolute, *shares, self.headline})
+
+    @property
+    def by_share(self) -> bool:
+        """Whether any of them is a share of the prior."""
+        return any(one.kind == "share" for one in self.bandwidths)
 
 
 class BackboneArchitecture(ArchitectureConfig):
@@ -91,7 +138,9 @@ class VariantConfig(Strict):
     pairs: Literal["noise", "kernel", "clean"] = "noise"
     """Appendix B noise, kernel pairs, or each cached activation with its own prompt, without noise."""
     epsilon: float | None = None
-    """Bandwidth of training; None = the headline's, or drawn (eps_input)."""
+    """Bandwidth of training; None = kernel.epsilon, or drawn (eps_input)."""
+    share: float | None = Field(None, gt=0, lt=1)
+    """The same as a share of the prior."""
     noise_space: Literal["model", "subspace"] = "model"
     """Where noise on activations lives: the residual stream, or a head's own subspace."""
     norm_band: float = Field(0.1, gt=0, lt=1, description="delta of Appendix B.")
@@ -99,7 +148,10 @@ class VariantConfig(Strict):
     eps_input: bool = False
     """log eps is an input; eps drawn log-uniformly from eps_range an anchor."""
     eps_range: tuple[float, float] = (0.004, 0.25)
-    """Bandwidths of training, for eps_input."""
+    """Bandwidths of training, for eps_input, where all that are read are absolute."""
+    share_range: tuple[OpenShare, OpenShare] = (0.001, 0.05)
+    """The same where shares of the prior are read: from the epsilon of one share to that of the other, site by site, and as
+    much further as the variant is read."""
     mean_embedding: bool = False
     """Condition on the kernel mean embedding of cached neighbours."""
     neighbour_logits: bool = False
@@ -146,8 +198,13 @@ class VariantConfig(Strict):
         for value in (low, high, self.epsilon):
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"kernel bandwidth epsilon must be positive and finite, got {value}")
-        if low > high:
-            raise ValueError(f"eps_range runs from {low} down to {high}")
+        for name, (low, high) in (("eps_range", self.eps_range), ("share_range", self.share_range)):
+            if low > high:
+                raise ValueError(f"{name} runs from {low} down to {high}")
+        if self.epsilon is not None and self.share is not None:
+            raise ValueError(
+                "is trained for an epsilon and for a share of the prior: set one of them to null"
+            )
         told = ("eps_input", "mean_embedding", "neighbour_logits", "neighbour_words")
         if self.pairs != "kernel" and any(getattr(self, name) for name in told):
             raise ValueError(f"{', '.join(told[:-1])} and {told[-1]} need pairs: kernel")

@@ -15,6 +15,7 @@ from inversescope.config.check import check
 from inversescope.config.entries import Misplaced, merge
 from inversescope.config.methods import (
     BackboneConfig,
+    Bandwidth,
     FcrConfig,
     FigureConfig,
     KernelConfig,
@@ -79,7 +80,7 @@ class ExperimentConfig(Strict):
     representative: list[int] | None = Field(None, min_length=1)
     """Layers of Figure 10 and Table 2 (ravel); all that are read if absent."""
     n_val: int = Field(0, ge=0)
-    """Prompts on which hyperparameters of baselines are chosen (ravel)."""
+    """Prompts on which bandwidths by share and hyperparameters of baselines (ravel) are chosen."""
     n_reference: int | Literal["all"] = "all"
     """Prior draws for the exact values, or all of the prior."""
 
@@ -196,18 +197,45 @@ class Config(Settings):
             raise InputError(f"unknown variant {name!r}", f"choose one of {', '.join(self.variants)}")
         return self.variants[name]
 
-    def epsilons_of(self, name: str) -> list[float]:
+    def bandwidth_of(self, name: str) -> Bandwidth:
+        """The bandwidth that a variant is trained for or, if epsilon is one of its inputs, at which most of it is read."""
+        variant = self.variant(name)
+        if variant.share is not None:
+            return Bandwidth("share", variant.share)
+        if variant.epsilon is not None:
+            return Bandwidth("epsilon", variant.epsilon)
+        return self.headline_of(name)
+
+    def headline_of(self, name: str) -> Bandwidth:
+        """The bandwidth at which figures show a variant: the headline's. One that is trained for a single bandwidth and does not
+        say which is one of the paper's epsilon, whatever the headline is."""
+        variant = self.variant(name)
+        fixed = not variant.eps_input and variant.epsilon is None and variant.share is None
+        return Bandwidth("epsilon", self.kernel.epsilon) if fixed else self.kernel.headline
+
+    def bandwidths_of(self, name: str) -> list[Bandwidth]:
         """Bandwidths at which a variant is read: all of them if epsilon is one of its inputs, else the one it was trained for."""
         variant = self.variant(name)
         everywhere = name in self.studied_variants or variant.study == "sparse"
-        if variant.eps_input and everywhere:
-            return sorted({*self.kernel.epsilons, self.kernel.epsilon})
-        return [variant.epsilon or self.kernel.epsilon]
+        return self.kernel.bandwidths if variant.eps_input and everywhere else [self.bandwidth_of(name)]
 
-    def decodings_of(self, name: str, epsilon: float, is_head: bool) -> list[str]:
-        """Decoding rules under which a variant is read at a bandwidth: 'plain' always, the others at its headline one."""
+    def shares_of(self, name: str) -> set[float]:
+        """Shares of the prior whose epsilons a variant is trained or read at."""
         variant = self.variant(name)
-        if epsilon != (variant.epsilon or self.kernel.epsilon):
+        drawn = variant.share_range if variant.eps_input and self.kernel.by_share else ()
+        return {*drawn, *(one.value for one in self.bandwidths_of(name) if one.kind == "share")}
+
+    @property
+    def shares(self) -> list[float]:
+        """All shares of the prior whose epsilons an experiment's view asks for."""
+        of_variants = [self.shares_of(name) for name in (*self.studied_variants, *self.study_variants)]
+        read = {one.value for one in self.kernel.bandwidths if one.kind == "share"}
+        return sorted(read.union(*of_variants))
+
+    def decodings_of(self, name: str, own: bool, is_head: bool) -> list[str]:
+        """Decoding rules under which a variant is read: 'plain' always, the others at its own bandwidth (`bandwidth_of`)."""
+        variant = self.variant(name)
+        if not own:
             return ["plain"]
         if variant.settings:
             return list(variant.settings)

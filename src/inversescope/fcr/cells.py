@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,17 @@ class SiteCells:
             }
         )
 
+    @cached_property
+    def bandwidths(self) -> pd.DataFrame:
+        """Each bandwidth that is read: bandwidth, its epsilon here, and share of the prior (of an absolute epsilon, what the median
+        ball of the targets holds). Several may have one epsilon."""
+        mass = self.exact["log_mass"].groupby(level="epsilon").median()
+        rows = []
+        for one, epsilon in self.context.resolved(self.site.label):
+            share = one.value if one.kind == "share" else math.exp(mass[epsilon])
+            rows.append({"epsilon": epsilon, "bandwidth": str(one), "share": share})
+        return pd.DataFrame(rows)
+
     def table(self) -> pd.DataFrame:
         """All cells, with the exact value of each."""
         cells = pd.DataFrame(self.cells)
@@ -129,4 +141,4 @@ class SiteCells:
         match = pd.Series((found == self.labels[feature][target_id]).astype(float)).groupby(target_id)
         for target, value in match.mean().items():
             estimate = Estimate(float(value), int(match.size()[target]), math.nan)
-            self.add(feature, int(target), self.context.config.kernel.epsilon, "mcmc", estimate)
+            self.add(feature, int(target), self.context.headline(self.site.label), "mcmc", estimate)

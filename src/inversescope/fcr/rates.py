@@ -13,12 +13,12 @@ from inversescope.fcr.intervals import bootstrap_means
 from inversescope.kernel.neighbours import coverage
 
 FCR_COLUMNS = (
-    "task model generator variant site layer head epsilon feature estimator fcr ci_low ci_high cell_rmse n_targets n_samples ess "
-    "decoding cache_size ess_low chance exact error error_low error_high"
+    "task model generator variant site layer head epsilon share feature estimator fcr ci_low ci_high cell_rmse n_targets n_samples "
+    "ess decoding cache_size ess_low chance exact error error_low error_high bandwidth"
 ).split()
 REFUSAL_COLUMNS = (
-    "task model generator variant site layer head epsilon entropy_gap n_candidates refusal_rate parse_refusal distance_refusal "
-    "ci_low ci_high decoding cache_size copies fcr_error bits bits_generated gap_low gap_high"
+    "task model generator variant site layer head epsilon share entropy_gap n_candidates refusal_rate parse_refusal "
+    "distance_refusal ci_low ci_high decoding cache_size copies fcr_error bits bits_generated gap_low gap_high bandwidth"
 ).split()
 _KEYS = ["generator", "variant", "epsilon", "feature", "estimator", "decoding", "cache_size"]
 
@@ -61,10 +61,10 @@ def fcr_rates(site: SiteCells, cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _identify(site: SiteCells, frame: pd.DataFrame) -> pd.DataFrame:
-    """Add the columns that say where a row comes from."""
+    """Add the columns that say where a row comes from; of bandwidths with one epsilon here each has its row."""
     context = site.context
     head = site.site.head if site.site.head is not None else ""
-    return frame.assign(
+    return frame.merge(site.bandwidths, on="epsilon", how="left").assign(
         task=context.task_name,
         model=context.model_name,
         site=site.site.label,
@@ -124,5 +124,5 @@ def coverage_rows(site: SiteCells, epsilons: list[float]) -> pd.DataFrame:
         counts = [len(site.cached(target, epsilon)[0]) for target in range(len(site.test))]
         rows.append({"epsilon": epsilon, "cache_size": size, **coverage(np.array(counts)).to_dict()})
     frame = _identify(site, pd.DataFrame(rows))
-    first = ["task", "model", "site", "epsilon", "cache_size"]
+    first = ["task", "model", "site", "epsilon", "share", "bandwidth", "cache_size"]
     return frame[[*first, *(c for c in frame.columns if c not in [*first, "layer", "head"])]]

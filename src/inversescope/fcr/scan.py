@@ -7,6 +7,7 @@ import pandas as pd
 
 from inversescope.activations.capture import capture
 from inversescope.context import Context, centre_of, echo, need
+from inversescope.kernel.bandwidths import headline_at
 from inversescope.kernel.neighbours import Cache
 from inversescope.sites import expand_sites
 from inversescope.store import write_table
@@ -39,8 +40,9 @@ def score_target(context: Context, candidate: str) -> None:
     rows = []
     for site in sites:
         z = activations[site.label]
-        cache = Cache(z - centre_of(z) if kernel.centred else z, kernel.distance)
-        near = cache.search(cache.keys[:SCAN_TARGETS], kernel.epsilon)
+        z = z - centre_of(z) if kernel.centred else z
+        cache = Cache(z, kernel.distance)
+        near = cache.search(cache.keys[:SCAN_TARGETS], headline_at(kernel, z))
         owner = np.repeat(np.arange(len(near.counts)), near.counts)
         row: dict[str, object] = {
             "candidate": candidate,

@@ -29,7 +29,7 @@ def compute_exact(context: Context, site: str) -> None:
     the prior), entropy (nats), fcr_{feature}.
     """
     kernel, task = context.config.kernel, context.task
-    epsilons = context.plan.bandwidths
+    epsilons = context.epsilons(site)
     test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
     reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
     queries = distance_of(kernel.distance).prepare(np.array(context.activations("test", site)))
@@ -70,7 +70,7 @@ def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str 
     results/.../{out}/ and only the variants' rows are written (the study's).
     """
     base = context.results / out if out else context.results
-    here, epsilons = _load_site(context, site), context.plan.bandwidths
+    here, epsilons = _load_site(context, site), context.epsilons(site)
     if not out:
         chains = context.path(paths.MCMC, site=site)
         states = read_table(need(chains, "run_mcmc")) if context.plan.has_chains else None
@@ -116,7 +116,7 @@ def _load_site(context: Context, label: str) -> SiteCells:
         test=test,
         train=train,
         exact=exact.set_index(["epsilon", "target_id"]),
-        near=cache.search(queries, support_radius(max(context.plan.bandwidths), kernel.kind)),
+        near=cache.search(queries, support_radius(max(context.epsilons(label)), kernel.kind)),
         nearest=cache.nearest(queries)[0],
         labels=task.features_of(test),
         train_labels=task.features_of(train),

@@ -60,11 +60,6 @@ def error_bars(
         ax.hlines(y[keep], low[keep], high[keep], color=colour, **style)
 
 
-def epsilon_label(epsilon: float) -> str:
-    """A bandwidth as it is written in titles."""
-    return f"ε = {epsilon:g}"
-
-
 def cross(ax: Axes, rows: pd.DataFrame, x: str, y: str, colour: str) -> None:
     """Draw the intervals of both coordinates of points; those of a column are in its `_low` and `_high`."""
     for of, which in ((y, "y"), (x, "x")):

@@ -9,12 +9,21 @@ import pandas as pd
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from inversescope.config import Config
 from inversescope.context import Context, need
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.figures.style import GREY
-from inversescope.figures.tables import select, tidy
+from inversescope.figures.tables import VARIANTS, select, tidy
 from inversescope.store import read_table
 from inversescope.workflow import paths
+
+
+def at_headline(frame: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Rows of a result table at the headline bandwidth; of each variant, at the one at which figures show it (`headline_of`)."""
+    wanted = {name: str(config.headline_of(name)) for name in config.variants} | {
+        "": str(config.kernel.headline)
+    }
+    return frame[frame["bandwidth"] == frame["variant"].map(wanted)]
 
 
 class Study:
@@ -23,13 +32,14 @@ class Study:
     Attributes:
         context: its files and configuration.
         config: its configuration.
-        epsilon: headline bandwidth.
+        bandwidth: headline bandwidth, as the column `bandwidth` of tables has it.
         features: names of the headline features.
     """
 
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config
-        self.epsilon, self.features = self.config.kernel.epsilon, list(self.config.fcr.features)
+        self.bandwidth = str(self.config.kernel.headline)
+        self.features = list(self.config.fcr.features)
         self._tables: dict[str, pd.DataFrame] = {}
         self._samples: dict[tuple[str, str, str], pd.DataFrame] = {}
 
@@ -85,6 +95,39 @@ class Study:
         return tidy(self.table("refusal.csv", "collect_tables"))
 
     @cached_property
+    def rates(self) -> pd.DataFrame:
+        """fcr.csv at the headline bandwidth."""
+        return at_headline(self.fcr, self.config)
+
+    @cached_property
+    def refusals(self) -> pd.DataFrame:
+        """refusal.csv at the headline bandwidth."""
+        return at_headline(self.refusal, self.config)
+
+    def on_axis(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Rows of a result table whose bandwidth is of the headline's kind, with its value in the column `nominal`."""
+        asked = frame["bandwidth"].map({str(one): one for one in self.context.plan.bandwidths})
+        kept = frame[[one.kind == self.config.kernel.headline.kind for one in asked]]
+        return kept.assign(nominal=[one.value for one in asked[kept.index]])
+
+    @property
+    def axis(self) -> str:
+        """What an axis of bandwidths shows."""
+        return {"epsilon": "bandwidth ε", "share": "share of the prior"}[self.config.kernel.headline.kind]
+
+    def bandwidth_of(self, variant: str) -> str:
+        """The bandwidth at which a variant is shown; the headline's for "" (estimates without a generator)."""
+        return str(self.config.headline_of(variant)) if variant else self.bandwidth
+
+    @property
+    def bandwidth_label(self) -> str:
+        """The headline bandwidth for readers, and that of variants which are shown at another one."""
+        headline = self.config.kernel.headline
+        shown = {name: self.config.headline_of(name) for name in VARIANTS if name in self.config.variants}
+        others = [f"{name}: {one.label}" for name, one in shown.items() if one != headline]
+        return headline.label + (f" ({', '.join(others)})" if others else "")
+
+    @cached_property
     def prompts(self) -> pd.DataFrame:
         """The test split, row t = target t, labels as text."""
         prompts = self.context.prompts("test")
@@ -103,9 +146,8 @@ class Study:
             path = need(
                 self.context.samples_path(self.config.variant(variant).generator, variant, site), rule
             )
-            near = (pc.field("epsilon") > self.epsilon * (1 - 1e-6)) & (
-                pc.field("epsilon") < self.epsilon * (1 + 1e-6)
-            )
+            epsilon = self.context.headline(site, variant)
+            near = (pc.field("epsilon") > epsilon * (1 - 1e-6)) & (pc.field("epsilon") < epsilon * (1 + 1e-6))
             rows = ds.dataset(path).to_table(filter=near & (pc.field("decoding") == decoding)).to_pandas()
             if rows.empty:
                 select(rows.assign(decoding=""), str(path), decoding=decoding)

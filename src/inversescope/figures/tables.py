@@ -24,6 +24,7 @@ _TEXT = (
     "change",
     "kind",
     "group",
+    "bandwidth",
 )
 _GROUP_ORDER = {"heads": 0, "residual": 1, "other": 2}
 
@@ -106,7 +107,7 @@ def full_cache(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[(frame["cache"] == largest) | (frame["cache"] == 0)]
 
 
-def rates(fcr: pd.DataFrame, which: str, feature: str, epsilon: float, decoding: str = PLAIN) -> pd.DataFrame:
+def rates(fcr: pd.DataFrame, which: str, feature: str, bandwidth: str, decoding: str = PLAIN) -> pd.DataFrame:
     """One row a site: `paper` as the paper estimates it, `default` by its headline estimator, or `exact`.
 
     Args:
@@ -114,20 +115,19 @@ def rates(fcr: pd.DataFrame, which: str, feature: str, epsilon: float, decoding:
         which: `exact`; a variant (then `default` and its ablations use `combined`, all others `generated`);
             or `VARIANT:ESTIMATOR`.
         feature: name of the feature.
-        epsilon: bandwidth.
+        bandwidth: as in the column of that name.
         decoding: how candidates were drawn; ignored for `exact`.
 
     Raises:
         InputError: if there is no such row.
     """
     if which == "exact":
-        rows = select(fcr, estimator="exact", feature=feature, epsilon=epsilon)
+        rows = select(fcr, estimator="exact", feature=feature, bandwidth=bandwidth)
     else:
         variant, _, estimator = which.partition(":")
         estimator = estimator or ("combined" if variant.startswith("default") else "generated")
-        rows = select(
-            fcr, variant=variant, estimator=estimator, feature=feature, epsilon=epsilon, decoding=decoding
-        )
+        key: dict[str, Any] = {"feature": feature, "bandwidth": bandwidth, "decoding": decoding}
+        rows = select(fcr, variant=variant, estimator=estimator, **key)
         rows = full_cache(rows)
     return rows.drop_duplicates("site").reset_index(drop=True)
 
@@ -181,7 +181,7 @@ def highest_and_median_head(exact: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys([ranked[0], ranked[len(ranked) // 2]]))
 
 
-def example_heads(fcr: pd.DataFrame, features: list[str], epsilon: float) -> dict[str, str]:
+def example_heads(fcr: pd.DataFrame, features: list[str], bandwidth: str) -> dict[str, str]:
     """Choose three heads for Table 1 by rule, from exact values alone, each with the reason.
 
     The heads are: highest FCR of the first feature; highest of the second; and, as the paper's L9H3, the head
@@ -191,7 +191,7 @@ def example_heads(fcr: pd.DataFrame, features: list[str], epsilon: float) -> dic
     Returns:
         label -> reason, at most three entries (fewer if the target has fewer heads).
     """
-    exact = select(fcr, estimator="exact", epsilon=epsilon)
+    exact = select(fcr, estimator="exact", bandwidth=bandwidth)
     exact = exact[exact["head"].notna()].drop_duplicates(["site", "feature"])
     chosen: dict[str, str] = {}
     for feature in features[:2]:
@@ -213,7 +213,7 @@ def example_heads(fcr: pd.DataFrame, features: list[str], epsilon: float) -> dic
 
 
 def fcr_errors(
-    fcr: pd.DataFrame, epsilon: float, features: list[str], estimator: str, decoding: str, variant: str
+    fcr: pd.DataFrame, bandwidth: str, features: list[str], estimator: str, decoding: str, variant: str
 ) -> pd.DataFrame:
     """|FCR - exact| for each site and headline feature of one variant's estimator, with the full cache.
 
@@ -223,7 +223,7 @@ def fcr_errors(
     Raises:
         InputError: if either side has no rows.
     """
-    key: dict[str, Any] = {"feature": features, "epsilon": epsilon}
+    key: dict[str, Any] = {"feature": features, "bandwidth": bandwidth}
     rows = full_cache(select(fcr, variant=variant, estimator=estimator, decoding=decoding, **key))
     exact = select(fcr, estimator="exact", **key).drop_duplicates(["site", "feature"])
     columns = ["site", "group", "feature", "fcr", "ci_low", "ci_high"]
@@ -274,7 +274,7 @@ def estimator_rows(fcr: pd.DataFrame, estimator: str, features: list[str]) -> pd
         rows = rows[(rows["decoding"] == PLAIN) & (rows["variant"].eq("default") | smaller)]
     # Where two variants share a small cache, the one with the shorter name is the one without a further change.
     order = rows.assign(length=rows["variant"].str.len()).sort_values("length", kind="stable").index
-    kept = rows.loc[order].drop_duplicates(["site", "epsilon", "feature", "cache"])
+    kept = rows.loc[order].drop_duplicates(["site", "bandwidth", "feature", "cache"])
     return select(kept.sort_index(), estimator=estimator)
 
 
@@ -286,15 +286,15 @@ def uncovered_share(fcr: pd.DataFrame, features: list[str]) -> pd.DataFrame:
         features: headline features (all give the same share).
 
     Returns:
-        site, group, epsilon, cache, share_lt1; every cache size that fcr.csv holds.
+        site, group, epsilon, share, bandwidth, cache, share_lt1; every cache size that fcr.csv holds.
     """
     rows = estimator_rows(fcr, "cache", features[:1])
-    exact = select(fcr, estimator="exact", feature=features[0]).drop_duplicates(["site", "epsilon"])
+    exact = select(fcr, estimator="exact", feature=features[0]).drop_duplicates(["site", "bandwidth"])
     joined = rows.merge(
-        exact[["site", "epsilon", "n_targets"]], on=["site", "epsilon"], suffixes=("", "_exact")
+        exact[["site", "bandwidth", "n_targets"]], on=["site", "bandwidth"], suffixes=("", "_exact")
     )
     joined["share_lt1"] = 1 - joined["n_targets"] / joined["n_targets_exact"]
-    return joined[["site", "group", "epsilon", "cache", "share_lt1"]]
+    return joined[["site", "group", "epsilon", "share", "bandwidth", "cache", "share_lt1"]]
 
 
 def parsed_mask(samples: pd.DataFrame) -> np.ndarray:

@@ -5,7 +5,7 @@ Shapes: B activations, n sequences, T positions, D width of the decoder, V vocab
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch.nn.functional as F
@@ -42,6 +42,7 @@ class Materials:
         sites: label -> dimension of the activations that it will be given.
         scales: label -> root mean square norm of the site's activations.
         prompts: those that are cached.
+        log_epsilons: label -> log of the middle of its bandwidths, where each site has its own.
         target_width: width of the target's residual stream.
     """
 
@@ -52,6 +53,7 @@ class Materials:
     scales: dict[str, float]
     prompts: Prompts
     target_width: int
+    log_epsilons: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class ConditionalGenerator(nn.Module):
 
     Attributes:
         shape: everything that fixes the parameters: `backbone` (sizes of the decoder), `sites` (label -> dimension taken),
-            `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`, `words`, `n_condition`).
+            `scales`, and which inputs there are beside z (`eps_input`, `d_embedding`, `neighbour_logits`, `words`, `n_condition`),
+            and `log_epsilon` of each site, if it is told epsilon.
         shape_type: its class, a dataclass.
         backbone: the decoder.
         neighbour_logits, neighbour_words: how it attends to cached neighbours, by prefix or by words; None = not.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from inversescope.config.methods import Bandwidth
 from inversescope.context import Context, need
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
@@ -78,6 +79,7 @@ def untrained_generator(
                 for label, z in pairs.activations.items()
             },
             prompts=pairs.prompts,
+            log_epsilons=pairs.log_epsilons,
             target_width=residual_width(context),
         )
     )
@@ -157,7 +159,9 @@ def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast)
         site.label: np.ascontiguousarray(context.activations("train", site.label)[cached])
         for site in context.plan.sites_of(name)
     }
-    epsilon = variant.epsilon or kernel.epsilon
+    ranges = {label: trained_range(context, name, label) for label in activations}
+    low = {label: ends[0] for label, ends in ranges.items()}
+    relative = variant.share is not None or (variant.eps_input and kernel.by_share)
     common: dict[str, Any] = {
         "activations": activations,
         "prompts": cached_prompts(context, tokenizer, rows),
@@ -168,11 +172,12 @@ def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast)
         "distance": kernel.distance,
         "kind": kernel.kind,
         "prior": prior,
+        "log_epsilons": {label: float(np.log(r).mean()) for label, r in ranges.items()} if relative else {},
     }
     if variant.pairs == "kernel":
         return KernelPairs(
             **common,
-            epsilon=variant.eps_range if variant.eps_input else epsilon,
+            epsilon=ranges if variant.eps_input else low,
             embed=variant.mean_embedding,
             soft=variant.soft_targets,
             disjoint=variant.disjoint,
@@ -186,9 +191,25 @@ def pair_source(context: Context, name: str, tokenizer: PreTrainedTokenizerFast)
     return NoisePairs(
         **common,
         width={label: max(z.shape[-1], least) for label, z in activations.items()},
-        epsilon=epsilon if variant.pairs == "noise" else 0.0,
+        epsilon=low if variant.pairs == "noise" else 0.0,
         norm_band=variant.norm_band,
     )
+
+
+def trained_range(context: Context, name: str, label: str) -> tuple[float, float]:
+    """Bandwidths (low, high) that a variant is trained for at a site: its own, or those that it draws from.
+
+    Where bandwidths are shares of the prior, it draws between the epsilons of `share_range`, and as much further as it is read.
+    """
+    config, variant = context.config, context.config.variant(name)
+    if not variant.eps_input:
+        own = context.epsilon(config.bandwidth_of(name), label)
+        return own, own
+    if not config.kernel.by_share:
+        return variant.eps_range
+    ends = [context.epsilon(Bandwidth("share", share), label) for share in variant.share_range]
+    reached = [*ends, *context.epsilons(label, name)]
+    return min(reached), max(reached)
 
 
 def residual_width(context: Context) -> int:

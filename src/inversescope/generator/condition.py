@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inversescope.generator.base import ConditionalGenerator
 
 EMBEDDING_SMOOTHING = 2.0  # pseudo-count of the prior in a mean embedding
+LOG_EPSILON = -3.0  # log eps that scalars are relative to, where a site has none of its own
 
 
 @dataclass
@@ -119,20 +120,26 @@ def mean_embedding(prompts: Prompts, neighbours: Neighbours) -> np.ndarray:
     return np.log(ratio).astype(np.float32)
 
 
-def scalar_inputs(neighbours: Neighbours, epsilon: np.ndarray) -> np.ndarray:
-    """Scalars beside the mean embedding, (Q, 4) float32 of about unit scale: log eps, log share, log(1 + n), mean d / eps."""
+def scalar_inputs(
+    neighbours: Neighbours, epsilon: np.ndarray, log_epsilon: float = LOG_EPSILON
+) -> np.ndarray:
+    """Scalars beside the mean embedding, (Q, 4) float32 of about unit scale: log eps, log share, log(1 + n), mean d / eps.
+
+    Args:
+        log_epsilon: what log eps is relative to: the middle of the site's bandwidths.
+    """
     n = neighbours.counts
     share = (n + 0.5) / np.maximum(neighbours.scanned, 1)
     owner = np.repeat(np.arange(len(n)), n)
     mean = np.bincount(owner, weights=neighbours.distance, minlength=len(n)) / np.maximum(n, 1) / epsilon
-    columns = [np.log(epsilon) + 3.0, np.log(share) / 3.0 + 1.5, np.log1p(n) / 3.0, mean]
+    columns = [np.log(epsilon) - log_epsilon, np.log(share) / 3.0 + 1.5, np.log1p(n) / 3.0, mean]
     return np.stack(columns, 1).astype(np.float32)
 
 
-def bandwidth_scalars(epsilon: np.ndarray) -> np.ndarray:
+def bandwidth_scalars(epsilon: np.ndarray, log_epsilon: float = LOG_EPSILON) -> np.ndarray:
     """The scalars of a generator that is told epsilon alone: log eps as in `scalar_inputs`, the rest 0: (Q, 4) float32."""
     scalars = np.zeros((len(epsilon), 4), np.float32)
-    scalars[:, 0] = np.log(epsilon) + 3.0
+    scalars[:, 0] = np.log(epsilon) - log_epsilon
     return scalars
 
 
@@ -155,12 +162,13 @@ def make_condition(
     padded = np.zeros((len(z), width), np.float32)
     padded[:, : z.shape[1]] = z
     scalars = embedding = None
+    told = np.full(len(z), epsilon)
     if model.shape.d_embedding:
         assert cache is not None and prompts is not None
         radius = support_radius(epsilon, kind)
         near = cache.search(cache.prepare(z), radius, limit=model.shape.n_condition)
         embedding = torch.from_numpy(mean_embedding(prompts, near))
-        scalars = torch.from_numpy(scalar_inputs(near, np.full(len(z), epsilon)))
+        scalars = torch.from_numpy(scalar_inputs(near, told, model.shape.log_epsilon(label)))
     elif model.shape.eps_input:
-        scalars = torch.from_numpy(bandwidth_scalars(np.full(len(z), epsilon)))
+        scalars = torch.from_numpy(bandwidth_scalars(told, model.shape.log_epsilon(label)))
     return Condition({label: torch.from_numpy(padded)}, scalars, embedding)

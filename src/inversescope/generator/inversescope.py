@@ -10,7 +10,7 @@ sampling, and nothing is approximated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from inversescope.generator.backbone import Backbone, BackboneShape, Control, KeyValues, Linear, Readout
 from inversescope.generator.base import ConditionalGenerator, Materials, Rows
-from inversescope.generator.condition import Condition
+from inversescope.generator.condition import LOG_EPSILON, Condition
 from inversescope.generator.neighbours import NeighbourLogits, NeighbourWords
 from inversescope.ops import ByOwner, tanh
 
@@ -43,6 +43,11 @@ class GeneratorShape:
     neighbour_logits: bool = False
     n_condition: int = 128  # cached neighbours that condition, at most
     words: tuple[int, ...] = ()  # W tokens by which neighbours are attended to; none = they are not
+    log_epsilons: dict[str, float] = field(default_factory=dict)  # label -> what log eps is relative to
+
+    def log_epsilon(self, label: str) -> float:
+        """What log eps of a site is relative to."""
+        return self.log_epsilons.get(label, LOG_EPSILON)
 
 
 @dataclass
@@ -156,6 +161,7 @@ class InverseScope(ConditionalGenerator):
             neighbour_logits=variant.neighbour_logits,
             n_condition=variant.n_condition,
             words=tuple(prompts.words()) if variant.neighbour_words else (),
+            log_epsilons=materials.log_epsilons,
         )
         model = cls(shape)
         model.backbone.load_state_dict(materials.backbone.state_dict())

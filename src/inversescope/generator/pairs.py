@@ -13,17 +13,26 @@ All sources serve the same `Batch`; the generator's architecture does not know w
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from typing import Literal
 
 import numpy as np
 
 from inversescope.errors import InputError
-from inversescope.generator.condition import Prompts, bandwidth_scalars, mean_embedding, scalar_inputs
+from inversescope.generator.condition import (
+    LOG_EPSILON,
+    Prompts,
+    bandwidth_scalars,
+    mean_embedding,
+    scalar_inputs,
+)
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 from inversescope.kernel.neighbours import Cache, Neighbours
 
+#: A bandwidth, or a range (low, high) from which each example draws its own, log-uniformly.
+Epsilon = float | tuple[float, float]
 MAX_TARGETS = 128  # neighbours that a soft target averages over, at most
 KEPT_BYTES = (
     2 << 30
@@ -94,6 +103,8 @@ class PairSource:
         per_site: examples of a site that a step reads.
         sites_per_step: sites that a step reads, drawn anew each step; None = all of them.
         prior_size: number of prompts of the prior that the cache was drawn from.
+        epsilon: bandwidth of all sites, or site label -> its own.
+        log_epsilons: site label -> what the scalar log eps is relative to, where it is not `LOG_EPSILON`.
         prior: (N,) probability of each cached prompt, if they are not all alike.
     """
 
@@ -103,6 +114,8 @@ class PairSource:
     per_site: int
     prior_size: int
     seed: int
+    epsilon: Epsilon | Mapping[str, Epsilon]
+    log_epsilons: dict[str, float] = field(default_factory=dict)
     distance: str = "cosine"
     kind: str = "hard"
     prior: np.ndarray | None = None
@@ -121,6 +134,10 @@ class PairSource:
         rng = np.random.default_rng([self.seed, 103, step])
         return [labels[i] for i in sorted(rng.choice(len(labels), self.sites_per_step, replace=False))]
 
+    def epsilon_at(self, label: str) -> Epsilon:
+        """The bandwidth, or range of bandwidths, of a site."""
+        return self.epsilon[label] if isinstance(self.epsilon, Mapping) else self.epsilon
+
     def batch(self, step: int) -> Batch:
         """Examples of one step; a function of the seed and the step alone, so that a resumed run sees the same ones."""
         raise NotImplementedError
@@ -133,13 +150,12 @@ class NoisePairs(PairSource):
     Attributes:
         width: site label -> dimension in which the noise lives (d for `subspace`, d_model for `model`: the activation is
             padded with zeros, since any orthonormal embedding of a head's output space is as good for isotropic noise).
-        epsilon: bandwidth of the noise; 0 = none, and then there is no Bayes floor.
+        epsilon: of the noise, no range; 0 = none, and then there is no Bayes floor.
         floor_every: steps between two estimates of the floor.
     """
 
     _: KW_ONLY
     width: dict[str, int]
-    epsilon: float
     norm_band: float = 0.1
     floor_every: int = 50
 
@@ -158,10 +174,12 @@ class NoisePairs(PairSource):
             row = rng.integers(self.prompts.size, size=self.per_site)
             rows.append(row)
             z[label] = self._padded(label, cached[at_positions(cached, row, rng)])
-            if not self.epsilon:
+            epsilon = self.epsilon_at(label)
+            assert not isinstance(epsilon, tuple)
+            if not epsilon:
                 continue
             metric = distance_of(self.distance)
-            noised = metric.perturb(z[label], self.epsilon, rng, self.kind, self.norm_band)
+            noised = metric.perturb(z[label], epsilon, rng, self.kind, self.norm_band)
             z[label] = noised.astype(np.float32)
             if step % self.floor_every == 0 and cached.ndim == 2:
                 floors.append(self._floor(label, z[label], row))
@@ -182,7 +200,7 @@ class NoisePairs(PairSource):
         """Nats (n,) that no generator can do without: log of how many prompts lie as near to z (n, width) as its own."""
         # The part of z outside the head's space counts in the distance: compare with zero-padded cached rows.
         cache = Cache(self._padded(label, self.activations[label][:FLOOR_ROWS]), self.distance)
-        count = cache.counts(cache.prepare(z), np.array([self.epsilon]))[:, 0]
+        count = cache.counts(cache.prepare(z), np.array([self.epsilon_at(label)]))[:, 0]
         size = self.prior_size if self.prior is None else 1.0 / self.prior[row]
         return np.log(np.maximum(count / cache.size, 1.0 / size) * size)
 
@@ -199,7 +217,6 @@ class KernelPairs(PairSource):
     """Clean anchors with other cached prompts within epsilon as targets; a prompt is as far as the nearest of its positions.
 
     Attributes:
-        epsilon: a number, or a range (low, high) from which each anchor draws its own, log-uniformly.
         embed: condition on the mean embedding and the scalars of a disjoint part of the cache.
         soft: target = next-token distribution among all neighbours that share the path's prefix; else one drawn neighbour.
         disjoint: False takes condition and target from the whole cache alike (an ablation: it learns to copy).
@@ -211,7 +228,6 @@ class KernelPairs(PairSource):
     """
 
     _: KW_ONLY
-    epsilon: float | tuple[float, float]
     embed: bool = True
     soft: bool = True
     disjoint: bool = True
@@ -295,11 +311,12 @@ class KernelPairs(PairSource):
         """A chunk's examples of one site."""
         cache = self._cache(label)
         anchors = rng.integers(cache.size, size=count)
-        if isinstance(self.epsilon, tuple):
-            low, high = np.log(self.epsilon)
+        told = self.epsilon_at(label)
+        if isinstance(told, tuple):
+            low, high = np.log(told)
             epsilon = np.exp(rng.uniform(low, high, count))
         else:
-            epsilon = np.full(count, float(self.epsilon))
+            epsilon = np.full(count, float(told))
         # One random cut of the cache, at a random place of its (random) row order: condition from one part, target from the other.
         first = int(rng.integers(cache.size))
         cut = int(cache.size * rng.uniform(0.4, 0.8)) if self.embed else 0
@@ -319,6 +336,7 @@ class KernelPairs(PairSource):
                 break
             epsilon[lonely] *= 2.0
             found = search(MAX_TARGETS, target_span)
+        middle = self.log_epsilons.get(label, LOG_EPSILON)
         members, member_weight, weight = self._targets(found, anchors, epsilon)
         arrays = {
             "rows": _pick(members, member_weight, rng),
@@ -326,12 +344,12 @@ class KernelPairs(PairSource):
             "member_weight": member_weight,
             "weight": weight,
             "floor": self._floor(found, anchors, members, member_weight),
-            "scalars": bandwidth_scalars(epsilon),
+            "scalars": bandwidth_scalars(epsilon, middle),
         }
         if self.embed:
             near = search(self.n_condition, condition_span)
             arrays["embedding"] = mean_embedding(self.prompts, near)
-            arrays["scalars"] = scalar_inputs(near, epsilon)
+            arrays["scalars"] = scalar_inputs(near, epsilon, middle)
             if self.attend:
                 arrays["near"] = near.table(self.n_condition)
         return _Drawn(self.activations[label][places], arrays)

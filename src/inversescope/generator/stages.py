@@ -147,7 +147,8 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         made_from={
             "seed": config.seed,
             "variant": settings.model_dump(mode="json", exclude={"change", "study", "settings"}),
-            "kernel": config.kernel.model_dump(mode="json", include={"epsilon", "distance", "kind"}),
+            "kernel": config.kernel.model_dump(mode="json", include={"distance", "kind"}),
+            "epsilon": source.epsilon,
             "backbone": backbone_meta,
             "activations": {label: zlib.crc32(z.data) for label, z in source.activations.items()},
             "processes": process.num_processes,

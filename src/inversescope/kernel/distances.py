@@ -83,6 +83,10 @@ class Distance(ABC):
             return self.compare_pairs(queries, z)
         return np.min([self.compare_pairs(queries, z[:, p]) for p in range(z.shape[1])], axis=0)
 
+    def resolution(self, z: np.ndarray) -> float:
+        """Distance below which two activations in single precision may be one, at the median size of activations (N, d)."""
+        return 1e-3 * float(np.median(np.linalg.norm(z.astype(np.float64), axis=-1)))
+
     def size(self, z: np.ndarray) -> np.ndarray:
         """What bandwidths are shares of: the norms (N,) of activations (N, d), or 1."""
         return np.linalg.norm(z.astype(np.float64), axis=-1) if self.relative else np.ones(len(z))
@@ -100,6 +104,9 @@ class Cosine(Distance):
                 "choose another site or distance",
             )
         return z / norm
+
+    def resolution(self, z: np.ndarray) -> float:
+        return 1e-6
 
     def compare(self, queries: Any, keys: Any) -> Any:
         result = queries @ keys.T
@@ -158,6 +165,9 @@ class NormalisedEuclidean(Euclidean):
     """Norm of the difference, divided by the query's norm."""
 
     relative = True
+
+    def resolution(self, z: np.ndarray) -> float:
+        return 1e-3
 
     def compare(self, queries: Any, keys: Any) -> Any:
         return (self.squared(queries, keys) / (queries * queries).sum(-1)[:, None]) ** 0.5

@@ -17,7 +17,8 @@ def make_prompts(context: Context, split: str) -> None:
 
     `test` prompts (whose activations are read) come from the task's test split: of IOI the held-out name pairs, of
     in-context translation held-out combinations, which the target model was not trained on; of RAVEL entities that are in no
-    prompt of the prior. `val` (RAVEL) is what hyperparameters of baselines are chosen on.
+    prompt of the prior. `val` is what bandwidths and hyperparameters of baselines are chosen on: a split of the task (RAVEL), or
+    further prompts of its test split.
     `train` (the activation cache) are draws from the whole prior P(X) without the test prompts (combinations): the cache stands
     for P(X) in P(x; z), and a cache without all of the held-out part would stand for another distribution (`cache_pairs: train`
     shows how much that costs). `reference` is all of the prior, or independent draws from it, for the exact values.
@@ -30,18 +31,22 @@ def make_prompts(context: Context, split: str) -> None:
         everything = experiment.n_reference == "all"
         index = task.enumerate() if everything else task.draw(int(experiment.n_reference), None, rng)
     elif split == "test":
-        index = np.asarray(task.sample(experiment.n_test, "test", rng))
+        index = _targets(context)
     elif split == "val":
-        if split not in task.splits or not experiment.n_val:
+        if not experiment.n_val:
             raise InputError(
                 f"task {task.name} has no validation prompts",
                 f"set n_val, or choose one of {', '.join(SPLITS[:3])}",
             )
-        index = np.asarray(task.sample(experiment.n_val, split, rng))
+        if split in task.splits:
+            index = np.asarray(task.sample(experiment.n_val, split, rng))
+        else:
+            # Prompts like the targets, but none of them.
+            drawn = task.sample(experiment.n_val + experiment.n_test, "test", rng)
+            index = drawn[~np.isin(drawn, _targets(context))][: experiment.n_val]
     else:
-        test = task.sample(experiment.n_test, "test", stream(context.config.seed, "make_prompts", "test"))
         drawn = task.sample(min(experiment.n_train + experiment.n_test, task.size), None, rng)
-        kept = ~np.isin(task.combination(drawn), task.combination(test))
+        kept = ~np.isin(task.combination(drawn), task.combination(_targets(context)))
         index = drawn[kept][: experiment.n_train]
         if len(index) < experiment.n_train:
             raise InputError(
@@ -50,3 +55,9 @@ def make_prompts(context: Context, split: str) -> None:
             )
     write_table(task.frame(index), context.prompts_path(split))
     echo(f"make_prompts: {len(index)} prompts of split {split}, prior of {task.size}")
+
+
+def _targets(context: Context) -> np.ndarray:
+    """The target prompts (n_test,), in order."""
+    rng = stream(context.config.seed, "make_prompts", "test")
+    return np.asarray(context.task.sample(context.plan.settings.n_test, "test", rng))

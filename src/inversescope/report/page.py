@@ -169,13 +169,18 @@ def caption(name: str, config: Config) -> str:
     environment = Environment(undefined=StrictUndefined)
     try:
         text = environment.from_string(path.read_text(encoding="utf-8")).render(
-            snakemake={"config": config.model_dump(mode="json")}
+            snakemake={"config": captioned(config)}
         )
     except UndefinedError as error:
         raise InputError(
             f"The caption {path} uses what the configuration lacks ({error})", "Mend the caption"
         ) from None
     return " ".join(text.replace("``", "").split())
+
+
+def captioned(config: Config) -> dict[str, Any]:
+    """What captions quote: the configuration, and the headline bandwidth in words."""
+    return config.model_dump(mode="json") | {"bandwidth": config.kernel.headline.label}
 
 
 def grid(frame: pd.DataFrame, formats: dict[str, str] | None = None) -> dict[str, Any]:
@@ -204,7 +209,7 @@ def _cell(value: Any, form: str) -> str:
 
 def _rates(study: Study, feature: str) -> tuple[str, dict[str, Any]]:
     """Rates of one feature with intervals, one row a site: exact, cache, both variants' estimators."""
-    rows = full_cache(select(study.fcr, feature=feature, epsilon=study.epsilon))
+    rows = full_cache(select(study.rates, feature=feature))
     shown = [("exact", ""), ("cache", "")]
     shown += [(name, variant) for variant in VARIANTS for name in ("generated", "reweighted", "combined")]
     sites = list(dict.fromkeys(rows["site"]))
@@ -220,7 +225,7 @@ def _rates(study: Study, feature: str) -> tuple[str, dict[str, Any]]:
         table[title] = [cells.get(site, "–") for site in sites]
     exact = rows[rows["estimator"] == "exact"]
     about = (
-        f"{feature}: rate [interval], ε = {study.epsilon:g}, {int(exact['n_targets'].min())} target prompts a site, "
+        f"{feature}: rate [interval], {study.bandwidth_label}, {int(exact['n_targets'].min())} target prompts a site, "
         f"chance {float(rows['chance'].mean()):.3f}"
     )
     return about, grid(table) | {"numeric": list(table.columns[1:])}
@@ -228,10 +233,8 @@ def _rates(study: Study, feature: str) -> tuple[str, dict[str, Any]]:
 
 def _refusal(study: Study) -> dict[str, Any]:
     """Refusal with its interval, entropy gap and FCR error of every site, variant and decoding."""
-    key = {"epsilon": study.epsilon, "variant": list(VARIANTS), "decoding": [PLAIN, MIXED]}
-    rows = full_cache(select(study.refusal, "refusal.csv", **key)).drop_duplicates(
-        ["site", "variant", "decoding"]
-    )
+    rows = select(study.refusals, "refusal.csv", variant=list(VARIANTS), decoding=[PLAIN, MIXED])
+    rows = full_cache(rows).drop_duplicates(["site", "variant", "decoding"])
     refused = [f"{r.refusal_rate:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]" for r in rows.itertuples()]
     about = {"site": "site", "variant": "variant", "decoding": "decoding", "refused": "refused"}
     numbers = {

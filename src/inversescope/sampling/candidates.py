@@ -89,6 +89,11 @@ class Sampler:
         """Token that ends a text."""
         return int(self.tokenizer.eos_token_id)
 
+    @cached_property
+    def own(self) -> float:
+        """The epsilon of the variant's own bandwidth at the site."""
+        return self.context.epsilon(self.context.config.bandwidth_of(self.variant), self.site.label)
+
     def condition(self, epsilon: float, z: np.ndarray) -> Condition:
         """The generator's inputs for activations (B, d)."""
         kind, pool = self.context.config.kernel.kind, self.pool
@@ -227,15 +232,15 @@ def schedule(rule: DecodingConfig, draws: np.ndarray) -> tuple[np.ndarray, np.nd
     return temperature[first], noise[rest % len(noise)]
 
 
-def draws_of(config: Config, variant: str, epsilon: float, decoding: str) -> tuple[int, int]:
-    """Draws of a target in a round, and in all rounds at most."""
+def draws_of(config: Config, variant: str, own: bool, decoding: str) -> tuple[int, int]:
+    """Draws of a target in a round, and in all rounds at most, at the variant's own bandwidth or another one."""
     sampling, budget = config.sampling, config.scaled(config.sampling.max_candidates)
     if decoding == "noised":
         count = config.scaled(config.figures.noised_draws)
         return count, count
     if variant in config.study_variants:
         count = sampling.candidates_study
-    elif epsilon == (config.variant(variant).epsilon or config.kernel.epsilon):
+    elif own:
         count = sampling.candidates
     else:
         count = sampling.candidates_elsewhere
@@ -245,7 +250,8 @@ def draws_of(config: Config, variant: str, epsilon: float, decoding: str) -> tup
 def candidates(sampler: Sampler, recomputer: Recomputer, epsilon: float, decoding: str) -> pd.DataFrame:
     """Draw in rounds: a target stops when it has enough accepted samples or its budget is spent."""
     sampling = sampler.context.config.sampling
-    first, budget = draws_of(sampler.context.config, sampler.variant, epsilon, decoding)
+    own = epsilon == sampler.own
+    first, budget = draws_of(sampler.context.config, sampler.variant, own, decoding)
     waiting = np.arange(len(sampler.z))
     done = 0
     frames = []

@@ -18,7 +18,7 @@ def run_chains(
     recomputer: Recomputer,
     seeds: np.ndarray,
     rngs: Mapping[Site, np.random.Generator],
-    epsilon: float,
+    epsilons: Mapping[Site, float],
     kind: str,
     steps: int,
 ) -> dict[Site, pd.DataFrame]:
@@ -28,7 +28,8 @@ def run_chains(
         recomputer: knows the sites and the targets' activations.
         seeds: prompt (targets,) that each target's chains begin with.
         rngs: site -> its stream.
-        epsilon, kind: the kernel.
+        epsilons: site -> bandwidth.
+        kind: the kernel.
 
     Returns:
         Site -> the chains' states: target_id, step, prompt_id, accepted.
@@ -39,7 +40,7 @@ def run_chains(
         # All chains' prompts in one forward, read at all sites.
         recomputer.activations(np.unique(np.concatenate(list(prompts.values()))), next(iter(prompts)))
         return {
-            site: kernel_values(recomputer.distances(index, owner, site), epsilon, kind)
+            site: kernel_values(recomputer.distances(index, owner, site), epsilons[site], kind)
             for site, index in prompts.items()
         }
 

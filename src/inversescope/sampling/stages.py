@@ -69,10 +69,12 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
 
 def _sampled(sampler: Sampler, recomputer: Recomputer) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Candidates at all bandwidths and decodings that a variant is read at, and log q of cached prompts."""
-    config, name = sampler.context.config, sampler.variant
+    context, name, label = sampler.context, sampler.variant, sampler.site.label
+    config = context.config
     frames, log_qs = [], [pd.DataFrame(columns=list(LOG_Q)).astype(LOG_Q)]
-    for epsilon in config.epsilons_of(name):
-        for decoding in config.decodings_of(name, epsilon, sampler.site.head is not None):
+    for epsilon in context.epsilons(label, name):
+        own = epsilon == sampler.own
+        for decoding in config.decodings_of(name, own, sampler.site.head is not None):
             frames.append(candidates(sampler, recomputer, epsilon, decoding))
         # The frontier compares generators alone: nobody asks for the q of cached prompts.
         if config.variant(name).study != "frontier":
@@ -94,7 +96,8 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     recomputer = Recomputer(activations_of(context)(list(z)), z, kernel.distance)
     rngs = {site: stream(config.seed, "run_mcmc", site.label) for site in z}
     steps = config.scaled(config.fcr.mcmc_evaluations)
-    chains = run_chains(context.task, recomputer, seeds, rngs, kernel.epsilon, kernel.kind, steps)
+    epsilons = {site: context.headline(site.label) for site in z}
+    chains = run_chains(context.task, recomputer, seeds, rngs, epsilons, kernel.kind, steps)
     for site, frame in chains.items():
-        write_table(frame.assign(epsilon=kernel.epsilon), context.path(paths.MCMC, site=site.label))
+        write_table(frame.assign(epsilon=epsilons[site]), context.path(paths.MCMC, site=site.label))
         echo(f"run_mcmc {site.label}: {len(seeds)} chains of {steps} evaluations")

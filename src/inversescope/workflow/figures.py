@@ -66,7 +66,7 @@ class Shown:
         there: dict[str, Any] = {
             "variants": experiment.studied,
             "decodings": experiment.config.sampling.decodings,
-            "bandwidths": experiment.bandwidths,
+            "bandwidths": [one.value for one in experiment.bandwidths if one.kind == "epsilon"],
         }
         needs: list[tuple[str, list[Any]]] = [*STAGE_NEEDS.get(self.stage, {}).items(), *self.needs.items()]
         return [

@@ -36,6 +36,9 @@ SAMPLES = "results/{task}/{model}/samples/{generator}/{variant}/{site}{suffix}"
 SAMPLE_SUFFIXES = (".parquet", ".cache.parquet", ".json")
 PRIOR_SAMPLES = "results/{task}/{model}/samples/backbone.parquet"
 
+#: The epsilons of bandwidths that are shares of the prior, a site each.
+BANDWIDTHS = "results/{task}/{model}/bandwidths.csv"
+
 #: Exact values, states of chains, estimates and tables of a site.
 EXACT = "results/{task}/{model}/exact/{site}.parquet"
 MCMC = "results/{task}/{model}/mcmc/{site}.parquet"

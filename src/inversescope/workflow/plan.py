@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from inversescope.config import Config, ExperimentConfig
+from inversescope.config.methods import Bandwidth
 from inversescope.config.targets import ModelConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
@@ -150,11 +151,10 @@ class ExperimentPlan:
         return self.config.variant(variant).generator
 
     @cached_property
-    def bandwidths(self) -> list[float]:
+    def bandwidths(self) -> list[Bandwidth]:
         """All bandwidths at which anything is read."""
-        kernel = self.config.kernel
-        of_variants = [epsilon for name in self.variants for epsilon in self.config.epsilons_of(name)]
-        return sorted({*kernel.epsilons, kernel.epsilon, *of_variants})
+        of_variants = [one for name in self.variants for one in self.config.bandwidths_of(name)]
+        return sorted({*self.config.kernel.bandwidths, *of_variants})
 
     @property
     def has_chains(self) -> bool:
@@ -250,6 +250,11 @@ class ExperimentPlan:
             if site in (None, label)
             for file in self.of_variants(paths.SAMPLES, [name], site=label, suffix=paths.SAMPLE_SUFFIXES)
         ]
+
+    @property
+    def bandwidth_table(self) -> list[str]:
+        """The table of each site's epsilons, where bandwidths are shares of the prior."""
+        return self.files(paths.BANDWIDTHS) if self.config.shares else []
 
     @property
     def accuracy(self) -> list[str]:

@@ -23,6 +23,7 @@ STAGES = {
     "fetch_word_lists": Stage("studies.icl.stages"),
     "import_checkpoint": Stage("targets.published"),
     "extract_activations": Stage("activations.stages", ("split",)),
+    "choose_bandwidths": Stage("kernel.stages"),
     "patch_task_vectors": Stage("studies.icl.patching"),
     "label_tasks": Stage("studies.icl.labels"),
     "plot_icl": Stage("studies.icl.plot"),

@@ -13,14 +13,17 @@ from typing import Any
 from inversescope.workflow.plan import ExperimentPlan
 
 #: The kernel at the one bandwidth where most of a study is done.
-HEADLINE = ("kernel/epsilon", "kernel/distance", "kernel/centred", "kernel/kind")
+HEADLINE = ("kernel/epsilon", "kernel/share", "kernel/distance", "kernel/centred", "kernel/kind")
 #: Fields of a variant that only tell readers about it, or how it is read.
 TOLD = {"base", "change", "study", "settings", "label", "colour"}
 
 
 def training(plan: ExperimentPlan, variant: str) -> dict[str, Any]:
-    """How a variant is made."""
-    return plan.config.variant(variant).model_dump(mode="json", exclude=TOLD)
+    """How a variant is made. One that draws its epsilon reaches as far as it is read."""
+    config = plan.config
+    settings = config.variant(variant)
+    reached = config.bandwidths_of(variant) if settings.eps_input and config.kernel.by_share else []
+    return settings.model_dump(mode="json", exclude=TOLD) | {"reached": [str(one) for one in reached]}
 
 
 def drawing(plan: ExperimentPlan, variant: str) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def drawing(plan: ExperimentPlan, variant: str) -> dict[str, Any]:
             for name in plan.config.variant(variant).settings
         },
         "studied": variant in plan.studied,
-        "bandwidths": plan.config.epsilons_of(variant),
+        "bandwidths": [str(one) for one in plan.config.bandwidths_of(variant)],
     }
 
 
@@ -45,7 +48,9 @@ def looks(plan: ExperimentPlan) -> dict[str, Any]:
 
 #: First part of a key -> what it stands for, given the rest.
 DERIVED: dict[str, Callable[..., Any]] = {
-    "bandwidths": lambda plan: plan.bandwidths,
+    "bandwidth": lambda plan: plan.config.kernel.headline.label,
+    "bandwidths": lambda plan: [str(one) for one in plan.bandwidths],
+    "shares": lambda plan: plan.config.shares,
     "training": training,
     "drawing": drawing,
     "looks": looks,

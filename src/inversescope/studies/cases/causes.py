@@ -23,6 +23,7 @@ from inversescope.context import Context, centre_of, echo
 from inversescope.errors import InputError
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
+from inversescope.kernel.bandwidths import headline_at
 from inversescope.kernel.distances import distance_of
 from inversescope.sites import Site
 from inversescope.store import write_table
@@ -150,8 +151,8 @@ def _exact(
     """
     if kernel.centred:
         queries, keys = queries - centre_of(keys), keys - centre_of(keys)
-    prepared = distance_of(kernel.distance).prepare(queries)
-    found = exact_reference(prepared, keys, own, labels, [kernel.epsilon], kernel.distance, kernel.kind)
+    prepared, epsilons = distance_of(kernel.distance).prepare(queries), [headline_at(kernel, keys)]
+    found = exact_reference(prepared, keys, own, labels, epsilons, kernel.distance, kernel.kind)
     return {name: match[:, 0] for name, match in found.match.items()}
 
 

@@ -53,12 +53,12 @@ def check_completeness(context: Context) -> None:
         for label in meta["shape"]["sites"]:
             if context.site(label).position == "any":
                 continue
-            known = _members(context, label)
+            epsilon = context.headline(label, variant)
+            known = _members(context, label, epsilon)
             cache = Cache(np.array(context.activations("train", label))[cached], config.kernel.distance)
             index = known.pop("prompt_id").to_numpy()
-            known["log_q"] = _log_q(
-                context, model, label, known["target_id"].to_numpy(), index, cache, prompts, tokenizer
-            )
+            owner = known["target_id"].to_numpy()
+            known["log_q"] = _log_q(context, model, label, epsilon, owner, index, cache, prompts, tokenizer)
             own.append(known.assign(variant=variant, site=label))
             recalls += [{"variant": variant, "site": label, **row} for row in _recall(context, own[-1])]
         asked = pd.concat(own, ignore_index=True)
@@ -76,7 +76,7 @@ def check_completeness(context: Context) -> None:
     write_table(pd.DataFrame(sizes), context.results / "completeness_sizes.csv")
 
 
-def _members(context: Context, label: str) -> pd.DataFrame:
+def _members(context: Context, label: str, epsilon: float) -> pd.DataFrame:
     """Prompts of the reference split in and out of the preimages of the first targets at a site.
 
     Returns:
@@ -85,20 +85,20 @@ def _members(context: Context, label: str) -> pd.DataFrame:
     kernel, rng = context.config.kernel, stream(context.config.seed, "check_completeness", label)
     reference = context.prompt_ids("reference")
     z, keys = (np.array(context.activations(split, label)) for split in ("test", "reference"))
-    metric, radius = distance_of(kernel.distance), support_radius(kernel.epsilon, kernel.kind)
+    metric, radius = distance_of(kernel.distance), support_radius(epsilon, kernel.kind)
     d = metric.between(metric.prepare(z[:TARGETS]), metric.prepare(keys))
     parts = []
     for target, distance in enumerate(d):
         ball = distance < radius
         # Probability of the ball under the prior; an empty one has no members that ask for it.
-        mass = kernel_values(distance[ball], kernel.epsilon, kernel.kind).sum() / len(reference)
+        mass = kernel_values(distance[ball], epsilon, kernel.kind).sum() / len(reference)
         for inside, most in ((True, INSIDE), (False, OUTSIDE)):
             rows = np.flatnonzero(ball == inside)
             some = rng.choice(rows, size=min(most, len(rows)), replace=False)
             about = {"target_id": target, "prompt_id": reference[some], "distance": distance[some]}
             part = pd.DataFrame(about).assign(inside=inside, log_posterior=np.nan)
             if inside:
-                k = np.maximum(kernel_values(distance[some], kernel.epsilon, kernel.kind), 1e-300)
+                k = np.maximum(kernel_values(distance[some], epsilon, kernel.kind), 1e-300)
                 part["log_posterior"] = (
                     context.task.log_prior(reference[some]) + np.log(k) - np.log(mass or 1.0)
                 )
@@ -142,13 +142,14 @@ def _log_q(
     context: Context,
     model: ConditionalGenerator,
     label: str,
+    epsilon: float,
     owner: np.ndarray,
     index: np.ndarray,
     cache: Cache,
     prompts: Prompts,
     tokenizer: PreTrainedTokenizerFast,
 ) -> np.ndarray:
-    """log q (n,) of prompts `index` (n,) given the activations of targets `owner` (n,), plain decoding, headline bandwidth."""
+    """log q (n,) of prompts `index` (n,) given the activations of targets `owner` (n,), plain decoding."""
     kernel, end = context.config.kernel, int(tokenizer.eos_token_id)
     z = np.array(context.activations("test", label))[:TARGETS]
     asked = encode_prompts(encode(tokenizer, context.task.texts(index)), end)
@@ -157,10 +158,10 @@ def _log_q(
     asked.tokens, prompts.tokens = (
         np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=end) for table in tables
     )
-    condition = make_condition(model, label, z, kernel.epsilon, cache, prompts, kernel.kind)
+    condition = make_condition(model, label, z, epsilon, cache, prompts, kernel.kind)
     mixer = None
     if model.shape.neighbour_logits or model.shape.words:
-        radius, vocabulary = support_radius(kernel.epsilon, kernel.kind), model.shape.backbone.vocab_size
+        radius, vocabulary = support_radius(epsilon, kernel.kind), model.shape.backbone.vocab_size
         mixer = make_mixer(cache, prompts, z, radius, vocabulary, 1.0, model.shape.n_condition)
     batch = context.config.sampling.batch
     return log_prob_rows(model, condition, owner, asked, np.arange(len(index)), batch, mixer)

@@ -47,7 +47,7 @@ def compare_distances(context: Context) -> None:
         for name in names:
             d = space.distances(name)
             if name == names[0]:
-                epsilon = config.kernel.epsilon
+                epsilon = context.headline(site.label)
                 first = ball = matched = d < epsilon
             else:
                 epsilon = float(np.quantile(d, first.mean()))
@@ -104,7 +104,7 @@ class Space:
             path = self.context.samples_path(config.variant(name).generator, name, self.site.label)
             columns = ["target_id", "prompt_id", "epsilon", "decoding"]
             table = read_table(need(path, "sample_prompts"), columns)
-            table = table[np.isclose(table["epsilon"], config.kernel.epsilon)]
+            table = table[np.isclose(table["epsilon"], self.context.headline(self.site.label, name))]
             result[name] = table[table["decoding"] == table["decoding"].iloc[0]].reset_index(drop=True)
         return result
 

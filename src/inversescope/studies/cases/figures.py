@@ -200,7 +200,7 @@ def size_table(study: CaseStudy) -> pd.DataFrame:
 def sizes(study: CaseStudy) -> Page:
     """`size_table` of the study."""
     frame = as_written(size_table(study))
-    about = f"Completeness and size of the generators at ε = {study.epsilon:g}, means over sites."
+    about = f"Completeness and size of the generators at {study.bandwidth_label}, means over sites."
     return frame, f"{about}\n\n{markdown_table(frame)}"
 
 
@@ -221,5 +221,5 @@ def cases(study: CaseStudy) -> Page:
     chance = rows.drop_duplicates("feature").set_index("feature")["chance"].astype(float)
     wide.insert(0, "chance", chance.loc[wide.index.get_level_values("feature")].to_numpy())
     frame = wide.reset_index()
-    about = f"FCR at ε = {study.epsilon:g}, 95% intervals over target prompts."
+    about = f"FCR at {study.bandwidth_label}, 95% intervals over target prompts."
     return frame, f"{about}\n\n{markdown_table(frame, '.3f')}"

@@ -45,12 +45,12 @@ def _circuit(study: CaseStudy) -> Iterator[Row]:
         return
     for site, what in CIRCUIT.items():
         for row in exact[exact["site"] == site].to_dict("records"):
-            section = f"the count along the computation, exact FCR at ε = {study.epsilon:g}"
+            section = f"the count along the computation, exact FCR at {study.bandwidth_label}"
             yield number(section, f"{what} ({site})", "exact", n=row["n_targets"], **with_interval(row))
 
 
 def _errors(study: CaseStudy) -> Iterator[Row]:
-    section = f"|FCR − exact| over sites and features at ε = {study.epsilon:g}"
+    section = f"|FCR − exact| over sites and features at {study.bandwidth_label}"
     for estimator in ("cache", "combined", "generated", "reweighted"):
         rows = study.rates[study.rates["estimator"] == estimator]
         for variant in ("", *study.config.studied_variants):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 
 from inversescope.figures.study import Study
@@ -48,15 +47,9 @@ class CaseStudy(Study):
         return [name for name in names if self.config.variant(name).study != "capacity"]
 
     @cached_property
-    def rates(self) -> pd.DataFrame:
-        """fcr.csv at the headline bandwidth."""
-        return self.fcr[np.isclose(self.fcr["epsilon"], self.epsilon)]
-
-    @cached_property
     def refused(self) -> pd.DataFrame:
         """refusal.csv at the headline bandwidth, the first decoding of each variant."""
-        rows = self.refusal[np.isclose(self.refusal["epsilon"], self.epsilon)]
-        return rows.drop_duplicates(["site", "variant"])
+        return self.refusals.drop_duplicates(["site", "variant"])
 
     def completeness(self, name: str) -> pd.DataFrame:
         """A table of `check_completeness`."""

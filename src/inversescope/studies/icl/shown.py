@@ -10,7 +10,7 @@ import pandas as pd
 
 from inversescope.context import Context, need
 from inversescope.fcr.intervals import bootstrap_means
-from inversescope.figures.study import Study
+from inversescope.figures.study import Study, at_headline
 from inversescope.figures.tables import PLAIN
 from inversescope.store import read_table, write_table
 from inversescope.workflow import paths
@@ -76,12 +76,12 @@ def rates_by_layer(context: Context) -> pd.DataFrame:
         `LAYER_COLUMNS`, a row a (site, feature, estimator, variant, decoding). `n_ball`: reference prompts in the ball around a
         target, the median one.
     """
-    config, epsilon = context.config, context.config.kernel.epsilon
+    config = context.config
     names = [name for name in FEATURES + PARTS if name in context.task.features]
     rows = []
     for site in context.plan.sites:
         exact = read_table(need(context.path(paths.EXACT, site=site.label), "compute_exact"))
-        exact = exact[exact["epsilon"] == epsilon].sort_values("target_id")
+        exact = exact[exact["epsilon"] == context.headline(site.label)].sort_values("target_id")
         for feature in names:
             values = exact[f"fcr_{feature}"].to_numpy(float)
             means = bootstrap_means(values[None], config.fcr.bootstrap, config.fcr.confidence, config.seed)
@@ -95,9 +95,9 @@ def rates_by_layer(context: Context) -> pd.DataFrame:
     if config.studied_variants:
         found = read_table(need(context.results / "fcr.csv", "collect_tables"))
         found = found.fillna({"variant": "", "decoding": ""}).rename(columns={"fcr": "rate"})
+        found = at_headline(found, config)
         found = found[
-            (found["epsilon"] == epsilon)
-            & found["feature"].isin(names)
+            found["feature"].isin(names)
             & found["estimator"].isin(ESTIMATORS)
             & found["decoding"].isin(["", "plain", "mixed"])
         ]
@@ -173,7 +173,7 @@ def refused_candidates(study: IclStudy) -> pd.DataFrame:
             target, accepted = drawn["target_id"].to_numpy(), drawn["accepted"].to_numpy(bool)
             labels = task.features_of(drawn["prompt_id"].to_numpy(np.int64))
             exact = study.table(f"exact/{site.label}.parquet", "compute_exact")
-            exact = exact[exact["epsilon"] == study.epsilon]
+            exact = exact[exact["epsilon"] == context.headline(site.label, variant)]
             for feature in FEATURES:
                 same = labels[feature] == own[feature][target]
                 rows.append(

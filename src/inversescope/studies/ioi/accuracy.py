@@ -63,7 +63,7 @@ def scatter(study: IoiStudy) -> Drawing:
     estimators, features = ("generated", "combined"), study.headline
     panels = [(i, j, e, v) for i, e in enumerate(estimators) for j, v in enumerate(VARIANTS)]
     parts = [
-        fcr_errors(study.fcr, study.epsilon, features, estimator, PLAIN, variant).assign(
+        fcr_errors(study.fcr, study.bandwidth_of(variant), features, estimator, PLAIN, variant).assign(
             variant=variant, estimator=estimator
         )
         for _, _, estimator, variant in panels
@@ -124,8 +124,8 @@ REFUSAL_PANELS: dict[str, tuple[str, tuple[str, str] | None]] = {
 @figure("refusal", "plot_figures", title="Refusal, FCR error and entropy gap by site")
 def refusal(study: IoiStudy) -> Drawing:
     """Refusal, FCR error and entropy gap of every site side by side: both variants, with and without mixing."""
-    key_ = {"variant": list(VARIANTS), "decoding": [PLAIN, MIXED], "epsilon": study.epsilon}
-    rows = full_cache(select(study.refusal, "refusal.csv", **key_))
+    rows = select(study.refusals, "refusal.csv", variant=list(VARIANTS), decoding=[PLAIN, MIXED])
+    rows = full_cache(rows)
     for variant in VARIANTS:
         select(rows, "refusal.csv", variant=variant, decoding=PLAIN)
     rows = rows.drop_duplicates(["site", "variant", "decoding"])
@@ -226,10 +226,10 @@ def estimator_table(study: IoiStudy) -> pd.DataFrame:
     """Error of a cell by estimator, cache size, group of sites and bandwidth, and how many targets have neighbours.
 
     Returns:
-        kind (`pooled` over sites, `site`, `coverage`), cache_size, group, site, epsilon, estimator, cell_rmse, n_cells, share
-        (of the targets with less than one or ten neighbours, in rows of coverage).
+        kind (`pooled` over sites, `site`, `coverage`), cache_size, group, site, nominal (epsilon, or share of the prior),
+        estimator, cell_rmse, n_cells, share (of the targets with less than one or ten neighbours, in rows of coverage).
     """
-    fcr, features = study.fcr, study.headline
+    fcr, features = study.on_axis(study.fcr), study.headline
     pieces = {name: select(estimator_rows(fcr, name, features), group=_ESTIMATOR_GROUPS) for name in COMPARED}
     parts: list[dict[str, Any]] = []
 
@@ -238,27 +238,27 @@ def estimator_table(study: IoiStudy) -> pd.DataFrame:
         parts.append(dict(zip(_KEYS, key, strict=True)) | {"estimator": name} | wrong | more)
 
     for name, piece in pieces.items():
-        for key_, rows in piece.groupby(["cache", "group", "epsilon"]):
+        for key_, rows in piece.groupby(["cache", "group", "nominal"]):
             add(key_, name, rows, kind="pooled")
             for site, one in rows.groupby("site", sort=False):
                 add(key_, name, one, kind="site", site=site)
     # coverage.csv knows the full cache; of smaller ones the share without neighbour follows from fcr.csv.
     full = max(int(piece["cache"].max()) for piece in pieces.values())
-    known = study.table("coverage.csv", "collect_tables")
+    known = study.on_axis(study.table("coverage.csv", "collect_tables"))
     known = known[known["cache_size"] == full].assign(cache=full, group=known["site"].map(group_of))
-    smaller = uncovered_share(fcr, features)
+    smaller = study.on_axis(uncovered_share(fcr, features))
     shares = pd.concat([known, smaller[smaller["cache"] < full]], ignore_index=True)
     shares = shares[shares["group"].isin(_ESTIMATOR_GROUPS)]
-    for key_, rows in shares.groupby(["cache", "group", "epsilon"]):
+    for key_, rows in shares.groupby(["cache", "group", "nominal"]):
         for column in ("share_lt1", "share_lt10"):
             if rows[column].notna().any():
                 row = dict(zip(_KEYS, key_, strict=True)) | {"estimator": column, "kind": "coverage"}
                 parts.append(row | {"share": rows[column].mean()})
-    columns = ["kind", "cache_size", "group", "site", "epsilon", "estimator", "cell_rmse", "n_cells", "share"]
+    columns = ["kind", "cache_size", "group", "site", "nominal", "estimator", "cell_rmse", "n_cells", "share"]
     return pd.DataFrame(parts).reindex(columns=columns)
 
 
-_KEYS = ("cache_size", "group", "epsilon")
+_KEYS = ("cache_size", "group", "nominal")
 
 
 @figure("estimators", "plot_figures", title="Error of a single cell, from dense to sparse caches")
@@ -277,7 +277,7 @@ def estimators(study: IoiStudy) -> Drawing:
     # An error of exactly 0 (few cells at all) has no place on a logarithmic axis.
     wrong = data["cell_rmse"].replace(0, np.nan)
     limits = (float(wrong.min()) / 1.15, float(data["cell_rmse"].max()) * 1.15)
-    ticks = sorted(data["epsilon"].unique())
+    ticks = sorted(data["nominal"].unique())
     for i, size in enumerate(sizes):
         here = data[data["cache_size"] == size]
         for ax, group in zip(axes[i], groups, strict=False):
@@ -287,9 +287,9 @@ def estimators(study: IoiStudy) -> Drawing:
         ax = axes[i, -1]
         for group in groups:
             for column, line in (("share_lt1", "-"), ("share_lt10", ":")):
-                rows = _of(here, group=group, estimator=column).sort_values("epsilon")
+                rows = _of(here, group=group, estimator=column).sort_values("nominal")
                 style = {"color": GREY if group == "heads" else PINK, "marker": GROUP_MARKER[group]}
-                ax.plot(rows["epsilon"], rows["share"], linestyle=line, markersize=3, **style)
+                ax.plot(rows["nominal"], rows["share"], linestyle=line, markersize=3, **style)
         share_axis(ax)
         ax.set_title(f"coverage, cache of {size:,}")
         ax.set_ylabel("share of targets")
@@ -297,7 +297,7 @@ def estimators(study: IoiStudy) -> Drawing:
         log_axis(ax, "x", ticks)
         ax.set_xlim(ticks[-1] * 1.25, ticks[0] / 1.25)
     for ax in axes[-1]:
-        ax.set_xlabel("bandwidth ε (dense → sparse)")
+        ax.set_xlabel(f"{study.axis} (dense → sparse)")
     panel_letters(axes.flat)
     handles = [key(label, *ESTIMATOR_STYLE[n], "-", linewidth=1.7) for n, label in COMPARED.items()]
     handles += [
@@ -318,11 +318,11 @@ def _cell_errors(ax: Axes, rows: pd.DataFrame, limits: tuple[float, float]) -> N
         sites = own[own["kind"] == "site"]
         faint: dict[str, Any] = {"linewidth": 0.5, "alpha": min(0.3, 6 / max(1, sites["site"].nunique()))}
         for _, line in sites.groupby("site"):
-            line = line.sort_values("epsilon")
-            ax.plot(line["epsilon"], line["cell_rmse"].replace(0, np.nan), color=colour, **faint)
-        line = own[own["kind"] == "pooled"].sort_values("epsilon")
+            line = line.sort_values("nominal")
+            ax.plot(line["nominal"], line["cell_rmse"].replace(0, np.nan), color=colour, **faint)
+        line = own[own["kind"] == "pooled"].sort_values("nominal")
         style: dict[str, Any] = {"linewidth": 1.7, "markeredgecolor": "white", "markeredgewidth": 0.5}
-        ax.plot(line["epsilon"], line["cell_rmse"], color=colour, marker=marker, zorder=3, **style)
+        ax.plot(line["nominal"], line["cell_rmse"], color=colour, marker=marker, zorder=3, **style)
     marks = [v for v in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if limits[0] <= v <= limits[1]]
     log_axis(ax, "y", marks)
     ax.set_ylim(*limits)
@@ -339,7 +339,7 @@ CONTROL_PANELS = {
 @figure("controls", "plot_figures", title="FCR beside its controls")
 def controls(study: IoiStudy) -> Drawing:
     """FCR of every site by every estimator and control beside the exact value, two panels a feature."""
-    rows = full_cache(select(study.fcr, feature=study.headline, epsilon=study.epsilon))
+    rows = full_cache(select(study.rates, feature=study.headline))
     parts = []
     for variant, names in CONTROL_PANELS.items():
         select(rows, variant=variant, decoding=PLAIN)

@@ -34,17 +34,20 @@ def fig8(study: IoiStudy) -> Drawing:
     generator would propose.
     """
     data = as_written(fig8_table(fig8_points(study), study.table("exact_agreement.csv", "draw_exact")))
-    sites, epsilon = list(study.heads), study.epsilon
+    sites = list(study.heads)
     drawn = new_figure(WIDTH, 2.15 * len(sites) + 0.25)
     axes = drawn.subplots(len(sites), len(VARIANTS), sharey=True, squeeze=False)
     for i, site in enumerate(sites):
+        epsilon = study.context.headline(site)
         here = data[data["site"] == site]
         end = here.loc[here["kind"] == "sample", "distance"].max()
         end = end if np.isfinite(end) else 2 * epsilon
         for j, variant in enumerate(VARIANTS):
             ax = axes[i, j]
             ax.axhline(0.5, color=GREY, linewidth=0.8, label="50%")
-            ax.axvline(epsilon, color=GREY, linewidth=0.8, linestyle=":", label=f"ε = {epsilon:g}")
+            ax.axvline(
+                epsilon, color=GREY, linewidth=0.8, linestyle=":", label=study.config.kernel.headline.label
+            )
             _agreement(ax, here[here["variant"] == variant], study.colour(variant))
             truth = here[(here["kind"] == "exact") & (here["distance"] <= end)]
             for k, piece in enumerate(_unbroken(truth)):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from inversescope.config.methods import Bandwidth
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.registry import Page, table
 from inversescope.figures.tables import (
@@ -36,14 +37,14 @@ def headline(study: IoiStudy) -> Page:
 
 def _errors(study: IoiStudy) -> Iterator[Row]:
     """Mean |FCR - exact| for each estimator, decoding and group; of the cache alone too."""
-    section = f"mean |FCR − exact| over sites and features, ε = {study.epsilon:g}"
+    section = f"mean |FCR − exact| over sites and features, {study.bandwidth_label}"
     shown = [(e, d, v) for d in DECODINGS for e in ("generated", "reweighted", "combined") for v in VARIANTS]
     fcr = study.fcr
     for estimator, decoding, who in [*shown, ("cache", "", "")]:
         key = {"estimator": estimator, "decoding": decoding, "variant": who}
         if not np.logical_and.reduce([fcr[name] == value for name, value in key.items()]).any():
             continue
-        errors = fcr_errors(fcr, study.epsilon, study.headline, **key).dropna(subset="error")
+        errors = fcr_errors(fcr, study.bandwidth_of(who), study.headline, **key).dropna(subset="error")
         for group, title in GROUPS.items():
             of = errors.loc[errors["group"] == group, "error"]
             if len(of):
@@ -53,15 +54,15 @@ def _errors(study: IoiStudy) -> Iterator[Row]:
 
 def _disjoint(study: IoiStudy) -> Iterator[Row]:
     """Sites where the intervals of `combined` and `exact` do not meet, and rates whose paired interval leaves 0 out."""
-    section = f"agreement of combined and exact, ε = {study.epsilon:g}"
-    key: dict[str, Any] = {"feature": study.headline, "epsilon": study.epsilon, "estimator": "combined"}
+    section = f"agreement of combined and exact, {study.bandwidth_label}"
+    key: dict[str, Any] = {"feature": study.headline, "estimator": "combined"}
     for who in VARIANTS:
-        rows = fcr_errors(study.fcr, study.epsilon, study.headline, "combined", PLAIN, who)
+        rows = fcr_errors(study.fcr, study.bandwidth_of(who), study.headline, "combined", PLAIN, who)
         apart = rows[(rows["ci_low"] > rows["exact_high"]) | (rows["ci_high"] < rows["exact_low"])]
         counts = {"unit": "count", "n": rows["site"].nunique()}
         yield number(section, "sites whose intervals are disjoint", who, apart["site"].nunique(), **counts)
         if "error_low" in study.fcr:
-            rows = full_cache(select(study.fcr, variant=who, decoding=PLAIN, **key))
+            rows = full_cache(select(study.rates, variant=who, decoding=PLAIN, **key))
             apart = (rows["error_low"] > 0) | (rows["error_high"] < 0)
             what = "rates whose paired interval of combined − exact leaves 0 out (1 in 20 by chance)"
             yield number(section, what, who, apart.sum(), unit="count", n=len(rows))
@@ -77,19 +78,21 @@ def _cells(study: IoiStudy) -> Iterator[Row]:
     exact = select(fcr, estimator="exact", feature=features)
     sizes = sorted(set(rows["combined"]["cache"]), reverse=True)
     for size in sizes:
-        for epsilon in sorted(rows["combined"].query("cache == @size")["epsilon"].unique(), reverse=True):
+        known = rows["combined"].query("cache == @size")["bandwidth"].unique()
+        for bandwidth in sorted(map(Bandwidth.parse, known), reverse=True):
 
-            def here(part: Any, at: float = epsilon) -> Any:
-                return part[np.isclose(part["epsilon"], at)]
+            def here(part: Any, at: str = str(bandwidth)) -> Any:
+                return part[part["bandwidth"] == at]
 
             own = {name: here(part[part["cache"] == size]) for name, part in rows.items()}
             lonely = here(empty[(empty["cache"] == size) & empty["site"].isin(own["combined"]["site"])])
             share = float(lonely["share_lt1"].mean())
-            dense = size == sizes[0] and np.isclose(epsilon, ESTIMATOR_EPSILONS).any()
+            compared = bandwidth.kind == "share" or np.isclose(bandwidth.value, ESTIMATOR_EPSILONS).any()
+            dense = size == sizes[0] and compared
             if not dense and not share >= SPARSE:
                 continue
             asked = float(here(exact)["n_targets"].mean())
-            what = f"cache of {size:,}, ε = {epsilon:g}, {share:.0%} of targets without neighbour"
+            what = f"cache of {size:,}, {bandwidth.label}, {share:.0%} of targets without neighbour"
             for who, part in own.items():
                 yield number(section, what, who, pooled_rmse(part), n=int(part["n_targets"].sum()))
                 yield number(section, f"{what}: answered", who, part["n_targets"].mean() / asked)
@@ -97,8 +100,8 @@ def _cells(study: IoiStudy) -> Iterator[Row]:
 
 def _refusal(study: IoiStudy) -> Iterator[Row]:
     """Refusal, its part outside of the prior, and entropy gap, means over sites."""
-    section = f"refusal at ε = {study.epsilon:g}, temperature 1; entropy of accepted candidates − exact; means over sites"
-    refusal = study.refusal[np.isclose(study.refusal["epsilon"], study.epsilon)]
+    section = f"refusal at {study.bandwidth_label}, temperature 1; entropy of accepted candidates − exact; means over sites"
+    refusal = study.refusals
     shown = {"refusal_rate": ("refused", ""), "entropy_gap": ("entropy gap", "nats")}
     for decoding, how in DECODINGS.items():
         for who in VARIANTS:

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from inversescope.config.methods import Bandwidth
 from inversescope.figures.panels import (
-    epsilon_label,
     frame_heads,
     head_map,
     layers_across,
@@ -44,7 +44,7 @@ def fig4(study: IoiStudy) -> Drawing:
     """FCR of every head, a column a feature; rows: see `ROWS`; five best heads framed."""
     columns = {feature: feature for feature in study.headline}
     data = pd.concat(
-        [_panel(study.fcr, row, feature, study.epsilon) for row in ROWS for feature in study.headline]
+        [_panel(study.fcr, row, feature, _shown(study, row)) for row in ROWS for feature in study.headline]
     )
     data = as_written(data)
     lines, across = lines_and_columns(study.shape)
@@ -69,14 +69,15 @@ def fig9(study: IoiStudy) -> Drawing:
     parts = []
     for epsilon in FIG9_EPSILONS:
         for row in ROWS:
-            variant = study.paper_variants[epsilon] if row == "paper" else row
-            panel = _panel(study.fcr, variant, study.feature, epsilon)
+            bandwidth = Bandwidth("epsilon", epsilon)
+            variant = study.paper_variants[bandwidth] if row == "paper" else row
+            panel = _panel(study.fcr, variant, study.feature, str(bandwidth))
             parts.append(panel.assign(row=row, variant=variant))
     data = as_written(pd.concat(parts))
     lines, across = lines_and_columns(study.shape)
     height = np.clip(0.8 * WIDTH / len(FIG9_EPSILONS) * lines / across, 1.0, 2.2)
     drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
-    columns = {epsilon: epsilon_label(epsilon) for epsilon in FIG9_EPSILONS}
+    columns = {epsilon: Bandwidth("epsilon", epsilon).label for epsilon in FIG9_EPSILONS}
     _grid(drawn, data, study.shape, "epsilon", columns, lambda row, name: f"{ROWS[row]}, {name}")
     return drawn, data
 
@@ -85,8 +86,10 @@ def fig9(study: IoiStudy) -> Drawing:
 def fig2(study: IoiStudy) -> Drawing:
     """FCR of every head, and beside or below it samples of P(x; z) for the two heads of `IoiStudy.heads`."""
     feature, examples = study.feature, fig2_examples(study)
-    heat = pd.concat([_panel(study.fcr, row, feature, study.epsilon) for row in FIG2_ROWS])
-    examples = examples.assign(kind="sample", feature=feature, epsilon=study.epsilon)
+    heat = pd.concat([_panel(study.fcr, row, feature, _shown(study, row)) for row in FIG2_ROWS])
+    examples = examples.assign(
+        kind="sample", feature=feature, epsilon=examples["site"].map(study.context.headline)
+    )
     data = as_written(pd.concat([heat.assign(kind="heatmap"), examples]))
     heat, shown = data[data["kind"] == "heatmap"], data[data["kind"] == "sample"]
     parts = [part for _, part in shown.groupby("site", sort=False)]
@@ -113,12 +116,17 @@ def fig2(study: IoiStudy) -> Drawing:
     return drawn, data
 
 
-def _panel(fcr: pd.DataFrame, which: str, feature: str, epsilon: float) -> pd.DataFrame:
+def _shown(study: IoiStudy, row: str) -> str:
+    """The bandwidth at which a row is shown: that of its variant."""
+    return study.bandwidth_of(row.partition(":")[0].removeprefix("exact"))
+
+
+def _panel(fcr: pd.DataFrame, which: str, feature: str, bandwidth: str) -> pd.DataFrame:
     """The heads' rows of one panel, the five best marked."""
-    rows = rates(fcr, which, feature, epsilon)
+    rows = rates(fcr, which, feature, bandwidth)
     rows = rows[rows["head"].notna()]
     best = rows["site"].isin(best_heads(rows))
-    return rows[_KEEP].assign(row=which, feature=feature, epsilon=epsilon, top5=best)
+    return rows[_KEEP].assign(row=which, feature=feature, epsilon=rows["epsilon"], top5=best)
 
 
 def _grid(

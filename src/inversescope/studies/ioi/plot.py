@@ -55,7 +55,7 @@ def draw_exact(context: Context) -> None:
     for site in dict.fromkeys([*study.heads, *study.examples]):
         count = _MOST_TARGETS if site in study.heads else SHOWN_TARGET + 1
         found = _scan(context, site, labels, wanted[:count])
-        weight = kernel_values(found.near, study.epsilon, context.config.kernel.kind)
+        weight = kernel_values(found.near, context.headline(site), context.config.kernel.kind)
         size = min(samples.SHOWN_TABLE1, int((weight > 0).sum()))
         if size:
             rng = stream(context.config.seed, "draw_exact", site)
@@ -98,7 +98,7 @@ def _scan(context: Context, site: str, labels: np.ndarray, wanted: np.ndarray) -
     """Compare the first targets, with the labels `wanted`, with all reference prompts, with the labels `labels`."""
     kernel = context.config.kernel
     metric = distance_of(kernel.distance)
-    width = (2.0 if kernel.distance == "cosine" else 8 * kernel.epsilon) / _BINS
+    width = (2.0 if kernel.distance == "cosine" else 8 * context.headline(site)) / _BINS
     targets = metric.prepare(np.asarray(context.activations("test", site))[: len(wanted)])
     keys = context.activations("reference", site)
     near = np.empty(len(keys), np.float32)

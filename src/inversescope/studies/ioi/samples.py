@@ -110,16 +110,16 @@ def table1(study: IoiStudy) -> Page:
             parts.append(part)
     columns = "site reason row target_id seed rank n_distinct distance accepted text".split()
     frame = pd.concat(parts, ignore_index=True)[columns + [f"same_{feature}" for feature in features]]
-    return frame, _table1_text(frame, study.epsilon)
+    return frame, _table1_text(frame, study.bandwidth_label)
 
 
-def _table1_text(frame: pd.DataFrame, epsilon: float) -> str:
+def _table1_text(frame: pd.DataFrame, bandwidth: str) -> str:
     """Table 1 in Markdown, one part a head and method."""
     lines = [
         "# Samples with their distances",
         "",
         "Each method's distinct parsed candidates for one target prompt, at even ranks of distance; bandwidth "
-        f"ε = {epsilon:g}. Rows marked ✗ were refused (too far). Exact rows are uniform draws from the prior within ε.",
+        f"{bandwidth}. Rows marked ✗ were refused (too far). Exact rows are uniform draws from the prior within ε.",
         "",
     ]
     same = {name: name.removeprefix("same_") for name in frame.columns if name.startswith("same_")}
@@ -183,7 +183,7 @@ def failures(study: IoiStudy) -> Page:
     lines = [
         "# Failure cases",
         "",
-        f"Refused candidates at ε = {study.epsilon:g}, plain decoding, from the sites with the highest "
+        f"Refused candidates at {study.bandwidth_label}, plain decoding, from the sites with the highest "
         "refusal down: the first that is not in the prior, and of those too far the one of median distance.",
         "",
     ]
@@ -196,8 +196,7 @@ def failures(study: IoiStudy) -> Page:
 
 def _sites_by_refusal(study: IoiStudy, variant: str) -> list[str]:
     """Sites by falling refusal: enough to fill both lists, though not each site has both kinds of failure."""
-    key = {"variant": variant, "decoding": PLAIN, "epsilon": study.epsilon}
-    rows = select(study.refusal, "refusal.csv", **key)
+    rows = select(study.refusals, "refusal.csv", variant=variant, decoding=PLAIN)
     rows = rows.sort_values("refusal_rate", ascending=False, kind="stable")
     return list(rows["site"].drop_duplicates())[: 3 * SHOWN_FAILURES]
 

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import pandas as pd
 
+from inversescope.config.methods import Bandwidth
 from inversescope.figures.study import Study
 from inversescope.figures.tables import example_heads, highest_and_median_head, select
 
@@ -29,22 +30,22 @@ class IoiStudy(Study):
     @cached_property
     def heads(self) -> dict[str, str]:
         """The two heads of Figures 2 and 8."""
-        rows = select(self.fcr, estimator="exact", feature=self.feature, epsilon=self.epsilon)
+        rows = select(self.rates, estimator="exact", feature=self.feature)
         reasons = (f"highest exact {self.feature} FCR", f"median exact {self.feature} FCR")
         return dict(zip(highest_and_median_head(rows.drop_duplicates("site")), reasons, strict=False))
 
     @cached_property
     def examples(self) -> dict[str, str]:
         """The three heads of Table 1."""
-        return example_heads(self.fcr, self.features, self.epsilon)
+        return example_heads(self.fcr, self.features, self.bandwidth)
 
     @cached_property
-    def paper_variants(self) -> dict[float, str]:
+    def paper_variants(self) -> dict[Bandwidth, str]:
         """Bandwidth -> variant of the paper's method that was trained at it and is read there."""
-        found: dict[float, str] = {}
+        found: dict[Bandwidth, str] = {}
         for name in sorted(self.config.studied_variants, key=lambda n: (len(n), n)):
-            if name == "paper" or name.startswith("paper_eps"):
-                found.setdefault(self.config.epsilons_of(name)[0], name)
+            if name == "paper" or name.startswith(("paper_eps", "paper_share")):
+                found.setdefault(self.config.bandwidth_of(name), name)
         return found
 
     @property

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import Bandwidth
 from inversescope.context import Context, centre_of, echo, need
 from inversescope.kernel.distances import Distance, distance_of
 from inversescope.kernel.kernel import kernel_values
@@ -44,7 +45,7 @@ def classify_attributes(context: Context, site: str) -> None:
     test = context.prompt_ids("test")
     group = np.where(task.counted(test), *GROUPS)
     said = dict(_without_activation(reading))
-    said["exact"] = reading.posteriors("test", [config.kernel.epsilon], config.kernel.centred)[0]
+    said["exact"] = reading.posteriors("test", [context.headline(site)], config.kernel.centred)[0]
     validated = {name: reading.on_validation(centred) for name, centred in BY_CENTRE.items()}
     for name, rows in validated.items():
         best = rows.loc[rows["chosen"], "epsilon"].tolist()
@@ -126,11 +127,16 @@ class Reading:
 
     def on_validation(self, centred: bool) -> pd.DataFrame:
         """What the exact posterior reads from validation prompts, a bandwidth a row."""
-        kernel, labels = self.context.config.kernel, self.labels["val"]
-        epsilons = sorted({*BANDWIDTHS, *kernel.epsilons, kernel.epsilon})
+        context, labels = self.context, self.labels["val"]
+        grid, read = [Bandwidth("epsilon", one) for one in BANDWIDTHS], context.plan.bandwidths
+        # A share of the prior is one of the configured distance alone.
+        own = context.config.kernel.centred == centred
+        compared = sorted({*grid, *(one for one in read if own or one.kind == "epsilon")})
+        epsilons = [context.epsilon(one, self.site) for one in compared]
         found = self.posteriors("val", epsilons, centred)
         accuracy = found[:, np.arange(len(labels)), labels].mean(1)
-        rows = {"centred": centred, "epsilon": epsilons, "accuracy": accuracy}
+        named = [str(one) for one in compared]
+        rows = {"centred": centred, "bandwidth": named, "epsilon": epsilons, "accuracy": accuracy}
         rows |= {"empty": (found.sum(2) == 0).mean(1), "n": len(labels)}
         return pd.DataFrame(rows).assign(chosen=np.arange(len(epsilons)) == accuracy.argmax())
 
@@ -150,7 +156,7 @@ def _by_generators(reading: Reading) -> Iterator[tuple[str, np.ndarray, np.ndarr
     for variant, decoding in ((v, d) for v in config.studied_variants for d in rules):
         path = context.samples_path(config.variant(variant).generator, variant, reading.site)
         samples = read_table(need(path, f"sample_prompts (variant {variant})"))
-        near = np.isclose(samples["epsilon"], config.kernel.epsilon)
+        near = np.isclose(samples["epsilon"], context.headline(reading.site, variant))
         samples = samples[near & (samples["decoding"] == decoding)]
         index = np.where(samples["parsed"].to_numpy(bool), samples["prompt_id"].to_numpy(np.int64), -1)
         drawn = task.features_of(index)["attribute"].astype(np.int64)

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from inversescope.config.methods import Bandwidth
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.registry import Page, table
+from inversescope.figures.study import Study, at_headline
 from inversescope.figures.tables import MIXED, PLAIN, VARIANTS
 from inversescope.studies.ravel.shown import RavelStudy
 
@@ -51,13 +53,15 @@ def _refusal(study: RavelStudy) -> Iterator[Row]:
     section = "refusal, mean over layers, templates of the prior; entropy of accepted candidates − exact"
     columns = {"refusal_rate": "refused", "parse_refusal": "not in the prior", "entropy_gap": "entropy gap"}
     for one in study.contexts:
-        epsilon = one.config.kernel.epsilon
-        here = rows[(rows["model"] == one.model_name) & np.isclose(rows["epsilon"], epsilon)]
+        about, here = (
+            Study(one).bandwidth_label,
+            at_headline(rows[rows["model"] == one.model_name], one.config),
+        )
         for decoding, how in ((PLAIN, "plain"), (MIXED, "cache mixing")):
             part = here[here["decoding"] == decoding].groupby("variant")[list(columns)]
             for column, name in columns.items():
                 for who in (v for v in VARIANTS if v in part.groups):
-                    what = f"{one.model_name}, ε = {epsilon:g}, {how}: {name}"
+                    what = f"{one.model_name}, {about}, {how}: {name}"
                     unit = "nats" if column == "entropy_gap" else ""
                     n = int(part.count().loc[who, column])
                     yield number(section, what, who, part.mean().loc[who, column], unit=unit, n=n)
@@ -80,9 +84,9 @@ def _sizes(study: RavelStudy) -> Iterator[Row]:
 
 def _bandwidth(study: RavelStudy) -> Iterator[Row]:
     section = "bandwidth: what the exact posterior reads from validation prompts, mean over models and layers"
-    by = study.gathered("bandwidth").groupby(["centred", "epsilon"])
-    for (centred, epsilon), row in by[["accuracy", "empty", "n"]].mean().iterrows():
-        what = f"{'centred' if centred else 'raw'}, ε = {epsilon:g}"
+    by = study.gathered("bandwidth").groupby(["centred", "bandwidth"], sort=False)
+    for (centred, name), row in by[["accuracy", "empty", "n"]].mean().iterrows():
+        what = f"{'centred' if centred else 'raw'}, {Bandwidth.parse(name).label}"
         for column, who in (("accuracy", "accuracy"), ("empty", "targets without a neighbour")):
             yield number(section, what, who, row[column], n=int(row["n"]))
 

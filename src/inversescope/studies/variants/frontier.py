@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.panels import (
-    epsilon_label,
     key,
     light_grid,
     near_zero,
@@ -95,7 +94,7 @@ def fig5(study: FrontierStudy) -> Drawing:
         ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= ax.get_ylim()[1]]
         ax.set_yticks(ticks, [str(n) for n in ticks])
         ax.minorticks_off()
-        ax.set_xlabel(f"share of draws refused, {epsilon_label(study.epsilon)}")
+        ax.set_xlabel(f"share of draws refused, {study.bandwidth_label}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.3), fontsize=6.5)
         share_axis(ax, "x")
     axes[0].set_ylabel("attention heads")
@@ -113,7 +112,7 @@ def refusal_seconds(study: FrontierStudy) -> Drawing:
     marker = dict(zip(variants, MARKERS, strict=False))
     drawn = new_figure(WIDTH, 2.6)
     axes = drawn.subplots(1, 2, sharex=True)
-    refused = f"refused (share of draws), {epsilon_label(study.epsilon)}"
+    refused = f"refused (share of draws), {study.bandwidth_label}"
     titles = {"refusal_rate": refused, "fcr_error": "|FCR − exact|"}
     for ax, (metric, title) in zip(axes, titles.items(), strict=True):
         for variant in variants:
@@ -151,7 +150,7 @@ def frontier(study: FrontierStudy) -> Drawing:
     for ax, metric in zip(axes, ("fcr_error", "entropy_gap"), strict=True):
         for variant in variants:
             _line(ax, rows[rows["variant"] == variant], study.colour(variant), metric)
-        ax.set_ylabel(f"refused (share of draws), {epsilon_label(study.epsilon)}")
+        ax.set_ylabel(f"refused (share of draws), {study.bandwidth_label}")
         ax.set_ylim(bottom=0)
         light_grid(ax, "both", "#eeeeee")
     axes[0].set_xlabel("|FCR − exact|, mean over sites and features")
@@ -299,7 +298,7 @@ def fig5_methods(study: FrontierStudy) -> Page:
     """frontier_pairs.csv: mean, worst, heads won, paired interval."""
     pairs = study.table("frontier_pairs.csv", "collect_frontier")
     about = (
-        f"Raw candidates at {epsilon_label(study.epsilon)}, each generator under the setting in brackets, means over seeds. "
+        f"Raw candidates at {study.bandwidth_label}, each generator under the setting in brackets, means over seeds. "
         "Difference: first minus second, paired by head and target, with a bootstrap interval over targets."
     )
     rows = [

@@ -13,9 +13,9 @@ from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.panels import key, light_grid, near_zero, panel_letters
 from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, markdown_table
-from inversescope.figures.study import Study
+from inversescope.figures.study import Study, at_headline
 from inversescope.figures.style import GREEN, GREY, WIDTH, new_figure
-from inversescope.figures.tables import VARIANTS, select, t_interval, tidy
+from inversescope.figures.tables import VARIANTS, t_interval, tidy
 
 METRICS = {
     "refusal_rate": "refused\n(share of draws)",
@@ -27,22 +27,18 @@ METRICS = {
 CLAIMED = {"refusal_rate": "refusal", "fcr_error": "FCR error"}
 
 
-def study_means(study: pd.DataFrame, epsilon: float, confidence: float = 0.95) -> pd.DataFrame:
+def study_means(study: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """Means over sites of one dimension, for each seed, and over seeds with Student's t intervals.
 
     Args:
-        study: study.csv (variant, base, seed, steps_multiple, site, dim, epsilon, and the metrics).
-        epsilon: bandwidth that is read.
+        study: study.csv (variant, base, seed, steps_multiple, site, dim, and the metrics).
         confidence: level of the intervals.
 
     Returns:
         kind (`seed` or `mean`), metric, base, steps_multiple, dim, seed, value, ci_low, ci_high, n_sites,
         n_seeds. With one seed there is no interval.
-
-    Raises:
-        InputError: if there is no row at that bandwidth.
     """
-    rows = select(tidy(study), "study.csv", epsilon=epsilon)
+    rows = tidy(study)
     keys = ["metric", "base", "steps_multiple", "dim"]
     long = rows.melt([*keys[1:], "seed", "site"], list(METRICS), "metric", "value")
     seeds = long.groupby([*keys, "seed"], sort=False)["value"].agg(["mean", "count"]).reset_index()
@@ -66,7 +62,7 @@ def misleads(study: Study) -> Drawing:
     Small marks are seeds (means over the sites of that dimension), large ones their mean with a 95% t
     interval; columns are training lengths.
     """
-    data = as_written(study_means(study.table("study.csv", "collect_study"), study.epsilon))
+    data = as_written(study_means(study.table("study.csv", "collect_study")))
     dims, multiples = sorted(data["dim"].unique()), sorted(data["steps_multiple"].unique())
     drawn = new_figure(WIDTH, 1.75 * len(multiples) + 0.45)
     axes = drawn.subplots(len(multiples), len(METRICS), sharex=True, sharey="col", squeeze=False)
@@ -119,7 +115,7 @@ def _seeds(ax: Axes, rows: pd.DataFrame, dims: list[float], shift: float, colour
 def ablations(study: Study) -> Drawing:
     """Every ablation beside its base: refusal, FCR errors and entropy gap, heads and residual sites."""
     rows = tidy(study.table("ablations.csv", "collect_study"))
-    rows = rows[rows["epsilon"] == study.epsilon]
+    rows = at_headline(rows, study.config)
     rows["is_base"] = rows["variant"] == rows["base"]
     rows["base_order"] = rows["base"].map({"paper": 0, "default": 1}).fillna(2)
     by = ["base_order", "is_base", "variant", "group"]
@@ -221,7 +217,7 @@ def _paired(group: pd.DataFrame, column: str, first: Any, last: Any, confidence:
     return row
 
 
-def misleading_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.95) -> pd.DataFrame:
+def misleading_claim(study: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """The claim that the paper's noise misleads, as numbers: paper minus default by seed, with t intervals.
 
     Returns:
@@ -229,7 +225,7 @@ def misleading_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.
         where the FCR error of `paper` is above that of `default` with an interval that excludes zero, while its refusal is not
         above by such an interval.
     """
-    seeds = study_means(study, epsilon, confidence)
+    seeds = study_means(study, confidence)
     by = seeds[seeds["kind"] == "seed"].groupby(["steps_multiple", "dim"])
     rows = pd.DataFrame(
         {"steps_multiple": multiple, "dim": dim} | _paired(group, "base", "default", "paper", confidence)
@@ -241,14 +237,14 @@ def misleading_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.
     return rows.assign(misleads=(rows["fcr_error_low"] > 0) & ~(rows["refusal_rate_low"] > 0))
 
 
-def training_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.95) -> pd.DataFrame:
+def training_claim(study: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     """What longer training does, as numbers: the most steps minus the fewest, by seed, with t intervals.
 
     Returns:
         base, dim, first and last (multiples of the steps), and the columns of `_paired`; `misleads` is true where refusal falls
         while the FCR error rises, both by intervals that exclude zero.
     """
-    seeds = study_means(study, epsilon, confidence)
+    seeds = study_means(study, confidence)
     rows = []
     for (base, dim), group in seeds[seeds["kind"] == "seed"].groupby(["base", "dim"]):
         ends = {"first": group["steps_multiple"].min(), "last": group["steps_multiple"].max()}
@@ -261,9 +257,7 @@ def training_claim(study: pd.DataFrame, epsilon: float, confidence: float = 0.95
 @table("misleads", "plot_study", title="Where Appendix B's noise misleads, in numbers")
 def misleads_table(study: Study) -> Page:
     """`misleading_claim` of the study."""
-    frame = misleading_claim(
-        study.table("study.csv", "collect_study"), study.epsilon, study.config.fcr.confidence
-    )
+    frame = misleading_claim(study.table("study.csv", "collect_study"), study.config.fcr.confidence)
     about = "# Paper minus default, by seed, with t intervals\n\n"
     return frame, about + markdown_table(frame)
 
@@ -272,16 +266,16 @@ def misleads_table(study: Study) -> Page:
 def headline(study: Study) -> Page:
     """Both claims, a row a difference."""
     table = study.table("study.csv", "collect_study")
-    return headline_page(_claims(table, study.epsilon, study.config.fcr.confidence))
+    return headline_page(_claims(table, study.config.fcr.confidence))
 
 
-def _claims(study: pd.DataFrame, epsilon: float, confidence: float) -> Iterator[Row]:
+def _claims(study: pd.DataFrame, confidence: float) -> Iterator[Row]:
     section = "does Appendix B's noise mislead? paper − default by seed, t intervals"
-    for row in misleading_claim(study, epsilon, confidence).to_dict("records"):
+    for row in misleading_claim(study, confidence).to_dict("records"):
         what = f"dimension {row['dim']:g}, training {row['steps_multiple']:g}×"
         yield from _differences(section, what, row)
     section = "longer training: most steps − fewest by seed, t intervals"
-    for row in training_claim(study, epsilon, confidence).to_dict("records"):
+    for row in training_claim(study, confidence).to_dict("records"):
         what = f"{row['base']}, dimension {row['dim']:g}, {row['first']:g}× to {row['last']:g}×"
         yield from _differences(section, what, row)
 

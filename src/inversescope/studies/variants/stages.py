@@ -21,16 +21,21 @@ from inversescope.studies.variants.errors import cell_rmse, differences, ends, m
 
 
 def _estimates(context: Context, group: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Refusal, and cells of the headline features, of a group of further variants (`study` or `frontier`) at all of their sites."""
+    """Refusal, and cells of the headline features, of a group of further variants (`study` or `frontier`) at all of their sites and
+    bandwidths."""
     names, folder = context.plan.group(group), context.results / group
     refusal, cells = [], []
     for label in context.plan.labels_of(names):
         refusal.append(read_table(need(folder / "refusal" / f"{label}.csv", "estimate_variants")))
         found = read_table(need(folder / "cells" / f"{label}.parquet", "estimate_variants"))
-        cells.append(found.assign(site=label))
-    table = pd.concat(cells, ignore_index=True)
-    kept = table["feature"].isin(context.config.fcr.features) & table["variant"].isin(names)
-    return pd.concat(refusal, ignore_index=True), table[kept]
+        named = [{"epsilon": epsilon, "bandwidth": str(one)} for one, epsilon in context.resolved(label)]
+        cells.append(found.merge(pd.DataFrame(named), on="epsilon").assign(site=label))
+    read = [(name, str(one)) for name in names for one in context.config.bandwidths_of(name)]
+    tables = [pd.concat(parts, ignore_index=True) for parts in (refusal, cells)]
+    refused, table = (
+        one[pd.MultiIndex.from_frame(one[["variant", "bandwidth"]]).isin(read)] for one in tables
+    )
+    return refused, table[table["feature"].isin(context.config.fcr.features)]
 
 
 def _description(context: Context, name: str) -> dict[str, Any]:
@@ -53,8 +58,8 @@ def collect_study(context: Context) -> None:
     """Write results/.../study.csv, ablations.csv and study_timings.csv from the study's per-site tables.
 
     study.csv has a row a (variant, site) of the dimension study; ablations.csv a row an (ablation, group of sites, bandwidth),
-    with a bootstrap interval of the FCR error over targets. `fcr_error` is the mean over features (and sites) of
-    |mean over targets of (generated - exact)|; `fcr_error_weighted` the same for `reweighted`.
+    epsilon and share medians over sites, with a bootstrap interval of the FCR error over targets. `fcr_error` is the mean over
+    features (and sites) of |mean over targets of (generated - exact)|; `fcr_error_weighted` the same for `reweighted`.
     """
     config, compared = context.config, context.plan.ablations
     refusal, cells = _estimates(context, "study")
@@ -75,13 +80,13 @@ def collect_study(context: Context) -> None:
             multiple = round(variant.steps / shortest[variant.base])
             rows += _dimension_rows(context, name, multiple, refused, own)
         if variant.study != "dimension" or (variant.seed == 0 and variant.steps == shortest[variant.base]):
-            for epsilon in sorted(own["epsilon"].unique()):
+            for bandwidth in map(str, config.bandwidths_of(name)):
                 for group in ("heads", "residual"):
-                    mine = own[(own["epsilon"] == epsilon) & (own["group"] == group)]
+                    mine = own[(own["bandwidth"] == bandwidth) & (own["group"] == group)]
                     if len(mine):
                         there = refused["site"].isin(mine["site"].unique())
-                        part = refused[(refused["epsilon"] == epsilon) & there]
-                        key = {"group": group, "epsilon": epsilon}
+                        part = refused[(refused["bandwidth"] == bandwidth) & there]
+                        key = {"group": group, "bandwidth": bandwidth}
                         ablations.append(_ablation(context, name, key, mine, part))
     write_table(pd.DataFrame(rows), context.results / "study.csv")
     write_table(pd.DataFrame(ablations), context.results / "ablations.csv")
@@ -92,10 +97,10 @@ def collect_study(context: Context) -> None:
 def _dimension_rows(
     context: Context, name: str, multiple: int, refused: pd.DataFrame, cells: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
-    """Rows of study.csv of one variant, at the headline bandwidth."""
-    variant, epsilon = context.config.variant(name), context.config.kernel.epsilon
+    """Rows of study.csv of one variant, at its headline bandwidth."""
+    variant, bandwidth = context.config.variant(name), str(context.config.headline_of(name))
     for label in _description(context, name)["shape"]["sites"]:
-        part, here = (t[(t["site"] == label) & (t["epsilon"] == epsilon)] for t in (refused, cells))
+        part, here = (t[(t["site"] == label) & (t["bandwidth"] == bandwidth)] for t in (refused, cells))
         yield {
             "variant": name,
             "base": variant.base,
@@ -105,7 +110,9 @@ def _dimension_rows(
             # Of the activations themselves, not of the space that noise pads them to.
             "dim": int(context.activations("test", label, raw=True).shape[1]),
             "kind": _group(context.site(label)),
-            "epsilon": epsilon,
+            "epsilon": context.headline(label, name),
+            "share": part["share"].iloc[0],
+            "bandwidth": bandwidth,
             "refusal_rate": part["refusal_rate"].iloc[0],
             "entropy_gap": part["entropy_gap"].iloc[0],
             "fcr_error": mean_error(here, "generated"),
@@ -131,6 +138,8 @@ def _ablation(
         "study": variant.study,
         "change": variant.change,
         **key,
+        "epsilon": float(refused["epsilon"].median()),
+        "share": float(refused["share"].median()),
         "cache_size": int(cells["cache_size"].iloc[0]),
         "share_without_neighbour": float(near["value"].isna().mean()) if len(near) else math.nan,
         "refusal_rate": float(refused["refusal_rate"].mean()),
@@ -183,7 +192,7 @@ def collect_frontier(context: Context) -> None:
     rows, rates, first = [], Rates(), {}
     for name, variant in variants.items():
         share = variant.steps / longest[variant.base, variant.seed]
-        settings = config.decodings_of(name, config.kernel.epsilon, True)
+        settings = config.decodings_of(name, True, True)
         first[variant.base] = settings[0]
         for setting in settings:
             refused = _refusal_by_target(context, name, setting)
@@ -267,7 +276,7 @@ def _refusal_by_target(context: Context, name: str, setting: str) -> np.ndarray:
     for site in context.plan.sites_of(name):
         path = need(context.samples_path(generator, name, site.label), "sample_prompts")
         frame = read_table(path, ["target_id", "decoding", "epsilon", "accepted"])
-        near = np.isclose(frame["epsilon"], context.config.kernel.epsilon)
+        near = np.isclose(frame["epsilon"], context.headline(site.label, name))
         part = frame[near & (frame["decoding"] == setting)]
         rows.append(1.0 - part.groupby("target_id")["accepted"].mean().sort_index().to_numpy(float))
     return np.stack(rows)
