@@ -25,7 +25,7 @@ def too_few(shares: Iterable[float], size: int) -> str:
     """What is wrong with bandwidths that are shares of so many reference prompts; empty if nothing is."""
     least = min(shares, default=1.0)
     held = (
-        f"a median ball of {100 * least:g}% of the prior holds {least * size:.2g} of {size} reference prompts"
+        f"a median ball of {100 * least:g}% of the prior holds {least * size:.3g} of {size} reference prompts"
     )
     return f"{held}, fewer than {LEAST_IN_BALL}" if least * size < LEAST_IN_BALL else ""
 
