@@ -89,6 +89,7 @@ rule plot_causes:
 rule plot_heads:
     input:
         source=source("plot_heads"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=fill(paths.PROMPTS, split="test"),
         exact=lambda w: of(w).at_sites(paths.EXACT),
         causes=lambda w: "results/{task}/{model}/causes.csv" if of(w).settings.patched else [],

@@ -5,6 +5,7 @@
 rule plot_layers:
     input:
         source=source("plot_layers"),
+        bandwidths=lambda w: of(w).bandwidth_table,
         prompts=fill(paths.PROMPTS, split="test"),
         exact=lambda w: of(w).at_sites(paths.EXACT),
     output:

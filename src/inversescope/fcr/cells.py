@@ -72,7 +72,8 @@ class SiteCells:
     def bandwidths(self) -> pd.DataFrame:
         """Each bandwidth that is read: bandwidth, its epsilon here, and share of the prior (of an absolute epsilon, what the median
         ball of the targets holds). Several may have one epsilon."""
-        mass = self.exact["log_mass"].groupby(level="epsilon").median()
+        counted = np.flatnonzero(self.context.task.counted(self.test))
+        mass = self.exact["log_mass"].unstack("epsilon").loc[counted].median()
         rows = []
         for one, epsilon in self.context.resolved(self.site.label):
             share = one.value if one.kind == "share" else math.exp(mass[epsilon])

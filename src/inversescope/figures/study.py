@@ -76,10 +76,13 @@ class Study:
         about, values = [], []
         for site in context.plan.sites:
             path = need(context.path(paths.EXACT, site=site.label), "compute_exact")
-            rows = select(read_table(path), str(path), epsilon=self.epsilon).set_index("target_id")
-            rows = rows.reindex(counted)
+            epsilon = context.headline(site.label)
+            rows = (
+                select(read_table(path), str(path), epsilon=epsilon).set_index("target_id").reindex(counted)
+            )
             where = {"site": site.label, "layer": site.layer, "head": site.head, "position": site.position}
-            where |= {"epsilon": self.epsilon, "share": float(np.exp(rows["log_mass"].median()))}
+            share = self.config.kernel.share or float(np.exp(rows["log_mass"].median()))
+            where |= {"epsilon": epsilon, "share": share}
             for name in rows.columns[rows.columns.str.startswith("fcr_")]:
                 feature = name.removeprefix("fcr_")
                 about.append(where | {"feature": feature, "chance": context.task.chance(feature)})
