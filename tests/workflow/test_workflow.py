@@ -264,6 +264,23 @@ def test_the_small_configuration_of_all_tasks_is_whole(workflow: Path) -> None:
     assert found["make_studies"] == bool(shown - {"ioi"})
 
 
+def test_bandwidths_by_share_are_chosen_before_anything_is_trained_for_them(workflow: Path) -> None:
+    files = ["config/config.yaml", "config/test/smallest.yaml"]
+    plain = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
+    delta = {
+        "experiments": {"ioi": {"n_val": 5, "settings": {"kernel": {"share": 0.05}}}},
+        "variants": {"default": {"share_range": [0.01, 0.1]}},
+    }
+    _, _, added = layer(workflow, delta, "shares")
+    found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files, added))
+    assert plain["choose_bandwidths"] == 0 and found["choose_bandwidths"] == 1
+    # Of an enumerated prior the validation prompts' activations are looked up.
+    assert found - plain == {"choose_bandwidths": 1, "make_prompts": 1}
+    trained = "data/ioi/smallest/checkpoints/inversescope/default/meta.json"
+    needed = jobs(snakemake(workflow, "--dry-run", "--configfile", *files, added, "--", trained))
+    assert needed["choose_bandwidths"] == 1
+
+
 AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_report"}
 # What is edited: the delta, stages that must not rerun, stages that must.
 EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
