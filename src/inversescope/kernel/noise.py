@@ -55,7 +55,7 @@ def _angle_log_density(theta: np.ndarray, n: int, epsilon: float, kind: str) -> 
     return volume - (0.0 if kind == "hard" else (d / epsilon) ** 2)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _angles(n: int, epsilon: float, kind: str) -> _Inverse:
     """Training asks for the same few angles at every step: the grid is made once."""
     high = math.acos(max(1.0 - epsilon, -1.0)) if kind == "hard" else math.pi
