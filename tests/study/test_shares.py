@@ -52,8 +52,7 @@ def shared(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(study, root, ignore=shutil.ignore_patterns(*kept))
     write_config(root, DELTA)
     shutil.copytree(study / f"results/ioi/{MODEL}/samples", root / f"results/ioi/{MODEL}/samples")
-    for stage in ("make_prompts", "extract_activations"):
-        assert run(root, stage, "--split", "val") == 0
+    assert run(root, "make_prompts", "--split", "val") == 0
     assert run(root, "choose_bandwidths") == 0
     for variant in VARIANTS:
         assert run(root, "train_generator", "--variant", variant) == 0
