@@ -1,7 +1,7 @@
 """In-context tasks that an English language model knows: capitals, languages, plurals, capital letters, past tenses, gerunds.
 
 There are four tables of words. Two of them have two tasks each, on the same words: there the query alone does not tell the task.
-Each shot has words of its own, and the query others, so that no word stands twice in a prompt. With few words a shot the prior is
+Each shot has words of its own, and the query others, so that no input stands twice in a prompt. With few words a shot the prior is
 small enough to be run as a whole, and most of a prompt's tokens are shared with many others.
 """
 

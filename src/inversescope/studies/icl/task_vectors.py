@@ -105,7 +105,7 @@ def task_vectors(study: IclStudy) -> Drawing:
     of the residual stream. Third: the same with the query hidden, or between layers. Fourth: whether the task is masked by the
     query or overwritten.
     """
-    drawn = new_figure(WIDTH, 0.75 + 1.85 * len(study.models))
+    drawn = new_figure(WIDTH, 1.5 + 1.6 * len(study.models))
     axes = np.atleast_2d(drawn.subplots(len(study.models), 4, sharey=True))
     parts = []
     for line, (model, context) in zip(axes, study.models.items(), strict=True):
@@ -133,7 +133,7 @@ def task_vectors(study: IclStudy) -> Drawing:
     for ax in axes[-1]:
         ax.set_xlabel("layer l")
     panel_letters(axes.ravel())
-    _legends(axes[-1])
+    _legends(axes[-1], set(parts[0]["feature"]))
     return drawn, pd.concat(parts, ignore_index=True)
 
 
@@ -163,8 +163,14 @@ def _curve(ax: Axes, rows: pd.DataFrame, colour: str, marker: str, line: Any, **
     """Rates by layer with their intervals."""
     rows = rows.sort_values("layer")
     x, y = rows["layer"], rows["rate"]
+    style = {"markersize": _marker(len(rows))} | style
     ax.plot(x, y, color=colour, marker=marker, linestyle=line, zorder=3, **style)
     error_bars(ax, x, y, rows["ci_low"], rows["ci_high"], colour)
+
+
+def _marker(layers: int) -> float:
+    """Size of a marker that leaves its neighbours to be seen."""
+    return 4.0 if layers <= 12 else 2.0
 
 
 def _level(ax: Axes, rate: float, colour: str) -> None:
@@ -186,7 +192,12 @@ def _fcr(ax: Axes, rates: pd.DataFrame) -> None:
         for variant, shift, marker, fill in (("default", -0.13, "o", colour), ("paper", 0.13, "s", "none")):
             one = generated[(generated["feature"] == feature) & (generated["variant"] == variant)]
             x = one["layer"] + shift
-            style: dict[str, Any] = {"s": 14, "marker": marker, "linewidth": 0.8, "zorder": 4}
+            style: dict[str, Any] = {
+                "s": 3.7 * _marker(len(own)),
+                "marker": marker,
+                "linewidth": 0.8,
+                "zorder": 4,
+            }
             ax.scatter(x, one["rate"], color=colour, facecolors=fill, **style)
             error_bars(ax, x, one["rate"], one["ci_low"], one["ci_high"], colour)
 
@@ -207,11 +218,15 @@ def _controls(ax: Axes, patching: pd.DataFrame, styles: dict[str, Style]) -> Non
     _layer_axis(ax, own.loc[own["layer"] >= 0, "layer"])
 
 
-def _legends(axes: np.ndarray) -> None:
-    """A legend below each column."""
+def _legends(axes: np.ndarray, features: set[str]) -> None:
+    """A legend below each column, of the features that are shown."""
     hollow = {"markerfacecolor": "none"}
     left = [key(name, colour, line="-") for name, colour in FEATURE_COLOUR.items()]
-    left += [key(name, colour, line=line, linewidth=0.9) for colour, _, line, name in PART_STYLE.values()]
+    left += [
+        key(name, colour, line=line, linewidth=0.9)
+        for part, (colour, _, line, name) in PART_STYLE.items()
+        if part in features
+    ]
     left += [
         key("default", marker="o"),
         key("paper", marker="s", **hollow),
@@ -229,7 +244,8 @@ def _legends(axes: np.ndarray) -> None:
         [key(label, colour, marker, line) for colour, marker, line, label in styles.values()]
         for styles in (CONTROL_STYLE, MASKING_STYLE)
     )
-    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.27), "columnspacing": 0.8}
+    # Below the axis's numbers and label, whatever the height of a panel.
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4, "columnspacing": 0.8}
     for ax, handles in zip(axes, (left, middle, controls), strict=False):
         ax.legend(handles=handles, **place)
     axes[-1].legend(handles=masking, title="l to best, taken out:", **place)
