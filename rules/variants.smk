@@ -45,6 +45,7 @@ rule collect_study:
         samples=lambda w: of(w).samples(of(w).ablations),
     output:
         study="results/{task}/{model}/study.csv",
+        rates="results/{task}/{model}/study_rates.csv",
         ablations="results/{task}/{model}/ablations.csv",
         timings="results/{task}/{model}/study_timings.csv",
     log:
@@ -73,6 +74,7 @@ rule plot_study:
     input:
         source=source("plot_study"),
         study="results/{task}/{model}/study.csv",
+        rates="results/{task}/{model}/study_rates.csv",
         ablations="results/{task}/{model}/ablations.csv",
     output:
         shown("plot_study", "Study"),

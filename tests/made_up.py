@@ -235,6 +235,21 @@ def make_causes(rng: np.random.Generator, results: Path, sizes: Sizes) -> None:
     write_table(pd.DataFrame(rows), results / "causes.csv")
 
 
+def make_reports(rng: np.random.Generator, study: pd.DataFrame) -> pd.DataFrame:
+    """What generators report at each site of a study, at an epsilon and at a share: `paper` the more the larger the site."""
+    parts = []
+    for bandwidth, share in (("epsilon 0.1", 0.6), ("share 0.01", 0.01)):
+        for feature in ("object", "subject"):
+            rows = study.assign(bandwidth=bandwidth, feature=feature, share=share, chance=0.05)
+            exact = 0.1 + 0.6 * (rows["kind"] == "H") * (feature == "object")
+            wrong = np.where(rows["base"] == "paper", 0.12 * np.log2(rows["dim"] / 8), 0.01)
+            rows["fcr"] = np.minimum(1, exact + wrong) + rng.normal(0, 0.01, len(rows))
+            rows = rows.assign(exact=exact, exact_low=exact - 0.03, exact_high=exact + 0.03, n_targets=6)
+            rows = rows.assign(ci_low=rows["fcr"] - 0.02, ci_high=rows["fcr"] + 0.02)
+            parts.append(rows.assign(parse_refusal=0.1, distance_refusal=rows["refusal_rate"] - 0.1))
+    return pd.concat(parts, ignore_index=True)
+
+
 def make_refusal(rng: np.random.Generator, config: Config, sizes: Sizes) -> pd.DataFrame:
     """Refusal rows of every variant, site, bandwidth and decoding."""
     rows = []
@@ -341,6 +356,7 @@ def make_study_tables(results: Path, rng: np.random.Generator) -> None:
                             }
                         )
     write_table(pd.DataFrame(rows), results / "study.csv")
+    write_table(make_reports(rng, pd.DataFrame(rows)), results / "study_rates.csv")
     changes = {
         "paper": "",
         "paper_subspace": "noise in the head's subspace",

@@ -29,6 +29,7 @@ from inversescope.config import Config
 from inversescope.errors import InputError
 from inversescope.figures import tables
 from inversescope.figures.save import markdown
+from inversescope.figures.study import Study
 from inversescope.figures.style import publication_style
 from inversescope.report import page as report
 from inversescope.report.page import make_report
@@ -41,6 +42,7 @@ from inversescope.studies.ioi.distance import fig8
 from inversescope.studies.ioi.layers import layers, plot_layers
 from inversescope.studies.ioi.shown import IoiStudy
 from inversescope.studies.variants import misleads as study
+from inversescope.studies.variants import reported
 from inversescope.studies.variants.plot import plot_study
 
 
@@ -250,6 +252,9 @@ def test_a_study_of_which_nothing_was_accepted_is_drawn(tmp_path):
     frame = read_table(path)
     frame = frame.assign(refusal_rate=1.0, entropy_gap=np.nan, fcr_error=np.nan, fcr_error_weighted=np.nan)
     write_table(frame, path)
+    path = path.with_name("study_rates.csv")
+    nothing = {"fcr": np.nan, "ci_low": np.nan, "ci_high": np.nan, "entropy_gap": np.nan}
+    write_table(read_table(path).assign(refusal_rate=1.0, **nothing), path)
     plot_study(context_of(tmp_path, config))
     for name in ("figures/{}_misleads.png", "tables/{}_study_headline.md"):
         assert (tmp_path / "results" / name.format(f"{TASK}_{MODEL}")).stat().st_size > 0
@@ -264,25 +269,42 @@ def test_exact_draws_lie_in_the_ball_and_agreement_is_a_share(study_root):
     assert agreement["agreement"].between(0, 1).all() and agreement["site"].nunique() == 2
 
 
+def test_what_a_reader_concludes_of_each_site(study_root):
+    """Means and t intervals over seeds by hand; misled where the exact rate says the opposite of the reported one, for sure."""
+    root, config = study_root
+    rates = read_table(root / "results" / TASK / MODEL / "study_rates.csv")
+    found = reported.readings(rates)
+    assert len(found) == 2 * 2 * 6 * 2 * 2 and (found["n_seeds"] == 3).all()
+    key = {"bandwidth": "share 0.01", "steps_multiple": 3, "site": "L1.mlp_post", "feature": "subject"}
+    for base, misled in (("paper", True), ("default", False)):
+        one, own = (
+            rows[np.logical_and.reduce([rows[k] == v for k, v in (key | {"base": base}).items()])]
+            for rows in (found, rates)
+        )
+        half = 4.302653 * own["fcr"].std(ddof=1) / np.sqrt(3)
+        want = [own["fcr"].mean(), own["fcr"].mean() - half, own["fcr"].mean() + half]
+        np.testing.assert_allclose(
+            one[["fcr", "fcr_low", "fcr_high"]].iloc[0].to_numpy(float), want, rtol=1e-5
+        )
+        assert bool(one["misled"].iloc[0]) is misled and not one["tells"].iloc[0]
+    # Sites are in the order of their dimension; with one seed nobody is sure; a bandwidth of one base alone is not compared.
+    assert found["dim"].groupby(found["bandwidth"]).apply(lambda dims: dims.is_monotonic_increasing).all()
+    assert not reported.readings(rates[rates["seed"] == 1])["misled"].any()
+    alone = rates[(rates["base"] == "paper") | (rates["bandwidth"] == "epsilon 0.1")]
+    assert set(reported.readings(alone)["bandwidth"]) == {"epsilon 0.1"}
+    text = (root / "results" / "tables" / f"{TASK}_{MODEL}_misleads.md").read_text()
+    assert text.count("told, wrongly") == found["misled"].sum() == 16
+    with publication_style():
+        drawn, _ = reported.misleads(Study(context_of(root, config)))
+    assert [ax.get_title() for ax in drawn.axes[:3]] == ["refused", "object FCR", "subject FCR"]
+    assert len(drawn.axes) == 6
+    shaded = sum(len(ax.patches) for ax in drawn.axes)
+    assert shaded == found["misled"].sum()
+
+
 def test_study_intervals_and_claim(study_root):
     root, _ = study_root
     frame = read_table(root / "results" / TASK / MODEL / "study.csv")
-    means = study.study_means(frame)
-    one = means[
-        (means["kind"] == "mean")
-        & (means["metric"] == "fcr_error")
-        & (means["base"] == "paper")
-        & (means["dim"] == 64)
-    ]
-    part = frame[(frame["base"] == "paper") & (frame["dim"] == 64) & (frame["steps_multiple"] == 1)]
-    seeds = part.groupby("seed")["fcr_error"].mean()
-    first = one[one["steps_multiple"] == 1].iloc[0]
-    half = 4.302653 * seeds.std(ddof=1) / np.sqrt(3)
-    np.testing.assert_allclose(
-        [first["value"], first["ci_low"], first["ci_high"]],
-        [seeds.mean(), seeds.mean() - half, seeds.mean() + half],
-        rtol=1e-5,
-    )
     claim = study.misleading_claim(frame)
     assert len(claim) == 6 and claim.loc[claim["dim"] == 256, "misleads"].all()
     # Longer training, by hand for one cell: the mean difference by seed, and misleading only if both intervals say so.
@@ -290,9 +312,7 @@ def test_study_intervals_and_claim(study_root):
     assert set(longer["base"]) == {"paper", "default"} and (longer["n_seeds"] == 3).all()
     seeds = study.study_means(frame)
     for _, row in longer.iterrows():
-        part = seeds[
-            (seeds["kind"] == "seed") & (seeds["base"] == row["base"]) & (seeds["dim"] == row["dim"])
-        ]
+        part = seeds[(seeds["base"] == row["base"]) & (seeds["dim"] == row["dim"])]
         part = part[part["metric"] == "refusal_rate"].pivot(
             index="seed", columns="steps_multiple", values="value"
         )
@@ -303,8 +323,8 @@ def test_study_intervals_and_claim(study_root):
     wrong.loc[grown, "fcr_error"] += 0.5
     assert study.training_claim(wrong).set_index("base").loc["paper", "misleads"].all()
     assert not study.training_claim(wrong).set_index("base").loc["default", "misleads"].any()
-    alone = study.study_means(frame[frame["seed"] == 1])
-    assert alone.loc[alone["kind"] == "mean", "ci_low"].isna().all()
+    alone = study.misleading_claim(frame[frame["seed"] == 1])
+    assert alone["fcr_error_low"].isna().all() and not alone["misleads"].any()
 
 
 def test_report_is_self_contained_and_escapes_text(study_root):

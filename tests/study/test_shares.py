@@ -12,6 +12,7 @@ import pytest
 from conftest import MODEL, SITES, each, run, write_config
 
 from inversescope.config import load_config
+from inversescope.config.entries import merge
 from inversescope.config.methods import Bandwidth
 from inversescope.context import Context
 from inversescope.figures.study import Study
@@ -19,6 +20,7 @@ from inversescope.generator.build import backbone_tokenizer, load_generator, pai
 from inversescope.generator.condition import scalar_inputs
 from inversescope.kernel.distances import distance_of
 from inversescope.store import read_table
+from inversescope.studies.variants.reported import readings
 
 VARIANTS = ["paper", "default", "paper_share"]
 SHARES = [0.02, 0.03, 0.1, 0.2]
@@ -225,3 +227,50 @@ def test_a_table_without_the_share_is_refused(shared: Path) -> None:
 
     with pytest.raises(InputError, match=r"no epsilon of 7% of the prior at site L0H0.*choose_bandwidths"):
         c.epsilon(Bandwidth("share", 0.07), "L0H0")
+
+
+def test_the_study_compares_variants_at_the_bandwidths_of_each(shared: Path, tmp_path: Path) -> None:
+    """A generator that takes epsilon is read wherever others of the study were trained; rates and exact ones stand side by side."""
+    site = "L1H1"
+    runs = {
+        "own": {"base": "paper"},
+        "own_share": {"base": "paper", "share": 0.03},
+        "ours": {"base": "default"},
+    }
+    study = {
+        "sites": [site],
+        "sweeps": [{"name": "{run}_s{seed}", "seeds": [0]}],
+        "runs": {name: one | {"steps": 20} for name, one in runs.items()},
+    }
+    shutil.copytree(shared, tmp_path / "root")
+    root, names = tmp_path / "root", [f"{run}_s0" for run in runs]
+    delta = {"experiments": {"ioi": {"studies": ["dimension"]}}, "studies": {"dimension": study}}
+    write_config(root, merge(DELTA, delta))
+    assert run(root, "choose_bandwidths") == 0
+    for name in names:
+        assert run(root, "train_generator", "--variant", name) == 0
+    assert run(root, "sample_prompts", *each("--variant", names), "--site", site) == 0
+    assert run(root, "compute_exact", "--site", site) == 0
+    assert run(root, "estimate_fcr", *each("--variant", names), "--site", site, "--out", "study") == 0
+    assert run(root, "collect_study") == 0
+    results = context(root).results
+    rates = read_table(results / "study_rates.csv")
+    found = rates.groupby("variant")["bandwidth"].agg(set).to_dict()
+    assert found == {
+        "own_s0": {"epsilon 0.1"},
+        "own_share_s0": {"share 0.03"},
+        "ours_s0": {"epsilon 0.1", "share 0.03", "share 0.1"},
+    }
+    assert set(readings(rates)["bandwidth"]) == {"epsilon 0.1", "share 0.03"}
+    told = read_table(results / f"study/fcr/{site}.csv")
+    told = told[(told["estimator"] == "generated") & (told["decoding"] == "plain")]
+    columns = ["variant", "bandwidth", "feature"]
+    both = rates.merge(told, on=columns, suffixes=("", "_told"))
+    assert len(both) == len(rates) == 5 * 2
+    for name in ("fcr", "ci_low", "ci_high", "epsilon", "share", "chance"):
+        np.testing.assert_allclose(both[name], both[f"{name}_told"], rtol=1e-5)
+    exact = read_table(results / f"exact/{site}.parquet")
+    for row in rates.itertuples():
+        values = exact.loc[np.isclose(exact["epsilon"], row.epsilon), f"fcr_{row.feature}"]
+        assert row.exact == pytest.approx(values.mean(), rel=1e-5)
+        assert row.exact_low <= row.exact <= row.exact_high

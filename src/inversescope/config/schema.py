@@ -214,10 +214,15 @@ class Config(Settings):
         return Bandwidth("epsilon", self.kernel.epsilon) if fixed else self.kernel.headline
 
     def bandwidths_of(self, name: str) -> list[Bandwidth]:
-        """Bandwidths at which a variant is read: all of them if epsilon is one of its inputs, else the one it was trained for."""
+        """Bandwidths at which a variant is read: the one that it was trained for. If epsilon is one of its inputs, all of them; in
+        the study over dimension those of the variants beside it."""
         variant = self.variant(name)
-        everywhere = name in self.studied_variants or variant.study == "sparse"
-        return self.kernel.bandwidths if variant.eps_input and everywhere else [self.bandwidth_of(name)]
+        if variant.eps_input and (name in self.studied_variants or variant.study == "sparse"):
+            return self.kernel.bandwidths
+        if variant.eps_input and variant.study == "dimension":
+            beside = [one for one in self.study_variants if self.variant(one).study == "dimension"]
+            return sorted({self.bandwidth_of(one) for one in beside})
+        return [self.bandwidth_of(name)]
 
     def shares_of(self, name: str) -> set[float]:
         """Shares of the prior whose epsilons a variant is trained or read at."""

@@ -7,9 +7,9 @@ from inversescope.figures.registry import draw
 from inversescope.figures.study import Study
 
 # Imported for what they register.
-from inversescope.studies.variants import frontier, misleads
+from inversescope.studies.variants import frontier, misleads, reported
 
-__all__ = ["frontier", "misleads", "plot_frontier", "plot_study"]
+__all__ = ["frontier", "misleads", "plot_frontier", "plot_study", "reported"]
 
 
 def plot_study(context: Context) -> None:

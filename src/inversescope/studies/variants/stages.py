@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from inversescope.config.methods import VariantConfig
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
+from inversescope.fcr.intervals import bootstrap_means
 from inversescope.fcr.stages import write_timings
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table
@@ -55,11 +56,13 @@ def _group(site: Site) -> str:
 
 
 def collect_study(context: Context) -> None:
-    """Write results/.../study.csv, ablations.csv and study_timings.csv from the study's per-site tables.
+    """Write results/.../study.csv, study_rates.csv, ablations.csv and study_timings.csv from the study's per-site tables.
 
-    study.csv has a row a (variant, site) of the dimension study; ablations.csv a row an (ablation, group of sites, bandwidth),
-    epsilon and share medians over sites, with a bootstrap interval of the FCR error over targets. `fcr_error` is the mean over
-    features (and sites) of |mean over targets of (generated - exact)|; `fcr_error_weighted` the same for `reweighted`.
+    study.csv has a row a (variant, site, bandwidth) of the dimension study; study_rates.csv one a headline feature too: the
+    generated and the exact rate, with bootstrap intervals over targets, and the refusal. ablations.csv has a row an (ablation,
+    group of sites, bandwidth), epsilon and share medians over sites, with a bootstrap interval of the FCR error over targets.
+    `fcr_error` is the mean over features (and sites) of |mean over targets of (generated - exact)|; `fcr_error_weighted` the same
+    for `reweighted`.
     """
     config, compared = context.config, context.plan.ablations
     refusal, cells = _estimates(context, "study")
@@ -70,7 +73,7 @@ def collect_study(context: Context) -> None:
         if variant.study == "dimension":
             shortest[variant.base] = min(variant.steps, shortest.get(variant.base, variant.steps))
     rows: list[dict[str, Any]] = []
-    ablations = []
+    rates, ablations = [], []
     for name in compared:
         variant = config.variant(name)
         refused, own = (
@@ -78,7 +81,9 @@ def collect_study(context: Context) -> None:
         )
         if variant.study == "dimension":
             multiple = round(variant.steps / shortest[variant.base])
-            rows += _dimension_rows(context, name, multiple, refused, own)
+            own_rows = list(_dimension_rows(context, name, multiple, refused, own))
+            rows += own_rows
+            rates.append(_rate_rows(context, pd.DataFrame(own_rows), refused, own))
         if variant.study != "dimension" or (variant.seed == 0 and variant.steps == shortest[variant.base]):
             for bandwidth in map(str, config.bandwidths_of(name)):
                 for group in ("heads", "residual"):
@@ -89,6 +94,9 @@ def collect_study(context: Context) -> None:
                         key = {"group": group, "bandwidth": bandwidth}
                         ablations.append(_ablation(context, name, key, mine, part))
     write_table(pd.DataFrame(rows), context.results / "study.csv")
+    write_table(
+        pd.concat(rates, ignore_index=True) if rates else pd.DataFrame(), context.results / "study_rates.csv"
+    )
     write_table(pd.DataFrame(ablations), context.results / "ablations.csv")
     write_timings(context, compared, context.results / "study_timings.csv")
     echo(f"collect_study: {len(rows)} rows of the dimension study, {len(ablations)} of ablations")
@@ -97,10 +105,11 @@ def collect_study(context: Context) -> None:
 def _dimension_rows(
     context: Context, name: str, multiple: int, refused: pd.DataFrame, cells: pd.DataFrame
 ) -> Iterator[dict[str, Any]]:
-    """Rows of study.csv of one variant, at its headline bandwidth."""
-    variant, bandwidth = context.config.variant(name), str(context.config.headline_of(name))
-    for label in _description(context, name)["shape"]["sites"]:
-        part, here = (t[(t["site"] == label) & (t["bandwidth"] == bandwidth)] for t in (refused, cells))
+    """Rows of study.csv of one variant, at each bandwidth at which it is read."""
+    variant = context.config.variant(name)
+    sites = _description(context, name)["shape"]["sites"]
+    for bandwidth, label in product(context.config.bandwidths_of(name), sites):
+        part, here = (t[(t["site"] == label) & (t["bandwidth"] == str(bandwidth))] for t in (refused, cells))
         yield {
             "variant": name,
             "base": variant.base,
@@ -110,15 +119,37 @@ def _dimension_rows(
             # Of the activations themselves, not of the space that noise pads them to.
             "dim": int(context.activations("test", label, raw=True).shape[1]),
             "kind": _group(context.site(label)),
-            "epsilon": context.headline(label, name),
+            "epsilon": context.epsilon(bandwidth, label),
             "share": part["share"].iloc[0],
-            "bandwidth": bandwidth,
+            "bandwidth": str(bandwidth),
             "refusal_rate": part["refusal_rate"].iloc[0],
             "entropy_gap": part["entropy_gap"].iloc[0],
             "fcr_error": mean_error(here, "generated"),
             "fcr_error_weighted": mean_error(here, "reweighted"),
             "fcr_error_combined": mean_error(here, "combined"),
         }
+
+
+def _rate_rows(
+    context: Context, about: pd.DataFrame, refused: pd.DataFrame, cells: pd.DataFrame
+) -> pd.DataFrame:
+    """Rows of study_rates.csv of one variant; `about` are its rows of study.csv."""
+    settings, seed = context.config.fcr, context.config.seed
+    wide = cells[cells["estimator"] == "generated"].pivot(
+        index=["site", "bandwidth", "feature"], columns="target_id", values=["value", "exact"]
+    )
+    rows = wide.index.to_frame(index=False)
+    for column, name in {"value": "fcr", "exact": "exact"}.items():
+        values = wide[column].to_numpy(float)
+        names = (name, *(f"{'ci' if name == 'fcr' else name}_{end}" for end in ("low", "high")))
+        ends = bootstrap_means(values, settings.bootstrap, settings.confidence, seed)
+        rows = rows.assign(**dict(zip(names, ends, strict=True)))
+    rows["n_targets"] = np.isfinite(wide["value"].to_numpy(float)).sum(1)
+    rows["chance"] = rows["feature"].map(context.task.chance)
+    of = ["refusal_rate", "parse_refusal", "distance_refusal", "entropy_gap", "epsilon", "share"]
+    rows = rows.merge(refused[["site", "bandwidth", *of]], on=["site", "bandwidth"])
+    shared = ["variant", "base", "seed", "steps_multiple", "site", "dim", "kind"]
+    return about[shared].drop_duplicates("site").merge(rows, on="site")
 
 
 def _ablation(
