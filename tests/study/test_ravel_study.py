@@ -210,6 +210,10 @@ def test_raw_and_centred_distance_are_read_at_their_best_bandwidth(study: Path) 
         rows = read.loc[name == "centred"]
         found = [accuracy("val", epsilon).mean() for epsilon in rows["epsilon"]]
         np.testing.assert_allclose(rows["accuracy"], found, atol=0.03)
+        # A tenth of the prior is a tenth for either distance.
+        (tenth,) = rows.loc[rows["bandwidth"] == "share 0.1", "epsilon"]
+        held = (1.0 - unit["val"] @ unit["reference"].T < tenth).mean(1)
+        assert np.median(held) == pytest.approx(0.1, abs=0.02)
         (best,) = rows.loc[rows["chosen"], "epsilon"]
         assert rows.loc[rows["chosen"], "accuracy"].item() == rows["accuracy"].max()
         seen = context.task.counted(index["test"])
@@ -296,9 +300,10 @@ def test_show_prints_numbers(
     assert "templates outside of the prior" in out and "accuracy" in out and "refusal" in out
 
 
-def test_configuration_of_real_data_is_valid() -> None:
+@pytest.mark.parametrize("files", [["ravel_real"], ["smollm2", "smollm2_ravel", "smollm2_ravel_real"]])
+def test_configuration_of_real_data_is_valid(files: list[str]) -> None:
     root = Path(__file__).parents[2]
-    whole = load_config([root / "config/config.yaml", root / "config/ravel_real.yaml"])
+    whole = load_config([root / f"config/{name}.yaml" for name in ("config", *files)])
     (experiment,) = whole.experiments.values()
     config = whole.of(experiment.task, experiment.model)
     assert config.ravel.source == "upstream" and config.ravel.types is None

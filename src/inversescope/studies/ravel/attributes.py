@@ -11,6 +11,7 @@ import pandas as pd
 
 from inversescope.config.methods import Bandwidth
 from inversescope.context import Context, centre_of, echo, need
+from inversescope.kernel.bandwidths import epsilons_of_shares
 from inversescope.kernel.distances import Distance, distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import load_checkpoint, read_json, read_table, write_table
@@ -21,7 +22,10 @@ from inversescope.studies.ravel.stages import GENERAL, labels_of
 from inversescope.workflow import paths
 
 #: Bandwidths that are compared on validation prompts beside those of the configuration.
-BANDWIDTHS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+COMPARED = [
+    *(Bandwidth("epsilon", one) for one in (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)),
+    *(Bandwidth("share", one) for one in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)),
+]
 #: The exact posterior of the raw and of the centred distance, each at the bandwidth that reads most validation prompts right.
 BY_CENTRE = {"exact_raw": False, "exact_centred": True}
 #: Targets of one group are scored together; the two groups are never mixed.
@@ -127,12 +131,12 @@ class Reading:
 
     def on_validation(self, centred: bool) -> pd.DataFrame:
         """What the exact posterior reads from validation prompts, a bandwidth a row."""
-        context, labels = self.context, self.labels["val"]
-        grid, read = [Bandwidth("epsilon", one) for one in BANDWIDTHS], context.plan.bandwidths
-        # A share of the prior is one of the configured distance alone.
-        own = context.config.kernel.centred == centred
-        compared = sorted({*grid, *(one for one in read if own or one.kind == "epsilon")})
-        epsilons = [context.epsilon(one, self.site) for one in compared]
+        labels, compared = self.labels["val"], sorted({*COMPARED, *self.context.plan.bandwidths})
+        # A share of the prior is another epsilon for either distance.
+        shares = [one.value for one in compared if one.kind == "share"]
+        val, reference = self.compared("val", centred), self.compared("reference", centred)
+        of_shares = iter(epsilons_of_shares(self.metric, val, reference, shares))
+        epsilons = [one.value if one.kind == "epsilon" else next(of_shares) for one in compared]
         found = self.posteriors("val", epsilons, centred)
         accuracy = found[:, np.arange(len(labels)), labels].mean(1)
         named = [str(one) for one in compared]
