@@ -53,7 +53,7 @@ def test_the_study_runs_from_prompts_to_figures_with_the_tables_of_a_local_run(
     output = run(folder, *PROFILE, "--group-components", "sites=2")
     assert "slurm jobid" in output.lower()
     same_tables(local, folder)
-    for name in ("fig2", "fig4", "fig8", "fig9"):
+    for name in ("fig2", "fig4", "fig8", "layers", "heads"):
         assert (folder / f"results/figures/ioi_smallest_{name}.png").stat().st_size > 1000
     assert "<html" in (folder / "results/report.html").read_text()
     assert "Nothing to be done" in run(folder, "--cores", "1")

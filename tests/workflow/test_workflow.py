@@ -92,8 +92,13 @@ CASE = {**CAUSES, "compare_distances": 1, "check_completeness": 1, "plot_cases":
 def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
     few_shot = {"patch_task_vectors": 1, "plot_icl": 1, "label_tasks": int(config.labeller is not None)}
+    ioi = {
+        **dict.fromkeys(("plot_layers", "plot_heads", "draw_exact", "plot_figures"), 1),
+        **(CAUSES if experiment.patched else {}),
+    }
     return {
-        "ioi": {"draw_exact": 1, "plot_figures": 1, **(CAUSES if experiment.patched else {})},
+        "ioi": ioi,
+        "ioi_small": ioi,
         "counting": CASE,
         "addition": {**CASE, "trace_answers": 1, "plot_answers": 1},
         "ravel": {
