@@ -300,7 +300,7 @@ def test_show_prints_numbers(
     assert "templates outside of the prior" in out and "accuracy" in out and "refusal" in out
 
 
-@pytest.mark.parametrize("files", [["ravel_real"], ["smollm2", "smollm2_ravel", "smollm2_ravel_real"]])
+@pytest.mark.parametrize("files", [["ravel_real"], ["smollm2", "smollm2_ravel_real"]])
 def test_configuration_of_real_data_is_valid(files: list[str]) -> None:
     root = Path(__file__).parents[2]
     whole = load_config([root / f"config/{name}.yaml" for name in ("config", *files)])
@@ -386,10 +386,8 @@ def test_autoencoder_of_another_width_is_refused(
         "W_enc",
         "16",
     )
-    write_table(
-        read_table(root / "data/ravel/prompts/train.parquet").iloc[:-1],
-        root / "data/ravel/prompts/train.parquet",
-    )
+    prompts = root / "data/ravel/prompts/reference.parquet"
+    write_table(read_table(prompts).iloc[:-1], prompts)
     refused(capsys, run(root, "train_sae", "--site", "L0.resid_post"), "activations", "prompt hash")
 
 
