@@ -159,12 +159,14 @@ def patch(
         _check_intervention(target, one, recorded, values, n)
         sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
     begins = read_at == "last" and all(map(_leaves_the_beginning, interventions))
-    found = {
-        cuts: values
-        if recorded is None
-        else _record(target, recorded, sorted(read_from), cuts, batch_tokens, begins)
-        for cuts, read_from in sites.items()
-    }
+    total = len(interventions) * n
+    found = {}
+    for cuts, read_from in sites.items():
+        found[cuts] = values
+        if recorded is not None:
+            found[cuts] = _record(target, recorded, sorted(read_from), cuts, batch_tokens, begins)
+            if progress:
+                progress(0, total)
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
@@ -179,7 +181,7 @@ def patch(
                 logits[k, rows] = final.gather(-1, chosen.to(final.device)).float().cpu().numpy()
                 done += len(rows)
                 if progress:
-                    progress(done, len(interventions) * n)
+                    progress(done, total)
     return Readout(top, logits)
 
 
