@@ -23,7 +23,10 @@ CONFIG = ROOT / "config"
 WRITTEN = read_layers([CONFIG / "config.yaml"])
 FILES = sorted(path.relative_to(CONFIG).as_posix() for path in CONFIG.rglob("*.yaml"))
 #: What a file is laid over beside config.yaml.
-BELOW = {"smollm2_ravel_real.yaml": ("smollm2.yaml",)}
+BELOW = {
+    "smollm2_ravel_real.yaml": ("smollm2.yaml",),
+    "test/smallest_study.yaml": ("test/smallest.yaml",),
+}
 
 
 @pytest.fixture(scope="module")

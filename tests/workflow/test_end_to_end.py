@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from project import MODEL, RESULTS, copy_workflow, run
+from project import FILES, MODEL, RESULTS, copy_workflow, run
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_one_core_and_two_give_the_same_bytes(two_cores: Path, tmp_path: Path) -
 def test_the_study_adds_its_figures(two_cores: Path) -> None:
     """Ablations, dimension and frontier, on top of what was made: nothing of that is made again."""
     before = (two_cores / RESULTS / "fcr.csv").stat().st_mtime_ns
-    run(two_cores, "--cores", "2", targets=("study",))
+    run(two_cores, "--cores", "2", targets=("study",), files=(*FILES, "config/test/smallest_study.yaml"))
     assert (two_cores / RESULTS / "fcr.csv").stat().st_mtime_ns == before
     for name in ("ablations", "misleads", "frontier"):
         assert list((two_cores / "results/figures").glob(f"*{name}*.png")), name
