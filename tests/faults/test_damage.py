@@ -143,7 +143,8 @@ def test_a_flipped_bit_is_refused_or_harmless(
             assert status == 0 and path.suffix == ".parquet", (status, position)
             result = RESULTS / MADE[reader[0]]
             assert (root / result).read_bytes() == (study / result).read_bytes(), position
-    assert refused >= 3
+    # Of the targets' prompts only the numbers are read here: their activations are looked up by them.
+    assert refused >= (1 if kind == "prompts" else 3)
     (root / path).write_bytes(whole)
     assert run(root, *reader) == 0
 
