@@ -135,13 +135,18 @@ def run_all(root: Path) -> None:
     make_target(root)
     assert run(root, "extract_activations", "--split", "reference") == 0
     assert run(root, "train_backbone") == 0
-    for variant in VARIANTS:
+    run_from_generators(root, VARIANTS)
+
+
+def run_from_generators(root: Path, variants: list[str]) -> None:
+    """Every stage from the generators of some variants to tables, in order."""
+    for variant in variants:
         assert run(root, "train_generator", "--variant", variant) == 0
-    assert run(root, "sample_prompts", *each("--variant", VARIANTS), *each("--site", SITES)) == 0
+    assert run(root, "sample_prompts", *each("--variant", variants), *each("--site", SITES)) == 0
     assert run(root, "run_mcmc", *each("--site", SITES)) == 0
     for site in SITES:
         assert run(root, "compute_exact", "--site", site) == 0
-        assert run(root, "estimate_fcr", *each("--variant", VARIANTS), "--site", site) == 0
+        assert run(root, "estimate_fcr", *each("--variant", variants), "--site", site) == 0
     assert run(root, "collect_tables") == 0
 
 

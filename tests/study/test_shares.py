@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import MODEL, SITES, each, run, write_config
+from conftest import MODEL, SITES, each, run, run_from_generators, write_config
 
 from inversescope.config import load_config
 from inversescope.config.entries import merge
@@ -56,14 +56,7 @@ def shared(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(study / f"results/ioi/{MODEL}/samples", root / f"results/ioi/{MODEL}/samples")
     assert run(root, "make_prompts", "--split", "val") == 0
     assert run(root, "choose_bandwidths") == 0
-    for variant in VARIANTS:
-        assert run(root, "train_generator", "--variant", variant) == 0
-    assert run(root, "sample_prompts", *each("--variant", VARIANTS), *each("--site", SITES)) == 0
-    assert run(root, "run_mcmc", *each("--site", SITES)) == 0
-    for site in SITES:
-        assert run(root, "compute_exact", "--site", site) == 0
-        assert run(root, "estimate_fcr", *each("--variant", VARIANTS), "--site", site) == 0
-    assert run(root, "collect_tables") == 0
+    run_from_generators(root, VARIANTS)
     return root
 
 
