@@ -16,7 +16,7 @@ from inversescope.workflow.figures import captions_of, drawn_of, left_out
 from inversescope.workflow.paths import fill
 from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
 from inversescope.workflow.sources import source_file, source_files
-from inversescope.workflow.used import HEADLINE, used as values_of
+from inversescope.workflow.used import COMPARED, HEADLINE, used as values_of
 
 # Jobs call the command `inversescope` of the environment that runs Snakemake, whether or not it is activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))

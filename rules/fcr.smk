@@ -21,7 +21,7 @@ rule compute_exact:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 120),
     params:
-        used=lambda w: used(w, w.task, *HEADLINE[1:], "bandwidths"),
+        used=lambda w: used(w, w.task, *COMPARED, "bandwidths"),
         options=options,
     message:
         "Computing exact rates at {wildcards.site} from prior draws"

@@ -12,8 +12,10 @@ from typing import Any
 
 from inversescope.workflow.plan import ExperimentPlan
 
-#: The kernel at the one bandwidth where most of a study is done.
-HEADLINE = ("kernel/epsilon", "kernel/share", "kernel/distance", "kernel/centred", "kernel/kind")
+#: How activations are compared and weighed, at whatever bandwidth.
+COMPARED = ("kernel/distance", "kernel/centred", "kernel/kind")
+#: The same at the one bandwidth where most of a study is done.
+HEADLINE = ("kernel/epsilon", "kernel/share", *COMPARED)
 #: Fields of a variant that only tell readers about it, or how it is read.
 TOLD = {"base", "change", "study", "settings", "label", "colour"}
 
