@@ -29,7 +29,7 @@ hash = $(shell cat $(1) | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha25
 LOCK_STAMP := $(VENV)/.locked-$(call hash,$(LOCK))
 PACKAGE_STAMP := $(VENV)/.installed-$(call hash,$(LOCK) pyproject.toml)
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
-SNAKEMAKE := snakemake --cores $(CORES) $(if $(CONFIG),--configfile config/config.yaml $(CONFIG)) $(SNAKEMAKE_OPTIONS)
+SNAKEMAKE := snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_OPTIONS)
 # Two one-thread processes use two cores better than one process with two threads; jobs get theirs from the rules.
 WORKERS := $(shell n=$(CORES); echo $$(( n < 2 ? n : 2 )))
 comma := ,

@@ -6,6 +6,7 @@ rule check_causes:
         source=source("check_causes"),
         target=target_files,
         reference=fill(paths.PROMPTS, split="reference"),
+        activations=lambda w: of(w).activations(["reference"], of(w).patched_and_held),
     output:
         causes="results/{task}/{model}/causes.csv",
         ranks="results/{task}/{model}/causes_rank.csv",
@@ -21,7 +22,7 @@ rule check_causes:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched"),
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched", "patching/n_partners"),
         options=options,
     message:
         "Patching the sites of {wildcards.model} on {wildcards.task} with counterfactual partners"
@@ -50,7 +51,7 @@ rule trace_answers:
         mem_mb=memory(2000, 16000),
         runtime=minutes(15, 120),
     params:
-        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched"),
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched", "patching/n_partners"),
         options=options,
     message:
         "Tracing which sites of {wildcards.model} carry which token of the answers of {wildcards.task}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from inversescope.config.load import parse_config, read_layers
+from inversescope.config.load import load_config
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN
 from inversescope.workflow import paths
@@ -28,13 +28,12 @@ CONFIG_FILES = list(dict.fromkeys(map(os.path.relpath, ["config/config.yaml", *w
 def make_plan() -> Plan:
     """Validate the configuration, make sure that the jobs, which read the files, see what Snakemake sees, and plan."""
     try:
-        written = read_layers(CONFIG_FILES)
-        if config != written:
+        if workflow.config_settings.config:
             raise InputError(
                 "--config overrides do not reach the jobs",
                 "write them to a YAML file and pass it by --configfile",
             )
-        return Plan(parse_config(written))
+        return Plan(load_config(CONFIG_FILES))
     except InputError as error:
         raise WorkflowError(str(error)) from None
 

@@ -80,7 +80,7 @@ rule label_tasks:
         source=source("label_tasks"),
         prompts=fill(paths.PROMPTS, split="test"),
         samples=lambda w: of(w).samples(of(w).studied),
-        chat=PLAN.chat_model,
+        chat=lambda w: PLAN.chat_model(of(w)),
     output:
         labels="results/{task}/{model}/labels.parquet",
         agreement="results/{task}/{model}/label_agreement.csv",
@@ -126,7 +126,7 @@ rule plot_icl:
         refusal="results/{task}/{model}/refusal.csv",
         samples=lambda w: of(w).samples(of(w).studied),
         labels=lambda w: (
-            of(w).files(paths.RESULT, file="label_agreement.csv") if CONFIG.labeller is not None else []
+            of(w).files(paths.RESULT, file="label_agreement.csv") if of(w).config.labeller else []
         ),
     output:
         shown("plot_icl", "Figures"),

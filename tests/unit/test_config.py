@@ -24,7 +24,6 @@ WRITTEN = read_layers([CONFIG / "config.yaml"])
 FILES = sorted(path.relative_to(CONFIG).as_posix() for path in CONFIG.rglob("*.yaml"))
 #: What a file is laid over beside config.yaml.
 BELOW = {
-    "smollm2_ravel_real.yaml": ("smollm2.yaml",),
     "test/smallest_study.yaml": ("test/smallest.yaml",),
 }
 
@@ -104,6 +103,17 @@ def test_a_delta_on_a_base_reaches_its_descendants(tmp_path: Path, whole: Config
     assert (mine.base, mine.change, mine.study, mine.steps) == ("default_small", "", "", 10)
     for name in whole.variants.keys() - changed:
         assert config.variants[name] == whole.variants[name]
+
+
+def test_a_file_is_laid_over_what_it_includes_and_its_own_entries_come_first(tmp_path: Path) -> None:
+    (tmp_path / "below.yaml").write_text("models: {b: {source: local}}\nseed: 1\nsave_every: 7\n")
+    (tmp_path / "own.yaml").write_text("include: [below.yaml]\nseed: 2\nmodels: {a: {}, b: {path: here}}\n")
+    read = read_layers([tmp_path / "own.yaml"])
+    assert (read["seed"], read["save_every"]) == (2, 7)
+    assert list(read["models"]) == ["a", "b"] and read["models"]["b"] == {"source": "local", "path": "here"}
+    with pytest.raises(InputError, match="gone.yaml does not exist"):
+        (tmp_path / "own.yaml").write_text("include: [gone.yaml]\n")
+        read_layers([tmp_path / "own.yaml"])
 
 
 def test_a_delta_runs_some_experiments_alone(tmp_path: Path) -> None:
@@ -393,6 +403,8 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
         4,
         ["circle", "a -> b -> c -> a"],
     ),
+    "file that includes itself": ("seed: 1\ninclude: [delta.yaml]\n", 2, ["include", "circle"]),
+    "include that is no list": ("include: other.yaml\n", 1, ["include", "a list"]),
     "base of itself": ("models:\n  a: {base: a}\n", 2, ["circle", "a -> a"]),
     "wrong value in a base": ("variants:\n  default:\n    steps: 0\n", 3, ["variants.default.steps"]),
     "list for a mapping": ("variants: [paper]\n", 1, ["variants", "a list"]),
@@ -440,7 +452,7 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
     "sizes that differ": (
         "experiments:\n  ravel_64:\n    n_test: 7\n",
         3,
-        ["ravel_64.n_test", "is 7, but 240 in experiment ravel_48"],
+        ["ravel_64.n_test", "is 7, but 240 in experiment ravel_smollm2"],
     ),
     "ravel without validation prompts": (
         "only: [ravel_48]\nexperiments: {ravel_48: {n_val: 0}}\n",

@@ -48,6 +48,7 @@ def check(config: Config) -> None:
         _check_features(view, name, experiment)
         _check_variants(view, name, experiment)
         _check_shares(view, name, experiment)
+        _check_labeller(view, name, {e.model for e in config.experiments.values()})
         _check_sites(view, name, experiment)
 
 
@@ -62,17 +63,19 @@ def _check_models(config: Config) -> None:
         if other != name:
             message = f"experiment {other} reads this model on this task too"
             raise Misplaced(("experiments", name), message, "merge their lists of sites")
-    chat = config.labeller.model if config.labeller else None
-    if chat is not None and chat not in {
-        e.model for e in config.experiments.values() if config.models[e.model].is_fetched
-    }:
-        message = f"names {chat!r}: no experiment reads such a model from elsewhere"
-        raise Misplaced(("labeller", "model"), message)
     for name, experiment in config.experiments.items():
         control = config.models[experiment.model].control
         if control and (experiment.task, control) not in read:
             message = f"is shown beside model {control!r}, which no experiment on {experiment.task} reads"
             raise Misplaced(("experiments", name, "model"), message)
+
+
+def _check_labeller(view: Config, name: str, read: set[str]) -> None:
+    """A labeller that is an entry of `models` has weights from elsewhere, and some experiment reads it."""
+    chat = view.labeller.model if view.labeller else None
+    if chat is not None and not (chat in read and view.models[chat].is_fetched):
+        message = f"names {chat!r}: no experiment reads such a model from elsewhere"
+        raise Misplaced(("experiments", name, "settings", "labeller", "model"), message)
 
 
 def _check_prompts(config: Config) -> None:

@@ -116,6 +116,10 @@ class BackboneConfig(Strict):
     """Largest share of samples whose two names are equal."""
 
 
+#: Studies that repeat their runs over seeds and multiples of the steps, at sites of several dimensions.
+SWEPT = ("dimension", "misleads", "misleads_words")
+
+
 class VariantConfig(Strict):
     """One way to make a generator. The defaults are the paper's method; each ablation changes one field of its `base`."""
 
@@ -328,8 +332,9 @@ class ProbeConfig(Strict):
 
 
 class PatchingConfig(Strict):
-    """The task-vector experiment (paper, D.3.1)."""
+    """Task vectors (paper, D.3.1), and causal checks by counterfactual partners."""
 
+    n_partners: int = Field(200, ge=1, description="Prompts that get a partner in a causal check, a feature.")
     n_pairs: int = Field(400, ge=2, description="Pairs of a three-shot source and a zero-shot target.")
     n_queries: int = Field(60, ge=5)
     """Queries that are asked under each task from English, to tell their parts apart."""

@@ -19,6 +19,7 @@ from inversescope.config.methods import (
     FcrConfig,
     FigureConfig,
     KernelConfig,
+    SWEPT,
     PatchingConfig,
     ProbeConfig,
     SaeConfig,
@@ -55,6 +56,8 @@ class Settings(Strict):
     sae: SaeConfig = SaeConfig()
     probe: ProbeConfig = ProbeConfig()
     patching: PatchingConfig = PatchingConfig()
+    labeller: LabellerConfig | None = None
+    """Chat model that labels the tasks of few-shot candidates; none if absent."""
 
 
 class ExperimentConfig(Strict):
@@ -128,6 +131,8 @@ class StudyConfig(Strict):
 class Config(Settings):
     """The whole configuration."""
 
+    include: list[str] = Field(default_factory=list, exclude=True)
+    """Files, named from this one's folder, that this one is laid over."""
     seed: int = Field(0, description="Of all random numbers: each stage, site and target has its own stream.")
     save_every: int = Field(500, ge=1)
     """Training steps between two states that a killed training resumes from; no result depends on it."""
@@ -148,8 +153,6 @@ class Config(Settings):
     counting: CountingConfig = CountingConfig()
     addition: AdditionConfig = AdditionConfig()
     text: TextConfig = TextConfig()
-    labeller: LabellerConfig | None = None
-    """Chat model that labels candidates of in-context translation; none if absent."""
     # Of an experiment's view (`of`); in files an experiment names its variants and studies.
     studied_variants: list[str] = Field(["paper", "default"])
     study_variants: list[str] = Field(default_factory=list)
@@ -215,12 +218,12 @@ class Config(Settings):
 
     def bandwidths_of(self, name: str) -> list[Bandwidth]:
         """Bandwidths at which a variant is read: the one that it was trained for. If epsilon is one of its inputs, all of them; in
-        the study over dimension those of the variants beside it."""
+        a study over steps and seeds those of the variants beside it."""
         variant = self.variant(name)
         if variant.eps_input and (name in self.studied_variants or variant.study == "sparse"):
             return self.kernel.bandwidths
-        if variant.eps_input and variant.study == "dimension":
-            beside = [one for one in self.study_variants if self.variant(one).study == "dimension"]
+        if variant.eps_input and variant.study in SWEPT:
+            beside = [one for one in self.study_variants if self.variant(one).study == variant.study]
             return sorted({self.bandwidth_of(one) for one in beside})
         return [self.bandwidth_of(name)]
 

@@ -182,6 +182,12 @@ class ExperimentPlan:
         """Splits among which activations of candidates are looked up; none where the target computes them."""
         return ["reference", "test"] if self.is_enumerated else []
 
+    @cached_property
+    def patched_and_held(self) -> list[str]:
+        """Labels of the patched sites at which the activations of all of the prior are in files."""
+        patched = {site.label for site in self.expand(self.settings.patched)}
+        return [label for label in self.labels if self.is_enumerated and label in patched]
+
     @property
     def extracted(self) -> list[str]:
         """Splits that the target is run on."""
@@ -441,10 +447,9 @@ class Plan:
         downloaded = [f"data/{task}/{file}" for file in getattr(about, "files", [])]
         return downloaded + list(getattr(about, "sources", []))
 
-    @property
-    def chat_model(self) -> list[str]:
-        """Files of the labeller, if it is an entry of `models` whose weights are here."""
-        labeller = self.config.labeller
+    def chat_model(self, experiment: ExperimentPlan) -> list[str]:
+        """Files of an experiment's labeller, if it is an entry of `models` whose weights are here."""
+        labeller = experiment.config.labeller
         read = [e for e in self.experiments if labeller and e.model == labeller.model]
         return read[0].weights if read else []
 

@@ -33,7 +33,6 @@ from inversescope.studies.cases.patched import Answered, answered, have_path, pa
 from inversescope.targets.models import Target, load_target
 from inversescope.tasks import Task
 
-PAIRS = 200  # prompts with a partner, a feature
 POOL = 20_000  # prior draws for the exact FCR
 FEWEST = 10  # pairs below which nothing is said about a feature
 TRACED = 1000  # prompts whose partners' answers are traced: each pair tells of one token of the answer
@@ -66,7 +65,7 @@ def check_causes(context: Context) -> None:
     target = load_target(context.made_target())
     sites = context.plan.expand(context.plan.settings.patched)
     rng = stream(config.seed, "check_causes")
-    drawn, pool = _prompts(context, PAIRS, rng)
+    drawn, pool = _prompts(context, config.patching.n_partners, rng)
     paths = have_path(task, target, drawn, sites)
     matches = _exact_by_site(context, target, drawn, pool, sites)
     first = _first_tokens(context, target)
@@ -160,12 +159,20 @@ def _exact_by_site(
     context: Context, target: Target, drawn: np.ndarray, pool: np.ndarray, sites: list[Site]
 ) -> dict[Site, Labels]:
     """Site -> feature -> exact FCR (n,) of each prompt."""
-    task = context.task
-    queries, keys = (capture_prompts(task, target, index, sites) for index in (drawn, pool))
+    task, kernel, held = context.task, context.config.kernel, context.plan.patched_and_held
+    captured = [site for site in sites if site.label not in held]
+    computed = [capture_prompts(task, target, index, captured) if captured else {} for index in (drawn, pool)]
     names = task.counterfactual_features
     own, labels = ({n: task.features_of(index)[n] for n in names} for index in (drawn, pool))
-    kernel = context.config.kernel
-    return {site: _exact(kernel, queries[site.label], keys[site.label], own, labels) for site in sites}
+    found = {}
+    for site in sites:
+        if site.label in held:
+            known = context.known(site.label, "reference")
+            queries, keys = known.of(drawn), known.of(pool)
+        else:
+            queries, keys = (activations[site.label] for activations in computed)
+        found[site] = _exact(kernel, queries, keys, own, labels)
+    return found
 
 
 def _first_tokens(context: Context, target: Target) -> dict[str, int]:
@@ -235,7 +242,7 @@ def trace_answers(context: Context) -> None:
         )
     rng = stream(config.seed, "trace_answers")
     drawn, pool = _prompts(context, TRACED, rng)
-    pairs = _traced_pairs(task, target, drawn, rng)
+    pairs = _traced_pairs(task, target, drawn, rng, config.patching.n_partners)
     if pairs.empty:
         raise InputError(f"no counterfactual partner of task {task.name} has another answer", "see 'patched'")
     texts, rows = answered(task, target, pool), []
@@ -308,8 +315,13 @@ def _of_token(
             }
 
 
-def _traced_pairs(task: Task, target: Target, drawn: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
-    """Prompts and partners (own, partner), the feature that differs, and the first token of the answer that does so too (digit)."""
+def _traced_pairs(
+    task: Task, target: Target, drawn: np.ndarray, rng: np.random.Generator, most: int
+) -> pd.DataFrame:
+    """Prompts and partners (own, partner), the feature that differs, and the first token of the answer that does so too (digit).
+
+    Of each token and feature `most` pairs, at most.
+    """
     parts = []
     for feature in task.counterfactual_features:
         other = task.counterfactuals(feature, drawn, rng)
@@ -326,4 +338,4 @@ def _traced_pairs(task: Task, target: Target, drawn: np.ndarray, rng: np.random.
         parts.append(pd.DataFrame({"own": index, "partner": other, "feature": feature, "digit": digit}))
     pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["digit"])
     pairs = pairs[pairs["digit"] > 0]
-    return pairs.groupby(["digit", "feature"], sort=False).head(PAIRS).sort_values("digit", kind="stable")
+    return pairs.groupby(["digit", "feature"], sort=False).head(most).sort_values("digit", kind="stable")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inversescope.config.methods import VariantConfig
+from inversescope.config.methods import SWEPT, VariantConfig
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.fcr.intervals import bootstrap_means
@@ -70,7 +70,7 @@ def collect_study(context: Context) -> None:
     cells = cells.assign(group=cells["site"].map(groups))
     shortest: dict[str, int] = {}
     for variant in map(config.variant, compared):
-        if variant.study == "dimension":
+        if variant.study in SWEPT:
             shortest[variant.base] = min(variant.steps, shortest.get(variant.base, variant.steps))
     rows: list[dict[str, Any]] = []
     rates, ablations = [], []
@@ -79,12 +79,12 @@ def collect_study(context: Context) -> None:
         refused, own = (
             table[(table["variant"] == name) & (table["decoding"] == "plain")] for table in (refusal, cells)
         )
-        if variant.study == "dimension":
+        if variant.study in SWEPT:
             multiple = round(variant.steps / shortest[variant.base])
             own_rows = list(_dimension_rows(context, name, multiple, refused, own))
             rows += own_rows
             rates.append(_rate_rows(context, pd.DataFrame(own_rows), refused, own))
-        if variant.study != "dimension" or (variant.seed == 0 and variant.steps == shortest[variant.base]):
+        if variant.study not in SWEPT or (variant.seed == 0 and variant.steps == shortest[variant.base]):
             for bandwidth in map(str, config.bandwidths_of(name)):
                 for group in ("heads", "residual"):
                     mine = own[(own["bandwidth"] == bandwidth) & (own["group"] == group)]
@@ -164,7 +164,7 @@ def _ablation(
     low, high = ends(resampled_error(difference, draws), settings.confidence)
     near = cells[(cells["estimator"] == "cache") & cells["feature"].eq(settings.features[0])]
     return {
-        "variant": variant.base if variant.study == "dimension" else name,
+        "variant": variant.base if variant.study in SWEPT else name,
         "base": variant.base,
         "study": variant.study,
         "change": variant.change,
