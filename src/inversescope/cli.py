@@ -71,6 +71,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "rerun": {"metavar": "NODE", "help": "recompute a stage or an output elsewhere and compare"},
     "json": {"action": "store_true", "help": "print everything as JSON"},
     "targets": {"flag": "targets", "nargs": "*", "help": "what must be up to date (default: all study)"},
+    "prompt": {"flag": "prompt", "help": "the prompt that is asked about"},
+    "read_sites": {
+        "flag": "--site",
+        "action": "append",
+        "required": True,
+        "help": "label (L9H6), TransformerLens name or pattern (L9H*, L* = each layer); may be repeated",
+    },
+    "share": {"type": float, "help": "bandwidth as a share of the prior (default: the study's)"},
+    "epsilon": {"type": float, "help": "bandwidth as a radius"},
+    "cached": {"action": "store_true", "help": "cached neighbours alone: no candidates of a generator"},
+    "cores": {"flag": "--threads", "type": int, "default": os.cpu_count() or 1, "help": "threads"},
     "remote": {"help": "a remote's name, a directory or a URL; the default remote if absent"},
 }
 #: What every stage takes beside its own options.
@@ -201,6 +212,11 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 0 if result.fine else 1
 
 
+def _read(arguments: argparse.Namespace) -> None:
+    # By name, as stages: a command that loads no model must not import what does.
+    importlib.import_module("inversescope.reader.command").read(arguments)
+
+
 def _adopt(arguments: argparse.Namespace) -> None:
     from inversescope.lineage.adopt import SHOWN, TARGETS, adopt
 
@@ -230,6 +246,23 @@ COMMANDS = {
         ("path", "verify", "rerun", "json", "root"),
         _audit,
     ),
+    "read": Command(
+        "what the activation of one prompt tells at a site",
+        (
+            "prompt",
+            "task",
+            "model",
+            "read_sites",
+            "share",
+            "epsilon",
+            "cached",
+            "json",
+            "config",
+            "root",
+            "cores",
+        ),
+        _read,
+    ),
     "adopt": Command(
         "record a finished run in DVC and git, if nothing is stale", ("targets", "root"), _adopt
     ),
@@ -240,7 +273,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours, or an audit that finds one."""
     arguments = _parser().parse_args(argv)
-    _limit_threads(getattr(arguments, "threads", 1))
+    _limit_threads(vars(arguments).get("cores", vars(arguments).get("threads", 1)))
     log: Path | None = getattr(arguments, "log", None)
     stderr = sys.stderr
     handle: IO[str] | None = None

@@ -22,6 +22,7 @@ class SiteCells:
 
     Attributes:
         test, train: prompt ids of the targets and of the cache.
+        left_out: prompt ids that the cache was made without.
         exact: (epsilon, target_id) -> the columns of the table of exact values.
         near: each target's cached neighbours at the largest radius.
         nearest: (targets,) cache row of the nearest one.
@@ -31,6 +32,7 @@ class SiteCells:
     context: Context
     site: Site
     test: np.ndarray
+    left_out: np.ndarray
     train: np.ndarray
     exact: pd.DataFrame
     near: Neighbours

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
@@ -27,6 +29,23 @@ class Exact:
     entropy: np.ndarray
     match: dict[str, np.ndarray]
     surprise: np.ndarray | None = None
+
+    def table(self, epsilons: list[float], reference: int, prior: int) -> pd.DataFrame:
+        """Rows of exact/{site}.parquet, a (bandwidth, target) each, from so many reference prompts of a prior of so many."""
+        frames = []
+        for e, epsilon in enumerate(epsilons):
+            frame = pd.DataFrame(
+                {"target_id": np.arange(len(self.mass)), "epsilon": epsilon, "n_ball": self.count[:, e]}
+            )
+            with np.errstate(divide="ignore"):
+                frame["log_mass"] = np.log(self.mass[:, e] / reference)
+            # The entropy of the posterior over prompts of the prior; draws stand for more than themselves.
+            surprise = math.log(prior) if self.surprise is None else self.surprise[:, e]
+            frame["entropy"] = self.entropy[:, e] + surprise - math.log(reference)
+            for name, match in self.match.items():
+                frame[f"fcr_{name}"] = match[:, e]
+            frames.append(frame)
+        return pd.concat(frames, ignore_index=True)
 
 
 def exact_reference(

@@ -114,14 +114,14 @@ class VariantCells:
 
     @cached_property
     def log_kept(self) -> float:
-        """Log of what is left without the test prompts."""
+        """Log of what is left without the prompts that the cache was made without."""
         task = self.site.context.task
-        return math.log1p(-np.exp(task.log_prior(self.site.test, self.split)).sum())
+        return math.log1p(-np.exp(task.log_prior(self.site.left_out, self.split)).sum())
 
     def log_density(self, index: np.ndarray) -> np.ndarray:
         """Log probability (n,) of prompts as draws of the cache, -inf for those that it cannot hold, and for -1."""
         density = self.site.context.task.log_prior(index, self.split) - self.log_kept
-        return np.where(np.isin(index, self.site.test), -np.inf, density)
+        return np.where(np.isin(index, self.site.left_out), -np.inf, density)
 
     @cached_property
     def of_train(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,10 +1,23 @@
-"""Bootstrap intervals over target prompts."""
+"""Intervals: bootstrap over target prompts, and of one share."""
 
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
+
+
+def wilson(rate: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval (low, high) of a share that n independent samples show; n may be an effective number. NaN without any."""
+    if not n > 0 or math.isnan(rate):
+        return math.nan, math.nan
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    middle, half = rate + z * z / (2 * n), z * math.sqrt(rate * (1 - rate) / n + (z / (2 * n)) ** 2)
+    # Rounding errors must not leave the rate outside where it is 0 or 1.
+    return min(rate, max(0.0, (middle - half) / (1 + z * z / n))), max(
+        rate, min(1.0, (middle + half) / (1 + z * z / n))
+    )
 
 
 def bootstrap_means(

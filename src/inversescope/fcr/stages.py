@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,20 +43,7 @@ def compute_exact(context: Context, site: str) -> None:
         kernel.kind,
         log_prior=None if task.uniform else task.log_prior(reference),
     )
-    rows = []
-    for e, epsilon in enumerate(epsilons):
-        frame = pd.DataFrame(
-            {"target_id": np.arange(len(test)), "epsilon": epsilon, "n_ball": values.count[:, e]}
-        )
-        with np.errstate(divide="ignore"):
-            frame["log_mass"] = np.log(values.mass[:, e] / len(reference))
-        # The entropy of the posterior over prompts of the prior; draws stand for more than themselves.
-        surprise = math.log(task.size) if values.surprise is None else values.surprise[:, e]
-        frame["entropy"] = values.entropy[:, e] + surprise - math.log(len(reference))
-        for name, match in values.match.items():
-            frame[f"fcr_{name}"] = match[:, e]
-        rows.append(frame)
-    write_table(pd.concat(rows, ignore_index=True), context.path(paths.EXACT, site=site))
+    write_table(values.table(epsilons, len(reference), task.size), context.path(paths.EXACT, site=site))
     echo(
         f"compute_exact {site}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths"
     )
@@ -114,6 +100,7 @@ def _load_site(context: Context, label: str) -> SiteCells:
         context=context,
         site=context.site(label),
         test=test,
+        left_out=test,
         train=train,
         exact=exact.set_index(["epsilon", "target_id"]),
         near=cache.search(queries, support_radius(max(context.epsilons(label)), kernel.kind)),

@@ -38,10 +38,10 @@ class Computed:
         return self.rows[site][[self.known[i] for i in index.tolist()]]
 
 
-def activations_of(context: Context) -> Callable[[Sequence[Site]], Activations]:
+def activations_of(context: Context, loaded: Target | None = None) -> Callable[[Sequence[Site]], Activations]:
     """What tells activations of prompts at given sites, as they are compared: files where the prior is enumerated, or else the
-    target, loaded here."""
-    target = None if context.plan.is_enumerated else load_target(context.made_target())
+    target, loaded here unless it is already."""
+    target = None if context.plan.is_enumerated else loaded or load_target(context.made_target())
 
     def at(sites: Sequence[Site]) -> Activations:
         if target is not None:

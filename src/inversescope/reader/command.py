@@ -1,0 +1,54 @@
+"""`inversescope read PROMPT`: a reading on the terminal, as JSON, or as a page."""
+
+from __future__ import annotations
+
+import argparse
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from inversescope.errors import neutral
+from inversescope.reader.reading import Reading, shown_features, shown_samples, summary
+from inversescope.reader.study import Study, open_study
+
+
+def read(arguments: argparse.Namespace) -> None:
+    """Read a prompt as the options say, and print what was read."""
+    reading = _study(arguments).read(
+        arguments.prompt,
+        arguments.read_sites,
+        share=arguments.share,
+        epsilon=arguments.epsilon,
+        variants=() if arguments.cached else None,
+    )
+    if arguments.json:
+        print(reading.to_json())
+    else:
+        show(reading, Console())
+
+
+def _study(arguments: argparse.Namespace) -> Study:
+    return open_study(arguments.task, arguments.model, arguments.root, arguments.config)
+
+
+def show(reading: Reading, console: Console) -> None:
+    """Print a reading: features of each site with their controls, some samples, notes."""
+    console.print(Text(neutral(reading.prompt), style="bold"), soft_wrap=True)
+    for part in reading.parts:
+        console.print(Text(neutral(summary(part.about))), soft_wrap=True)
+        for table in (shown_features(part), shown_samples(part)):
+            console.print(_table(table))
+    for note in reading.notes:
+        console.print(Text(neutral(note), style="italic"), soft_wrap=True)
+
+
+def _table(frame: pd.DataFrame) -> Table:
+    """A table of texts, none of which can steer the terminal."""
+    table = Table(header_style="dim")
+    for name in frame.columns:
+        table.add_column(Text(neutral(str(name))), overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(Text(neutral(str(cell))) for cell in row))
+    return table
