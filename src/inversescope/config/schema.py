@@ -14,12 +14,12 @@ from pydantic import Field, field_validator, model_validator
 from inversescope.config.check import check
 from inversescope.config.entries import Misplaced, merge
 from inversescope.config.methods import (
+    SWEPT,
     BackboneConfig,
     Bandwidth,
     FcrConfig,
     FigureConfig,
     KernelConfig,
-    SWEPT,
     PatchingConfig,
     ProbeConfig,
     SaeConfig,
