@@ -265,6 +265,21 @@ def this_process() -> PartialState:
     return PartialState(cpu=not torch.cuda.is_available())
 
 
+def processor() -> str:
+    """What the last digits of a training depend on: the device's name or PyTorch's vector instructions, and NumPy's BLAS kernel."""
+    from threadpoolctl import threadpool_info
+
+    blas = [
+        found.get("architecture", found["internal_api"])
+        for found in threadpool_info()
+        if found["user_api"] == "blas"
+    ]
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join(
+        [*gpu, f"PyTorch {torch.backends.cpu.get_cpu_capability()}", *(f"NumPy {name}" for name in blas[:1])]
+    )
+
+
 def next_token_loss(
     logits: Tensor, tokens: Tensor, lengths: Tensor, starts: Tensor | None = None, weight: float = 1.0
 ) -> Tensor:

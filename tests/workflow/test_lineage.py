@@ -24,6 +24,7 @@ from inversescope.lineage.render import render
 from inversescope.lineage.rerun import compare, link_inputs
 from inversescope.lineage.stale import stale
 from inversescope.store import read_table
+from inversescope.training import processor
 
 FIGURE = f"results/figures/ioi_{MODEL}_fig4.png"
 TABLE = f"results/tables/ioi_{MODEL}_table1.csv"
@@ -293,6 +294,7 @@ def test_a_figure_is_traced_to_data_model_and_seed(adopted: Path) -> None:
     for words in (
         "data set ioi: draws from its prior, by seed 0",
         f"target model {MODEL}: source trained, candidate s3, seed 7",
+        f"processor: {processor()}",
     ):
         assert words in text
     assert found.nodes["compute_exact"].config["kernel.distance"] == "cosine"

@@ -66,8 +66,9 @@ def result_basis(target: Target, site: Site) -> tuple[np.ndarray, np.ndarray]:
     """
     if site.kind != "result" or site.head is None:
         raise InputError(f"Site {site.label} has no output map", "Ask for a head's result, such as L9H6")
-    w_o = target.w_o(site.layer, site.head).to("cpu", torch.float64).numpy()
-    q, r = np.linalg.qr(w_o.T)
+    w_o = target.w_o(site.layer, site.head).to("cpu", torch.float64)
+    # PyTorch's, as the model's own products: NumPy's differs in its last digits from processor to processor.
+    q, r = (factor.numpy() for factor in torch.linalg.qr(w_o.T))
     sign = np.where(np.diag(r) < 0, -1.0, 1.0)
     return np.ascontiguousarray(r.T * sign), np.ascontiguousarray(q.T * sign[:, None])
 

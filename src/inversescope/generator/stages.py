@@ -31,7 +31,7 @@ from inversescope.generator.prior import (
 )
 from inversescope.store import save_checkpoint, write_table
 from inversescope.targets.tokenizers import check_single_tokens, tokenizer_hash
-from inversescope.training import Schedule, this_process, train
+from inversescope.training import Schedule, processor, this_process, train
 from inversescope.workflow import paths
 
 
@@ -93,6 +93,7 @@ def train_backbone(context: Context) -> None:
         **rates,
         "train_seconds": float(log["seconds"].iloc[-1]),
         "steps": steps,
+        "processor": processor(),
         "package_version": __version__,
     }
     save_checkpoint(context.backbone_dir, _numpy_state(backbone), meta)
@@ -165,6 +166,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
         "steps": steps,
         "cache_size": source.prompts.size,
         "n_parameters": sum(p.numel() for p in model.parameters()),
+        "processor": processor(),
         "package_version": __version__,
         "train_seconds": float(log["seconds"].iloc[-1]),
     }

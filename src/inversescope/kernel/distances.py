@@ -1,15 +1,44 @@
-"""Distances between activations (paper, section 2), each with its noise of Appendix B: one class a distance."""
+"""Distances between activations (paper, section 2), each with its noise of Appendix B: one class a distance.
+
+The same activations have the same distances on every processor, to the last bit. Matrix products differ in their last digits from
+one processor's routines to another's, and training makes much of little: a millionth in what a generator is told can be a tenth of
+its loss thirty steps later. So activations are prepared as whole multiples of a step, small enough that float64 holds all products
+and sums of them exactly, whatever their order.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 import numpy as np
 
 from inversescope.errors import InputError
 from inversescope.kernel.kernel import check_bandwidth
 from inversescope.kernel.noise import sample_angles, sample_radii
+
+#: Of a prepared activation's components, as whole numbers: a product of two has twice as many, and float64 holds 53.
+BITS = 24
+BLOCK = 16_384  # keys whose products are held in float64 at a time
+
+
+def on_grid(z: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
+    """Activations (..., d) rounded to multiples of 2^(exponent - BITS), float32; their norms are at most about 2^exponent."""
+    steps = np.ldexp(np.float32(1.0), BITS - np.clip(exponent, -100, 100))[..., None]
+    result = np.multiply(z, steps, dtype=np.float32)
+    np.rint(result, out=result)
+    result /= steps
+    return result
+
+
+def norms(z: np.ndarray) -> np.ndarray:
+    """Norms (...) of activations (..., d), float64."""
+    return np.sqrt((z * z).sum(-1, dtype=np.float64))
+
+
+def products(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Inner products (Q, N) of prepared activations (Q, d) and (N, d): float64, and exact."""
+    found: np.ndarray = queries.astype(np.float64) @ keys.astype(np.float64).T
+    return found
 
 
 class Distance(ABC):
@@ -18,13 +47,13 @@ class Distance(ABC):
     #: Whether a bandwidth is a share of the query's norm (or an angle), and not a length.
     relative = True
 
-    def prepare(self, z: Any) -> Any:
-        """Bring activations (..., d) into the form that `between` takes."""
-        return z
+    @abstractmethod
+    def prepare(self, z: np.ndarray) -> np.ndarray:
+        """Bring activations (..., d) into the form that `between` takes, float32: on a grid, so that `products` are exact."""
 
     @abstractmethod
-    def compare(self, queries: Any, keys: Any) -> Any:
-        """Distances (Q, N) of prepared queries (Q, d) to prepared keys (N, d)."""
+    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Distances (Q, N), float32, of prepared queries (Q, d) to prepared keys (N, d)."""
 
     @abstractmethod
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -65,16 +94,22 @@ class Distance(ABC):
         u = rng.random((2, len(z)))
         return self.displace(z, rng.standard_normal(z.shape), u, epsilon, kind, norm_band)
 
-    def between(self, queries: Any, keys: Any) -> Any:
-        """Distances (Q, N) of prepared queries (Q, d) to prepared keys (N, d), NumPy arrays or tensors on any device.
+    def between(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Distances (Q, N), float32, of prepared queries (Q, d) to prepared keys (N, d).
 
         Keys (N, P, d) are prompts with P positions each: a prompt's distance is the least over its positions.
         """
-        if len(keys.shape) == 2:
+        if keys.ndim == 3:
+            count, positions, width = keys.shape
+            each = self.between(queries, keys.reshape(count * positions, width)).reshape(-1, count, positions)
+            nearest: np.ndarray = each.min(-1)
+            return nearest
+        if len(keys) <= BLOCK:
             return self.compare(queries, keys)
-        count, positions, width = keys.shape
-        each = self.compare(queries, keys.reshape(count * positions, width)).reshape(-1, count, positions)
-        return each.min(-1) if isinstance(each, np.ndarray) else each.amin(-1)
+        result = np.empty((len(queries), len(keys)), np.float32)
+        for low in range(0, len(keys), BLOCK):
+            result[:, low : low + BLOCK] = self.compare(queries, keys[low : low + BLOCK])
+        return result
 
     def paired(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Distance (N,) of row i of z, (N, d) or (N, P, d), to row i of the queries (N, d), nothing prepared; float64."""
@@ -95,24 +130,22 @@ class Distance(ABC):
 class Cosine(Distance):
     """1 - cos of the angle between two activations. The norm of Appendix B's noise is confined to a band."""
 
-    def prepare(self, z: Any) -> Any:
+    def prepare(self, z: np.ndarray) -> np.ndarray:
         """Unit vectors. Raises `InputError` for an activation that is exactly zero."""
-        norm = (z * z).sum(-1)[..., None] ** 0.5
+        norm = norms(z)[..., None]
         if bool((norm == 0).any()):
             raise InputError(
                 "an activation is exactly zero, so its cosine distance is undefined",
                 "choose another site or distance",
             )
-        return z / norm
+        return on_grid(z / norm.astype(z.dtype), 0)
 
     def resolution(self, z: np.ndarray) -> float:
         return 1e-6
 
-    def compare(self, queries: Any, keys: Any) -> Any:
-        result = queries @ keys.T
-        result *= -1.0  # in place: this product is what a search spends its time on
-        result += 1.0
-        return result
+    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        product = products(queries, keys)
+        return np.subtract(1.0, product, out=np.empty(product.shape, np.float32), casting="same_kind")
 
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         norms = np.linalg.norm(queries, axis=-1) * np.linalg.norm(z, axis=-1)
@@ -140,15 +173,18 @@ class Euclidean(Distance):
 
     relative = False
 
-    def compare(self, queries: Any, keys: Any) -> Any:
-        return self.squared(queries, keys) ** 0.5
+    def prepare(self, z: np.ndarray) -> np.ndarray:
+        return on_grid(z, np.frexp(norms(z))[1])
+
+    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        return np.sqrt(self.squared(queries, keys)).astype(np.float32)
 
     @staticmethod
-    def squared(queries: Any, keys: Any) -> Any:
-        """Squared Euclidean distances (Q, N), cut off at 0."""
-        q2 = (queries * queries).sum(-1)[:, None]
-        squared = q2 + (keys * keys).sum(-1)[None, :] - 2.0 * (queries @ keys.T)
-        return squared * (squared > 0)
+    def squared(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """Squared Euclidean distances (Q, N), float64, cut off at 0."""
+        q2, k2 = (np.square(x, dtype=np.float64).sum(-1) for x in (queries, keys))
+        squared = q2[:, None] + k2[None, :] - 2.0 * products(queries, keys)
+        return np.maximum(squared, 0.0, out=squared)
 
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         return np.linalg.norm(queries - z, axis=-1)
@@ -169,8 +205,9 @@ class NormalisedEuclidean(Euclidean):
     def resolution(self, z: np.ndarray) -> float:
         return 1e-3
 
-    def compare(self, queries: Any, keys: Any) -> Any:
-        return (self.squared(queries, keys) / (queries * queries).sum(-1)[:, None]) ** 0.5
+    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        q2 = np.square(queries, dtype=np.float64).sum(-1)
+        return np.sqrt(self.squared(queries, keys) / q2[:, None]).astype(np.float32)
 
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         return super().compare_pairs(queries, z) / np.linalg.norm(queries, axis=-1)

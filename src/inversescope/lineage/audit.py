@@ -274,7 +274,19 @@ class _Tree:
                 if recorded != present:
                     node.doubt(f"configuration {key} was {short(recorded)}, now {short(present)}")
             self._describe(node, record)
+        processors = {about["processor"] for about in map(self._described, outputs) if "processor" in about}
+        if processors:
+            node.about["processor"] = "; ".join(sorted(processors))
         return node
+
+    def _described(self, output: str) -> dict[str, Any]:
+        """What a job wrote about its own result beside it, if it did."""
+        if Path(output).name not in ("meta.json", "target.json"):
+            return {}
+        try:
+            return dict(json.loads((self.root / output).read_text()))
+        except (OSError, ValueError):
+            return {}
 
     def _describe(self, node: Node, record: Record) -> None:
         """Say in words what begins a lineage: the data set, the target model."""
@@ -288,11 +300,8 @@ class _Tree:
             settings = config.models[model]
             words = [f"source {settings.source}", settings.path or "", settings.weights]
             words.append(f"revision {settings.revision}" if settings.revision else "")
-            try:
-                found = json.loads((self.root / f"data/{task}/{model}/target/target.json").read_text())
-                words += [f"{key} {found[key]}" for key in ("candidate", "seed") if key in found]
-            except (OSError, ValueError):
-                pass
+            found = self._described(f"data/{task}/{model}/target/target.json")
+            words += [f"{key} {found[key]}" for key in ("candidate", "seed") if key in found]
             node.about[f"target model {model}"] = ", ".join(word for word in words if word)
 
 

@@ -44,6 +44,7 @@ def train_target(context: Context, candidate: str) -> None:
     from inversescope.targets.models import save_trained
     from inversescope.targets.train import TargetTraining
     from inversescope.tasks import get_task
+    from inversescope.training import processor
 
     model = context.config.models[context.model_name]
     if candidate not in model.candidates:
@@ -70,6 +71,7 @@ def train_target(context: Context, candidate: str) -> None:
         "passed": passed,
         "steps": int(log["step"].iloc[-1]),
         "train_seconds": float(log["seconds"].iloc[-1]),
+        "processor": processor(),
         "n_layers": spec.shape.n_layers,
         "n_heads": spec.shape.n_heads,
         "d_model": spec.shape.d_model,
