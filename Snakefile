@@ -41,6 +41,7 @@ include: "rules/ravel.smk"
 include: "rules/icl.smk"
 include: "rules/cases.smk"
 include: "rules/report.smk"
+include: "rules/profile.smk"
 
 
 # Each task has a target of its own name: its figures and tables.

@@ -1,71 +1,90 @@
 # Feature consistency rates: exact ones from prior draws, estimated ones from samples and cache, then tidy tables.
 
 
-rule compute_exact:
-    input:
-        source=source("compute_exact"),
-        bandwidths=lambda w: of(w).bandwidth_table,
-        prompts=lambda w: of(w).prompts(["test", "reference"]),
-        activations=lambda w: of(w).activations(["test", "reference"], [w.site]),
-    output:
-        paths.EXACT,
-    log:
-        "logs/compute_exact/{task}/{model}/{site}.log",
-    benchmark:
-        "benchmarks/compute_exact/{task}/{model}/{site}.tsv"
-    priority: 10
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000, 8000),
-        runtime=minutes(10, 120),
-    params:
-        used=lambda w: used(w, w.task, *COMPARED, "bandwidths"),
-        options=options,
-    message:
-        "Computing exact rates at {wildcards.site} from prior draws"
-    shell:
-        "inversescope compute_exact --task {wildcards.task} --model {wildcards.model} --site {wildcards.site}"
-        " {params.options} --threads {threads} --log {log}"
+for block in blocks(PLAN.experiments):
+
+    rule:
+        name:
+            f"compute_exact_{block.name}"
+        input:
+            source=source("compute_exact"),
+            bandwidths=lambda w: of(w).bandwidth_table,
+            prompts=block.experiment.prompts(["test", "reference"]),
+            activations=block.experiment.activations(["test", "reference"], block.sites),
+        output:
+            fill(paths.EXACT, site=block.sites),
+        log:
+            f"logs/compute_exact/{{task}}/{{model}}/{block.sites[0]}.log",
+        benchmark:
+            f"benchmarks/compute_exact/{{task}}/{{model}}/{block.sites[0]}.tsv"
+        wildcard_constraints:
+            **block.constraints,
+        priority: 10
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(2000, 8000),
+            runtime=minutes(10, 120),
+        params:
+            used=lambda w: used(w, w.task, *COMPARED, "bandwidths"),
+            options=options,
+            sites=block.options,
+        message:
+            f"Computing exact rates at {block.label} from prior draws"
+        shell:
+            "inversescope compute_exact --task {wildcards.task} --model {wildcards.model}"
+            " {params.sites}"
+            " {params.options} --threads {threads} --log {log}"
 
 
-rule estimate_fcr:
-    input:
-        source=source("estimate_fcr"),
-        bandwidths=lambda w: of(w).bandwidth_table,
-        prompts=lambda w: of(w).prompts(["train", "test"]),
-        activations=lambda w: of(w).activations(["train", "test"], [w.site]),
-        exact=paths.EXACT,
-        mcmc=lambda w: of(w).files(paths.MCMC, site=w.site) if of(w).has_chains else [],
-        prior=paths.PRIOR_SAMPLES,
-        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).studied, file="meta.json"),
-        samples=lambda w: of(w).samples(of(w).studied, w.site),
-    output:
-        cells=paths.CELLS,
-        fcr="results/{task}/{model}/fcr/{site}.csv",
-        refusal="results/{task}/{model}/refusal/{site}.csv",
-        coverage="results/{task}/{model}/coverage/{site}.csv",
-    log:
-        "logs/estimate_fcr/{task}/{model}/{site}.log",
-    benchmark:
-        "benchmarks/estimate_fcr/{task}/{model}/{site}.tsv"
-    priority: 50
-    conda:
-        "../envs/environment.yaml"
-    threads: 1
-    resources:
-        mem_mb=memory(2000, 8000),
-        runtime=minutes(10, 60),
-    params:
-        used=lambda w: used(w, "seed", w.task, "kernel", "fcr", "bandwidths"),
-        variants=lambda w: variant_options(of(w).studied),
-        options=options,
-    message:
-        "Estimating rates at {wildcards.site} with intervals and controls"
-    shell:
-        "inversescope estimate_fcr --task {wildcards.task} --model {wildcards.model} --site {wildcards.site}"
-        " {params.variants} {params.options} --threads {threads} --log {log}"
+# Of the main variants, and of those of the study and of the frontier, which have no rates beside their generators'.
+for block in [
+    block for group in ("", "study", "frontier") for block in blocks(PLAN.experiments, group=group)
+]:
+
+    e, variants = block.experiment, block.experiment.group(block.group)
+
+    rule:
+        name:
+            f"estimate_fcr_{block.name}"
+        input:
+            source=source("estimate_fcr"),
+            bandwidths=lambda w: of(w).bandwidth_table,
+            prompts=e.prompts(["train", "test"]),
+            activations=e.activations(["train", "test"], block.sites),
+            exact=fill(paths.EXACT, site=block.sites),
+            mcmc=fill(paths.MCMC, site=block.sites) if e.has_chains and not block.group else [],
+            prior=[] if block.group else paths.PRIOR_SAMPLES,
+            generators=e.of_variants(paths.CHECKPOINT, variants, file="meta.json"),
+            samples=block.samples_of(variants),
+        output:
+            fill(paths.CELLS, group=block.folder, site=block.sites),
+            fill(paths.SITE_TABLE, table=block.tables, site=block.sites),
+        log:
+            f"logs/estimate_fcr/{{task}}/{{model}}/{block.folder}{block.sites[0]}.log",
+        benchmark:
+            f"benchmarks/estimate_fcr/{{task}}/{{model}}/{block.folder}{block.sites[0]}.tsv"
+        wildcard_constraints:
+            **block.constraints,
+        priority: 50
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(2000, 8000),
+            runtime=minutes(10, 60),
+        params:
+            used=lambda w: used(w, "seed", w.task, "kernel", "fcr", "bandwidths"),
+            variants=variant_options(variants) + (f" --out {block.group}" if block.group else ""),
+            options=options,
+            sites=block.options,
+        message:
+            f"Estimating rates at {block.label} with intervals and controls"
+        shell:
+            "inversescope estimate_fcr --task {wildcards.task} --model {wildcards.model}"
+            " {params.sites}"
+            " {params.variants} {params.options} --threads {threads} --log {log}"
 
 
 rule collect_tables:

@@ -2,33 +2,6 @@
 # trained and sampled by the rules above, compared here.
 
 
-use rule estimate_fcr as estimate_variants with:
-    input:
-        source=source("estimate_fcr"),
-        bandwidths=lambda w: of(w).bandwidth_table,
-        prompts=lambda w: of(w).prompts(["train", "test"]),
-        activations=lambda w: of(w).activations(["train", "test"], [w.site]),
-        exact=paths.EXACT,
-        generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).group(w.group), file="meta.json"),
-        samples=lambda w: of(w).samples(of(w).group(w.group), w.site),
-    output:
-        cells="results/{task}/{model}/{group}/cells/{site}.parquet",
-        fcr="results/{task}/{model}/{group}/fcr/{site}.csv",
-        refusal="results/{task}/{model}/{group}/refusal/{site}.csv",
-    log:
-        "logs/estimate_variants/{task}/{model}/{group}/{site}.log",
-    benchmark:
-        "benchmarks/estimate_variants/{task}/{model}/{group}/{site}.tsv"
-    wildcard_constraints:
-        group="study|frontier",
-    params:
-        used=lambda w: used(w, "seed", w.task, "kernel", "fcr", "bandwidths"),
-        variants=lambda w: f"{variant_options(of(w).group(w.group))} --out {w.group}",
-        options=options,
-    message:
-        "Estimating rates of the {wildcards.group}'s variants at {wildcards.site}"
-
-
 rule collect_study:
     input:
         source=source("collect_study"),
@@ -36,9 +9,7 @@ rule collect_study:
         parts=lambda w: of(w).at_sites_of(
             of(w).ablations, paths.SITE_TABLE, table=["study/fcr", "study/refusal"]
         ),
-        cells=lambda w: of(w).at_sites_of(
-            of(w).ablations, "results/{task}/{model}/study/cells/{site}.parquet"
-        ),
+        cells=lambda w: of(w).at_sites_of(of(w).ablations, paths.CELLS, group="study/"),
         prompts=lambda w: of(w).prompts(["test"]),
         activations=lambda w: of(w).activations(["test"], of(w).labels_of(of(w).ablations)),
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).ablations, file="meta.json"),
@@ -103,9 +74,7 @@ rule collect_frontier:
         source=source("collect_frontier"),
         bandwidths=lambda w: of(w).bandwidth_table,
         parts=lambda w: of(w).at_sites_of(of(w).frontier, paths.SITE_TABLE, table="frontier/refusal"),
-        cells=lambda w: of(w).at_sites_of(
-            of(w).frontier, "results/{task}/{model}/frontier/cells/{site}.parquet"
-        ),
+        cells=lambda w: of(w).at_sites_of(of(w).frontier, paths.CELLS, group="frontier/"),
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).frontier, file="meta.json"),
         samples=lambda w: of(w).samples(of(w).frontier),
         backbone=fill(paths.BACKBONE, file="meta.json"),

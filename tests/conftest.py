@@ -144,9 +144,8 @@ def run_from_generators(root: Path, variants: list[str]) -> None:
         assert run(root, "train_generator", "--variant", variant) == 0
     assert run(root, "sample_prompts", *each("--variant", variants), *each("--site", SITES)) == 0
     assert run(root, "run_mcmc", *each("--site", SITES)) == 0
-    for site in SITES:
-        assert run(root, "compute_exact", "--site", site) == 0
-        assert run(root, "estimate_fcr", *each("--variant", variants), "--site", site) == 0
+    assert run(root, "compute_exact", *each("--site", SITES)) == 0
+    assert run(root, "estimate_fcr", *each("--variant", variants), *each("--site", SITES)) == 0
     assert run(root, "collect_tables") == 0
 
 

@@ -34,6 +34,14 @@ def copy_workflow(folder: Path) -> Path:
     return folder
 
 
+def in_blocks_of(folder: Path, sites: int) -> None:
+    """Have a job of a copy of the workflow read so many sites."""
+    plan = folder / "src/inversescope/workflow/plan.py"
+    text = plan.read_text()
+    assert "\nSITES_PER_JOB = 10\n" in text
+    plan.write_text(text.replace("\nSITES_PER_JOB = 10\n", f"\nSITES_PER_JOB = {sites}\n"))
+
+
 def edit_config(root: Path, delta: dict[str, Any]) -> None:
     """Lay a delta over the default configuration, in place."""
     file = root / "config/config.yaml"

@@ -33,8 +33,8 @@ STAGES = {
     "train_generator": 7,
     "sample_prompts": 6,
     "run_mcmc": 3,
-    "compute_exact": 1,
-    "estimate_fcr": 4,
+    "compute_exact": 3,
+    "estimate_fcr": 12,
     "collect_tables": 4,
     "draw_exact": 2,
     "plot_figures": 20,
@@ -60,15 +60,12 @@ FURTHER = {
     "compare_distances": 1,
     "check_completeness": 3,
     "plot_cases": 10,
-    "estimate_variants": 3,
     "collect_study": 3,
     "plot_study": 4,
     "collect_frontier": 4,
     "plot_frontier": 4,
     "make_studies": 3,
 }
-# The command that a rule runs, where it has another name.
-COMMANDS = {"estimate_variants": "estimate_fcr"}
 INJECT = str(Path(__file__).parent / "inject")
 SAVE_OFTEN = "save_every: 4\n"
 
@@ -170,12 +167,7 @@ class Kills:
         """Kill each stage twice, whatever else runs then, and check after each kill what is left; then go on to the end."""
         plan, rng = work / "plan", random.Random(self.seed)
         plan.mkdir()
-        # Stages of one command take their turns as one.
-        names: dict[str, list[str]] = {}
-        for stage in self.stages:
-            names.setdefault(COMMANDS.get(stage, stage), []).append(stage)
-        for name, stages in names.items():
-            count = min(self.stages[stage] for stage in stages)
+        for name, count in self.stages.items():
             (plan / f"{name}-write-{rng.randint(min(2, count), count)}").touch()
             (plan / f"{name}-time-{rng.uniform(0.5, 7):.1f}").touch()
         (self.folder / "often.yaml").write_text(SAVE_OFTEN)
@@ -191,7 +183,7 @@ class Kills:
                     f"{gone}: {path} is not what it is to be"
                 )
             self.keep(str(gone))
-        assert kills == 2 * len(names)
+        assert kills == 2 * len(self.stages)
         locked = self.snakemake(check=False)
         assert "LockException" in locked and "--unlock" in locked, (
             "the first driver's lock, and what to do about it"

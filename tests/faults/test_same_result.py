@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from project import DATA, FILES, MODEL, RESULTS, TABLES, copy_workflow, run, same_tables
+from project import DATA, FILES, MODEL, RESULTS, TABLES, copy_workflow, in_blocks_of, run, same_tables
 
 from inversescope.lineage.records import read_records
 
@@ -35,10 +35,7 @@ def test_tables_are_the_same_bytes(one_core: Path, tmp_path: Path, way: str) -> 
     if way == "other blocks":
         # Steps between two states of a training; sites a process reads.
         (folder / "blocks.yaml").write_text("save_every: 9\n")
-        plan = folder / "src/inversescope/workflow/plan.py"
-        text = plan.read_text()
-        assert "\nSITES_PER_JOB = 10\n" in text
-        plan.write_text(text.replace("\nSITES_PER_JOB = 10\n", "\nSITES_PER_JOB = 2\n"))
+        in_blocks_of(folder, 2)
         files = (*FILES, "blocks.yaml")
     elif way == "shuffled order":
         rng = random.Random(0)

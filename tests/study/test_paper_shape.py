@@ -152,13 +152,11 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         study.run("train_backbone")
         for variant in VARIANTS:
             study.run("train_generator", generator="inversescope", variant=variant)
-        for site in study.sites:
-            study.run("compute_exact", site=site)
         everywhere = list(study.sites)
+        study.run("compute_exact", sites=everywhere)
         study.run("sample_prompts", generator="inversescope", variants=list(VARIANTS), sites=everywhere)
         study.run("run_mcmc", sites=everywhere)
-        for site in study.sites:
-            study.run("estimate_fcr", variants=list(VARIANTS), site=site, out="")
+        study.run("estimate_fcr", variants=list(VARIANTS), sites=everywhere, out="")
         study.run("collect_tables")
     torch.set_num_threads(threads)
     return study

@@ -112,6 +112,24 @@ def test_a_job_reads_few_sites_of_a_small_model_and_one_of_a_large_one() -> None
     assert len(blocks([planned(merge(many, {"models": {MODEL: LARGE | {"large": False}}}))])) == 2
 
 
+def test_estimates_of_further_variants_are_blocks_of_their_own_sites_and_files() -> None:
+    further = {
+        "studies": {"few": {"sites": ["L1H1"], "runs": {"short": {"base": "paper", "steps": 3}}}},
+        "experiments": {"ioi": {"studies": ["few"]}},
+    }
+    plan = planned(further)
+    (main,), (study,) = blocks([plan]), blocks([plan], group="study")
+    assert blocks([plan], group="frontier") == []
+    assert (main.sites, main.folder) == (tuple(SITES), "")
+    assert (study.sites, study.folder) == (("L1H1",), "study/")
+    assert main.tables == ["fcr", "refusal", "coverage"] and study.tables == ["study/fcr", "study/refusal"]
+    assert main.name != study.name
+    assert study.samples_of(["paper", "few"])({}) == plan.samples(["paper", "few"], "L1H1")
+    assert main.samples_of(["few"])({}) == plan.samples(["few"])
+    (large,) = blocks([planned(merge(further, {"models": {MODEL: LARGE}}))], group="study")
+    assert large.samples_of(["few"])({"site": "L1H1"}) and not large.samples_of(["few"])({"site": "L0H0"})
+
+
 def test_files_of_an_experiment() -> None:
     plan = planned()
     assert plan.samples(["few"], "L1H1") == plan.samples(["few"])

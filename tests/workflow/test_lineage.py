@@ -312,8 +312,10 @@ def test_one_number_is_traced_by_way_of_its_row(adopted: Path) -> None:
     found = audit(adopted, f"{RESULTS}/fcr.csv:{number}")
     assert found.fine and found.row["site"] == "L1H1"
     assert found.row_from == str(RESULTS / "fcr/L1H1.csv")
-    assert [f["path"] for f in found.nodes["compute_exact"].files] == [str(RESULTS / "exact/L1H1.parquet")]
-    assert len(audit(adopted, f"{RESULTS}/fcr.csv").nodes["compute_exact"].files) > 1
+    # What the job of the row's site has read.
+    assert len(found.nodes["sample_prompts"].files) == 18 and "collect_tables" in found.nodes
+    assert [f["path"] for f in found.nodes["estimate_fcr"].files] == [str(RESULTS / "fcr/L1H1.csv")]
+    assert len(audit(adopted, f"{RESULTS}/fcr.csv").nodes["estimate_fcr"].files) == 9
     copy = audit(adopted, f"docs/{TABLE}:3")
     assert copy.fine and copy.row == {"site": "L1H0", "text": "two"} and "plot_figures" in copy.nodes
 
@@ -396,8 +398,8 @@ def test_a_node_is_recomputed_and_compared(adopted: Path) -> None:
         assert audit(adopted, path, rerun=path).rerun == {path: "different"}
     finally:
         (adopted / path).write_bytes(original)
-    with pytest.raises(InputError, match="compute_exact stands for 3 recorded jobs"):
-        audit(adopted, FIGURE, rerun="compute_exact")
+    with pytest.raises(InputError, match="make_prompts stands for 3 recorded jobs"):
+        audit(adopted, FIGURE, rerun="make_prompts")
     with pytest.raises(InputError, match="elsewhere is not a recorded job"):
         audit(adopted, FIGURE, rerun="elsewhere")
 

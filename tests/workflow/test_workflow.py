@@ -19,6 +19,7 @@ from inversescope.config import Config, ExperimentConfig, load_config
 from inversescope.lineage.records import CONFIG_FILE, configured, read_records
 from inversescope.sites import expand_sites
 from inversescope.workflow.plan import Plan
+from inversescope.workflow.stages import stage_of
 
 STUDY_TARGETS = ("all", "study")
 
@@ -29,13 +30,7 @@ def jobs(output: str) -> Counter[str]:
     found: Counter[str] = Counter()
     for name, count in re.findall(r"^([a-z]\w*) +(\d+)$", table, flags=re.M):
         if name != "total":
-            found[
-                re.sub(
-                    r"^(extract_activations|sample_prompts|run_mcmc|collect_positions|train_sae)_.*",
-                    r"\1",
-                    name,
-                )
-            ] += int(count)
+            found[stage_of(name)] += int(count)
     return found
 
 
@@ -114,7 +109,7 @@ def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks
 
 
 def expected(config: Config) -> Counter[str]:
-    """Jobs of the target `all`, from the configuration alone; torch stages of small models do several sites a job."""
+    """Jobs of the target `all`, from the configuration alone; of small models a job reads several sites."""
     tasks = {experiment.task for experiment in config.experiments.values()}
     counts = Counter(make_prompts=3 * len(tasks), all=1)
     if tasks - {"ioi"}:
@@ -147,21 +142,22 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         for v in config.studied_variants
     ]
     size = 1 if model.is_large else 10
+    n_blocks = -(-n_sites // size)
     counts = Counter(
         extract_activations=1 if enumerated else 3,
         train_backbone=1,
         train_generator=len(config.studied_variants),
         sample_prompts=sum(-(-n // size) for n in n_read),
-        run_mcmc=-(-n_sites // size) if config.fcr.mcmc_evaluations else 0,
-        compute_exact=n_sites,
-        estimate_fcr=n_sites,
+        run_mcmc=n_blocks if config.fcr.mcmc_evaluations else 0,
+        compute_exact=n_blocks,
+        estimate_fcr=n_blocks,
         collect_tables=1,
     )
-    counts.update(further(experiment, config, n_sites, -(-n_sites // size)))
+    counts.update(further(experiment, config, n_sites, n_blocks))
     if not config.studied_variants:
         # A control, shown beside another model: exact values and patching alone.
         extracted = 1 if enumerated else 2
-        counts = Counter(extract_activations=extracted, compute_exact=n_sites, patch_task_vectors=1)
+        counts = Counter(extract_activations=extracted, compute_exact=n_blocks, patch_task_vectors=1)
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
@@ -214,6 +210,30 @@ def test_paper_configuration_of_ravel_has_the_right_jobs(workflow: Path) -> None
     assert found["classify_attributes"] == 26 + 4 + 4
 
 
+# A Snakefile that says of each rule on which partition and with how many GPUs its jobs are, and in which group if a loop made it.
+TOLD = """
+from snakemake.settings.types import GroupSettings
+include: "Snakefile"
+workflow.group_settings = GroupSettings(overwrite_groups={"compute_exact": "sites", "estimate_fcr": "sites"})
+for one in workflow.rules:
+    found = [one.resources[name].raw for name in ("slurm_partition", "gpu")]
+    print("RULE", one.name, *found, one._group and one._group({}))
+"""
+
+
+def test_what_the_slurm_profile_says_of_a_stage_holds_for_all_of_its_rules(tmp_path: Path) -> None:
+    root = copy_workflow(tmp_path)
+    (root / "told.smk").write_text(TOLD)
+    options = ["--snakefile", "told.smk", "--profile", "profiles/slurm", "--configfile"]
+    told = snakemake(root, "--dry-run", *options, "config/config.yaml", "config/paper.yaml", "--", "prompts")
+    found = {name: rest for name, *rest in map(str.split, re.findall(r"^RULE (.*)$", told, flags=re.M))}
+    assert found["make_prompts"] == ["cpu", "0", "None"] and found["train_generator"] == ["gpu", "1", "None"]
+    assert found["sample_prompts_ioi_paper"] == ["gpu", "1", "None"]
+    in_groups = [name for name in found if stage_of(name) in ("compute_exact", "estimate_fcr")]
+    assert {"compute_exact_ioi", "estimate_fcr_ioi", "estimate_fcr_ioi_frontier"} <= set(in_groups)
+    assert all(found[name] == ["cpu", "0", "sites"] for name in in_groups)
+
+
 def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
     profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
     on_cpu = {rule for rule, wants in profile["set-resources"].items() if wants["gpu"] == 0}
@@ -223,13 +243,21 @@ def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
         for rule in re.split(r"^(?= *(?:use )?rule )", rules, flags=re.M)
         if "localrule: True" not in rule
     ]
-    named = set(re.findall(r"^ *(?:use )?rule (?:\w+ as )?(\w+)(?: with)?:", "".join(submitted), flags=re.M))
+    names = re.findall(
+        r"^ *(?:use )?rule (?:\w+ as )?(\w+)(?: with)?:|^ *name:\s+f\"(\w+)_{", "".join(submitted), flags=re.M
+    )
+    named = {plain or looped for plain, looped in names}
     grouped = {entry.partition("=")[0] for entry in profile["groups"]}
     assert on_cpu | grouped <= named, f"no rules: {sorted((on_cpu | grouped) - named)}"
     assert grouped <= on_cpu, "no group holds a GPU for jobs that need none"
     reading_a_model = {
+        "extract_activations",
         "train_backbone",
         "train_generator",
+        "sample_prompts",
+        "run_mcmc",
+        "collect_positions",
+        "train_sae",
         "classify_attributes",
         "patch_task_vectors",
         "label_tasks",

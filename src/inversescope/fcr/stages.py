@@ -21,40 +21,46 @@ from inversescope.store import read_json, read_table, write_table
 from inversescope.workflow import paths
 
 
-def compute_exact(context: Context, site: str) -> None:
-    """Weigh the reference prompts by the kernel at one site: exact values of every target, bandwidth and feature.
+def compute_exact(context: Context, sites: Sequence[str]) -> None:
+    """Weigh the reference prompts by the kernel at each site: exact values of every target, bandwidth and feature.
 
     Writes results/.../exact/{site}.parquet: target_id, epsilon, n_ball, log_mass (nats, of the preimage's probability under
     the prior), entropy (nats), fcr_{feature}.
     """
     kernel, task = context.config.kernel, context.task
-    epsilons = context.epsilons(site)
-    test = context.prompts("test", columns=["prompt_id"])["prompt_id"].to_numpy()
-    reference = context.prompts("reference", columns=["prompt_id"])["prompt_id"].to_numpy()
-    queries = distance_of(kernel.distance).prepare(np.array(context.activations("test", site)))
-    z = context.activations("reference", site)
-    values = exact_reference(
-        queries,
-        z,
-        task.features_of(test),
-        task.features_of(reference),
-        epsilons,
-        kernel.distance,
-        kernel.kind,
-        log_prior=None if task.uniform else task.log_prior(reference),
-    )
-    write_table(values.table(epsilons, len(reference), task.size), context.path(paths.EXACT, site=site))
-    echo(
-        f"compute_exact {site}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths"
-    )
+    test, reference = context.prompt_ids("test"), context.prompt_ids("reference")
+    labels, reference_labels = task.features_of(test), task.features_of(reference)
+    log_prior = None if task.uniform else task.log_prior(reference)
+    for site in sites:
+        epsilons = context.epsilons(site)
+        values = exact_reference(
+            distance_of(kernel.distance).prepare(np.array(context.activations("test", site))),
+            context.activations("reference", site),
+            labels,
+            reference_labels,
+            epsilons,
+            kernel.distance,
+            kernel.kind,
+            log_prior=log_prior,
+        )
+        table = values.table(epsilons, len(reference), task.size)
+        write_table(table, context.path(paths.EXACT, site=site))
+        echo(
+            f"compute_exact {site}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths"
+        )
 
 
-def estimate_fcr(context: Context, variants: Sequence[str], site: str, out: str = "") -> None:
-    """Turn raw candidates into rates at one site: all estimators, controls, refusal, coverage, with intervals.
+def estimate_fcr(context: Context, variants: Sequence[str], sites: Sequence[str], out: str = "") -> None:
+    """Turn raw candidates into rates at each site: all estimators, controls, refusal, coverage, with intervals.
 
     Writes results/.../cells/{site}.parquet, fcr/{site}.csv, refusal/{site}.csv and coverage/{site}.csv. With `out` the files go to
     results/.../{out}/ and only the variants' rows are written (the study's).
     """
+    for site in sites:
+        _estimate(context, variants, site, out)
+
+
+def _estimate(context: Context, variants: Sequence[str], site: str, out: str) -> None:
     base = context.results / out if out else context.results
     here, epsilons = _load_site(context, site), context.epsilons(site)
     if not out:

@@ -39,10 +39,10 @@ PRIOR_SAMPLES = "results/{task}/{model}/samples/backbone.parquet"
 #: The epsilons of bandwidths that are shares of the prior, a site each.
 BANDWIDTHS = "results/{task}/{model}/bandwidths.csv"
 
-#: Exact values, states of chains, estimates and tables of a site.
+#: Exact values, states of chains, estimates (of further variants in the folder of their group, `study/`) and tables of a site.
 EXACT = "results/{task}/{model}/exact/{site}.parquet"
 MCMC = "results/{task}/{model}/mcmc/{site}.parquet"
-CELLS = "results/{task}/{model}/cells/{site}.parquet"
+CELLS = "results/{task}/{model}/{group}cells/{site}.parquet"
 SITE_TABLE = "results/{task}/{model}/{table}/{site}.csv"
 
 #: Shuffled activations of a corpus at all positions but the first, and the sparse autoencoders that are trained on them.

@@ -143,8 +143,8 @@ class ExperimentPlan:
         return list(dict.fromkeys([*self.studied, *self.config.study_variants]))
 
     def group(self, name: str) -> list[str]:
-        """Further variants whose estimates lie in a folder of their own: those of `study` or of `frontier`."""
-        return {"study": self.ablations, "frontier": self.frontier}[name]
+        """Variants whose estimates lie in one folder: those of the main part (""), or further ones in `study` or `frontier`."""
+        return {"": self.studied, "study": self.ablations, "frontier": self.frontier}[name]
 
     def generator_of(self, variant: str) -> str:
         """The generator that a variant trains."""
@@ -300,7 +300,7 @@ class ExperimentPlan:
             parts["generators"] = self.of_variants(paths.CHECKPOINT, self.variants, file="model.safetensors")
             parts["samples"] = self.samples(self.variants)
         if self.studied:
-            parts["estimates"] = self.at_sites(paths.CELLS)
+            parts["estimates"] = self.at_sites(paths.CELLS, group="")
             parts["tables"] = self.files(paths.RESULT, file="fcr.csv")
             if self.task == "ravel":
                 parts["attributes"] = self.at_sites(paths.SITE_TABLE, table="attributes")
@@ -325,18 +325,31 @@ class Block:
         experiment: whose sites.
         sites: labels of the sites, or the wildcard.
         variants: which read just these sites; empty where no variant is read.
+        group: of the variants whose estimates are made (`ExperimentPlan.group`).
     """
 
     experiment: ExperimentPlan
     sites: tuple[str, ...]
     variants: tuple[str, ...] = ()
+    group: str = ""
 
     @property
     def name(self) -> str:
         """What the rule's name ends in."""
         whole = self.sites == ("{site}",) or list(self.sites) == self.experiment.labels
-        told = [self.experiment.name, *([] if whole else self.sites[:1]), *self.variants[:1]]
-        return re.sub(r"\W", "_", "_".join(told))
+        told = [self.experiment.name, self.group, "" if whole else self.sites[0], *self.variants[:1]]
+        return re.sub(r"\W", "_", "_".join(filter(None, told)))
+
+    @property
+    def folder(self) -> str:
+        """The folder of its estimates, as paths begin with it."""
+        return f"{self.group}/" if self.group else ""
+
+    @property
+    def tables(self) -> list[str]:
+        """Its tables of estimates; what is known without generators is only among those of the main part."""
+        names = ["fcr", "refusal"] if self.group else ["fcr", "refusal", "coverage"]
+        return [f"{self.folder}{name}" for name in names]
 
     @property
     def constraints(self) -> dict[str, str]:
@@ -355,6 +368,14 @@ class Block:
     def options(self) -> str:
         """Options that tell a command its sites; the wildcard is filled in where they stand in a rule's `params`."""
         return " ".join(f"--site {site}" for site in self.sites)
+
+    def samples_of(self, variants: Iterable[str]) -> Callable[[Any], list[str]]:
+        """Input function: what `sample_prompts` writes at the sites, for those of some variants that read them."""
+        return lambda wildcards: [
+            file
+            for label in self.sites
+            for file in self.experiment.samples(variants, wildcards.get("site", label))
+        ]
 
 
 def variant_options(variants: Iterable[str]) -> str:
@@ -459,24 +480,26 @@ class Plan:
         return fill(paths.PROMPTS, task=task, split=paths.ALL_SPLITS if validated else paths.SPLITS)
 
 
-def blocks(experiments: Iterable[ExperimentPlan], by_variant: bool = False) -> list[Block]:
+def blocks(experiments: Iterable[ExperimentPlan], by_variant: bool = False, group: str = "") -> list[Block]:
     """Sites by the job that reads them: some in turn, of a large model a single one.
 
     Args:
         experiments: whose sites.
         by_variant: apart for each set of variants that read the same sites.
+        group: of further variants, whose sites alone are read; all sites if it is the main one.
     """
     found: list[Block] = []
     for experiment in experiments:
-        readers: dict[tuple[str, ...], tuple[str, ...]] = {}
-        if not by_variant:
-            readers[tuple(experiment.labels)] = ()
-        for name in experiment.variants if by_variant else []:
-            labels = tuple(experiment.labels_of([name]))
-            readers[labels] = (*readers.get(labels, ()), name)
-        if experiment.target.is_large:
+        read = experiment.labels_of(experiment.group(group)) if group else experiment.labels
+        readers: dict[tuple[str, ...], tuple[str, ...]] = {tuple(read): ()} if read else {}
+        if by_variant:
+            readers = {}
+            for name in experiment.variants:
+                labels = tuple(experiment.labels_of([name]))
+                readers[labels] = (*readers.get(labels, ()), name)
+        if experiment.target.is_large and readers:
             readers = {("{site}",): tuple(experiment.variants) if by_variant else ()}
         for labels, variants in readers.items():
             for start in range(0, len(labels), SITES_PER_JOB):
-                found.append(Block(experiment, labels[start : start + SITES_PER_JOB], variants))
+                found.append(Block(experiment, labels[start : start + SITES_PER_JOB], variants, group))
     return found

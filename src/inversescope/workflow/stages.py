@@ -36,8 +36,8 @@ STAGES = {
     "train_sae": Stage("studies.ravel.stages", ("sites",)),
     "classify_attributes": Stage("studies.ravel.attributes", ("site",)),
     "plot_ravel": Stage("studies.ravel.plot"),
-    "compute_exact": Stage("fcr.stages", ("site",)),
-    "estimate_fcr": Stage("fcr.stages", ("variants", "site", "out")),
+    "compute_exact": Stage("fcr.stages", ("sites",)),
+    "estimate_fcr": Stage("fcr.stages", ("variants", "sites", "out")),
     "collect_tables": Stage("fcr.stages"),
     "check_causes": Stage("studies.cases.causes"),
     "trace_answers": Stage("studies.cases.causes"),
@@ -57,3 +57,8 @@ STAGES = {
     "make_report": Stage("report.page"),
     "make_studies": Stage("report.page"),
 }
+
+
+def stage_of(rule: str) -> str:
+    """The stage that a rule runs. A loop adds to the names of its rules; what runs no stage is called by its own name."""
+    return next((stage for stage in STAGES if rule == stage or rule.startswith(f"{stage}_")), rule)

@@ -27,8 +27,8 @@ def _estimates(context: Context, group: str) -> tuple[pd.DataFrame, pd.DataFrame
     names, folder = context.plan.group(group), context.results / group
     refusal, cells = [], []
     for label in context.plan.labels_of(names):
-        refusal.append(read_table(need(folder / "refusal" / f"{label}.csv", "estimate_variants")))
-        found = read_table(need(folder / "cells" / f"{label}.parquet", "estimate_variants"))
+        refusal.append(read_table(need(folder / "refusal" / f"{label}.csv", "estimate_fcr")))
+        found = read_table(need(folder / "cells" / f"{label}.parquet", "estimate_fcr"))
         named = [{"epsilon": epsilon, "bandwidth": str(one)} for one, epsilon in context.resolved(label)]
         cells.append(found.merge(pd.DataFrame(named), on="epsilon").assign(site=label))
     read = [(name, str(one)) for name in names for one in context.config.bandwidths_of(name)]
