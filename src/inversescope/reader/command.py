@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -46,9 +47,10 @@ def show(reading: Reading, console: Console) -> None:
 
 def _table(frame: pd.DataFrame) -> Table:
     """A table of texts, none of which can steer the terminal."""
-    table = Table(header_style="dim")
+    table = Table(header_style="dim", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in frame.columns:
-        table.add_column(Text(neutral(str(name))), overflow="fold")
+        wraps = name in ("value", "likeliest", "text")
+        table.add_column(Text(name.replace(" ", "\n")), overflow="fold", no_wrap=not wraps)
     for row in frame.itertuples(index=False):
         table.add_row(*(Text(neutral(str(cell))) for cell in row))
     return table

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from inversescope.reader.study import Study
 
 SHOWN_SAMPLES = 8  # in a notebook and in a terminal, a site
+LONGEST_LABEL = 20  # characters
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,16 @@ def number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.2f}"
 
 
+def cut(label: str) -> str:
+    """A label as it is shown."""
+    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+
+
 def shown_features(part: SiteReading) -> pd.DataFrame:
-    """The features of a site as text: rate and interval, controls, exact value, likeliest label."""
+    """The features of a site as text: rate and interval, controls, exact value, and the likeliest label where it is another one."""
     features = part.features
     interval = [
-        "" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+        "" if math.isnan(low) else f"{low:.2f}-{high:.2f}"
         for low, high in zip(features["low"], features["high"], strict=True)
     ]
     rate = [
@@ -188,7 +194,7 @@ def shown_features(part: SiteReading) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "feature": features["feature"],
-            "value": features["value"],
+            "value": features["value"].map(cut),
             "rate": rate,
             "interval": interval,
             "chance": features["chance"].map(number),
@@ -196,8 +202,10 @@ def shown_features(part: SiteReading) -> pd.DataFrame:
             "prompt only": features["prompt_only"].map(number),
             "exact": features["exact"].map(number),
             "likeliest": [
-                f"{top} ({share:.2f})" if top else ""
-                for top, share in zip(features["likeliest"], features["its_share"], strict=True)
+                f"{cut(top)} {share:.2f}" if top and top != own else ""
+                for top, share, own in zip(
+                    features["likeliest"], features["its_share"], features["value"], strict=True
+                )
             ],
         }
     )

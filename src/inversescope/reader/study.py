@@ -79,7 +79,12 @@ def _find(root: Path, task: str, model: str) -> tuple[Config, str]:
         # A file that does not name the model has no experiment on it.
         if len(files) > 1 and model not in files[-1].read_text(encoding="utf-8"):
             continue
-        config = load_config(files)
+        try:
+            config = load_config(files)
+        except InputError:
+            if len(files) > 1:  # made to be laid over yet another file
+                continue
+            raise
         choices += [(config, name, files[-1].name) for name in _tasks(config, task, model)]
         if choices and len(files) == 1:
             break
