@@ -8,7 +8,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 #: What the package offers to other programs -> its module, imported when it is first asked for.
-OFFERED = {"open_study": "inversescope.reader.study"}
+OFFERED = {
+    "open_study": "inversescope.reader.study",
+    "Scope": "inversescope.reader.scope",
+    "templates": "inversescope.reader.scope",
+    "Reading": "inversescope.reader.reading",
+    "InputError": "inversescope.errors",
+}
 __all__ = ["__version__", *OFFERED]
 
 

@@ -72,6 +72,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "json": {"action": "store_true", "help": "print everything as JSON"},
     "targets": {"flag": "targets", "nargs": "*", "help": "what must be up to date (default: all study)"},
     "prompt": {"flag": "prompt", "help": "the prompt that is asked about"},
+    "prompts": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "no study: prompts to compare with (.txt, .jsonl, .parquet); --model is a folder, a .gguf file or a hub repository",
+    },
+    "template": {"help": "the prompt of a row of --prompts: its columns in braces; they are the features"},
+    "folder": {"type": Path, "help": "with --prompts: where files are kept for the next time"},
     "read_sites": {
         "flag": "--site",
         "action": "append",
@@ -252,6 +259,9 @@ COMMANDS = {
             "prompt",
             "task",
             "model",
+            "prompts",
+            "template",
+            "folder",
             "read_sites",
             "share",
             "epsilon",

@@ -20,6 +20,7 @@ from inversescope.store import Rows, file_hash, map_array, read_arrays, write_ar
 if TYPE_CHECKING:
     from inversescope.activations.batches import Batch
     from inversescope.activations.capture import Passes
+    from inversescope.targets.models import Target
 
 #: Bytes of activations a shard: what is held in memory, and what a killed run repeats, at most.
 SHARD = 1 << 28
@@ -27,13 +28,16 @@ SHARD = 1 << 28
 BLOCK = 1 << 25
 
 
-def extract_activations(context: Context, split: str) -> None:
+def extract_activations(context: Context, split: str, loaded: Target | None = None) -> None:
     """Write data/{task}/{model}/activations/{split}/{site}.safetensors for every site of the experiment.
 
     Distinct prompts are run in the order of their tokens, so that beginnings are shared. What they give is written shard by
     shard; a killed run goes on behind its finished shards. Per-site files are put together at the end, a block at a time: memory
     does not grow with the number of prompts. Row i belongs to prompt i of the split; at position `any` a prompt has an
     activation for each of its tokens.
+
+    Args:
+        loaded: the target model, if it is loaded already.
 
     Raises:
         InputError: the split is a selection of an enumerated prior, whose activations are those of another split.
@@ -50,7 +54,7 @@ def extract_activations(context: Context, split: str) -> None:
         )
     name, sites = f"extract_activations {split}", context.plan.sites
     index = context.prompt_ids(split)
-    target = load_target(context.made_target())
+    target = loaded or load_target(context.made_target())
     read = Progress(f"{name}, prompts read", len(index), echo)
     inputs = inputs_of(context.task, target, index, sites, lambda done, _: read(done))
     passes = Passes(target, inputs, sites, width=width_of(context.task, target, sites))

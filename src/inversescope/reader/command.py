@@ -31,6 +31,11 @@ def read(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
+    if arguments.prompts is not None:
+        from inversescope.reader.scope import Scope
+
+        text = {} if arguments.template is None else {"prompt": arguments.template}
+        return Scope(arguments.model, arguments.prompts, folder=arguments.folder, text=text)
     return open_study(arguments.task, arguments.model, arguments.root, arguments.config)
 
 

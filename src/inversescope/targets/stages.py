@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -14,6 +14,9 @@ from inversescope.errors import InputError
 from inversescope.store import read_json, read_table, write_json, write_table
 from inversescope.streams import stream
 from inversescope.workflow import paths
+
+if TYPE_CHECKING:
+    from inversescope.targets.models import Target
 
 #: What target.json says of the winner, as far as its candidate's does.
 KEPT = (
@@ -126,8 +129,8 @@ def select_target(context: Context) -> None:
     echo(f"select_target: {winner} of {len(table)} candidates")
 
 
-def fetch_target(context: Context) -> None:
-    """Resolve a target model from elsewhere and write data/{task}/{model}/target/target.json.
+def fetch_target(context: Context) -> Target:
+    """Resolve a target model from elsewhere, write data/{task}/{model}/target/target.json, and return it.
 
     Raises:
         InputError: it cannot be loaded, has other layers or heads than the configuration says, or its tokenizer does not encode
@@ -152,3 +155,4 @@ def fetch_target(context: Context) -> None:
     sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}
     write_json({**about, **sizes}, directory / "target.json")
     echo(f"fetch_target: {context.model_name} from {config.source} {path}")
+    return target
