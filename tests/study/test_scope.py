@@ -65,9 +65,11 @@ def by_hand(scope: Scope, site: str, prompt: str) -> tuple[np.ndarray, list[str]
     return 1.0 - unit[:-1] @ unit[-1], texts
 
 
-@pytest.mark.parametrize("prompt", [PROMPT, "Now the fox stood on the hill"])
-def test_cached_neighbours_are_read_without_training(scope: Scope, prompt: str) -> None:
-    read = scope.read(prompt, site="L1.resid_post")
+@pytest.mark.parametrize(("prompt", "epsilon"), [(PROMPT, None), ("Now the fox stood on the hill", 0.8)])
+def test_cached_neighbours_are_read_without_training(
+    scope: Scope, prompt: str, epsilon: float | None
+) -> None:
+    read = scope.read(prompt, site="L1.resid_post", epsilon=epsilon)
     d, texts = by_hand(scope, "L1.resid_post", prompt)
     epsilon = read.sites["epsilon"][0]
     near = [text for text, own in zip(texts, d, strict=True) if own < epsilon and text != prompt]

@@ -188,7 +188,7 @@ def shown_features(part: SiteReading) -> pd.DataFrame:
         for low, high in zip(features["low"], features["high"], strict=True)
     ]
     rate = [
-        number(rate) + ("?" if few else "")
+        number(rate) + ("?" if few and not math.isnan(rate) else "")
         for rate, few in zip(features["rate"], features["few"], strict=True)
     ]
     return pd.DataFrame(
