@@ -47,7 +47,7 @@ def main() -> None:
     values = measure(Path("."))
     out = Path("results/bench/study.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(values, indent=2) + "\n")
+    out.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(values, indent=2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from inversescope.config import merge
+from inversescope.config.load import read_layers
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.tasks import get_task
 
@@ -97,9 +99,11 @@ def write_config(root: Path, delta: dict[str, Any] | None = None) -> None:
 
 
 def default_values(delta: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The values of config/config.yaml as they are written, and a delta laid over them."""
+    """The values of config/config.yaml and of the files that it includes, as they are written, and a delta laid over them."""
     file = Path(__file__).resolve().parents[1] / "config/config.yaml"
-    return merge(yaml.safe_load(file.read_text()), delta or {})  # type: ignore[no-any-return]
+    values = json.loads(json.dumps(read_layers([file])))
+    values.pop("include", None)
+    return merge(values, delta or {})  # type: ignore[no-any-return]
 
 
 def make_target(root: Path, seed: int = 0) -> None:

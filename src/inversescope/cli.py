@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -202,7 +203,7 @@ def _config(arguments: argparse.Namespace) -> None:
         print(show(files, arguments.key))
     elif arguments.action == "schema":
         file = arguments.root / "config/schema.json"
-        file.write_text(to_schema())
+        file.write_text(to_schema(), encoding="utf-8")
         print(f"wrote {file}")
     else:
         load_config(files)
@@ -285,12 +286,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _limit_threads(vars(arguments).get("cores", vars(arguments).get("threads", 1)))
     log: Path | None = getattr(arguments, "log", None)
+    for stream in (sys.stdout, sys.stderr):
+        # What the locale cannot write is shown as escapes.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     stderr = sys.stderr
     handle: IO[str] | None = None
     try:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-            handle = log.open("w")
+            handle = log.open("w", encoding="utf-8")
             sys.stderr = _Tee(stderr, handle)
         return arguments.run(arguments) or 0
     except BrokenPipeError:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import default_values
@@ -17,8 +19,9 @@ from inversescope.cli import main
 from inversescope.config import Config, load_config, parse_config
 from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
-from inversescope.targets.tokenizers import task_tokenizer, word_tokenizer
+from inversescope.targets.tokenizers import encode, task_tokenizer, word_tokenizer
 from inversescope.tasks.automata import Automaton
+from inversescope.tasks.base import split_words
 from inversescope.tasks.text import NONE, TextTask
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +195,65 @@ def test_other_files(tmp_path: Path, kind: str) -> None:
     assert task.continuations(np.array([0])) == [""]
 
 
+#: Words that regular expressions cut differently, or normal forms change: combining marks, other scripts, emoji, digits, spaces.
+SCRIPTS = {
+    "Devanagari": ["भारत", "नेपाल", "हिन्दी", "दिल्ली"],
+    "Arabic with vowel signs": ["مِصْرُ", "عُمَانُ", "ٱلْيَمَنُ", "قَطَرُ"],
+    "Hebrew with points": ["יִשְׂרָאֵל", "מִצְרַיִם", "סִין", "הֹדּוּ"],
+    "Thai": ["ประเทศไทย", "ญี่ปุ่น", "จีน", "ลาว"],
+    "Hangul in single letters": ["\u1112\u1161\u11ab", "\u1100\u1173\u11af", "한국", "일본"],
+    "two normal forms": ["Pe\u0301rou", "Gr\u00e8ce", "Sue\u0300de", "C\u00f4te"],
+    "superscripts": ["m²", "CO₂", "x³", "½"],
+    "emoji of several characters": ["👩‍👩‍👧", "🇫🇷", "👍🏽", "❤️"],
+    "spaces of other kinds": ["a\u00a0b", "c\u3000d", "e\u2009f", "g\u2028h"],
+    "zero width": ["می\u200cخواهم", "a\u200db", "c\u200bd", "\u200ee"],
+    "letters beyond 16 bits": ["𝒜𝒷", "𠮷野", "𐍈", "🂡"],
+    "Turkish and German": ["İstanbul", "ılık", "ẞß", "ﬁn"],
+}
+
+
+@pytest.mark.parametrize("unit", ["word", "character"])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_any_text_comes_back_from_its_tokens(tmp_path: Path, script: str, unit: str) -> None:
+    write(
+        tmp_path, [{"form": f, "country": word} for f in ("The caf of", "é in") for word in SCRIPTS[script]]
+    )
+    task = TextTask(settings(answer=None, weight=None, features={}, token_unit=unit), tmp_path)
+    texts, tokenizer = task.texts(everything(task)), task_tokenizer(task)
+    ids = encode(tokenizer, texts)
+    assert [tokenizer.decode(one.tolist()) for one in ids] == texts
+    alone = [tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert [one.tolist() for one in ids] == alone, "whatever stands beside a text"
+    assert {word for text in texts for word in split_words(text)} <= set(task.words()) or unit == "character"
+
+
+def test_words_end_where_a_tokenizer_ends_them() -> None:
+    tokenizer = word_tokenizer(["a", " caf", "é", " café"])
+    assert tokenizer.convert_ids_to_tokens(encode(tokenizer, ["a café"])[0]) == ["a", " café"]
+
+
+def test_patterns_read_words_with_their_marks(tmp_path: Path) -> None:
+    write(
+        tmp_path, [{"form": form, "country": word} for form in ("x", "y") for word in SCRIPTS["Devanagari"]]
+    )
+    last = {"last": {"pattern": r"(\w+)$"}}
+    task = TextTask(settings(answer=None, weight=None, features=last), tmp_path)
+    assert task.feature_values["last"] == sorted(SCRIPTS["Devanagari"])
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("kind", ["jsonl", "txt"])
+def test_line_ends_and_byte_order_marks_are_none_of_the_text(
+    tmp_path: Path, kind: str, mark: str, ends: str
+) -> None:
+    texts = [f"{row['form']} {row['country']}" for row in rows()]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) if kind == "jsonl" else text for text in texts]
+    (tmp_path / f"corpus.{kind}").write_bytes((mark + ends.join([*lines, ""])).encode())
+    values = {"file": f"corpus.{kind}", "features": {"asks": FEATURES["asks"]}}
+    assert TextTask(TextConfig.model_validate(values), tmp_path)._texts == texts
+
+
 def test_positions_are_the_ends_of_slots(tmp_path: Path) -> None:
     task = corpus(tmp_path, prompt="{form}: {country}?")
     for name, column in (("form", "form"), ("country", "country")):
@@ -274,6 +336,21 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "gap": ({"file": "gap.jsonl"}, "corpus gap.jsonl, line 2: column 'country' is empty"),
     "blank prompt": ({"prompt": "{blank}", "file": "gap.jsonl"}, "line 1: the prompt is empty"),
     "weight": ({"weight": "country"}, "line 1: weight 'France' in column 'country' is no count"),
+    "folder": ({"file": "own", "format": "jsonl"}, "corpus own is a folder"),
+    "UTF-16": ({"file": "wide.txt"}, "corpus wide.txt is not UTF-8 (line 1: invalid start byte)"),
+    "half of a pair": ({"file": "half.jsonl"}, "line 1: column 'country' holds the character U+D83D, which is no text"),
+    "mark inside": ({"file": "inside.jsonl"}, "line 2: column 'country' holds the character U+FEFF"),
+    "carriage return": ({"file": "inside.parquet"}, "line 1: column 'country' holds the character U+000D"),
+    "end of text": ({"file": "end.jsonl"}, "line 1: column 'country' holds <|endoftext|>"),
+    "end in the template": ({"prompt": "<|endoftext|>{country}"}, "text.prompt holds <|endoftext|>"),
+    "two forms": ({"file": "forms.jsonl"}, "lines 1 and 2: column 'country' holds 'Pérou' in two Unicode normal forms"),
+    "truth": ({"file": "types.jsonl", "prompt": "{truth}"}, "line 1: column 'truth' holds True, a bool"),
+    "fraction": ({"file": "types.jsonl", "prompt": "{large}"}, "line 1: column 'large' holds 1e+16, a float"),
+    "mixed types": ({"file": "types.jsonl", "prompt": "{year}"}, "line 2: column 'year' holds '1969', but line 1 1969"),
+    "one key twice": ({"file": "twice.jsonl"}, "corpus twice.jsonl, line 1: no JSON ('form' stands there twice)"),
+    "one column twice": ({"file": "twice.parquet"}, "corpus twice.parquet is no Parquet file (Multiple matches"),
+    "endless nesting": ({"file": "deep.jsonl"}, "corpus deep.jsonl, line 1: no JSON"),
+    "weight that is true": ({"file": "types.jsonl", "weight": "truth", "prompt": "{form}"}, "in column 'truth' is no count"),
     "no feature": ({"prompt": "{code}", "features": {}}, "corpus corpus.jsonl has no feature"),
     "pattern in no prompt": ({"features": {"x": {"pattern": "(Atlantis)"}}}, "pattern '(Atlantis)' of feature 'x' is in no"),
     "one group of prompts": ({"held_out": 0.01}, "has 24 prompts, of which a share of 0.01 is 0"),
@@ -314,6 +391,22 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "latin.txt").write_bytes("Orléans\n".encode("latin-1"))
     (root / "empty.jsonl").write_text("\n")
     (root / "empty.txt").write_text("\n \n")
+    (root / "wide.txt").write_text("Peru\n", encoding="utf-16")
+    plain = {"form": "People in", "code": "P", "copies": 1, "continent": "A"}
+    for name, countries in {
+        "half": ["\ud83d"],
+        "inside": ["Peru", "\ufeffChad"],
+        "end": ["Peru<|endoftext|>"],
+        "forms": ["Pérou", "Pe\u0301rou"],
+    }.items():
+        write(root, [{**plain, "country": country} for country in countries], f"{name}.jsonl")
+    pd.DataFrame([{**plain, "country": "Peru\r\n"}]).to_parquet(root / "inside.parquet")
+    types = [{"truth": True, "large": 1e16, "year": 1969}, {"truth": False, "large": 2, "year": "1969"}]
+    write(root, [{**plain, "country": "Peru", **more} for more in types], "types.jsonl")
+    (root / "twice.jsonl").write_text('{"form": "a", "form": "b"}\n')
+    names = ["form", "country", "country", "code", "copies", "continent"]
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 6, names=names), root / "twice.parquet")
+    (root / "deep.jsonl").write_text("[" * 100_000)
     write(root, [{**rows()[0], "blank": " "}, {**rows()[1], "country": None, "blank": "b"}], "gap.jsonl")
     (root / "own/fails.py").write_text("def label(text):\n    return 1 / 0\n")
     (root / "own/broken.py").write_text("def\n")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import string
 from pathlib import Path
 from typing import Literal
 
+import regex
 from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.strict import Strict
@@ -167,8 +167,8 @@ class TextFeatureConfig(Strict):
             raise ValueError("a feature has exactly one of column, pattern and function")
         if self.pattern is not None:
             try:
-                compiled = re.compile(self.pattern)
-            except re.error as error:
+                compiled = regex.compile(self.pattern)
+            except regex.error as error:
                 raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from None
             if not compiled.groups:
                 raise ValueError(f"pattern {self.pattern!r} has no group: put the label in parentheses")

@@ -174,7 +174,7 @@ def _row(root: Path, path: str, line: int | None) -> dict[str, str]:
     file = root / path
     if not file.is_file():
         raise InputError(f"{path} does not exist here", "run make restore, or name the file alone")
-    with file.open(newline="") as text:
+    with file.open(newline="", encoding="utf-8") as text:
         rows = list(csv.reader(text))
     if not 2 <= line <= len(rows):
         raise InputError(f"{path} has no row at line {line}", f"its rows are at lines 2 to {len(rows)}")
@@ -183,10 +183,10 @@ def _row(root: Path, path: str, line: int | None) -> dict[str, str]:
 
 def _part_with_row(root: Path, record: Record, path: str, line: int) -> str:
     """The input that holds the very same row under the same header: the number then comes by way of that file alone."""
-    lines = (root / path).read_text().splitlines()
+    lines = (root / path).read_text(encoding="utf-8").splitlines()
     for name in record.inputs:
         if name.endswith(".csv") and (root / name).is_file():
-            part = (root / name).read_text().splitlines()
+            part = (root / name).read_text(encoding="utf-8").splitlines()
             if part[:1] == lines[:1] and lines[line - 1] in part[1:]:
                 return name
     return ""
@@ -195,7 +195,7 @@ def _part_with_row(root: Path, record: Record, path: str, line: int) -> str:
 def _git(root: Path, *arguments: str) -> str:
     """What a git command prints; empty if it fails or there is no git."""
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8")
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""
@@ -284,7 +284,7 @@ class _Tree:
         if Path(output).name not in ("meta.json", "target.json"):
             return {}
         try:
-            return dict(json.loads((self.root / output).read_text()))
+            return dict(json.loads((self.root / output).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return {}
 

@@ -114,7 +114,7 @@ def snakemake_records(root: Path) -> dict[str, dict[str, Any]]:
             try:
                 # Long names are split into folders whose names begin with @.
                 encoded = "".join(part.removeprefix("@") for part in above) + file.name
-                values = json.loads(file.read_text())
+                values = json.loads(file.read_text(encoding="utf-8"))
                 if values["record_format_version"] != RECORD_FORMAT:
                     raise InputError(
                         f"{file} is a record of format {values['record_format_version']}, not {RECORD_FORMAT}",
@@ -205,7 +205,7 @@ def restore_records(root: Path) -> dict[str, Record]:
         pieces = [encoded[i : i + length] for i in range(0, len(encoded), length)]
         file = Path(root, RECORDS, *(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
+        file.write_text(json.dumps(values), encoding="utf-8")
     return adopted_records(root)
 
 

@@ -59,7 +59,7 @@ def run_again(
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str((root / "src").resolve()), "PYTHONHASHSEED": "0"},
             capture_output=True,
-            text=True,
+            encoding="utf-8",
         )
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -125,7 +125,7 @@ def compare(old: Path, new: Path) -> str:
 def _timeless(file: Path) -> object:
     """The content of a file without measured times."""
     if file.suffix == ".json":
-        return _drop(json.loads(file.read_text()))
+        return _drop(json.loads(file.read_text(encoding="utf-8")))
     if file.suffix in (".csv", ".parquet"):
         from inversescope.store import read_table
 

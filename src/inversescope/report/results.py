@@ -39,10 +39,12 @@ def results_page(root: Path) -> str:
         for file in files:
             name = max((name for name in titles if file.stem.endswith(f"_{name}")), key=len)
             model = file.stem.removeprefix(task).removesuffix(name).strip("_")
-            parts.append(f"### {titles[name]}{f': {model}' if model else ''}\n\n{file.read_text()}")
+            parts.append(
+                f"### {titles[name]}{f': {model}' if model else ''}\n\n{file.read_text(encoding='utf-8')}"
+            )
     return "\n".join(parts)
 
 
 def write_results(root: Path) -> None:
     """Write the page to docs/results.md below the repository's root."""
-    (root / PAGE).write_text(results_page(root))
+    (root / PAGE).write_text(results_page(root), encoding="utf-8")

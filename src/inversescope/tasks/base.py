@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 SPLITS = ("train", "test")
 #: What a target model is trained on, tested on up to its gate, and tested on besides.
 TARGET_PARTS = ("train", "gate", "held_out")
+#: What ends a text, and what stands for an unknown word, in tokenizers that are made here.
+END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 #: One token of a word-level tokenizer: a word with the space before it, a mark, or a space that no word follows.
 WORD = r" ?\w+|[^\w\s]|\s"
 

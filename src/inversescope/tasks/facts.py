@@ -197,7 +197,7 @@ def limited(table: FactTable, n_entities: int | None, n_templates: int | None) -
 
 def read_sums(path: Path) -> dict[str, str]:
     """File name -> SHA-256, from a file in sha256sum's format; folders in front of names are left out."""
-    lines = [line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip()]
+    lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return {Path(name.lstrip("* ")).name: digest for digest, name in lines}
 
 

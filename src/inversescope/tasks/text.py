@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from inversescope.config.tasks import TextConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import Task, held_out, split_words
-from inversescope.tasks.corpus import Labeller, inside, labeller, read_corpus
+from inversescope.tasks.corpus import Labeller, as_strings, check_text, inside, labeller, read_corpus
 
 #: Label of prompts of the corpus in which a regular expression finds nothing.
 NONE = "(none)"
@@ -56,6 +57,7 @@ class TextTask(Task):
         if frame.empty:
             raise InputError(f"{self._where} has no prompt", "give a file with one prompt a row")
         pieces, described = config.pieces, config.described
+        check_text("".join(text for text, _ in pieces), "text.prompt")
         columns = list(dict.fromkeys(column for _, column in pieces if column is not None))
         used = [*columns, *described.values(), config.answer, config.split_by]
         rows = {column: self._strings(frame, column) for column in dict.fromkeys(c for c in used if c)}
@@ -87,7 +89,11 @@ class TextTask(Task):
     # Reading
 
     def _strings(self, frame: pd.DataFrame, column: str) -> list[str]:
-        """A column as strings. Raises `InputError` if it is missing, or empty somewhere."""
+        """A column as strings. Raises `InputError` if it is missing, empty somewhere, or no column of one kind (`as_strings`)."""
+        return as_strings(self._values(frame, column), frame.index.tolist(), self._where, column)
+
+    def _values(self, frame: pd.DataFrame, column: str) -> list[Any]:
+        """A column. Raises `InputError` if it is missing, or empty somewhere."""
         if column not in frame.columns:
             known = ", ".join(map(str, frame.columns)) or "none"
             raise InputError(f"{self._where} has no column '{column}'", f"its columns are: {known}")
@@ -95,19 +101,14 @@ class TextTask(Task):
         for line, value in zip(frame.index, values, strict=True):
             if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
                 raise InputError(f"{self._where}, line {line}: column '{column}' is empty", "fill it in")
-            if not isinstance(value, str | int | float | bool | np.generic):
-                raise InputError(
-                    f"{self._where}, line {line}: column '{column}' holds a {type(value).__name__}",
-                    "use columns of strings or numbers",
-                )
-        return [str(value) for value in values]
+        return list(values)
 
     def _weights(self, frame: pd.DataFrame) -> np.ndarray:
         if self.config.weight is None:
             return np.ones(len(frame), np.int64)
         column = self.config.weight
-        values = self._strings(frame, column)
-        numbers = pd.to_numeric(pd.Series(values), errors="coerce").to_numpy(float)
+        values = [None if isinstance(value, bool) else value for value in self._values(frame, column)]
+        numbers = pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").to_numpy(float)
         bad = ~(np.isfinite(numbers) & (numbers >= 0) & (numbers == np.floor(numbers)) & (numbers < 2**31))
         if bad.any():
             row = int(bad.argmax())

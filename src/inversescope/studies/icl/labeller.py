@@ -129,7 +129,7 @@ class Labeller:
         """Read the cache. A line that a killed run did not finish is passed over."""
         if self.cache is None or not self.cache.is_file():
             return
-        for line in self.cache.read_text().splitlines():
+        for line in self.cache.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
                 self._known[str(row["key"])] = str(row["label"])
@@ -141,7 +141,7 @@ class Labeller:
         if self.cache is None:
             return
         self.cache.parent.mkdir(parents=True, exist_ok=True)
-        with self.cache.open("a") as lines:
+        with self.cache.open("a", encoding="utf-8") as lines:
             # A killed run may have left half a line.
             broken = self.cache.stat().st_size and not self.cache.read_bytes().endswith(b"\n")
             lines.write("\n" if broken else "")
