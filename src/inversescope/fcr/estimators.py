@@ -94,13 +94,19 @@ class GeneratorDraws:
 
 
 def combined(cache: CacheDraws, generator: GeneratorDraws) -> Estimate:
-    """Multiple importance sampling of cached neighbours and accepted candidates.
+    """Multiple importance sampling of cached neighbours and accepted candidates (`combined_weights`)."""
+    match = np.concatenate([cache.match, generator.match[generator.kernel > 0]])
+    return weighted_match(match, combined_weights(cache, generator))
+
+
+def combined_weights(cache: CacheDraws, generator: GeneratorDraws) -> np.ndarray:
+    """Weights of the cached neighbours, then of the accepted candidates, float64 (m + accepted,); all 0 if none can be weighed.
 
     Sparse cells use the balance heuristic: a prompt's weight is kernel * prior / (n0 p0 + n1 q), with n0 cached prompts drawn from
     p0 and n1 candidates from q, whichever of the two it came from. In dense cells (`log_q` is None) the cache alone speaks
     for the prompts that it can hold and the candidates for the rest (the test prompts; held-out name pairs, if the cache has
     none): also a partition of unity, so also unbiased, and no q of thousands of neighbours is needed. Weights are truncated as
-    in `reweighted`.
+    in `reweighted`. Labels (`match`) play no part.
     """
     n1 = len(generator.kernel)
     keep = generator.kernel > 0
@@ -119,11 +125,9 @@ def combined(cache: CacheDraws, generator: GeneratorDraws) -> Estimate:
         mixture = np.logaddexp(log_n0 + generator.log_density[keep], drawn_base)
         drawn_log = np.log(generator.kernel[keep]) + generator.log_prior[keep] - mixture
     log_weight = np.concatenate([cached_log, drawn_log])
-    match = np.concatenate([cache.match, generator.match[keep]])
-    if not log_weight.size or not np.isfinite(log_weight).any():
-        return Estimate.missing()
-    weight = relative_weights(log_weight)
-    return weighted_match(match, truncate_weights(weight))
+    if not np.isfinite(log_weight).any():
+        return np.zeros(len(log_weight))
+    return truncate_weights(relative_weights(log_weight))
 
 
 @dataclass

@@ -62,7 +62,7 @@ def estimate_fcr(context: Context, variants: Sequence[str], sites: Sequence[str]
 
 def _estimate(context: Context, variants: Sequence[str], site: str, out: str) -> None:
     base = context.results / out if out else context.results
-    here, epsilons = _load_site(context, site), context.epsilons(site)
+    here, epsilons = load_site(context, site), context.epsilons(site)
     if not out:
         chains = context.path(paths.MCMC, site=site)
         states = read_table(need(chains, "run_mcmc")) if context.plan.has_chains else None
@@ -93,14 +93,15 @@ def _estimate(context: Context, variants: Sequence[str], site: str, out: str) ->
     echo(f"estimate_fcr {site}: {len(cells)} cells, {len(rates)} rates")
 
 
-def _load_site(context: Context, label: str) -> SiteCells:
+def load_site(context: Context, label: str) -> SiteCells:
     """What the estimators know of a site."""
     kernel, task = context.config.kernel, context.task
     test, train = (
         context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy() for split in ("test", "train")
     )
-    cache = Cache(np.array(context.activations("train", label)), kernel.distance)
-    queries = cache.prepare(np.array(context.activations("test", label)))
+    z, z_train = (np.array(context.activations(split, label)) for split in ("test", "train"))
+    cache = Cache(z_train, kernel.distance)
+    queries = cache.prepare(z)
     exact = read_table(need(context.path(paths.EXACT, site=label), "compute_exact"))
     return SiteCells(
         context=context,
@@ -113,6 +114,8 @@ def _load_site(context: Context, label: str) -> SiteCells:
         nearest=cache.nearest(queries)[0],
         labels=task.features_of(test),
         train_labels=task.features_of(train),
+        z=z,
+        z_train=z_train,
     )
 
 

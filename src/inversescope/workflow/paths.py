@@ -45,6 +45,10 @@ MCMC = "results/{task}/{model}/mcmc/{site}.parquet"
 CELLS = "results/{task}/{model}/{group}cells/{site}.parquet"
 SITE_TABLE = "results/{task}/{model}/{table}/{site}.csv"
 
+#: Exact posteriors of all questions, and judged answers to them; those of further variants in the folder of their group.
+POSTERIORS = "results/{task}/{model}/posteriors.parquet"
+ANSWERS = "results/{task}/{model}/{group}answers.parquet"
+
 #: Shuffled activations of a corpus at all positions but the first, and the sparse autoencoders that are trained on them.
 POSITIONS = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
 AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"

@@ -1,0 +1,62 @@
+"""Distributions of a feature's values: the exact posterior of each target, and what weighted prompts say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from inversescope.kernel.distances import distance_of
+from inversescope.kernel.kernel import kernel_values, support_radius
+
+
+def exact_posteriors(
+    queries: np.ndarray,
+    reference: np.ndarray,
+    labels: Mapping[str, np.ndarray],
+    sizes: Mapping[str, int],
+    epsilon: float,
+    distance: str = "cosine",
+    kind: str = "hard",
+    block: int = 16384,
+) -> dict[str, np.ndarray]:
+    """Weigh reference prompts by the kernel: P(f(x) = v | z) of each target and value, without any generator.
+
+    What `exact_reference` says of the target's own value, this says of every value.
+
+    Args:
+        queries: prepared target activations (Q, d); reference: activations (N, d) or (N, P, d), prepared block by block.
+        labels: feature -> codes (N,) of the reference prompts, -1 where it has none.
+        sizes: feature -> its number V of values.
+        epsilon: the bandwidth.
+
+    Returns:
+        feature -> (Q, V); a row is NaN where no prompt with a value is within reach.
+    """
+    metric, radius = distance_of(distance), np.float32(support_radius(epsilon, kind))
+    sums = {name: np.zeros((len(queries), size)) for name, size in sizes.items()}
+    for low in range(0, len(reference), block):
+        part = slice(low, low + block)
+        d = metric.between(queries, metric.prepare(np.asarray(reference[part])))
+        flat = np.flatnonzero(d < radius)
+        owner, row = np.divmod(flat, d.shape[1])
+        weight = kernel_values(d.ravel()[flat], epsilon, kind)
+        for name, total in sums.items():
+            total += label_sums(owner, labels[name][part][row], weight, *total.shape)
+    return {name: as_shares(total) for name, total in sums.items()}
+
+
+def label_sums(
+    owner: np.ndarray, label: np.ndarray, weight: np.ndarray, queries: int, size: int
+) -> np.ndarray:
+    """Sums (queries, size) of the weights (n,) of prompts by the query that they belong to and by label; -1 counts for none."""
+    known = label >= 0
+    key = owner[known] * size + label[known]
+    return np.bincount(key, weights=weight[known], minlength=queries * size).reshape(queries, size)
+
+
+def as_shares(sums: np.ndarray) -> np.ndarray:
+    """Rows of non-negative sums (Q, V) as distributions, NaN where a row is 0."""
+    total = sums.sum(1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(total > 0, sums / total, np.nan)

@@ -1,0 +1,309 @@
+"""Stage `score_readers`: what controls and variants answer to the questions of an experiment, judged by the exact posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from inversescope.context import Context, echo, need
+from inversescope.errors import InputError
+from inversescope.fcr.cells import SiteCells
+from inversescope.fcr.estimators import GeneratorDraws, combined_weights
+from inversescope.fcr.generated import VariantCells
+from inversescope.fcr.posterior import as_shares, exact_posteriors, label_sums
+from inversescope.fcr.stages import load_site
+from inversescope.kernel.bandwidths import one_position
+from inversescope.kernel.distances import distance_of
+from inversescope.kernel.kernel import support_radius
+from inversescope.progress import Progress
+from inversescope.reader.score import CERTAIN, READER, Answers, judged
+from inversescope.store import read_table, write_table
+from inversescope.workflow import paths
+
+#: Cached prompts that the linear probe is fitted to, at most, and how far their covariance is shrunk towards the identity.
+PROBED, SHRINKAGE = 4096, 1e-3
+#: Columns of the table of answers in which few values recur.
+_NAMES = [*READER, "site", "feature"]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Questions of one experiment with their exact answers.
+
+    Attributes:
+        values: feature -> its values.
+        targets: target prompts that the task counts, ascending rows of the test split.
+        prior: feature -> (V,) shares of the reference prompts.
+    """
+
+    values: dict[str, list[str]]
+    targets: np.ndarray
+    prior: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, context: Context) -> Truth:
+        """The questions of an experiment: its headline features."""
+        task, features = context.task, context.config.fcr.features
+        labels = task.features_of(context.prompt_ids("reference"))
+        values = {name: list(task.feature_values[name]) for name in features}
+        counts = {n: np.bincount(labels[n][labels[n] >= 0], minlength=len(values[n])) for n in features}
+        counted = np.flatnonzero(task.counted(context.prompt_ids("test")))
+        return cls(values, counted, {name: count / count.sum() for name, count in counts.items()})
+
+
+def score_readers(context: Context, variants: Sequence[str], out: str = "") -> None:
+    """Judge the answers of controls and variants at every site that all of the variants read, at the headline bandwidth.
+
+    Writes results/.../answers.parquet: reader, estimator, site, feature, target_id and the columns of `score.judged`; and
+    results/.../posteriors.parquet, the exact answers at all sites: site, feature, target_id, value, probability (positive ones).
+    With `out` the answers go to results/.../{out}/, of the variants alone, and the exact ones are read.
+
+    Raises:
+        InputError: no site is read by all of the variants.
+    """
+    shared = _shared(context, variants)
+    sites = shared if out else context.plan.labels
+    truth, progress = Truth.of(context), Progress("score_readers", len(sites), echo)
+    reference = {} if out else context.task.features_of(context.prompt_ids("reference"))
+    known = read_table(need(context.path(paths.POSTERIORS), "score_readers")) if out else None
+    answers, posteriors = [], []
+    for done, label in enumerate(sites, 1):
+        here = load_site(context, label)
+        if known is None:
+            exact = _exact(here, truth, reference)
+            posteriors.append(_listed(exact, label, truth))
+        else:
+            exact = unlisted(known[known["site"] == label], truth)
+        if label in shared:
+            said = {} if out else _controls(here, exact, truth)
+            for variant in variants:
+                said |= {(variant, name): one for name, one in _variant(here, variant, truth).items()}
+            answers += _judged(said, exact, truth, label)
+        progress(done)
+    base = context.results / out if out else context.results
+    write_table(_small(pd.concat(answers, ignore_index=True), _NAMES), base / "answers.parquet")
+    if posteriors:
+        table = _small(pd.concat(posteriors, ignore_index=True), ["site", "feature", "value"])
+        write_table(table, context.path(paths.POSTERIORS))
+    echo(f"score_readers: {len(shared)} sites, {len(truth.targets)} targets, {len(truth.values)} features")
+
+
+def _shared(context: Context, variants: Sequence[str]) -> list[str]:
+    """Sites that all variants read, so that all are asked the same questions."""
+    plan = context.plan
+    read = [{site.label for site in plan.sites_of(name)} for name in variants]
+    shared = [label for label in plan.labels if all(label in of for of in read)]
+    if not shared:
+        raise InputError(
+            f"no site is read by all of {', '.join(variants)}",
+            "let their `sites` in the configuration overlap",
+        )
+    return shared
+
+
+def _exact(here: SiteCells, truth: Truth, reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    context, kernel = here.context, here.context.config.kernel
+    return exact_posteriors(
+        distance_of(kernel.distance).prepare(here.z[truth.targets]),
+        context.activations("reference", here.site.label),
+        reference,
+        {name: len(values) for name, values in truth.values.items()},
+        context.headline(here.site.label),
+        kernel.distance,
+        kernel.kind,
+    )
+
+
+def _listed(exact: Mapping[str, np.ndarray], label: str, truth: Truth) -> pd.DataFrame:
+    """Exact answers (targets, V) of each feature at a site as rows; a question without an answer has none."""
+    parts = []
+    for name, shares in exact.items():
+        row, value = np.nonzero(np.nan_to_num(shares))
+        columns = {"site": label, "feature": name, "target_id": truth.targets[row]}
+        columns |= {"value": np.array(truth.values[name])[value], "probability": shares[row, value]}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def unlisted(rows: pd.DataFrame, truth: Truth) -> dict[str, np.ndarray]:
+    """Exact answers of one site (targets, V) by feature, from their rows; NaN where a question has none."""
+    found = {}
+    for name, values in truth.values.items():
+        of = rows[rows["feature"] == name]
+        shares = np.zeros((len(truth.targets), len(values)))
+        at = (
+            np.searchsorted(truth.targets, of["target_id"]),
+            pd.Index(values).get_indexer(of["value"].astype(str)),
+        )
+        shares[at] = of["probability"]
+        shares[shares.sum(1) == 0] = np.nan
+        found[name] = shares
+    return found
+
+
+def _judged(
+    said: Mapping[tuple[str, str], Mapping[str, Answers]],
+    exact: Mapping[str, np.ndarray],
+    truth: Truth,
+    label: str,
+) -> list[pd.DataFrame]:
+    """What every reader said at a site, judged; questions without an exact answer are left out."""
+    parts = []
+    for (reader, estimator), by_feature in said.items():
+        for name, answers in by_feature.items():
+            asked = ~np.isnan(exact[name]).any(1)
+            prior = np.broadcast_to(truth.prior[name], exact[name].shape)
+            frame = judged(
+                exact[name][asked], prior[asked], Answers(answers.shares[asked], answers.samples[asked])
+            )
+            keys = {"site": label, "feature": name, "target_id": truth.targets[asked]}
+            parts.append(frame.assign(reader=reader, estimator=estimator, **keys))
+    return parts
+
+
+def _small(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """The table with few distinct texts as categories."""
+    return frame.assign(**{name: frame[name].astype("category") for name in names})
+
+
+# ------------------------------------------------------------------------------------------------------------ controls
+def _controls(
+    here: SiteCells, exact: Mapping[str, np.ndarray], truth: Truth
+) -> dict[tuple[str, str], dict[str, Answers]]:
+    """What is said without a reader: docs/score.md tells what each control knows."""
+    context, label, targets = here.context, here.site.label, truth.targets
+    # At several positions, of each prompt one: the probe is linear in one activation.
+    probe = LinearProbe(one_position(here.z_train[:PROBED]))
+    near = [here.cached(int(target), context.headline(label)) for target in targets]
+    owner = np.repeat(np.arange(len(targets)), [len(rows) for rows, _ in near])
+    rows, weight = (np.concatenate(part) for part in zip(*near, strict=True))
+    said = {
+        ("cache", ""): _told(truth, [(owner, {n: here.train_labels[n][rows] for n in truth.values}, weight)])
+    }
+    for name, values in truth.values.items():
+        size, cached = len(values), here.train_labels[name]
+        by_feature = {
+            "exact": Answers.stated(exact[name]),
+            "prior": Answers.stated(np.broadcast_to(truth.prior[name], exact[name].shape)),
+            "prompt only": Answers.point(here.labels[name][targets], size, CERTAIN),
+            "shuffled activation": Answers.stated(np.roll(exact[name], 1, axis=0)),
+            "nearest neighbour": Answers.point(cached[here.nearest[targets]], size, 1.0),
+            "linear probe": Answers.stated(probe.shares(cached[:PROBED], here.z[targets], size)),
+        }
+        for reader, answers in by_feature.items():
+            said.setdefault((reader, ""), {})[name] = answers
+    return said
+
+
+class LinearProbe:
+    """Linear discriminant analysis of activations (N, d): probabilities of labels, their logarithms linear in an activation."""
+
+    def __init__(self, z: np.ndarray) -> None:
+        self.centre = z.mean(0, dtype=np.float64)
+        self.z = z - self.centre
+        self.scatter = self.z.T @ self.z
+
+    def shares(self, labels: np.ndarray, queries: np.ndarray, size: int) -> np.ndarray:
+        """Probabilities (Q, size) of the labels at queries (Q, d), from the labels (N,) of the activations, -1 = none."""
+        from scipy import linalg
+
+        known = labels >= 0
+        counts = np.bincount(labels[known], minlength=size).astype(float)
+        sums = np.zeros((size, self.z.shape[1]))
+        np.add.at(sums, labels[known], self.z[known])
+        means = sums / np.maximum(counts, 1.0)[:, None]
+        unknown = self.z[~known]
+        within = (self.scatter - unknown.T @ unknown - (means * counts[:, None]).T @ means) / max(
+            1, known.sum()
+        )
+        # Some directions tell a label for certain: without this they would have no spread at all.
+        within += (SHRINKAGE * np.trace(within) / len(within) + 1e-12) * np.eye(len(within))
+        slopes = linalg.solve(within, means.T, assume_a="pos")
+        with np.errstate(divide="ignore"):
+            constant = np.log(counts / counts.sum()) - 0.5 * (means.T * slopes).sum(0)
+        logits = (queries - self.centre) @ slopes + constant
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        return shares / shares.sum(1, keepdims=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ variants
+def _variant(here: SiteCells, variant: str, truth: Truth) -> dict[str, dict[str, Answers]]:
+    """What a variant's candidates say: `generated`, the accepted ones; and `combined` with the cached neighbours.
+
+    Candidates of the variant's headline decoding setting, judged by the headline bandwidth.
+    """
+    context, epsilon = here.context, here.context.headline(here.site.label)
+    rows = context.cache_rows(context.config.variant(variant))
+    cells = VariantCells(here, context.plan.generator_of(variant), variant, rows)
+    samples, q_of, mixes = _candidates(cells, epsilon)
+    drawn = cells.candidates(samples, epsilon)
+    owner = np.searchsorted(truth.targets, samples["target_id"].to_numpy())
+    said = {"generated": _told(truth, [(owner, drawn.labels, (drawn.kernel > 0).astype(float))])}
+    if mixes:
+        count = len(truth.targets)
+        ends = np.searchsorted(owner, np.arange(count + 1))
+        weight, cached_rows, cached_weight = np.zeros(len(owner)), [], []
+        for number, target in enumerate(truth.targets):
+            part = slice(ends[number], ends[number + 1])
+            near, cached = cells.cache_draws(int(target), epsilon, q_of.get(int(target)))
+            of = [getattr(drawn, name)[part] for name in ("kernel", "log_prior", "log_density", "log_q")]
+            both = combined_weights(cached, GeneratorDraws(np.empty(0), *of))
+            weight[part][of[0] > 0] = both[len(near) :]
+            cached_rows.append(near)
+            cached_weight.append(both[: len(near)])
+        cached_owner = np.repeat(np.arange(count), [len(near) for near in cached_rows])
+        near = np.concatenate(cached_rows)
+        labels = {name: here.train_labels[name][near] for name in truth.values}
+        cache = cached_owner, labels, np.concatenate(cached_weight)
+        said["combined"] = _told(truth, [cache, (owner, drawn.labels, weight)])
+    return said
+
+
+def _told(
+    truth: Truth, parts: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]]
+) -> dict[str, Answers]:
+    """What weighted prompts say of each feature.
+
+    Args:
+        parts: of the prompts (n,), the question's number among the targets, labels by feature and weights.
+    """
+    count, said = len(truth.targets), {}
+    total, squares = (
+        sum(np.bincount(owner, weights=weight**power, minlength=count) for owner, _, weight in parts)
+        for power in (1, 2)
+    )
+    samples = np.divide(np.square(total), squares, out=np.zeros(count), where=np.asarray(squares) > 0)
+    for name, values in truth.values.items():
+        sums = [
+            label_sums(owner, labels[name], weight, count, len(values)) for owner, labels, weight in parts
+        ]
+        said[name] = Answers(as_shares(np.sum(sums, 0)), samples)
+    return said
+
+
+def _candidates(cells: VariantCells, epsilon: float) -> tuple[pd.DataFrame, dict[int, pd.Series], bool]:
+    """Candidates by target under the variant's headline decoding setting, log q of each target's cached neighbours by row where it
+    was computed, and whether the variant may be combined with the cache.
+
+    A variant that is not read at the headline bandwidth gives the candidates of its own one, accepted or refused anew.
+    """
+    context, label, variant = cells.site.context, cells.site.site.label, cells.variant
+    samples, log_q = (
+        read_table(need(context.samples_path(cells.generator, variant, label, suffix), "sample_prompts"))
+        for suffix in (".parquet", ".cache.parquet")
+    )
+    trained = context.epsilon(context.config.bandwidth_of(variant), label)
+    at = epsilon if epsilon in set(samples["epsilon"]) else trained
+    decoding = context.config.decodings_of(variant, at == trained, cells.site.site.head is not None)[0]
+    counted = context.task.counted(cells.site.test)[samples["target_id"]]
+    samples = samples[(samples["epsilon"] == at) & (samples["decoding"] == decoding) & counted]
+    samples = samples.sort_values("target_id", kind="stable")
+    if at != epsilon:
+        radius = np.float32(support_radius(epsilon, context.config.kernel.kind))
+        samples = samples.assign(accepted=samples["parsed"].astype(bool) & (samples["distance"] < radius))
+    known = log_q[log_q["epsilon"] == epsilon].groupby("target_id")
+    q_of = {int(t): pd.Series(g["logq"].to_numpy(), index=g["row"].to_numpy()) for t, g in known}
+    return samples, q_of, decoding == "plain" and not cells.alone
