@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
-from inversescope.errors import InputError
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import GeneratorDraws, combined_weights
 from inversescope.fcr.generated import VariantCells
@@ -55,53 +54,38 @@ class Truth:
 
 
 def score_readers(context: Context, variants: Sequence[str], out: str = "") -> None:
-    """Judge the answers of controls and variants at every site that all of the variants read, at the headline bandwidth.
+    """Judge the answers of controls, and of variants at the sites that each reads, at the headline bandwidth.
 
     Writes results/.../answers.parquet: reader, estimator, site, feature, target_id and the columns of `score.judged`; and
-    results/.../posteriors.parquet, the exact answers at all sites: site, feature, target_id, value, probability (positive ones).
-    With `out` the answers go to results/.../{out}/, of the variants alone, and the exact ones are read.
-
-    Raises:
-        InputError: no site is read by all of the variants.
+    results/.../posteriors.parquet, the exact answers: site, feature, target_id, value, probability (positive ones). With `out` the
+    variants' answers alone go to results/.../{out}/, and the exact ones are read.
     """
-    shared = _shared(context, variants)
-    sites = shared if out else context.plan.labels
+    sites = context.plan.labels_of(variants) if out else context.plan.labels
     truth, progress = Truth.of(context), Progress("score_readers", len(sites), echo)
     reference = {} if out else context.task.features_of(context.prompt_ids("reference"))
-    known = read_table(need(context.path(paths.POSTERIORS), "score_readers")) if out else None
-    answers, posteriors = [], []
+    known = exact_answers(context, truth) if out else {}
+    answers, listed = [], []
     for done, label in enumerate(sites, 1):
         here = load_site(context, label)
-        if known is None:
-            exact = _exact(here, truth, reference)
-            posteriors.append(_listed(exact, label, truth))
+        said: dict[tuple[str, str], dict[str, Answers]] = {}
+        if out:
+            exact = {name: known[label, name] for name in truth.values}
         else:
-            exact = unlisted(known[known["site"] == label], truth)
-        if label in shared:
-            said = {} if out else _controls(here, exact, truth)
-            for variant in variants:
-                said |= {(variant, name): one for name, one in _variant(here, variant, truth).items()}
-            answers += _judged(said, exact, truth, label)
+            exact = _exact(here, truth, reference)
+            listed.append(_listed(exact, label, truth))
+            said = control_answers(here, exact, truth)
+        for variant in variants:
+            if label in context.plan.labels_of([variant]):
+                said |= {(variant, name): of for name, of in variant_answers(here, variant, truth).items()}
+        answers += _judged(said, exact, truth, label)
         progress(done)
-    base = context.results / out if out else context.results
-    write_table(_small(pd.concat(answers, ignore_index=True), _NAMES), base / "answers.parquet")
-    if posteriors:
-        table = _small(pd.concat(posteriors, ignore_index=True), ["site", "feature", "value"])
-        write_table(table, context.path(paths.POSTERIORS))
-    echo(f"score_readers: {len(shared)} sites, {len(truth.targets)} targets, {len(truth.values)} features")
-
-
-def _shared(context: Context, variants: Sequence[str]) -> list[str]:
-    """Sites that all variants read, so that all are asked the same questions."""
-    plan = context.plan
-    read = [{site.label for site in plan.sites_of(name)} for name in variants]
-    shared = [label for label in plan.labels if all(label in of for of in read)]
-    if not shared:
-        raise InputError(
-            f"no site is read by all of {', '.join(variants)}",
-            "let their `sites` in the configuration overlap",
-        )
-    return shared
+    group = f"{out}/" if out else ""
+    table = pd.concat(answers, ignore_index=True)
+    write_table(_small(table, _NAMES), context.path(paths.ANSWERS, group=group))
+    if listed:
+        table = pd.concat(listed, ignore_index=True)
+        write_table(_small(table, ["site", "feature", "value"]), context.path(paths.POSTERIORS))
+    echo(f"score_readers: {len(sites)} sites, {len(truth.targets)} targets, {len(truth.values)} features")
 
 
 def _exact(here: SiteCells, truth: Truth, reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -128,19 +112,17 @@ def _listed(exact: Mapping[str, np.ndarray], label: str, truth: Truth) -> pd.Dat
     return pd.concat(parts, ignore_index=True)
 
 
-def unlisted(rows: pd.DataFrame, truth: Truth) -> dict[str, np.ndarray]:
-    """Exact answers of one site (targets, V) by feature, from their rows; NaN where a question has none."""
+def exact_answers(context: Context, truth: Truth) -> dict[tuple[str, str], np.ndarray]:
+    """Exact answers (targets, V) of each (site, feature), as `score_readers` wrote them; NaN where a question has none."""
+    table = read_table(need(context.path(paths.POSTERIORS), "score_readers"))
     found = {}
-    for name, values in truth.values.items():
-        of = rows[rows["feature"] == name]
+    for (site, name), rows in table.groupby(["site", "feature"], observed=True):
+        values = truth.values[name]
         shares = np.zeros((len(truth.targets), len(values)))
-        at = (
-            np.searchsorted(truth.targets, of["target_id"]),
-            pd.Index(values).get_indexer(of["value"].astype(str)),
-        )
-        shares[at] = of["probability"]
+        row = np.searchsorted(truth.targets, rows["target_id"])
+        shares[row, pd.Index(values).get_indexer(rows["value"].astype(str))] = rows["probability"]
         shares[shares.sum(1) == 0] = np.nan
-        found[name] = shares
+        found[str(site), str(name)] = shares
     return found
 
 
@@ -170,7 +152,7 @@ def _small(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 
 # ------------------------------------------------------------------------------------------------------------ controls
-def _controls(
+def control_answers(
     here: SiteCells, exact: Mapping[str, np.ndarray], truth: Truth
 ) -> dict[tuple[str, str], dict[str, Answers]]:
     """What is said without a reader: docs/score.md tells what each control knows."""
@@ -230,7 +212,7 @@ class LinearProbe:
 
 
 # ------------------------------------------------------------------------------------------------------------ variants
-def _variant(here: SiteCells, variant: str, truth: Truth) -> dict[str, dict[str, Answers]]:
+def variant_answers(here: SiteCells, variant: str, truth: Truth) -> dict[str, dict[str, Answers]]:
     """What a variant's candidates say: `generated`, the accepted ones; and `combined` with the cached neighbours.
 
     Candidates of the variant's headline decoding setting, judged by the headline bandwidth.
