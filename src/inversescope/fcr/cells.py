@@ -27,7 +27,6 @@ class SiteCells:
         near: each target's cached neighbours at the largest radius.
         nearest: (targets,) cache row of the nearest one.
         labels, train_labels: feature -> labels of the targets, and of the cache.
-        z, z_train: activations of the targets (T, d), and of the cache (N, d) or (N, P, d).
     """
 
     context: Context
@@ -40,8 +39,6 @@ class SiteCells:
     nearest: np.ndarray
     labels: dict[str, np.ndarray]
     train_labels: dict[str, np.ndarray]
-    z: np.ndarray
-    z_train: np.ndarray
     cells: list[dict[str, object]] = field(default_factory=list)
 
     def add(

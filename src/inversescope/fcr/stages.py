@@ -62,7 +62,8 @@ def estimate_fcr(context: Context, variants: Sequence[str], sites: Sequence[str]
 
 def _estimate(context: Context, variants: Sequence[str], site: str, out: str) -> None:
     base = context.results / out if out else context.results
-    here, epsilons = load_site(context, site), context.epsilons(site)
+    z, z_train = (np.array(context.activations(split, site)) for split in ("test", "train"))
+    here, epsilons = load_site(context, site, z, z_train), context.epsilons(site)
     if not out:
         chains = context.path(paths.MCMC, site=site)
         states = read_table(need(chains, "run_mcmc")) if context.plan.has_chains else None
@@ -93,13 +94,12 @@ def _estimate(context: Context, variants: Sequence[str], site: str, out: str) ->
     echo(f"estimate_fcr {site}: {len(cells)} cells, {len(rates)} rates")
 
 
-def load_site(context: Context, label: str) -> SiteCells:
-    """What the estimators know of a site."""
+def load_site(context: Context, label: str, z: np.ndarray, z_train: np.ndarray) -> SiteCells:
+    """What the estimators know of a site, from the activations (T, d) of targets and (N, ...) of cached prompts there."""
     kernel, task = context.config.kernel, context.task
     test, train = (
         context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy() for split in ("test", "train")
     )
-    z, z_train = (np.array(context.activations(split, label)) for split in ("test", "train"))
     cache = Cache(z_train, kernel.distance)
     queries = cache.prepare(z)
     exact = read_table(need(context.path(paths.EXACT, site=label), "compute_exact"))
@@ -114,8 +114,6 @@ def load_site(context: Context, label: str) -> SiteCells:
         nearest=cache.nearest(queries)[0],
         labels=task.features_of(test),
         train_labels=task.features_of(train),
-        z=z,
-        z_train=z_train,
     )
 
 

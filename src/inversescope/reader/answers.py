@@ -66,14 +66,16 @@ def score_readers(context: Context, variants: Sequence[str], out: str = "") -> N
     known = exact_answers(context, truth) if out else {}
     answers, listed = [], []
     for done, label in enumerate(sites, 1):
-        here = load_site(context, label)
+        z, z_train = (np.array(context.activations(split, label)) for split in ("test", "train"))
+        here = load_site(context, label, z, z_train)
         said: dict[tuple[str, str], dict[str, Answers]] = {}
         if out:
             exact = {name: known[label, name] for name in truth.values}
         else:
-            exact = _exact(here, truth, reference)
+            exact = _exact(context, label, z[truth.targets], truth, reference)
             listed.append(_listed(exact, label, truth))
-            said = control_answers(here, exact, truth)
+            probe = LinearProbe(one_position(z_train[:PROBED]))
+            said = control_answers(here, exact, truth, probe, z[truth.targets])
         for variant in variants:
             if label in context.plan.labels_of([variant]):
                 said |= {(variant, name): of for name, of in variant_answers(here, variant, truth).items()}
@@ -88,14 +90,17 @@ def score_readers(context: Context, variants: Sequence[str], out: str = "") -> N
     echo(f"score_readers: {len(sites)} sites, {len(truth.targets)} targets, {len(truth.values)} features")
 
 
-def _exact(here: SiteCells, truth: Truth, reference: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    context, kernel = here.context, here.context.config.kernel
+def _exact(
+    context: Context, label: str, z: np.ndarray, truth: Truth, reference: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Exact answers (targets, V) of each feature at a site, from the targets' activations there."""
+    kernel = context.config.kernel
     return exact_posteriors(
-        distance_of(kernel.distance).prepare(here.z[truth.targets]),
-        context.activations("reference", here.site.label),
+        distance_of(kernel.distance).prepare(z),
+        context.activations("reference", label),
         reference,
         {name: len(values) for name, values in truth.values.items()},
-        context.headline(here.site.label),
+        context.headline(label),
         kernel.distance,
         kernel.kind,
     )
@@ -153,12 +158,14 @@ def _small(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------------ controls
 def control_answers(
-    here: SiteCells, exact: Mapping[str, np.ndarray], truth: Truth
+    here: SiteCells, exact: Mapping[str, np.ndarray], truth: Truth, probe: LinearProbe, z: np.ndarray
 ) -> dict[tuple[str, str], dict[str, Answers]]:
-    """What is said without a reader: docs/score.md tells what each control knows."""
+    """What is said without a reader of the targets' activations z (targets, d): docs/score.md tells what each control knows.
+
+    Args:
+        probe: of the first cached activations at the site.
+    """
     context, label, targets = here.context, here.site.label, truth.targets
-    # At several positions, of each prompt one: the probe is linear in one activation.
-    probe = LinearProbe(one_position(here.z_train[:PROBED]))
     near = [here.cached(int(target), context.headline(label)) for target in targets]
     owner = np.repeat(np.arange(len(targets)), [len(rows) for rows, _ in near])
     rows, weight = (np.concatenate(part) for part in zip(*near, strict=True))
@@ -173,7 +180,7 @@ def control_answers(
             "prompt only": Answers.point(here.labels[name][targets], size, CERTAIN),
             "shuffled activation": Answers.stated(np.roll(exact[name], 1, axis=0)),
             "nearest neighbour": Answers.point(cached[here.nearest[targets]], size, 1.0),
-            "linear probe": Answers.stated(probe.shares(cached[:PROBED], here.z[targets], size)),
+            "linear probe": Answers.stated(probe.shares(cached[:PROBED], z, size)),
         }
         for reader, answers in by_feature.items():
             said.setdefault((reader, ""), {})[name] = answers

@@ -113,15 +113,15 @@ def reliability(answers: pd.DataFrame, resamples: int, confidence: float, seed: 
     for (reader, estimator), rows in answers.groupby(READER, sort=False):
         targets = np.unique(rows["target_id"])
         sums = _bin_sums(rows, targets)
-        again = _resampled(sums, resamples, seed)
+        total = sums.sum(0)
+        filled = np.flatnonzero(total[:, 0])
+        again = _resampled(sums[:, filled], resamples, seed)
         with np.errstate(invalid="ignore", divide="ignore"):
             ends = np.nanquantile(again[..., 2] / again[..., 0], [tail, 1 - tail], axis=0)
-        total = sums.sum(0)
-        for number in np.flatnonzero(total[:, 0]):
-            n, said, right = total[number]
+        for number, (n, said, right), low, high in zip(filled, total[filled], *ends, strict=True):
             row = {"reader": reader, "estimator": estimator, "bin": int(number), "n": int(n)}
             row |= {"confidence": said / n, "right": right / n}
-            parts.append(row | {"right_low": ends[0, number], "right_high": ends[1, number]})
+            parts.append(row | {"right_low": low, "right_high": high})
     return pd.DataFrame(parts)
 
 

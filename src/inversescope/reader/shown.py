@@ -1,0 +1,261 @@
+"""Stages `plot_readers` and `plot_frontier_readers`: how far readers are from the exact posterior, as figure and table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from inversescope.context import Context, need
+from inversescope.figures.panels import bare, error_bars, light_grid, log_axis, panel_letters, share_axis
+from inversescope.figures.registry import Drawing, Page, draw, figure, table
+from inversescope.figures.save import as_written, interval, markdown_table
+from inversescope.figures.study import Study
+from inversescope.figures.style import BLACK, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, new_figure
+from inversescope.figures.tables import VARIANTS
+from inversescope.reader.score import ALL, READER, reliability, scores
+from inversescope.store import read_table
+from inversescope.workflow import paths
+
+#: Colours of controls; those that know nothing of the activation are grey.
+_CONTROLS = {"linear probe": PINK, "nearest neighbour": ORANGE, "cache": BLACK}
+#: Colours of readers that no configuration names.
+_OTHERS = (GREEN, SKY)
+#: What a column of the table and of the figure is called.
+_TITLES = {
+    "bits": "cross-entropy above the floor (bits)",
+    "told": "share of it told",
+    "brier": "Brier score above the floor",
+    "calibration": "expected calibration error",
+    "off": "confidence off by",
+    "right": "top-1",
+}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Judged answers of several readers to the same questions.
+
+    Attributes:
+        answers: as `score_readers` writes them.
+    """
+
+    study: Study
+    answers: pd.DataFrame
+
+    @cached_property
+    def _resampling(self) -> tuple[int, float, int]:
+        settings = self.study.config.fcr
+        return settings.bootstrap, settings.confidence, self.study.config.seed
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """`score.scores`, each reader by its name for readers, the best one first."""
+        frame = scores(self.answers, *self._resampling)
+        order = frame[(frame["group"] == ALL) & (frame["feature"] == ALL)].set_index(READER)["bits"]
+        keys = pd.MultiIndex.from_frame(frame[READER])
+        frame = frame.assign(name=[self.name(*key) for key in keys], order=order.reindex(keys).to_numpy())
+        return frame.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+
+    @cached_property
+    def total(self) -> pd.DataFrame:
+        """The scores over all questions."""
+        frame = self.scores
+        return frame[(frame["group"] == ALL) & (frame["feature"] == ALL)].reset_index(drop=True)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """`score.reliability`, with the readers' names."""
+        frame = reliability(self.answers, *self._resampling)
+        keys = zip(frame["reader"], frame["estimator"], strict=True)
+        return frame.assign(name=[self.name(*key) for key in keys])
+
+    def name(self, reader: str, estimator: str) -> str:
+        """What a reader is called."""
+        known = reader in self.study.config.variants and reader not in VARIANTS
+        told = self.study.label(reader) if known else reader
+        return f"{told}, {estimator}" if estimator else told
+
+    def colour(self, reader: str, estimator: str) -> str:
+        """Its colour."""
+        if reader in self.study.config.variants:
+            return self.study.colour(reader)
+        return _OTHERS[0] if estimator else _CONTROLS.get(reader, GREY)
+
+
+def plot_readers(context: Context) -> None:
+    """Draw how far controls and variants are from the exact posterior; see `registry.draw`.
+
+    Raises:
+        InputError: nothing was scored.
+    """
+    draw("plot_readers", Study(context))
+
+
+def plot_frontier_readers(context: Context) -> None:
+    """The same with the frontier's variants of other generators; see `registry.draw`.
+
+    Raises:
+        InputError: nothing was scored.
+    """
+    draw("plot_frontier_readers", Study(context))
+
+
+def of_study(study: Study) -> Compared:
+    """Controls and variants of the main part, at the sites that all of the variants read."""
+    return Compared(study, shared(_read(study, "")))
+
+
+def with_frontier(study: Study) -> Compared:
+    """The same beside the frontier's variants of other generators, seeds together, at the frontier's sites."""
+    config, rivals = study.config, _read(study, "frontier/")
+    # Those of fewest steps are for the figure of refusal against seconds; a variant is shown after all of its steps.
+    label = {name: study.label(name) for name in rivals["reader"].unique()}
+    steps = {name: config.variant(name).steps for name in label}
+    longest = {one: max(steps[name] for name in label if label[name] == one) for one in label.values()}
+    first = {one: next(n for n in label if label[n] == one and steps[n] == longest[one]) for one in longest}
+    rivals = rivals[[steps[name] == longest[label[name]] for name in rivals["reader"]]]
+    rivals = rivals.assign(reader=rivals["reader"].map(label).map(first))
+    main = _read(study, "")
+    asked = shared(rivals)[["site", "feature", "target_id"]].drop_duplicates()
+    both = pd.concat([main.merge(asked), rivals], ignore_index=True)
+    return Compared(study, shared(both))
+
+
+def _read(study: Study, group: str) -> pd.DataFrame:
+    frame = read_table(need(study.context.path(paths.ANSWERS, group=group), "score_readers"))
+    return frame.assign(**{name: frame[name].astype(str) for name in (*READER, "site", "feature")})
+
+
+def shared(answers: pd.DataFrame) -> pd.DataFrame:
+    """Answers to the questions that all readers answer."""
+    keys = ["site", "feature", "target_id"]
+    readers = answers.drop_duplicates(READER).shape[0]
+    once = answers.drop_duplicates([*READER, *keys])
+    asked = once.groupby(keys, sort=False).size().reset_index(name="n")
+    return answers.merge(asked.loc[asked["n"] == readers, keys], on=keys)
+
+
+# ------------------------------------------------------------------------------------------------------ figures and tables
+@figure("readers", "plot_readers", title="Readers against the exact posterior")
+def readers(study: Study) -> Drawing:
+    """Reliability curves, cross-entropy, calibration and top-1 of controls and variants."""
+    return drawing(of_study(study))
+
+
+@table("readers", "plot_readers", title="Scores of readers")
+def readers_table(study: Study) -> Page:
+    """Scores of controls and variants."""
+    return page(of_study(study))
+
+
+@figure("readers_frontier", "plot_frontier_readers", title="Readers against the exact posterior, with InversionView")
+def readers_frontier(study: Study) -> Drawing:
+    """The same with InversionView."""
+    return drawing(with_frontier(study))
+
+
+@table("readers_frontier", "plot_frontier_readers", title="Scores of readers, with InversionView")
+def readers_frontier_table(study: Study) -> Page:
+    """The same with InversionView."""
+    return page(with_frontier(study))
+
+
+def drawing(compared: Compared) -> Drawing:
+    """A reliability curve of each reader of activations, and a row of marks for each reader."""
+    total, curves = as_written(compared.total), as_written(compared.curves)
+    rows = total[total["reader"] != "exact"]
+    drawn = new_figure(WIDTH, max(2.7, 0.17 * len(rows) + 0.75))
+    grid = drawn.add_gridspec(1, 4, width_ratios=[2.5, 1.25, 1.25, 1.0])
+    axes = [drawn.add_subplot(grid[0, 0])]
+    axes.append(drawn.add_subplot(grid[0, 1]))
+    axes += [drawn.add_subplot(grid[0, k], sharey=axes[1]) for k in (2, 3)]
+    _curves(axes[0], compared, curves)
+    places = range(len(rows))
+    for ax, value in zip(axes[1:], ("bits", "calibration", "right"), strict=True):
+        for at, row in zip(places, rows.to_dict("records"), strict=True):
+            colour, fill = _style(compared, row)
+            error_bars(ax, [row[value]], [at], [row[f"{value}_low"]], [row[f"{value}_high"]], colour, "x")
+            ax.plot(row[value], at, "o", color=colour, markersize=3.6, markerfacecolor=fill)
+        light_grid(ax, "both")
+        ax.set_xlabel(_TITLES[value].replace(" (", "\n("))
+        ax.tick_params(axis="y", length=0, labelleft=ax is axes[1])
+    for ax, value in zip(axes[1:3], ("bits", "calibration"), strict=True):
+        low = float(rows[f"{value}_low"].clip(lower=1e-3).min())
+        log_axis(ax, "x", [tick for tick in (0.001, 0.01, 0.1, 1.0, 10.0) if tick > low / 10])
+        ax.set_xlim(low / 1.5, float(rows[f"{value}_high"].max()) * 1.5)
+    best = total.loc[total["reader"] == "exact", "right"]
+    if len(best):
+        axes[3].axvline(float(best.iloc[0]), color=BLACK, linewidth=0.8, linestyle=":")
+    share_axis(axes[3], "x")
+    axes[1].set_yticks(list(places), rows["name"], fontsize=6.3)
+    for label, row in zip(axes[1].get_yticklabels(), rows.to_dict("records"), strict=True):
+        label.set_color(_style(compared, row)[0])
+    axes[1].set_ylim(len(rows) - 0.4, -0.6)
+    panel_letters(axes)
+    return drawn, pd.concat([total.assign(panel="scores"), curves.assign(panel="reliability")], ignore_index=True)
+
+
+def _style(compared: Compared, row: dict[Any, Any]) -> tuple[str, str]:
+    """Colour of a reader, and what fills its mark: nothing if it has generated samples alone."""
+    colour = compared.colour(row["reader"], row["estimator"])
+    return colour, "white" if row["estimator"] == "generated" else colour
+
+
+def _curves(ax: Axes, compared: Compared, curves: pd.DataFrame) -> None:
+    """Mean exact probability of the first choice against the confidence in it, a line a reader that sees the activation."""
+    ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, zorder=1)
+    blind = {"exact", "prior", "prompt only", "shuffled activation", "nearest neighbour"}
+    for name in compared.total["name"]:
+        rows = curves[(curves["name"] == name) & ~curves["reader"].isin(blind)]
+        if rows.empty:
+            continue
+        colour, fill = _style(compared, rows.iloc[0].to_dict())
+        line = "--" if fill == "white" else "-"
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": 1.0, "markerfacecolor": fill}
+        ax.plot(rows["confidence"], rows["right"], marker="o", markersize=3, **style)
+        error_bars(ax, rows["confidence"], rows["right"], rows["right_low"], rows["right_high"], colour)
+    share_axis(ax, "x")
+    share_axis(ax)
+    ax.set_aspect("equal")
+    ax.set(xlabel="confidence in the first choice", ylabel="its exact probability")
+
+
+def page(compared: Compared) -> Page:
+    """The scores over all questions with their intervals, and what is told by group of sites and by feature."""
+    frame = compared.scores
+    total = compared.total
+    shown = pd.DataFrame({"": total["name"]})
+    for name, title in _TITLES.items():
+        ends = ([f"{name}_low", f"{name}_high"] if f"{name}_low" in total else []) if name != "told" else []
+        shown[title] = [interval(*row) for row in total[[name, *ends]].to_numpy(float)]
+    count = total.iloc[0]
+    about = (
+        f"{int(count['n_questions']):,} questions about {int(count['n_targets'])} target prompts each, "
+        "the exact posterior being the truth. docs/score.md says what each column means."
+    )
+    cut = frame[(frame["group"] != ALL) | (frame["feature"] != ALL)]
+    parts = [about, "", markdown_table(shown)]
+    if len(cut):
+        by = cut.assign(cut=[f"{g if g != ALL else f}" for g, f in zip(cut["group"], cut["feature"], strict=True)])
+        wide = by.pivot_table(index="name", columns="cut", values="told", sort=False).reset_index(names="")
+        parts += ["", "Share told, by group of sites and by feature:", "", markdown_table(wide, ".3f")]
+    return frame, "\n".join(parts)
+
+
+def lines(compared: Compared, names: Iterable[str] = ("bits", "told", "brier", "calibration", "right")) -> pd.DataFrame:
+    """The scores over all questions as texts, for terminals."""
+    total = compared.total
+    shown = pd.DataFrame({"reader": total["name"]})
+    for name in names:
+        ends = total[[f"{name}_low", f"{name}_high"]] if f"{name}_low" in total else None
+        pairs = total[[name]].join(ends) if ends is not None else total[[name]]
+        shown[_TITLES[name]] = [interval(*row) for row in pairs.to_numpy(float)]
+    return shown
+
+
+__all__ = ["bare"]
