@@ -40,6 +40,7 @@ include: "rules/variants.smk"
 include: "rules/ravel.smk"
 include: "rules/icl.smk"
 include: "rules/cases.smk"
+include: "rules/readers.smk"
 include: "rules/report.smk"
 include: "rules/profile.smk"
 

@@ -12,7 +12,7 @@ from inversescope.config.load import load_config
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN
 from inversescope.workflow import paths
-from inversescope.workflow.figures import captions_of, drawn_of, left_out
+from inversescope.workflow.figures import DRAWN, captions_of, drawn_of, left_out
 from inversescope.workflow.paths import fill
 from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
 from inversescope.workflow.sources import source_file, source_files
@@ -90,7 +90,7 @@ def figures_of(*tasks: str) -> list[str]:
     """Figures and tables of all experiments on some tasks."""
     of_all = list(rules.plot_ravel.output) if "ravel" in tasks else []
     experiments = [e for e in PLAN.experiments if e.task in tasks]
-    return of_all + parts_of("layers", "heads", "figures", "causes", "answers", experiments=experiments)
+    return of_all + parts_of(*DRAWN, experiments=experiments)
 
 
 def is_small(wildcards) -> bool:

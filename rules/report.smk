@@ -19,7 +19,7 @@ if SHOWN:
         input:
             source=source_files("make_report", None),
             rates=SHOWN.files(paths.RESULT, file=["fcr.csv", "refusal.csv"]),
-            figures=parts_of("layers", "heads", "figures", "causes", experiments=[SHOWN]),
+            figures=parts_of(*DRAWN, experiments=[SHOWN]),
             captions=CAPTIONS,
         output:
             report("results/report.html", category="Report", labels={"shows": "All of the study on one page"}),

@@ -90,6 +90,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "epsilon": {"type": float, "help": "bandwidth as a radius"},
     "cached": {"action": "store_true", "help": "cached neighbours alone: no candidates of a generator"},
     "cores": {"flag": "--threads", "type": int, "default": os.cpu_count() or 1, "help": "threads"},
+    "of_task": {"flag": "task", "help": "task of an experiment"},
+    "of_model": {"flag": "model", "help": "its target model"},
+    "folder": {"flag": "--out", "type": Path, "required": True, "help": "empty folder that is filled"},
+    "examples": {"type": int, "default": 1000, "help": "cached prompts that are given with activations"},
+    "predictions": {"flag": "predictions", "type": Path, "help": "answers as docs/score.md says"},
+    "drawn": {"flag": "--out", "type": Path, "help": "folder for table and figure"},
     "remote": {"help": "a remote's name, a directory or a URL; the default remote if absent"},
 }
 #: What every stage takes beside its own options.
@@ -225,6 +231,14 @@ def _read(arguments: argparse.Namespace) -> None:
     importlib.import_module("inversescope.reader.command").read(arguments)
 
 
+def _questions(arguments: argparse.Namespace) -> None:
+    importlib.import_module("inversescope.reader.others").questions(arguments)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    importlib.import_module("inversescope.reader.others").score(arguments)
+
+
 def _adopt(arguments: argparse.Namespace) -> None:
     from inversescope.lineage.adopt import SHOWN, TARGETS, adopt
 
@@ -273,6 +287,16 @@ COMMANDS = {
             "cores",
         ),
         _read,
+    ),
+    "questions": Command(
+        "what another reader needs to be scored: activations, sites and the prior, but no answer",
+        ("of_task", "of_model", "folder", "examples", "config", "root"),
+        _questions,
+    ),
+    "score": Command(
+        "how far another reader's answers are from the exact ones, beside controls and variants",
+        ("predictions", "task", "model", "drawn", "json", "config", "root"),
+        _score,
     ),
     "adopt": Command(
         "record a finished run in DVC and git, if nothing is stale", ("targets", "root"), _adopt

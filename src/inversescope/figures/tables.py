@@ -10,6 +10,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from inversescope.errors import InputError
+from inversescope.workflow.plan import VARIANTS as VARIANTS
 
 _TEXT = (
     "task",
@@ -28,8 +29,6 @@ _TEXT = (
 )
 _GROUP_ORDER = {"heads": 0, "residual": 1, "other": 2}
 
-#: Variants that every figure shows side by side.
-VARIANTS = ("paper", "default")
 #: The decoding in which variants are compared: nothing but the generator, at temperature 1.
 PLAIN = "plain"
 #: The same with cache mixing.

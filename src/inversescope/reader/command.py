@@ -45,12 +45,12 @@ def show(reading: Reading, console: Console) -> None:
     for part in reading.parts:
         console.print(Text(neutral(summary(part.about))), soft_wrap=True)
         for table in (shown_features(part), shown_samples(part)):
-            console.print(_table(table))
+            console.print(texts_table(table))
     for note in reading.notes:
         console.print(Text(neutral(note), style="italic"), soft_wrap=True)
 
 
-def _table(frame: pd.DataFrame) -> Table:
+def texts_table(frame: pd.DataFrame) -> Table:
     """A table of texts, none of which can steer the terminal."""
     table = Table(header_style="dim", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in frame.columns:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
 from inversescope.context import Context, need
-from inversescope.figures.panels import bare, error_bars, light_grid, log_axis, panel_letters, share_axis
+from inversescope.figures.panels import error_bars, light_grid, log_axis, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, Page, draw, figure, table
-from inversescope.figures.save import as_written, interval, markdown_table
+from inversescope.figures.save import as_written, interval, markdown_table, save_figure, save_table
 from inversescope.figures.study import Study
-from inversescope.figures.style import BLACK, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, new_figure
+from inversescope.figures.style import (
+    BLACK,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    WIDTH,
+    new_figure,
+    publication_style,
+)
 from inversescope.figures.tables import VARIANTS
 from inversescope.reader.score import ALL, READER, reliability, scores
 from inversescope.store import read_table
@@ -25,13 +35,18 @@ from inversescope.workflow import paths
 _CONTROLS = {"linear probe": PINK, "nearest neighbour": ORANGE, "cache": BLACK}
 #: Colours of readers that no configuration names.
 _OTHERS = (GREEN, SKY)
-#: What a column of the table and of the figure is called.
+#: What a column of the table is called, and an axis of the figure.
 _TITLES = {
     "bits": "cross-entropy above the floor (bits)",
     "told": "share of it told",
     "brier": "Brier score above the floor",
     "calibration": "expected calibration error",
     "off": "confidence off by",
+    "right": "top-1",
+}
+_AXES = {
+    "bits": "cross-entropy above\nthe floor (bits)",
+    "calibration": "expected\ncalibration error",
     "right": "top-1",
 }
 
@@ -153,7 +168,11 @@ def readers_table(study: Study) -> Page:
     return page(of_study(study))
 
 
-@figure("readers_frontier", "plot_frontier_readers", title="Readers against the exact posterior, with InversionView")
+@figure(
+    "readers_frontier",
+    "plot_frontier_readers",
+    title="Readers against the exact posterior, with InversionView",
+)
 def readers_frontier(study: Study) -> Drawing:
     """The same with InversionView."""
     return drawing(with_frontier(study))
@@ -176,13 +195,13 @@ def drawing(compared: Compared) -> Drawing:
     axes += [drawn.add_subplot(grid[0, k], sharey=axes[1]) for k in (2, 3)]
     _curves(axes[0], compared, curves)
     places = range(len(rows))
-    for ax, value in zip(axes[1:], ("bits", "calibration", "right"), strict=True):
+    for ax, value in zip(axes[1:], _AXES, strict=True):
         for at, row in zip(places, rows.to_dict("records"), strict=True):
             colour, fill = _style(compared, row)
             error_bars(ax, [row[value]], [at], [row[f"{value}_low"]], [row[f"{value}_high"]], colour, "x")
             ax.plot(row[value], at, "o", color=colour, markersize=3.6, markerfacecolor=fill)
         light_grid(ax, "both")
-        ax.set_xlabel(_TITLES[value].replace(" (", "\n("))
+        ax.set_xlabel(_AXES[value])
         ax.tick_params(axis="y", length=0, labelleft=ax is axes[1])
     for ax, value in zip(axes[1:3], ("bits", "calibration"), strict=True):
         low = float(rows[f"{value}_low"].clip(lower=1e-3).min())
@@ -197,7 +216,9 @@ def drawing(compared: Compared) -> Drawing:
         label.set_color(_style(compared, row)[0])
     axes[1].set_ylim(len(rows) - 0.4, -0.6)
     panel_letters(axes)
-    return drawn, pd.concat([total.assign(panel="scores"), curves.assign(panel="reliability")], ignore_index=True)
+    return drawn, pd.concat(
+        [total.assign(panel="scores"), curves.assign(panel="reliability")], ignore_index=True
+    )
 
 
 def _style(compared: Compared, row: dict[Any, Any]) -> tuple[str, str]:
@@ -210,13 +231,18 @@ def _curves(ax: Axes, compared: Compared, curves: pd.DataFrame) -> None:
     """Mean exact probability of the first choice against the confidence in it, a line a reader that sees the activation."""
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.6, zorder=1)
     blind = {"exact", "prior", "prompt only", "shuffled activation", "nearest neighbour"}
-    for name in compared.total["name"]:
+    for name in compared.total["name"][::-1]:  # the best ones on top
         rows = curves[(curves["name"] == name) & ~curves["reader"].isin(blind)]
         if rows.empty:
             continue
         colour, fill = _style(compared, rows.iloc[0].to_dict())
         line = "--" if fill == "white" else "-"
-        style: dict[str, Any] = {"color": colour, "linestyle": line, "linewidth": 1.0, "markerfacecolor": fill}
+        style: dict[str, Any] = {
+            "color": colour,
+            "linestyle": line,
+            "linewidth": 1.0,
+            "markerfacecolor": fill,
+        }
         ax.plot(rows["confidence"], rows["right"], marker="o", markersize=3, **style)
         error_bars(ax, rows["confidence"], rows["right"], rows["right_low"], rows["right_high"], colour)
     share_axis(ax, "x")
@@ -225,37 +251,41 @@ def _curves(ax: Axes, compared: Compared, curves: pd.DataFrame) -> None:
     ax.set(xlabel="confidence in the first choice", ylabel="its exact probability")
 
 
+def texts(compared: Compared) -> pd.DataFrame:
+    """The scores over all questions as they are read, a row a reader."""
+    total = compared.total
+    shown = pd.DataFrame({"reader": total["name"]})
+    for name, title in _TITLES.items():
+        ends = [f"{name}_low", f"{name}_high"] if f"{name}_low" in total else []
+        shown[title] = [interval(*row) for row in total[[name, *ends]].to_numpy(float)]
+    return shown
+
+
+def about(compared: Compared) -> str:
+    """How much was asked."""
+    first = compared.total.iloc[0]
+    count = f"{first['n_questions']:,} questions about {first['n_targets']} target prompts"
+    return f"{count}, the exact posterior being the truth. docs/score.md says what each column means."
+
+
 def page(compared: Compared) -> Page:
     """The scores over all questions with their intervals, and what is told by group of sites and by feature."""
     frame = compared.scores
-    total = compared.total
-    shown = pd.DataFrame({"": total["name"]})
-    for name, title in _TITLES.items():
-        ends = ([f"{name}_low", f"{name}_high"] if f"{name}_low" in total else []) if name != "told" else []
-        shown[title] = [interval(*row) for row in total[[name, *ends]].to_numpy(float)]
-    count = total.iloc[0]
-    about = (
-        f"{int(count['n_questions']):,} questions about {int(count['n_targets'])} target prompts each, "
-        "the exact posterior being the truth. docs/score.md says what each column means."
-    )
+    parts = [about(compared), "", markdown_table(texts(compared))]
     cut = frame[(frame["group"] != ALL) | (frame["feature"] != ALL)]
-    parts = [about, "", markdown_table(shown)]
     if len(cut):
-        by = cut.assign(cut=[f"{g if g != ALL else f}" for g, f in zip(cut["group"], cut["feature"], strict=True)])
-        wide = by.pivot_table(index="name", columns="cut", values="told", sort=False).reset_index(names="")
+        cut = cut.assign(of=cut["feature"].where(cut["group"] == ALL, cut["group"]))
+        wide = cut.pivot_table(index="name", columns="of", values="told", sort=False).reset_index(
+            names="reader"
+        )
         parts += ["", "Share told, by group of sites and by feature:", "", markdown_table(wide, ".3f")]
     return frame, "\n".join(parts)
 
 
-def lines(compared: Compared, names: Iterable[str] = ("bits", "told", "brier", "calibration", "right")) -> pd.DataFrame:
-    """The scores over all questions as texts, for terminals."""
-    total = compared.total
-    shown = pd.DataFrame({"reader": total["name"]})
-    for name in names:
-        ends = total[[f"{name}_low", f"{name}_high"]] if f"{name}_low" in total else None
-        pairs = total[[name]].join(ends) if ends is not None else total[[name]]
-        shown[_TITLES[name]] = [interval(*row) for row in pairs.to_numpy(float)]
-    return shown
-
-
-__all__ = ["bare"]
+def save(compared: Compared, folder: Path) -> None:
+    """Write the table and the figure to a folder: readers.csv and .md, readers_figure.png, .pdf and .csv."""
+    with publication_style():
+        drawn, data = drawing(compared)
+        save_figure(drawn, data, folder / "readers_figure")
+    frame, text = page(compared)
+    save_table(frame, text, folder / "readers")

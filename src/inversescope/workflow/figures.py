@@ -1,4 +1,4 @@
-"""Figures and tables that a configuration can have, read from the decorators of `studies/` without importing matplotlib."""
+"""Figures and tables that a configuration can have, read from the decorators in the sources without importing matplotlib."""
 
 from __future__ import annotations
 
@@ -20,12 +20,16 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_ravel": lambda e: bool(e.studied) and e.task == "ravel",
     "plot_icl": lambda e: bool(e.studied) and e.task in FEW_SHOT,
     "plot_cases": lambda e: bool(e.studied) and e.task not in OWN_STUDIES,
+    "plot_readers": lambda e: bool(e.studied),
     "plot_heads": lambda e: e.task in IOI,
     "plot_causes": lambda e: bool(e.settings.patched),
     "plot_answers": lambda e: bool(e.settings.patched) and e.task in SPELLED,
     "plot_study": lambda e: bool(e.ablations),
     "plot_frontier": lambda e: bool(e.frontier),
+    "plot_frontier_readers": lambda e: bool(e.rivals),
 }
+#: Parts of an experiment that are figures and tables of the main study.
+DRAWN = ("layers", "heads", "figures", "readers", "causes", "answers")
 #: What all figures and tables of a stage need, beside their own `needs`.
 STAGE_NEEDS: dict[str, dict[str, list[str]]] = {
     "plot_figures": {"variants": ["paper", "default"]},
@@ -86,7 +90,8 @@ def registered() -> tuple[Shown, ...]:
     """
     found = [
         Shown(decorator.func.id, *map(ast.literal_eval, decorator.args), **_keywords(decorator))
-        for path in sorted((PACKAGE / "studies").rglob("*.py"))
+        for folder in ("studies", "reader")
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.FunctionDef)
         for decorator in node.decorator_list

@@ -21,6 +21,8 @@ from inversescope.workflow.paths import fill
 
 #: Loading PyTorch and the target takes seconds. Where a site takes seconds too, a process reads several sites in turn.
 SITES_PER_JOB = 10
+#: Variants that every figure shows side by side.
+VARIANTS = ("paper", "default")
 #: Tasks whose answers are several tokens.
 SPELLED = ("addition",)
 #: Splits whose prompts are not in the task's prior.
@@ -141,6 +143,19 @@ class ExperimentPlan:
     def variants(self) -> list[str]:
         """All of these."""
         return list(dict.fromkeys([*self.studied, *self.config.study_variants]))
+
+    @property
+    def scored(self) -> list[str]:
+        """Variants of the main part that are scored as readers: `paper`, `default` and those of other generators, or else all."""
+        return [name for name in self.studied if self._is_reader(name)] or self.studied
+
+    @property
+    def rivals(self) -> list[str]:
+        """Variants of the frontier that are: those of other generators."""
+        return [name for name in self.frontier if self._is_reader(name)]
+
+    def _is_reader(self, variant: str) -> bool:
+        return variant in VARIANTS or self.generator_of(variant) != "inversescope"
 
     def group(self, name: str) -> list[str]:
         """Variants whose estimates lie in one folder: those of the main part (""), or further ones in `study` or `frontier`."""
@@ -304,6 +319,7 @@ class ExperimentPlan:
             parts["tables"] = self.files(paths.RESULT, file="fcr.csv")
             if self.task == "ravel":
                 parts["attributes"] = self.at_sites(paths.SITE_TABLE, table="attributes")
+            parts["readers"] = made_by("plot_readers")
             for part, rules in OWN_STUDIES.get(self.task, CASE_STUDY).items():
                 parts[part] = made_by(*rules)
         if self.settings.patched:
@@ -313,7 +329,7 @@ class ExperimentPlan:
         if self.ablations:
             parts["study"] = made_by("plot_study")
         if self.frontier:
-            parts["frontier"] = made_by("plot_frontier")
+            parts["frontier"] = made_by("plot_frontier", *(["plot_frontier_readers"] if self.rivals else []))
         return parts
 
 

@@ -45,6 +45,7 @@ STAGES = {
     "check_completeness": Stage("studies.cases.completeness"),
     "collect_study": Stage("studies.variants.stages"),
     "collect_frontier": Stage("studies.variants.stages"),
+    "score_readers": Stage("reader.answers", ("variants", "out")),
     "plot_cases": Stage("studies.cases.plot"),
     "plot_causes": Stage("studies.cases.plot"),
     "plot_answers": Stage("studies.cases.plot"),
@@ -54,6 +55,8 @@ STAGES = {
     "plot_figures": Stage("studies.ioi.plot"),
     "plot_study": Stage("studies.variants.plot"),
     "plot_frontier": Stage("studies.variants.plot"),
+    "plot_readers": Stage("reader.shown"),
+    "plot_frontier_readers": Stage("reader.shown"),
     "make_report": Stage("report.page"),
     "make_studies": Stage("report.page"),
 }
