@@ -152,6 +152,8 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         compute_exact=n_blocks,
         estimate_fcr=n_blocks,
         collect_tables=1,
+        score_readers=1,
+        plot_readers=1,
     )
     counts.update(further(experiment, config, n_sites, n_blocks))
     if not config.studied_variants:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from inversescope.kernel.bandwidths import PAIRS
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 
@@ -18,7 +19,7 @@ def exact_posteriors(
     epsilon: float,
     distance: str = "cosine",
     kind: str = "hard",
-    block: int = 16384,
+    block: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Weigh reference prompts by the kernel: P(f(x) = v | z) of each target and value, without any generator.
 
@@ -29,10 +30,12 @@ def exact_posteriors(
         labels: feature -> codes (N,) of the reference prompts, -1 where it has none.
         sizes: feature -> its number V of values.
         epsilon: the bandwidth.
+        block: reference prompts that are compared at a time.
 
     Returns:
         feature -> (Q, V); a row is NaN where no prompt with a value is within reach.
     """
+    block = block or max(1024, PAIRS // max(1, len(queries)))
     metric, radius = distance_of(distance), np.float32(support_radius(epsilon, kind))
     sums = {name: np.zeros((len(queries), size)) for name, size in sizes.items()}
     for low in range(0, len(reference), block):

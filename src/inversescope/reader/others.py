@@ -31,7 +31,7 @@ def score(arguments: argparse.Namespace) -> None:
     else:
         console = Console()
         console.print(Text(neutral(shown.about(compared))), soft_wrap=True)
-        console.print(texts_table(shown.texts(compared)))
+        console.print(texts_table(shown.texts(compared, narrow=True)))
     if arguments.drawn:
         shown.save(compared, arguments.drawn)
 

@@ -44,6 +44,7 @@ _TITLES = {
     "off": "confidence off by",
     "right": "top-1",
 }
+_NARROW = {"bits": "bits", "told": "told", "brier": "Brier", "calibration": "calibration", "right": "top-1"}
 _AXES = {
     "bits": "cross-entropy above\nthe floor (bits)",
     "calibration": "expected\ncalibration error",
@@ -251,12 +252,13 @@ def _curves(ax: Axes, compared: Compared, curves: pd.DataFrame) -> None:
     ax.set(xlabel="confidence in the first choice", ylabel="its exact probability")
 
 
-def texts(compared: Compared) -> pd.DataFrame:
-    """The scores over all questions as they are read, a row a reader."""
+def texts(compared: Compared, narrow: bool = False) -> pd.DataFrame:
+    """The scores over all questions as they are read, a row a reader; narrow enough for a terminal, with one interval."""
     total = compared.total
     shown = pd.DataFrame({"reader": total["name"]})
-    for name, title in _TITLES.items():
-        ends = [f"{name}_low", f"{name}_high"] if f"{name}_low" in total else []
+    for name, title in (_NARROW if narrow else _TITLES).items():
+        plain = f"{name}_low" not in total or (narrow and name != "calibration")
+        ends = [] if plain else [f"{name}_low", f"{name}_high"]
         shown[title] = [interval(*row) for row in total[[name, *ends]].to_numpy(float)]
     return shown
 
