@@ -92,7 +92,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cores": {"flag": "--threads", "type": int, "default": os.cpu_count() or 1, "help": "threads"},
     "of_task": {"flag": "task", "help": "task of an experiment"},
     "of_model": {"flag": "model", "help": "its target model"},
-    "folder": {"flag": "--out", "type": Path, "required": True, "help": "empty folder that is filled"},
+    "out_folder": {"flag": "--out", "type": Path, "required": True, "help": "empty folder that is filled"},
     "examples": {"type": int, "default": 1000, "help": "cached prompts that are given with activations"},
     "predictions": {"flag": "predictions", "type": Path, "help": "answers as docs/score.md says"},
     "drawn": {"flag": "--out", "type": Path, "help": "folder for table and figure"},
@@ -290,7 +290,7 @@ COMMANDS = {
     ),
     "questions": Command(
         "what another reader needs to be scored: activations, sites and the prior, but no answer",
-        ("of_task", "of_model", "folder", "examples", "config", "root"),
+        ("of_task", "of_model", "out_folder", "examples", "config", "root"),
         _questions,
     ),
     "score": Command(

@@ -35,7 +35,7 @@ def exact_posteriors(
     Returns:
         feature -> (Q, V); a row is NaN where no prompt with a value is within reach.
     """
-    block = block or max(1024, PAIRS // max(1, len(queries)))
+    block = block or min(16_384, max(256, PAIRS // max(1, len(queries))))
     metric, radius = distance_of(distance), np.float32(support_radius(epsilon, kind))
     sums = {name: np.zeros((len(queries), size)) for name, size in sizes.items()}
     for low in range(0, len(reference), block):

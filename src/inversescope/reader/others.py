@@ -19,7 +19,7 @@ from inversescope.reader.study import open_study
 
 def questions(arguments: argparse.Namespace) -> None:
     """Write what another reader needs to be scored."""
-    write_questions(_context(arguments), arguments.folder, arguments.examples)
+    write_questions(_context(arguments), arguments.out_folder, arguments.examples)
 
 
 def score(arguments: argparse.Namespace) -> None:
