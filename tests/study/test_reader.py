@@ -195,3 +195,34 @@ def test_the_command_prints_what_was_read(
     assert "subject" in shown and "refusal rate" in shown
     assert main(["read", prompt, "--model", MODEL, "--root", str(study), "--site", "L7H0"]) == 2
     assert "layer 7" in capsys.readouterr().err
+
+
+def test_a_feature_is_patched_as_the_study_does(opened: Study) -> None:
+    """Writing all of the residual stream changes the answer as much as the partner's own run; other sites less."""
+    from inversescope.studies.cases.patched import patched_effects, placed
+
+    prompt, task = opened.prompts[0], opened.context.task
+    table = (
+        opened.read(prompt, ["L1.resid_post", "L0H0"], variants=())
+        .patch("object", partners=5)
+        .set_index("site")
+    )
+    whole, head = table.loc["L1.resid_post"], table.loc["L0H0"]
+    assert whole["effect"] == pytest.approx(whole["total"], abs=1e-4) and whole["share"] == pytest.approx(
+        1.0, abs=1e-3
+    )
+    assert head["low"] <= head["effect"] <= head["high"] and abs(head["effect"] - head["total"]) > 1e-3
+    # By hand, of the partner that is named.
+    index, partner = (task.parse([text]) for text in (prompt, head["partner"]))
+    labels = [task.features_of(one)["object"][0] for one in (index, partner)]
+    assert labels[0] != labels[1]
+    one = opened.read(prompt, "L0H0", variants=()).patch("object", partners=1).iloc[0]
+    partner = task.parse([one["partner"]])
+    site = [opened.context.site("L0H0")]
+    answers = opened.target.encode([f" {task.answers(i)[0]}" for i in (index, partner)])
+    tokens = np.array([[ids[0] for ids in answers]])
+    own, theirs = (placed(task, opened.target, i, site) for i in (index, partner))
+    effect, total = patched_effects(opened.target, own, theirs, site, tokens, task.question_end)
+    assert (one["effect"], one["total"]) == pytest.approx((effect[0, 0], total[0]), abs=1e-6)
+    with pytest.raises(InputError, match="no counterfactuals for 'template'"):
+        opened.read(prompt, "L0H0", variants=()).patch("template")

@@ -133,6 +133,18 @@ class Reading:
             found.append(f"`exact` is an estimate from {len(study.reference.index)} draws of the prior.")
         return found
 
+    def patch(self, feature: str, partners: int = 20) -> pd.DataFrame:
+        """Is the feature used? Write counterfactual partners' activations at these sites into the prompt's run (see `effects_of`).
+
+        Raises:
+            InputError: the prompt is none of the task's prior, or the task has no partners that differ in this feature.
+        """
+        from inversescope.reader.effects import effects_of
+
+        return effects_of(
+            self.study, self.asked, [part.question.reader.site for part in self.parts], feature, partners
+        )
+
     # --------------------------------------------------------------------------------------------------------- showing
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is missing is None."""

@@ -68,12 +68,14 @@ def check_causes(context: Context) -> None:
     drawn, pool = _prompts(context, config.patching.n_partners, rng)
     paths = have_path(task, target, drawn, sites)
     matches = _exact_by_site(context, target, drawn, pool, sites)
-    first = _first_tokens(context, target)
+    first = first_tokens(context, target)
     tables, found = [], []
     for feature in task.counterfactual_features:
         other = task.counterfactuals(feature, drawn, rng)
         keep = np.flatnonzero(other >= 0)
-        tokens, changes, compared = _compared(task, target, feature, drawn[keep], other[keep], first, rng)
+        tokens, changes, compared = compared_tokens(
+            task, target, feature, drawn[keep], other[keep], first, rng
+        )
         if compared == "answers":
             keep, tokens = keep[tokens[:, 0] != tokens[:, 1]], tokens[tokens[:, 0] != tokens[:, 1]]
         if len(keep) < min(FEWEST, len(drawn)):
@@ -175,14 +177,14 @@ def _exact_by_site(
     return found
 
 
-def _first_tokens(context: Context, target: Target) -> dict[str, int]:
+def first_tokens(context: Context, target: Target) -> dict[str, int]:
     """First token of each answer of the task that 2000 draws show."""
     index = context.task.draw(2000, None, stream(context.config.seed, "answers"))
     tokens = answered(context.task, target, index).token(1).tolist()
     return dict(sorted(zip(context.task.answers(index), tokens, strict=True)))
 
 
-def _compared(
+def compared_tokens(
     task: Task,
     target: Target,
     feature: str,

@@ -1,0 +1,72 @@
+"""Is what an activation encodes used there? The effect of counterfactual partners of one prompt, written in at the sites read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from inversescope.errors import InputError
+from inversescope.fcr.intervals import bootstrap_means
+from inversescope.reader.site import Asked
+from inversescope.sites import Site
+from inversescope.streams import stream
+from inversescope.studies.cases.agreement import RESAMPLES
+from inversescope.studies.cases.causes import compared_tokens, first_tokens
+from inversescope.studies.cases.patched import have_path, patched_effects, placed
+
+if TYPE_CHECKING:
+    from inversescope.reader.study import Study
+
+
+def effects_of(
+    study: Study, asked: Asked, sites: Sequence[Site], feature: str, partners: int
+) -> pd.DataFrame:
+    """Effect of writing partners' activations at each site, as `check_causes` measures it, of one prompt.
+
+    Partners differ in the feature and keep the rest as far as can be.
+
+    Returns:
+        A row a site: `effect`, the mean change of the logit difference over partners with its interval (low, high), `total`, the
+        difference between both runs, `share` = effect / total, `compared`: whose logits (the two answers, two labels, or the
+        answer and another one), `path`: whether the site can reach the answer at all, `n_partners`, and one of them.
+
+    Raises:
+        InputError: the prompt is none of the task's prior, or has no partner that differs in the feature.
+    """
+    context, task = study.context, study.context.task
+    if asked.index < 0:
+        raise InputError(
+            "the prompt is none of the task's prior, so it has no partners", "ask about one of the prior"
+        )
+    rng = stream(context.config.seed, "patch", asked.text, feature)
+    found = np.unique(task.counterfactuals(feature, np.full(partners, asked.index), rng))
+    other = found[found >= 0]
+    if not len(other):
+        raise InputError(f"the prompt has no partner that differs in {feature}", "ask about another prompt")
+    index, target = np.full(len(other), asked.index), study.target
+    tokens, _, compared = compared_tokens(
+        task, target, feature, index, other, first_tokens(context, target), rng
+    )
+    own, theirs = (placed(task, target, some, list(sites)) for some in (index, other))
+    effects, total = patched_effects(target, own, theirs, list(sites), tokens, task.question_end)
+    paths = have_path(task, target, index, list(sites))
+    mean, low, high = bootstrap_means(effects, RESAMPLES, context.config.fcr.confidence, context.config.seed)
+    whole = float(total.mean())
+    return pd.DataFrame(
+        {
+            "site": [site.label for site in sites],
+            "feature": feature,
+            "effect": mean,
+            "low": low,
+            "high": high,
+            "total": whole,
+            "share": mean / whole if compared != "other" and whole else np.nan,
+            "compared": compared,
+            "path": [paths[site] for site in sites],
+            "n_partners": len(other),
+            "partner": task.texts(other[:1])[0],
+        }
+    )
