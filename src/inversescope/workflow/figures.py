@@ -67,18 +67,14 @@ class Shown:
 
     def lacks(self, experiment: ExperimentPlan) -> list[str]:
         """What an experiment leaves out of what this one needs, in words."""
-        there: dict[str, Any] = {
+        there: dict[str, list[Any]] = {
             "variants": experiment.studied,
             "decodings": experiment.config.sampling.decodings,
-            "bandwidths": [one.value for one in experiment.bandwidths if one.kind == "epsilon"],
+            "bandwidths": ["first", "second", "third"][: len(experiment.config.kernel.bandwidths)],
         }
+        words = {"variants": "variant {}", "decodings": "decoding {}", "bandwidths": "{} bandwidth"}
         needs: list[tuple[str, list[Any]]] = [*STAGE_NEEDS.get(self.stage, {}).items(), *self.needs.items()]
-        return [
-            f"{kind.removesuffix('s')} {one}"
-            for kind, wanted in needs
-            for one in wanted
-            if one not in there[kind]
-        ]
+        return [words[kind].format(one) for kind, wanted in needs for one in wanted if one not in there[kind]]
 
 
 @functools.cache

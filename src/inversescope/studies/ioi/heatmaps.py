@@ -34,8 +34,6 @@ ROWS = {
 }
 #: Rows of Figure 2, which has room for three.
 FIG2_ROWS = {row: title for row, title in ROWS.items() if row != "default"}
-#: Bandwidths of Figure 9.
-FIG9_EPSILONS = (0.05, 0.1, 0.15)
 _KEEP = ["layer", "head", "site", "fcr", "ci_low", "ci_high", "chance", "n_targets"]
 
 
@@ -59,26 +57,27 @@ def fig4(study: IoiStudy) -> Drawing:
     "fig9",
     "plot_figures",
     title="Figure 9: object FCR at three bandwidths",
-    needs={"variants": ["paper_eps0.05", "paper_eps0.15"], "bandwidths": [0.05, 0.1, 0.15]},
+    needs={"bandwidths": ["third"]},
 )
 def fig9(study: IoiStudy) -> Drawing:
-    """Object FCR of every head at several bandwidths; rows: see `ROWS`.
+    """Object FCR of every head at the headline bandwidth and its neighbours; rows: see `ROWS`.
 
-    The paper trains and samples at the same bandwidth, so its row uses a variant a bandwidth; `default` is one generator.
+    The paper trains and samples at the same bandwidth, so its row uses a variant a bandwidth, and is empty where none was trained;
+    `default` is one generator.
     """
     parts = []
-    for epsilon in FIG9_EPSILONS:
+    for bandwidth in study.three_bandwidths:
         for row in ROWS:
-            bandwidth = Bandwidth("epsilon", epsilon)
-            variant = study.paper_variants[bandwidth] if row == "paper" else row
-            panel = _panel(study.fcr, variant, study.feature, str(bandwidth))
-            parts.append(panel.assign(row=row, variant=variant))
+            variant = study.paper_variants.get(bandwidth) if row == "paper" else row
+            if variant is not None:
+                panel = _panel(study.fcr, variant, study.feature, str(bandwidth))
+                parts.append(panel.assign(row=row, variant=variant, bandwidth=str(bandwidth)))
     data = as_written(pd.concat(parts))
     lines, across = lines_and_columns(study.shape)
-    height = np.clip(0.8 * WIDTH / len(FIG9_EPSILONS) * lines / across, 1.0, 2.2)
+    height = np.clip(0.8 * WIDTH / 3 * lines / across, 1.0, 2.2)
     drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
-    columns = {epsilon: Bandwidth("epsilon", epsilon).label for epsilon in FIG9_EPSILONS}
-    _grid(drawn, data, study.shape, "epsilon", columns, lambda row, name: f"{ROWS[row]}, {name}")
+    columns = {str(bandwidth): bandwidth.label for bandwidth in study.three_bandwidths}
+    _grid(drawn, data, study.shape, "bandwidth", columns, lambda row, name: f"{ROWS[row]}, {name}")
     return drawn, data
 
 
@@ -142,7 +141,8 @@ def _grid(
     for i, row in enumerate(ROWS):
         for j, (value, name) in enumerate(columns.items()):
             panel = data[(data["row"] == row) & (data[column] == value)]
-            head_map(axes[i, j], panel, shape, title(row, name), xlabel=i == len(ROWS) - 1, ylabel=j == 0)
+            name_of = title(row, name) + (", not trained" if panel.empty else "")
+            head_map(axes[i, j], panel, shape, name_of, xlabel=i == len(ROWS) - 1, ylabel=j == 0)
             frame_heads(axes[i, j], panel[panel["top5"]], shape)
     panel_letters(axes.flat)
     _colour_bar(drawn, list(axes.flat), float(data["chance"].mean()))

@@ -48,6 +48,14 @@ class IoiStudy(Study):
                 found.setdefault(self.config.bandwidth_of(name), name)
         return found
 
+    @cached_property
+    def three_bandwidths(self) -> list[Bandwidth]:
+        """The headline bandwidth between its neighbours, of those that `default` is read at; fewer where it has less than two."""
+        read = self.config.bandwidths_of("default")
+        at = read.index(self.config.kernel.headline)
+        low = min(max(at - 1, 0), max(len(read) - 3, 0))
+        return read[low : low + 3]
+
     @property
     def exact_draws(self) -> pd.DataFrame:
         """Prompts drawn from the exact ball: site, target_id, draw, text, distance, feature_<name>."""
