@@ -224,7 +224,11 @@ def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):
     root, _ = study_root
     rows = written(root, "fig9")
     used = rows[rows["row"] == "paper"].groupby("bandwidth")["variant"].unique().map(list).to_dict()
-    assert used == {"epsilon 0.05": ["paper_eps0.05"], "epsilon 0.1": ["paper"], "epsilon 0.15": ["paper_eps0.15"]}
+    assert used == {
+        "epsilon 0.05": ["paper_eps0.05"],
+        "epsilon 0.1": ["paper"],
+        "epsilon 0.15": ["paper_eps0.15"],
+    }
 
 
 def test_fig8_has_the_half_line_and_all_samples(study_root):

@@ -9,7 +9,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from inversescope.config.methods import Bandwidth
 from inversescope.figures.panels import (
     frame_heads,
     head_map,
