@@ -9,7 +9,11 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
         input:
             source=source_files("fetch_ravel", "ravel"),
             mirror=(
-                sorted(Path(CONFIG.ravel.mirror).glob("ravel_*.json"))
+                [
+                    file
+                    for kind in CONFIG.ravel.types or ["*"]
+                    for file in sorted(Path(CONFIG.ravel.mirror).glob(f"ravel_{kind}_*.json"))
+                ]
                 if CONFIG.ravel.mirror is not None
                 else []
             ),
@@ -27,7 +31,7 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
             mem_mb=memory(1000, 1000),
             runtime=minutes(5, 10),
         params:
-            used=used(RAVEL[0], "ravel/source", "ravel/mirror", "ravel/archive_sha256"),
+            used=used(RAVEL[0], "ravel/source", "ravel/mirror", "ravel/archive_sha256", "ravel/types"),
             options=options,
             where=RAVEL[0].options,
         message:

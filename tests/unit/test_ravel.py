@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from conftest import default_values
 
+from inversescope.cli import main
 from inversescope.config.tasks import RavelConfig
 from inversescope.errors import InputError
 from inversescope.targets.tokenizers import encode, word_tokenizer
@@ -286,10 +289,15 @@ BAD: dict[str, tuple[Callable[[dict[str, dict[str, Any]]], None], str, str]] = {
         "ravel_river_prompt_to_split.json",
         "'the %s runs' has no split",
     ),
-    "no value": (
-        lambda t: t["river"]["entity_attributes"]["Po"].pop("Length"),
+    "value that is no string": (
+        lambda t: t["river"]["entity_attributes"]["Po"].update(Length=652),
         "ravel_river_entity_attributes.json",
-        "'Po' has no value of 'Length'",
+        "a value of 'Po' is no string",
+    ),
+    "no value at all": (
+        lambda t: [values.clear() for values in t["verb"]["entity_attributes"].values()],
+        "ravel_verb_attribute_to_prompts.json",
+        "of no attribute with a template an entity has a value",
     ),
 }
 
@@ -301,7 +309,57 @@ def test_unsound_tables_are_refused_before_anything_is_written(tmp_path: Path, c
     with pytest.raises(InputError) as error:
         fetch_tables(tmp_path / "out", mirror)
     assert file in str(error.value) and entry in str(error.value)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out").exists()
+    # An earlier result is left as it is.
+    fetch_tables(tmp_path / "out", write(tmp_path / "good"))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(InputError):
+        fetch_tables(tmp_path / "out", mirror)
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def as_released(tables: dict[str, dict[str, Any]]) -> None:
+    """As upstream's `occupation`: templates of an attribute of which no entity has a value; and a value that one entity lacks."""
+    parts = tables["verb"]
+    parts["attribute_to_prompts"]["Location"] = ["They %s in", "no slot at all"]
+    for number, values in enumerate(parts["entity_attributes"].values()):
+        values |= {"Location": None} if number else {}
+    tables["river"]["entity_attributes"]["Po"].pop("Length")
+
+
+def test_an_attribute_without_values_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirror = write(tmp_path / "mirror", broken(as_released))
+    (tmp_path / "config").mkdir()
+    values = default_values({"ravel": {"source": "upstream", "mirror": str(mirror)}})
+    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(values))
+    model = next(e["model"] for e in values["experiments"].values() if e.get("task") == "ravel")
+    options = ["--task", "ravel", "--model", model, "--root", str(tmp_path)]
+    assert main(["fetch_ravel", *options, "--config", str(tmp_path / "config/config.yaml")]) == 0
+    told = capsys.readouterr().err
+    assert "verb, no entity has a value of 'Location': left out" in told
+    assert "river, 2 values are unknown: such prompts have no answer" in told
+    task = RavelTask(RavelConfig(source="upstream"), tmp_path)
+    assert task.feature_values["attribute"] == ["river:Continent", "river:Length", "verb:Past"]
+    lacking = task.parse(["The White Nile is said to be"])
+    assert task.answers(lacking) == ["long"] and "They go in" not in task.texts(every(task))
+    learned = task.target_sample(500, "train", np.random.default_rng(0))
+    assert all(task.answers(learned))
+
+
+def test_types_that_are_not_asked_for_are_not_read(tmp_path: Path, mirror: Path) -> None:
+    (mirror / "ravel_river_entity_attributes.json").write_text("broken")
+    (mirror / "ravel_occupation_entity_attributes.json").write_text("broken too")
+    manifest = fetch_tables(tmp_path / SOURCE, mirror, types=["verb"])
+    assert list(manifest["types"]) == ["verb"] and len(manifest["files"]) == len(KINDS)
+    assert len(list((tmp_path / SOURCE).iterdir())) == len(KINDS) + 1
+    task = RavelTask(RavelConfig(source="upstream", types=["verb"], n_templates=None), tmp_path)
+    assert task.feature_values["type"] == ["verb"]
+    with pytest.raises(InputError, match=r"has no entity type 'city'\. of ravel.types it has verb: check"):
+        fetch_tables(tmp_path / "out", mirror, types=["verb", "city"])
+    with pytest.raises(InputError, match="river_entity_attributes.json is not JSON"):
+        fetch_tables(tmp_path / "out", mirror, types=["river"])
 
 
 def test_an_entity_in_two_splits_is_named(tmp_path: Path, mirror: Path) -> None:

@@ -13,8 +13,8 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +58,19 @@ class FactTable:
         facts: entity -> attribute -> value ("" where it is unknown).
         split: entity -> split.
         templates: in the order of the file.
+        valueless: attributes with templates that are left out, since no entity has a value.
     """
 
     kind: str
     facts: dict[str, dict[str, str]]
     split: dict[str, str]
     templates: list[Template]
+    valueless: list[str] = field(default_factory=list)
+
+    @property
+    def unknown(self) -> int:
+        """How many values of attributes are not known of an entity."""
+        return sum(not value for values in self.facts.values() for value in values.values())
 
     @property
     def attributes(self) -> list[str]:
@@ -71,34 +78,57 @@ class FactTable:
         return list(dict.fromkeys(template.attribute for template in self.templates))
 
 
-def read_tables(folder: str | Path) -> list[FactTable]:
-    """Read and check every entity type that a folder holds, in the order of their names.
+def read_tables(folder: str | Path, types: Sequence[str] | None = None) -> list[FactTable]:
+    """Read and check entity types of a folder, in the order of their names: all, or those asked for and no other file.
 
     Raises:
-        InputError: there is none, a file is missing or broken, a template has no or two `%s`, an entity or template is in two
-            splits, in none, or in one that is unknown, or an entity lacks an attribute. The message names file and entry.
+        InputError: there is none or one is missing, a file is missing or broken, a template has no or two `%s`, an entity or
+            template is in two splits, in none, or in one that is unknown, a value is no string, or none is known. The message names
+            file and entry.
     """
     folder = Path(folder)
-    found = [match for path in sorted(folder.glob("ravel_*.json")) if (match := _NAME.fullmatch(path.name))]
-    kinds = sorted({match[1] for match in found})
-    if not kinds:
+    names = data_files((path.name for path in folder.glob("ravel_*.json")), types)
+    return tables_of({name: (folder / name).read_bytes() for name in names}, str(folder), types)
+
+
+def data_files(names: Iterable[str], types: Sequence[str] | None) -> list[str]:
+    """Those of some file names that are of the data set, and of the types asked for; sorted."""
+    found = {name: match[1] for name in names if (match := _NAME.fullmatch(name))}
+    return sorted(name for name, kind in found.items() if types is None or kind in types)
+
+
+def tables_of(contents: Mapping[str, bytes], where: str, types: Sequence[str] | None) -> list[FactTable]:
+    """The tables that files hold: name -> content, and where they lie; raises what `read_tables` does."""
+    kinds = sorted({match[1] for name in contents if (match := _NAME.fullmatch(name))})
+    if not kinds and types is None:
         raise InputError(
-            f"{folder} holds no files ravel_TYPE_entity_attributes.json",
+            f"{where} holds no files ravel_TYPE_entity_attributes.json",
             "run the rule fetch_ravel, or set ravel.mirror to a folder that holds them",
         )
-    return [_read_table(folder, kind) for kind in kinds]
+    if missing := sorted(set(types or ()) - set(kinds)):
+        known = f"of ravel.types it has {', '.join(kinds) or 'none'}: check the names"
+        raise InputError(f"{where} has no entity type '{missing[0]}'", known)
+    return [_table_of(contents, where, kind) for kind in kinds]
 
 
-def _read_table(folder: Path, kind: str) -> FactTable:
-    paths = {name: folder / f"ravel_{kind}_{name}.json" for name in KINDS}
-    facts, prompts, entity_split, prompt_split = (_read_object(paths[name]) for name in KINDS)
-    remedy = "mend the file, or leave the type out"
+def _table_of(contents: Mapping[str, bytes], where: str, kind: str) -> FactTable:
+    names = {part: f"ravel_{kind}_{part}.json" for part in KINDS}
+    paths = {part: f"{where}/{name}" for part, name in names.items()}
+    facts, prompts, entity_split, prompt_split = (
+        _object(contents.get(names[part]), paths[part]) for part in KINDS
+    )
+    remedy = "mend the file, or name the types that are wanted in ravel.types"
+    at = paths["entity_attributes"]
+    for entity, values in facts.items():
+        if not isinstance(values, dict) or any(not isinstance(v, str | None) for v in values.values()):
+            raise InputError(f"{at}: a value of '{entity}' is no string", remedy)
+    known = {attribute for values in facts.values() for attribute, value in values.items() if value}
     templates = []
     at = paths["attribute_to_prompts"]
     for attribute, texts in prompts.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{at}: '{attribute}' is no list of templates", remedy)
-        for text in texts:
+        for text in texts if attribute in known else ():
             if text.count(SLOT) != 1:
                 raise InputError(
                     f"{at}: template '{text}' of '{attribute}' has {text.count(SLOT)} %s instead of one",
@@ -106,18 +136,20 @@ def _read_table(folder: Path, kind: str) -> FactTable:
                 )
             split = _split_of(text, prompt_split, paths["prompt_to_split"])
             templates.append(Template(text, attribute, split))
+    if not templates:
+        raise InputError(f"{at}: of no attribute with a template an entity has a value", remedy)
     splits = {entity: _split_of(entity, entity_split, paths["entity_to_split"]) for entity in facts}
-    attributes = list(dict.fromkeys(template.attribute for template in templates))
-    for entity, values in facts.items():
-        for attribute in attributes:
-            if not isinstance(values, dict) or not isinstance(values.get(attribute), str):
-                raise InputError(
-                    f"{paths['entity_attributes']}: '{entity}' has no value of '{attribute}'", remedy
-                )
-    return FactTable(kind, facts, splits, templates)
+    attributes = dict.fromkeys(template.attribute for template in templates)
+    return FactTable(
+        kind,
+        {entity: {name: values.get(name) or "" for name in attributes} for entity, values in facts.items()},
+        splits,
+        templates,
+        [attribute for attribute in prompts if attribute not in known],
+    )
 
 
-def _split_of(entry: str, splits: dict[str, Any], path: Path) -> str:
+def _split_of(entry: str, splits: dict[str, Any], path: str) -> str:
     split = splits.get(entry)
     if split not in SPLITS:
         found = "no split" if split is None else f"the split {split!r}"
@@ -125,23 +157,24 @@ def _split_of(entry: str, splits: dict[str, Any], path: Path) -> str:
     return str(split)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object in which no key stands twice."""
+def _object(content: bytes | None, path: str) -> dict[str, Any]:
+    """A JSON object in which no key stands twice; `content` of None is a file that is missing."""
+    if content is None:
+        raise InputError(f"{path} does not exist", "an entity type has four: see docs/ravel.md")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         counts = Counter(key for key, _ in pairs)
         twice = [key for key, count in counts.items() if count > 1]
         if twice:
             values = " and ".join(repr(value) for key, value in pairs if key == twice[0])
-            what = f"is in two splits, {values}" if path.stem.endswith("_to_split") else "stands there twice"
+            in_splits = path.endswith("_to_split.json")
+            what = f"is in two splits, {values}" if in_splits else "stands there twice"
             raise InputError(f"{path}: '{twice[0]}' {what}", "leave one of the two entries")
         return dict(pairs)
 
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist", "an entity type has four: see docs/ravel.md") from None
-    except ValueError as error:
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})", "fetch it again") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is not a JSON object", "fetch it again")
@@ -189,6 +222,7 @@ def limited(table: FactTable, n_entities: int | None, n_templates: int | None) -
         {name: values for name, values in table.facts.items() if name in entities},
         {name: split for name, split in table.split.items() if name in entities},
         templates,
+        table.valueless,
     )
 
 
@@ -213,7 +247,7 @@ def fetch_tables(
     A file with a pinned sum (in the package, or in a `SHA256SUMS` of the mirror or of the folder above) must have it. Files
     of a mirror without a pinned sum are taken as they are, and recorded as such; of the archive they are refused, unless the
     archive itself was pinned by `archive_sha256`: an archive that holds entity types without sums is an error, unless `types` names
-    those that are wanted. Nothing is written before the sums are checked.
+    those that are wanted. With `types` no file of another type is read. Nothing is written before sums and tables are checked.
 
     Returns:
         The manifest, which is written beside the files: where they come from, their sums, the entity types, and the
@@ -231,27 +265,32 @@ def fetch_tables(
     else:
         for own in (mirror.parent / "SHA256SUMS", mirror / "SHA256SUMS"):
             sums |= read_sums(own) if own.is_file() else {}
-        found = sorted(path for path in mirror.iterdir() if _NAME.fullmatch(path.name))
-        contents = {path.name: path.read_bytes() for path in found}
-    if not contents:
+        names = data_files((path.name for path in mirror.iterdir()), types)
+        contents = {name: (mirror / name).read_bytes() for name in names}
+    if not contents and types is None:
         raise InputError(f"{mirror or url} holds no ravel_TYPE_entity_attributes.json", "check ravel.mirror")
     files: dict[str, dict[str, Any]] = {}
     for name, content in contents.items():
         checked(content, sums.get(name), mirror / name if mirror else name)
         files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "pinned": name in sums}
+    # Checked where they come from, so that messages name what has to be mended, and nothing half-fetched is left.
+    tables = tables_of(contents, str(mirror or url), types)
     destination.mkdir(parents=True, exist_ok=True)
-    for stale in destination.glob("ravel_*.json"):
-        stale.unlink()
-    # The mirror is checked where it lies, so that messages name the file that has to be mended.
-    tables = read_tables(mirror) if mirror is not None else None
+    for stale in (destination / MANIFEST, *destination.glob("ravel_*.json")):
+        stale.unlink(missing_ok=True)
     for name, content in contents.items():
         with atomic_path(destination / name) as part:
             part.write_bytes(content)
-    tables = tables or read_tables(destination)
     manifest = {
         "origin": url if mirror is None else "local mirror",
         "types": {
-            t.kind: {"entities": len(t.facts), "attributes": t.attributes, "templates": len(t.templates)}
+            t.kind: {
+                "entities": len(t.facts),
+                "attributes": t.attributes,
+                "templates": len(t.templates),
+                "attributes_without_values": t.valueless,
+                "unknown_values": t.unknown,
+            }
             for t in tables
         },
         "ambiguous_templates": ambiguous_templates(tables),

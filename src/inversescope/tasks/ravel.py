@@ -51,12 +51,7 @@ class RavelTask(Task):
     def __init__(self, config: RavelConfig, root: Path = Path(".")) -> None:
         self.config, self.features = config, config.feature_names
         folder = EMBEDDED if config.source == "embedded" else root / SOURCE
-        tables = read_tables(folder)
-        if config.types is not None:
-            kinds = [table.kind for table in tables]
-            if missing := sorted(set(config.types) - set(kinds)):
-                raise InputError(f"{folder} has no entity type '{missing[0]}'", f"it has {', '.join(kinds)}")
-            tables = [table for table in tables if table.kind in config.types]
+        tables = read_tables(folder, config.types)
         self.ambiguous = ambiguous_templates(tables)
         tables = [limited(table, config.n_entities, config.n_templates) for table in tables]
         self._lay_out(tables)

@@ -55,6 +55,12 @@ def fetch_ravel(context: Context) -> None:
         echo(f"fetch_ravel: no pinned checksum for {', '.join(unpinned)}: taken as they are")
     for kind, sizes in manifest["types"].items():
         echo(f"fetch_ravel: {kind}, {sizes['entities']} entities, {sizes['templates']} templates")
+        for attribute in sizes["attributes_without_values"]:
+            echo(f"fetch_ravel: {kind}, no entity has a value of '{attribute}': left out")
+        if sizes["unknown_values"]:
+            echo(
+                f"fetch_ravel: {kind}, {sizes['unknown_values']} values are unknown: such prompts have no answer"
+            )
 
 
 # -------------------------------------------------------------------------------------------------------------- autoencoders
