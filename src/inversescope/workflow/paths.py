@@ -57,6 +57,7 @@ AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
 RESULT = "results/{task}/{model}/{file}"
 FIGURE = "results/figures/{task}_{model}_{name}.{suffix}"
 TABLE = "results/tables/{task}_{model}_{name}.{suffix}"
+BROWSER = "results/browser/{task}_{model}.html"
 
 
 def fill(pattern: str, **values: str | Sequence[str]) -> list[str]:

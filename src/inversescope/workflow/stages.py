@@ -57,6 +57,7 @@ STAGES = {
     "plot_frontier": Stage("studies.variants.plot"),
     "plot_readers": Stage("reader.shown"),
     "plot_frontier_readers": Stage("reader.shown"),
+    "make_browser": Stage("reader.browser.stages"),
     "make_report": Stage("report.page"),
     "make_studies": Stage("report.page"),
 }
