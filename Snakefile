@@ -41,11 +41,12 @@ include: "rules/ravel.smk"
 include: "rules/icl.smk"
 include: "rules/cases.smk"
 include: "rules/readers.smk"
+include: "rules/browser.smk"
 include: "rules/report.smk"
 include: "rules/profile.smk"
 
 
-# Each task has a target of its own name: its figures and tables.
+# Each task has a target of its own name: its figures, tables and browsers.
 for task in PLAN.tasks:
 
     rule:
@@ -53,12 +54,14 @@ for task in PLAN.tasks:
             task
         input:
             figures_of(task),
+            parts_of("browser", experiments=PLAN.on(task)),
             rules.make_report.output if SHOWN and SHOWN.task == task else [],
 
 
 rule figures:
     input:
         figures_of(*PLAN.tasks),
+        parts_of("browser"),
 
 
 rule all:

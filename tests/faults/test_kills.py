@@ -38,6 +38,7 @@ STAGES = {
     "collect_tables": 4,
     "draw_exact": 2,
     "plot_figures": 20,
+    "make_browser": 1,
     "make_report": 3,
 }
 # What the other studies bring in, which all the rest is made of.

@@ -54,8 +54,10 @@ def test_a_stage_depends_on_what_its_own_function_imports() -> None:
 def test_files_are_relative_and_tables_are_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(PACKAGE.parents[1])
     source_files.cache_clear()
-    files = source_files("make_prompts", "ravel")
+    files, page = source_files("make_prompts", "ravel"), source_files("make_browser", "ioi")
     source_files.cache_clear()
+    here = "src/inversescope/reader/browser/document"
+    assert {f"{here}.py", f"{here}.html", f"{here}.css", f"{here}.panel.js"} <= set(page)
     assert "src/inversescope/tasks/ravel.py" in files
     assert [file for file in files if file.startswith("src/inversescope/tasks/data/ravel/")]
     assert all(Path(file).is_file() for file in files)

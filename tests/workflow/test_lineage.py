@@ -221,7 +221,7 @@ def test_after_restoring_an_edit_reruns_its_dependants_alone(restored: Path) -> 
         rules = {s.rule for s in stale(restored, ["all", "study"])}
     finally:
         (restored / "config/config.yaml").write_text(original)
-    after = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_report"}
+    after = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_browser", "make_report"}
     exact = {"check_causes", "plot_causes", "plot_layers", "plot_heads"}
     assert {re.sub("_ioi.*", "", rule) for rule in rules} == after | exact
 

@@ -154,6 +154,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         collect_tables=1,
         score_readers=1,
         plot_readers=1,
+        make_browser=1,
     )
     counts.update(further(experiment, config, n_sites, n_blocks))
     if not config.studied_variants:
@@ -316,7 +317,7 @@ def test_bandwidths_by_share_are_chosen_before_anything_is_trained_for_them(work
     assert needed["choose_bandwidths"] == 1
 
 
-AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_report"}
+AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_browser", "make_report"}
 # What is edited: the delta, stages that must not rerun, stages that must.
 EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
     "intervals": (

@@ -317,6 +317,7 @@ class ExperimentPlan:
         if self.studied:
             parts["estimates"] = self.at_sites(paths.CELLS, group="")
             parts["tables"] = self.files(paths.RESULT, file="fcr.csv")
+            parts["browser"] = made_by("make_browser")
             if self.task == "ravel":
                 parts["attributes"] = self.at_sites(paths.SITE_TABLE, table="attributes")
             parts["readers"] = made_by("plot_readers")

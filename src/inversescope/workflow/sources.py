@@ -14,8 +14,6 @@ from inversescope.workflow.stages import STAGES
 PACKAGE = Path(__file__).resolve().parents[1]
 #: What they say reaches a job by `params`, by its command line, or not at all.
 WITHOUT_EFFECT = ("__init__", "config", "errors", "cli", "workflow")
-#: Tables and templates lie beside the module of their name.
-DATA_SUFFIXES = (".html.j2", ".json", ".csv", ".tsv")
 
 
 def path_of(module: str) -> Path:
@@ -109,7 +107,8 @@ def source_files(stage: str, task: str | None) -> list[str]:
     """Paths, relative to the working directory, of the files that a stage depends on."""
     modules = modules_of(stage, task)
     paths = [path_of(part) for part in modules]
-    beside = [path.with_suffix(suffix) for path in paths for suffix in DATA_SUFFIXES]
+    # Tables, templates and scripts lie beside the module of their name.
+    beside = [file for path in paths for file in sorted(path.parent.glob(f"{path.stem}.*")) if file != path]
     if module_of(task) in modules:
         # Tables that come with the package; those that are fetched are files of their own.
         beside += sorted((PACKAGE / "tasks/data" / str(task)).glob("*"))
