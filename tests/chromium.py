@@ -87,21 +87,31 @@ class Page:
 
     def open(self, path: Path, state: str = "", width: int = 1366, height: int = 768) -> None:
         """Open a file, in a state that its address holds, in a window of this size, and wait until it has drawn itself."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         for url in ("about:blank", path.resolve().as_uri() + state):
             self.requests.clear()
             self.faults.clear()
             self._loaded = False
             self.call("Page.navigate", url=url)
             self._wait(lambda: self._loaded or None, "Page.navigate")
-        self.run("new Promise((done) => { const look = () => document.getElementById('main').hidden && "
-                 "document.getElementById('loading').textContent.startsWith('Unpacking') ? setTimeout(look, 5) : done(); look(); })")
+        self.run(
+            "new Promise((done) => { const look = () => document.getElementById('loading')?.textContent.startsWith('Unpacking')"
+            " ? setTimeout(look, 5) : done(); look(); })"
+        )
 
     def run(self, script: str) -> Any:
         """Value of an expression in the page, waited for if it is a promise."""
         answer = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
-            raise RuntimeError(answer["exceptionDetails"].get("exception", {}).get("description", "the script failed"))
+            raise RuntimeError(
+                answer["exceptionDetails"].get("exception", {}).get("description", "the script failed")
+            )
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
@@ -117,7 +127,11 @@ class Page:
 
     def printed(self, path: Path) -> None:
         """Save the page as it is printed, as PDF."""
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"]))
+        path.write_bytes(
+            base64.b64decode(
+                self.call("Page.printToPDF", preferCSSPageSize=True, printBackground=True)["data"]
+            )
+        )
 
 
 @contextlib.contextmanager
@@ -130,15 +144,31 @@ def chromium(downloads: Path | None = None) -> Iterator[Page]:
         back, from_browser = os.pipe()
         # It reads descriptor 3 and writes descriptor 4, whatever these are here.
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (to_browser, from_browser)]
-        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
-                   "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe", f"--user-data-dir={profile}"]
+        options = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+            "--hide-scrollbars",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+        ]
 
         def connect() -> None:
             for fd, number in zip(high, (3, 4), strict=True):
                 os.dup2(fd, number)
 
-        process = subprocess.Popen([found, *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                   preexec_fn=connect, pass_fds=(3, 4))
+        process = subprocess.Popen(
+            [found, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=connect,
+            pass_fds=(3, 4),
+        )
         for fd in (to_browser, from_browser, *high):
             os.close(fd)
         try:

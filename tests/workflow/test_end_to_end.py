@@ -65,7 +65,12 @@ def test_one_core_and_two_give_the_same_bytes(two_cores: Path, tmp_path: Path) -
     shown = [path for kind in ("figures", "tables") for path in (one_core / "results" / kind).iterdir()]
     assert {".png", ".pdf", ".csv", ".md"} == {path.suffix for path in shown}
     rates = [one_core / RESULTS / name for name in ("fcr.csv", "refusal.csv", "coverage.csv")]
-    for path in (*shown, *rates, one_core / "results/report.html", one_core / f"results/browser/ioi_{MODEL}.html"):
+    for path in (
+        *shown,
+        *rates,
+        one_core / "results/report.html",
+        one_core / f"results/browser/ioi_{MODEL}.html",
+    ):
         same = path.relative_to(one_core)
         assert path.read_bytes() == (two_cores / same).read_bytes(), same
 

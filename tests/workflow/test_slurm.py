@@ -68,6 +68,9 @@ def test_the_study_runs_from_prompts_to_figures_with_the_tables_of_a_local_run(
     )
     abouts = list(slurm.submitted().values())
     assert sum("compute_exact" in about and "estimate_fcr" in about for about in abouts) == 1
-    assert sum("_collect_tables_draw_exact_make_browser_make_report_plot_figures" in about for about in abouts) == 1
+    assert (
+        sum("_collect_tables_draw_exact_make_browser_make_report_plot_figures" in about for about in abouts)
+        == 1
+    )
     assert len(abouts) == int(stats["total"]) - int(stats["all"]) - (4 - 1) - (7 - 1), abouts
     assert slurm.jobs() == {}

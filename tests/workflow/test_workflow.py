@@ -317,7 +317,14 @@ def test_bandwidths_by_share_are_chosen_before_anything_is_trained_for_them(work
     assert needed["choose_bandwidths"] == 1
 
 
-AFTER_ESTIMATES = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_browser", "make_report"}
+AFTER_ESTIMATES = {
+    "estimate_fcr",
+    "collect_tables",
+    "draw_exact",
+    "plot_figures",
+    "make_browser",
+    "make_report",
+}
 # What is edited: the delta, stages that must not rerun, stages that must.
 EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
     "intervals": (

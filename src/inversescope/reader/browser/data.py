@@ -44,7 +44,8 @@ class Texts:
         """
         labels = np.array([codes[name] for name in self.feature_values]).reshape(-1, len(texts))
         prior = np.zeros(len(texts)) if log_prior is None else np.asarray(log_prior, np.float64)
-        keys = list(zip(texts, (labels >= 0).any(0).tolist(), strict=True))
+        prompts = [bool(one) for one in np.any(labels >= 0, axis=0)]
+        keys = list(zip(texts, prompts, strict=True))
         fresh = []
         for row, key in enumerate(keys):
             if key not in self._number:

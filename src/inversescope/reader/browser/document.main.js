@@ -24,7 +24,8 @@ const HELP = {
 const TERMS = {
   rate: "share of the samples, by weight, that have the target's own label: the feature consistency rate (FCR), here of one target or as a mean over targets",
   "table, exact": "from fcr.csv, whole: not changed by the slider",
-  samples: "recomputed here from the stored samples at the slider's bandwidth",
+  live: "computed here from the stored samples at the slider's bandwidth",
+  most: "the label with most weight, where it is not the target's own",
   "too far": "refused: its activation is outside the bandwidth",
   "no prompt": "refused: the text is not one of the prior's prompts",
   effective: "Kish's effective sample size of the weights",
@@ -52,6 +53,7 @@ class App {
     document.getElementById("loading").remove();
     document.getElementById("main").hidden = false;
     this.render();
+    this.drawn = performance.now(); // milliseconds since the page was asked for
   }
 
   // ------------------------------------------------------------------------------------------------------------- state

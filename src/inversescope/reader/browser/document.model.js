@@ -66,7 +66,7 @@ class Study {
   weigh(o, s, t, epsilon, byQ) {
     const { distance, log_q, text, log_prior } = this.arrays;
     const cell = this.cell(o, s, t), from = this.start[cell], n = this.start[cell + 1] - from;
-    const cache = this.isCache(o), weight = new Float64Array(n);
+    const cache = this.isCache(o), weight = new Float64Array(n), inside = new Uint8Array(n);
     // Cached distances are compared in single precision, as the workflow does.
     const support = cache ? Math.fround(this.support(epsilon)) : this.support(epsilon);
     let parse = 0, far = 0, accepted = 0;
@@ -75,22 +75,21 @@ class Study {
       if (Number.isNaN(d)) parse++;
       else if (!(d < support)) far++;
       else {
+        inside[i] = 1;
         weight[i] = (cache || byQ) && this.kernel !== "hard" ? Math.exp(-((d / epsilon) ** 2)) : 1;
         accepted++;
       }
     }
     if (byQ && !cache && accepted) {
-      let top = -Infinity;
+      let top = -Infinity, total = 0;
       for (let i = 0; i < n; i++) {
-        if (!weight[i]) continue;
+        if (!inside[i]) continue;
         weight[i] = Math.log(weight[i]) + log_prior[text[from + i]] - log_q[from + i] * this.step;
         top = Math.max(top, weight[i]);
       }
-      const taken = Array.from({ length: n }, (_, i) => { const d = distance[from + i]; return d < support; });
-      let sum = 0;
-      for (let i = 0; i < n; i++) if (taken[i]) sum += weight[i] = Math.exp(weight[i] - top);
-      const most = (sum / accepted) * Math.sqrt(accepted);
-      for (let i = 0; i < n; i++) if (taken[i]) weight[i] = Math.min(weight[i], most);
+      for (let i = 0; i < n; i++) if (inside[i]) total += weight[i] = Math.exp(weight[i] - top);
+      const most = (total / accepted) * Math.sqrt(accepted);
+      for (let i = 0; i < n; i++) if (inside[i]) weight[i] = Math.min(weight[i], most);
     }
     let sum = 0, squares = 0;
     for (const w of weight) { sum += w; squares += w * w; }

@@ -178,9 +178,9 @@ class Panel {
       : ["refused ", share("refused", here.parse + here.far), " (", share("parse", here.parse), " no prompt, ", share("far", here.far), " too far), accepted ",
         part("accepted", here.accepted, here.accepted), ` of ${here.n}`]];
     lines[0].push(", effective ", part("ess", here.ess, shown(here.ess, 1)));
-    if (!cache) lines.push([`all ${all.targets} targets: refused `, part("all-refused", all.parse + all.far, percent(all.parse + all.far)),
+    if (!cache) lines.push([`all ${all.targets}: refused `, part("all-refused", all.parse + all.far, percent(all.parse + all.far)),
       make("span", { class: "dim", title: `refusal.csv, ${bandwidthText(this.source.bandwidth)}` }, refusal ? ` (table ${percent(refusal.refusal_rate)} [${percent(refusal.ci_low)}, ${percent(refusal.ci_high)}])` : ""),
-      ", effective ", part("all-ess", all.ess, shown(all.ess, 1)), " (median)"]);
+      ", effective ", part("all-ess", all.ess, shown(all.ess, 1)), make("span", { class: "dim" }, " (median)")]);
     this.told.replaceChildren(...lines.map((line) => make("div", {}, line)));
   }
 
@@ -197,11 +197,11 @@ class Panel {
       const effect = study.effect(f, site);
       const interval = (row) => (row ? `${tabledText(row.fcr)} [${tabledText(row.ci_low)}, ${tabledText(row.ci_high)}]` : null);
       const label = study.nameOf(f, study.label(f, study.arrays.target[target]));
-      const most = Number.isFinite(top.share) && study.nameOf(f, top.code) !== label ? `${study.nameOf(f, top.code)} ${shown(top.share, 2)}` : "";
+      const most = Number.isFinite(top.share) && study.nameOf(f, top.code) !== label ? study.nameOf(f, top.code) : "";
       return make("tr", { class: f === app.state.feature ? "chosen" : null, "data-feature": feature.name, onclick: () => app.set({ feature: f }) },
         make("th", { scope: "row", class: "label", title: feature.name }, feature.name), make("td", { class: "label", title: label }, label),
         number("here", own, null, "n live"), number("here-exact", study.exactOf(f, site, target), `at ${bandwidthText(study.headline)}`),
-        make("td", { class: "label other", title: most }, most),
+        make("td", { class: "label other", title: most ? `${most}: ${shown(top.share)}` : null }, most),
         number("all", all.rates[f], null, "n live edge"), number("table", table?.fcr, interval(table)), number("exact", exact?.fcr, interval(exact)),
         number("chance", feature.chance, null, "n dim"),
         study.effects.length ? number("effect", effect?.effect, effect ? `logits, [${tabledText(effect.effect_low)}, ${tabledText(effect.effect_high)}]` : null) : null);
@@ -211,9 +211,9 @@ class Panel {
       make("thead", {},
         make("tr", { class: "groups" }, make("th"), make("th", { colspan: 4 }, "this target"), make("th", { colspan: study.effects.length ? 5 : 4, class: "edge" }, `all ${study.nTargets} targets`)),
         make("tr", {}, make("th", { scope: "col", class: "label" }, "feature"), head("label", "the target's own", "label"),
-          head("samples", "share of the stored samples' weight that has this label; follows the slider", "n live"),
+          head("live", "share of the stored samples' weight that has this label; follows the slider", "n live"),
           head("exact", `exact rate of this target at ${bandwidthText(study.headline)}`), head("most", "the label with most weight, if it is another one", "label"),
-          head("samples", "mean over targets of the same; follows the slider", "n live edge"),
+          head("live", "mean over targets of the same; follows the slider", "n live edge"),
           head("table", `fcr.csv: ${estimator}, ${bandwidthText(bandwidth || study.headline)}; all samples`),
           head("exact", `fcr.csv: exact, ${bandwidthText(bandwidth || study.headline)}`), head("chance", "two random prompts agree"),
           study.effects.length ? head("effect", "causes.csv: change of the logit difference when this site is patched") : null)),

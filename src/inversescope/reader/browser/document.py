@@ -41,7 +41,9 @@ def _part(suffix: str) -> str:
 
 def _policy(style: str, script: str) -> str:
     """What the browser lets the page do: run this script and apply this style, nothing else, and make no markup from text."""
-    style, script = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    style, script = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)
+    )
     return (
         f"default-src 'none'; script-src 'sha256-{script}'; style-src 'sha256-{style}'; "
         "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

@@ -192,8 +192,7 @@ def _tables(data: BrowserData, out: Pack) -> dict[str, Any]:
     if not data.exact.empty:
         shape = len(sites), len(data.targets)
         rows = _index(data.exact, site=sites, target_id=range(shape[1]))
-        values = [_dense(rows, data.exact[f"fcr_{name}"], shape) for name in features]
-        out.add("exact", values, "<f4")
+        out.add("exact", [_dense(rows, data.exact[f"fcr_{name}"], shape) for name in features], "<f4")
     told = data.hypotheses
     about["hypotheses"] = {
         "columns": [str(name) for name in told.columns],

@@ -104,7 +104,9 @@ def _generated(context: Context, texts: Texts) -> Iterator[Draws]:
         for s, site in enumerate(plan.labels_of([variant])):
             path = context.samples_path(config.variant(variant).generator, variant, site)
             rows = read_table(need(path, "sample_prompts"), columns)
-            own = np.isclose(rows["epsilon"], context.epsilon(config.bandwidth_of(variant), site), rtol=1e-6, atol=0)
+            own = np.isclose(
+                rows["epsilon"], context.epsilon(config.bandwidth_of(variant), site), rtol=1e-6, atol=0
+            )
             rows = rows[own & (rows["decoding"] == _decoding(context, variant))]
             rows = rows.sort_values(["target_id", "draw"], kind="stable")
             yield Draws(
