@@ -178,6 +178,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
         "estimates",
         "tables",
         "figures",
+        "browser",
     ]
     assert planned().parts(outputs_of)["figures"] == [f"results/ioi/{MODEL}/plot_figures"]
     control = planned({"experiments": {"ioi": {"variants": []}}}).parts(outputs_of)

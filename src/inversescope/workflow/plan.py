@@ -317,7 +317,6 @@ class ExperimentPlan:
         if self.studied:
             parts["estimates"] = self.at_sites(paths.CELLS, group="")
             parts["tables"] = self.files(paths.RESULT, file="fcr.csv")
-            parts["browser"] = made_by("make_browser")
             if self.task == "ravel":
                 parts["attributes"] = self.at_sites(paths.SITE_TABLE, table="attributes")
             parts["readers"] = made_by("plot_readers")
@@ -327,6 +326,8 @@ class ExperimentPlan:
             parts["causes"] = made_by("plot_causes")
             if self.task in SPELLED:
                 parts["answers"] = made_by("plot_answers")
+        if self.studied:
+            parts["browser"] = made_by("make_browser")
         if self.ablations:
             parts["study"] = made_by("plot_study")
         if self.frontier:
