@@ -90,7 +90,7 @@ def figures_of(*tasks: str) -> list[str]:
     """Figures and tables of all experiments on some tasks."""
     of_all = list(rules.plot_ravel.output) if "ravel" in tasks else []
     experiments = [e for e in PLAN.experiments if e.task in tasks]
-    return of_all + parts_of(*DRAWN, experiments=experiments)
+    return of_all + parts_of("hypotheses", *DRAWN, experiments=experiments)
 
 
 def is_small(wildcards) -> bool:

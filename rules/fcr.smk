@@ -27,7 +27,7 @@ for block in blocks(PLAN.experiments):
             mem_mb=memory(2000, 8000),
             runtime=minutes(10, 120),
         params:
-            used=lambda w: used(w, w.task, *COMPARED, "bandwidths"),
+            used=lambda w: used(w, w.task, *COMPARED, "bandwidths", "functions"),
             options=options,
             sites=block.options,
         message:

@@ -101,6 +101,32 @@ class Context:
         """The task's prior, parser and features."""
         return get_task(self.task_name, self.config, self.root)
 
+    # -------------------------------------------------------------------------------------------------------- features
+    @property
+    def functions(self) -> list[str]:
+        """Features whose rates are asked for that are none of the task's own, but label functions of the grammar."""
+        return self.plan.functions
+
+    def labels_of(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """Label codes (N,) of each feature of prompts, int32: the task's own and those by the grammar; -1 where the index is -1."""
+        own = self.task.features_of(index)
+        return own | (self.task.functions_of(self.functions, index) if self.functions else {})
+
+    def chance(self, feature: str) -> float:
+        """Probability that two draws from the prior share a feature's label."""
+        return self.task.chance(feature) if feature in self.task.features else self.task.chance_of(feature)
+
+    def labelled(self, prompts: pd.DataFrame) -> pd.DataFrame:
+        """A table of prompts with `feature_<name>` for each label function; "" where `prompt_id` is -1."""
+        if not self.functions:
+            return prompts
+        codes = self.task.functions_of(self.functions, prompts["prompt_id"].to_numpy())
+        values = {
+            name: np.array([*self.task.feature_values[name], ""], object)[code]
+            for name, code in codes.items()
+        }
+        return prompts.assign(**{f"feature_{name}": value for name, value in values.items()})
+
     def beside(self, model: str) -> Context:
         """The experiment on another model and the same task."""
         whole = self.whole or self.config

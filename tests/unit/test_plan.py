@@ -175,6 +175,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
         "heads",
         "generators",
         "samples",
+        "hypotheses",
         "estimates",
         "tables",
         "figures",
@@ -182,7 +183,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
     ]
     assert planned().parts(outputs_of)["figures"] == [f"results/ioi/{MODEL}/plot_figures"]
     control = planned({"experiments": {"ioi": {"variants": []}}}).parts(outputs_of)
-    assert list(control) == ["targets", "activations", "exact", "layers", "heads"]
+    assert list(control) == ["targets", "activations", "exact", "layers", "heads", "hypotheses"]
     assert not [file for file in control["activations"] if "/train/" in file]
 
 

@@ -161,6 +161,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         # A control, shown beside another model: exact values and patching alone.
         extracted = 1 if enumerated else 2
         counts = Counter(extract_activations=extracted, compute_exact=n_blocks, patch_task_vectors=1)
+    counts.update(find_hypotheses=n_blocks, collect_hypotheses=1)
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from inversescope.config.entries import Misplaced
+from inversescope.config.functions import is_function
 from inversescope.config.methods import BUILT_IN
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
@@ -98,10 +99,14 @@ def _check_features(view: Config, name: str, experiment: ExperimentConfig) -> No
     own = "features" in experiment.settings.fcr.model_fields_set
     known = getattr(view, experiment.task).feature_names
     for feature in view.fcr.features:
-        if feature not in known:
+        if feature not in known and not is_function(feature):
             where = (*(("experiments", name, "settings") if own else ()), "fcr", "features")
             message = f"experiment {name}: task {experiment.task} has no feature {feature!r}"
-            raise Misplaced(where, message, f"choose from {', '.join(known)}")
+            raise Misplaced(
+                where,
+                message,
+                f"choose from {', '.join(known)}, or write a label function such as twice(capital)",
+            )
 
 
 def _check_variants(view: Config, name: str, experiment: ExperimentConfig) -> None:

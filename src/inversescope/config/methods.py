@@ -304,6 +304,15 @@ class FcrConfig(Strict):
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
+class HypothesesConfig(Strict):
+    """Hypotheses without a human: label functions that samples tell about."""
+
+    shares: list[OpenShare] = Field([0.01, 0.03, 0.1, 0.3, 0.5], min_length=1)
+    """Shares of the prior at which balls are looked at, beside the headline bandwidth."""
+    n_tested: int = Field(10, ge=1, description="Hypotheses that are tested at a site, at most.")
+    level: float = Field(0.05, gt=0, lt=1, description="Of the test, for all hypotheses of a site together.")
+
+
 class SaeConfig(Strict):
     """Sparse autoencoders on a task's activations, by Gemma Scope's recipe (paper, D.2.2; Lieberum et al., 2024)."""
 

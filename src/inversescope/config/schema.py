@@ -19,6 +19,7 @@ from inversescope.config.methods import (
     Bandwidth,
     FcrConfig,
     FigureConfig,
+    HypothesesConfig,
     KernelConfig,
     PatchingConfig,
     ProbeConfig,
@@ -52,6 +53,7 @@ class Settings(Strict):
     """Ways to make a generator; the runs of `studies` among them."""
     sampling: SamplingConfig = SamplingConfig()
     fcr: FcrConfig = FcrConfig()
+    hypotheses: HypothesesConfig = HypothesesConfig()
     figures: FigureConfig = FigureConfig()
     sae: SaeConfig = SaeConfig()
     probe: ProbeConfig = ProbeConfig()

@@ -114,6 +114,11 @@ class SiteCells:
         """
         size = len(self.train)
         prior_samples = prior_samples[prior_samples["parsed"].astype(bool)]
+        if self.context.functions and len(prior_samples):
+            prior_samples = prior_samples.assign(
+                prompt_id=self.context.task.parse(prior_samples["text"].tolist())
+            )
+            prior_samples = self.context.labelled(prior_samples)
         for feature, labels in self.labels.items():
             cached_label = self.train_labels[feature]
             drawn = prior_samples[f"feature_{feature}"].to_numpy().astype(str)
@@ -140,7 +145,7 @@ class SiteCells:
 
     def _add_chains(self, feature: str, states: pd.DataFrame) -> None:
         target_id = states["target_id"].to_numpy()
-        found = self.context.task.features_of(states["prompt_id"].to_numpy().astype(np.int64))[feature]
+        found = self.context.labels_of(states["prompt_id"].to_numpy().astype(np.int64))[feature]
         match = pd.Series((found == self.labels[feature][target_id]).astype(float)).groupby(target_id)
         for target, value in match.mean().items():
             estimate = Estimate(float(value), int(match.size()[target]), math.nan)

@@ -100,13 +100,21 @@ def combined(cache: CacheDraws, generator: GeneratorDraws) -> Estimate:
 
 
 def combined_weights(cache: CacheDraws, generator: GeneratorDraws) -> np.ndarray:
-    """Weights of the cached neighbours, then of the accepted candidates, float64 (m + accepted,); all 0 if none can be weighed.
+    """`mixture_log_weights` without the logarithm, up to a factor, truncated as in `reweighted`; all 0 if none can be weighed."""
+    log_weight = mixture_log_weights(cache, generator)
+    if not np.isfinite(log_weight).any():
+        return np.zeros(len(log_weight))
+    return truncate_weights(relative_weights(log_weight))
+
+
+def mixture_log_weights(cache: CacheDraws, generator: GeneratorDraws) -> np.ndarray:
+    """Log weights of the cached neighbours, then of the accepted candidates, float64 (m + accepted,); -inf for what is not counted.
 
     Sparse cells use the balance heuristic: a prompt's weight is kernel * prior / (n0 p0 + n1 q), with n0 cached prompts drawn from
     p0 and n1 candidates from q, whichever of the two it came from. In dense cells (`log_q` is None) the cache alone speaks
     for the prompts that it can hold and the candidates for the rest (the test prompts; held-out name pairs, if the cache has
-    none): also a partition of unity, so also unbiased, and no q of thousands of neighbours is needed. Weights are truncated as
-    in `reweighted`. Labels (`match`) play no part.
+    none): also a partition of unity, so also unbiased, and no q of thousands of neighbours is needed. The weights add up to an
+    estimate of the prior's share of the ball. Labels (`match`) play no part.
     """
     n1 = len(generator.kernel)
     keep = generator.kernel > 0
@@ -124,10 +132,7 @@ def combined_weights(cache: CacheDraws, generator: GeneratorDraws) -> np.ndarray
         cached_log = np.log(cache.kernel) + cache.log_prior - np.logaddexp(cached_base, log_n1 + cache.log_q)
         mixture = np.logaddexp(log_n0 + generator.log_density[keep], drawn_base)
         drawn_log = np.log(generator.kernel[keep]) + generator.log_prior[keep] - mixture
-    log_weight = np.concatenate([cached_log, drawn_log])
-    if not np.isfinite(log_weight).any():
-        return np.zeros(len(log_weight))
-    return truncate_weights(relative_weights(log_weight))
+    return np.concatenate([cached_log, drawn_log])
 
 
 @dataclass

@@ -99,7 +99,7 @@ class VariantCells:
             kernel=np.where(accepted, kernel_values(distance, epsilon, kind), 0.0),
             log_prior=task.log_prior(index),
             log_density=self.log_density(index),
-            labels=task.features_of(index),
+            labels=self.site.context.labels_of(index),
         )
 
     @cached_property

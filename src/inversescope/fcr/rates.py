@@ -50,7 +50,7 @@ def fcr_rates(site: SiteCells, cells: pd.DataFrame) -> pd.DataFrame:
             n_samples=float(group["n_samples"].mean()),
             ess=float(group["ess"].median()),
             ess_low=float((group["ess"] < LOW_ESS).mean()),
-            chance=context.task.chance(str(row["feature"])),
+            chance=context.chance(str(row["feature"])),
             exact=float(group["exact"].mean()),
             error=error[g],
             error_low=error_low[g],

@@ -36,7 +36,8 @@ def score_target(context: Context, candidate: str) -> None:
     )
     sites = expand_sites(list(task.scan_sites), target.n_layers, target.n_heads)
     activations = capture(target, encode(target.tokenizer, task.texts(index)), sites)
-    labels = {name: task.features_of(index)[name] for name in context.config.fcr.features}
+    known = context.labels_of(index)
+    labels = {name: known[name] for name in context.config.fcr.features}
     rows = []
     for site in sites:
         z = activations[site.label]

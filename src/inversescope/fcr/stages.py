@@ -29,7 +29,7 @@ def compute_exact(context: Context, sites: Sequence[str]) -> None:
     """
     kernel, task = context.config.kernel, context.task
     test, reference = context.prompt_ids("test"), context.prompt_ids("reference")
-    labels, reference_labels = task.features_of(test), task.features_of(reference)
+    labels, reference_labels = context.labels_of(test), context.labels_of(reference)
     log_prior = None if task.uniform else task.log_prior(reference)
     for site in sites:
         epsilons = context.epsilons(site)
@@ -96,7 +96,7 @@ def _estimate(context: Context, variants: Sequence[str], site: str, out: str) ->
 
 def load_site(context: Context, label: str, z: np.ndarray, z_train: np.ndarray) -> SiteCells:
     """What the estimators know of a site, from the activations (T, d) of targets and (N, ...) of cached prompts there."""
-    kernel, task = context.config.kernel, context.task
+    kernel = context.config.kernel
     test, train = (
         context.prompts(split, columns=["prompt_id"])["prompt_id"].to_numpy() for split in ("test", "train")
     )
@@ -112,8 +112,8 @@ def load_site(context: Context, label: str, z: np.ndarray, z_train: np.ndarray) 
         exact=exact.set_index(["epsilon", "target_id"]),
         near=cache.search(queries, support_radius(max(context.epsilons(label)), kernel.kind)),
         nearest=cache.nearest(queries)[0],
-        labels=task.features_of(test),
-        train_labels=task.features_of(train),
+        labels=context.labels_of(test),
+        train_labels=context.labels_of(train),
     )
 
 

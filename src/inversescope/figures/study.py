@@ -85,7 +85,7 @@ class Study:
             where |= {"epsilon": epsilon, "share": share}
             for name in rows.columns[rows.columns.str.startswith("fcr_")]:
                 feature = name.removeprefix("fcr_")
-                about.append(where | {"feature": feature, "chance": context.task.chance(feature)})
+                about.append(where | {"feature": feature, "chance": context.chance(feature)})
                 values.append(rows[name].to_numpy(float))
         table = np.stack(values)
         ends = bootstrap_means(table, settings.bootstrap, settings.confidence, self.config.seed)
@@ -133,7 +133,7 @@ class Study:
     @cached_property
     def prompts(self) -> pd.DataFrame:
         """The test split, row t = target t, labels as text."""
-        prompts = self.context.prompts("test")
+        prompts = self.context.labelled(self.context.prompts("test"))
         names = [name for name in prompts.columns if name.startswith("feature_")]
         return prompts.assign(**{name: prompts[name].astype(str) for name in names})
 
@@ -154,6 +154,7 @@ class Study:
             rows = ds.dataset(path).to_table(filter=near & (pc.field("decoding") == decoding)).to_pandas()
             if rows.empty:
                 select(rows.assign(decoding=""), str(path), decoding=decoding)
+            rows = self.context.labelled(rows)
             for name in rows.columns:
                 if name.startswith("feature_"):
                     rows[name] = rows[name].astype(object).where(rows[name].notna(), "").astype(str)

@@ -46,7 +46,7 @@ class Truth:
     def of(cls, context: Context) -> Truth:
         """The questions of an experiment: its headline features."""
         task, features = context.task, context.config.fcr.features
-        labels = task.features_of(context.prompt_ids("reference"))
+        labels = context.labels_of(context.prompt_ids("reference"))
         values = {name: list(task.feature_values[name]) for name in features}
         counts = {n: np.bincount(labels[n][labels[n] >= 0], minlength=len(values[n])) for n in features}
         counted = np.flatnonzero(task.counted(context.prompt_ids("test")))
@@ -62,7 +62,7 @@ def score_readers(context: Context, variants: Sequence[str], out: str = "") -> N
     """
     sites = context.plan.labels_of(variants) if out else context.plan.labels
     truth, progress = Truth.of(context), Progress("score_readers", len(sites), echo)
-    reference = {} if out else context.task.features_of(context.prompt_ids("reference"))
+    reference = {} if out else context.labels_of(context.prompt_ids("reference"))
     known = exact_answers(context, truth) if out else {}
     answers, listed = [], []
     for done, label in enumerate(sites, 1):

@@ -227,7 +227,7 @@ def stated(frame: pd.DataFrame, asked: Asked) -> dict[tuple[str, str], Answers]:
 
 def sampled(context: Context, frame: pd.DataFrame, asked: Asked) -> dict[tuple[str, str], Answers]:
     """Checked samples as answers to all features; a text that is no prompt of the task says nothing."""
-    labels = context.task.features_of(context.task.parse(frame["text"].tolist()))
+    labels = context.labels_of(context.task.parse(frame["text"].tolist()))
     said = {}
     for label, rows in frame.groupby("site", sort=False):
         target, weight = rows["target_id"].to_numpy(), np.ones(len(rows))

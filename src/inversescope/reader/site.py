@@ -70,7 +70,7 @@ class Labelled:
 
     def __init__(self, context: Context, split: str) -> None:
         self.split, self.index = split, context.prompt_ids(split)
-        self.labels = context.task.features_of(self.index)
+        self.labels = context.labels_of(self.index)
 
 
 @dataclass(frozen=True)
@@ -235,7 +235,7 @@ class Question:
             {"feature": name, "estimator": estimator, "variant": "", "decoding": "", "value": value}
             for name, label in self.known.items()
             for estimator, value in (
-                ("chance", reader.context.task.chance(name)),
+                ("chance", reader.context.chance(name)),
                 ("shuffled", self.shuffled[name]),
                 ("prompt only", float((reader.reference.labels[name] == label).mean())),
             )
@@ -300,7 +300,7 @@ class Question:
                 "parsed": True,
             }
         )
-        for name, codes in task.features_of(index).items():
+        for name, codes in reader.context.labels_of(index).items():
             frame[name] = np.array(task.feature_values[name], object)[codes]
         parts = [frame, *(self._candidates(one) for one in drawn)]
         return pd.concat([part for part in parts if len(part)] or [frame], ignore_index=True)
@@ -314,7 +314,9 @@ class Question:
         )
         frame = found[["decoding", "text", "accepted", "parsed"]].astype({"decoding": object, "text": object})
         frame = frame.assign(source=drawn.variant, distance=d, weight=weight).reset_index(drop=True)
-        for name, codes in task.features_of(found["prompt_id"].to_numpy().astype(np.int64)).items():
+        for name, codes in self.reader.context.labels_of(
+            found["prompt_id"].to_numpy().astype(np.int64)
+        ).items():
             frame[name] = np.array([*task.feature_values[name], ""], object)[codes]
         return frame
 

@@ -225,9 +225,12 @@ class Study:
 
     def _labels(self, asked: Asked) -> dict[str, int]:
         """Feature -> the prompt's label, -1 = unknown."""
-        task = self.context.task
-        known = asked.index >= 0
-        codes = task.features_of(np.array([asked.index])) if known else task.features_of_texts([asked.text])
+        context = self.context
+        if asked.index >= 0:
+            codes = context.labels_of(np.array([asked.index]))
+        else:
+            codes = context.task.features_of_texts([asked.text])
+            codes |= context.task.functions_of_texts(context.functions, [asked.text])
         return {name: int(code[0]) for name, code in codes.items()}
 
     def _reader(self, site: Site) -> SiteReader:

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
+from inversescope.config.functions import parse_function
 from inversescope.errors import InputError
+from inversescope.streams import stream
 from inversescope.tasks.automata import Automaton, TextEncoder
+from inversescope.tasks.functions import Corpus
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -29,6 +32,9 @@ TARGET_PARTS = ("train", "gate", "held_out")
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 #: One token of a word-level tokenizer: a word with the space before it, a mark, or a space that no word follows.
 WORD = r" ?\w+|[^\w\s]|\s"
+
+#: Prompts of the prior, at most, that are looked at for the chance of a label function.
+_ENUMERATED = 50_000
 
 Value = TypeVar("Value")
 
@@ -228,6 +234,59 @@ class Task(ABC):
     def features_of_texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return label codes of texts in the prior or not, int32 (N,); -1 where a feature is undefined."""
         return self.features_of(self.parse(texts))
+
+    def functions_of(self, functions: Sequence[str], index: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the label codes of functions of the grammar (`config.functions`), int32 (N,); -1 where the index is -1.
+
+        `feature_values` grows by the labels as they are met, so codes are those of this task object alone.
+
+        Raises:
+            InputError: one is no function of the grammar, or names a slot that the task does not have.
+        """
+        index = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        known = index != -1
+        distinct, place = np.unique(index[known], return_inverse=True)
+        codes = self.slots(distinct) if len(distinct) else np.zeros((0, len(self.slot_names)), int)
+        slots = {
+            name: np.array(self.slot_values[name], object)[codes[:, i]]
+            for i, name in enumerate(self.slot_names)
+        }
+        corpus = Corpus(self.texts(distinct) if len(distinct) else [], slots)
+        result = {}
+        for function in functions:
+            found = corpus.labels(parse_function(function))
+            result[function] = np.full(len(index), -1, np.int32)
+            result[function][known] = self._numbers_of(function, found.values)[found.codes][place]
+        return result
+
+    def functions_of_texts(self, functions: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the label codes of functions of the grammar, int32 (N,), of texts in the prior or not; -1 for those of slots."""
+        result, corpus = {}, Corpus(texts)
+        for function in functions:
+            try:
+                found = corpus.labels(parse_function(function))
+            except InputError:
+                result[function] = np.full(len(texts), -1, np.int32)
+            else:
+                result[function] = self._numbers_of(function, found.values)[found.codes]
+        return result
+
+    def _numbers_of(self, function: str, values: Sequence[str]) -> np.ndarray:
+        """Codes (n,) of some labels of a function, int32: their positions in `feature_values`, where new ones are added."""
+        known = self.feature_values.setdefault(function, [])
+        number = {value: code for code, value in enumerate(known)}
+        known += [value for value in values if value not in number]
+        number = {value: code for code, value in enumerate(known)}
+        return np.array([number[value] for value in values], np.int32)
+
+    def chance_of(self, function: str) -> float:
+        """Return the probability that two draws from the prior share a function's label: exact in a small prior, else estimated."""
+        if self.uniform and self.size <= _ENUMERATED:
+            share = np.bincount(self.functions_of([function], np.arange(self.size))[function]) / self.size
+            return float((share**2).sum())
+        drawn = self.draw(_ENUMERATED, None, stream(0, "chance_of", function))
+        count = np.bincount(self.functions_of([function], drawn)[function]).astype(float)
+        return float((count * (count - 1)).sum() / (_ENUMERATED * (_ENUMERATED - 1)))
 
     @cached_property
     def _chances(self) -> dict[str, float]:

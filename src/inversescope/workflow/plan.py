@@ -129,6 +129,16 @@ class ExperimentPlan:
         return list(dict.fromkeys(self.config.studied_variants))
 
     @cached_property
+    def leading(self) -> str | None:
+        """The variant whose candidates stand for all where one must do: `default`, or else the first; None if there is none."""
+        return "default" if "default" in self.studied else next(iter(self.studied), None)
+
+    @property
+    def drawn_split(self) -> str:
+        """Prompts of the prior that stand for it beside candidates: the activation cache or, without variants, the reference."""
+        return "train" if self.leading else "reference"
+
+    @cached_property
     def frontier(self) -> list[str]:
         """Variants that the frontier compares; without any there is no frontier."""
         names = dict.fromkeys(self.config.study_variants)
@@ -170,6 +180,12 @@ class ExperimentPlan:
         """All bandwidths at which anything is read."""
         of_variants = [one for name in self.variants for one in self.config.bandwidths_of(name)]
         return sorted({*self.config.kernel.bandwidths, *of_variants})
+
+    @property
+    def functions(self) -> list[str]:
+        """Features whose rates are asked for that are none of the task's own, but label functions of the grammar."""
+        own = getattr(self.config, self.task).feature_names
+        return [name for name in self.config.fcr.features if name not in own]
 
     @property
     def has_chains(self) -> bool:
@@ -314,6 +330,7 @@ class ExperimentPlan:
         if self.variants:
             parts["generators"] = self.of_variants(paths.CHECKPOINT, self.variants, file="model.safetensors")
             parts["samples"] = self.samples(self.variants)
+        parts["hypotheses"] = made_by("collect_hypotheses")
         if self.studied:
             parts["estimates"] = self.at_sites(paths.CELLS, group="")
             parts["tables"] = self.files(paths.RESULT, file="fcr.csv")

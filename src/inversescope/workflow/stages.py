@@ -39,6 +39,8 @@ STAGES = {
     "compute_exact": Stage("fcr.stages", ("sites",)),
     "estimate_fcr": Stage("fcr.stages", ("variants", "sites", "out")),
     "collect_tables": Stage("fcr.stages"),
+    "find_hypotheses": Stage("reader.find", ("sites",)),
+    "collect_hypotheses": Stage("reader.find"),
     "check_causes": Stage("studies.cases.causes"),
     "trace_answers": Stage("studies.cases.causes"),
     "compare_distances": Stage("studies.cases.distances"),

@@ -53,6 +53,7 @@ DERIVED: dict[str, Callable[..., Any]] = {
     "bandwidth": lambda plan: plan.config.kernel.headline.label,
     "bandwidths": lambda plan: [str(one) for one in plan.bandwidths],
     "shares": lambda plan: plan.config.shares,
+    "functions": lambda plan: plan.functions,
     "training": training,
     "drawing": drawing,
     "looks": looks,

@@ -34,7 +34,7 @@ def compare_distances(context: Context) -> None:
     task, config = context.task, context.config
     activations = activations_of(context)
     test, reference = context.prompt_ids("test"), context.prompt_ids("reference")
-    own, labels = task.features_of(test), task.features_of(reference)
+    own, labels = context.labels_of(test), context.labels_of(reference)
     # Reference prompts (targets, prompts) with the target's label.
     same = {name: labels[name][None] == own[name][:, None] for name in config.fcr.features}
     names = [config.kernel.distance, *(name for name in DISTANCES if name != config.kernel.distance)]
@@ -163,4 +163,4 @@ def _rates(
     found = bootstrap_means(match, settings.bootstrap, settings.confidence, context.config.seed)
     row = dict(zip(("fcr", "ci_low", "ci_high"), (part[0] for part in found), strict=True))
     row |= zip(("fcr_matched", "matched_low", "matched_high"), (part[1] for part in found), strict=True)
-    return {"feature": feature, **row, "chance": context.task.chance(feature)}
+    return {"feature": feature, **row, "chance": context.chance(feature)}

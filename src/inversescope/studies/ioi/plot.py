@@ -47,7 +47,7 @@ def draw_exact(context: Context) -> None:
         InputError: fcr.csv, prompts or activations are missing.
     """
     study = IoiStudy(context)
-    reference = context.prompts("reference")
+    reference = context.labelled(context.prompts("reference"))
     names = [name for name in reference.columns if name.startswith("feature_")]
     labels, values = pd.factorize(reference[f"feature_{study.feature}"].astype(str))
     wanted = pd.Index(values).get_indexer(study.prompts[f"feature_{study.feature}"])
