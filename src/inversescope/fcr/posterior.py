@@ -52,8 +52,8 @@ def exact_posteriors(
 def label_sums(
     owner: np.ndarray, label: np.ndarray, weight: np.ndarray, queries: int, size: int
 ) -> np.ndarray:
-    """Sums (queries, size) of the weights (n,) of prompts by the query that they belong to and by label; -1 counts for none."""
-    known = label >= 0
+    """Sums (queries, size) of the weights (n,) of prompts by query and by label; no other label counts."""
+    known = (label >= 0) & (label < size)
     key = owner[known] * size + label[known]
     return np.bincount(key, weights=weight[known], minlength=queries * size).reshape(queries, size)
 
