@@ -47,9 +47,9 @@ def test_templates() -> None:
     some = iv.templates(TEMPLATE, n=20, **SLOTS)
     assert len(some) == 20 == len(some.rows.drop_duplicates())
     for slots, message in (
-        ({"animal": ANIMALS}, "slot 'thing' has no values"),
+        ({"animal": ANIMALS}, "slot 'time' has no values"),
         ({**SLOTS, "colour": ["red"]}, "slot 'colour' is not in the template"),
-        ({**SLOTS, "time": []}, "0 combinations"),
+        ({**SLOTS, "time": []}, "0 prompts"),
     ):
         with pytest.raises(iv.InputError, match=message):
             iv.templates(TEMPLATE, **slots)
@@ -167,3 +167,27 @@ def test_the_command_needs_no_study(model: Path, tmp_path: Path, capsys: pytest.
         == 2
     )
     assert "none.txt does not exist" in capsys.readouterr().err
+
+
+def test_rows_with_answers_have_partners(model: Path) -> None:
+    """Who sat where the animal is asked for: changing the slot changes the answer, and all of the last layer carries it."""
+    rows = [
+        {"time": time, "first": a, "second": b, "thing": thing, "who": who}
+        for time in SLOTS["time"]
+        for a, b in (("cat", "dog"), ("cow", "hen"), ("fox", "owl"))
+        for thing in THINGS
+        for who in (a, b)
+    ]
+    prompts = iv.templates(
+        "{time} the {first} on the {thing} sat the {second} on the {who}", rows=rows, answer="who"
+    )
+    reading = iv.Scope(model, prompts).read(
+        "Now the cat on the hill sat the dog on the cat", ["L1.resid_post", "L0H0"]
+    )
+    effects = reading.patch("who").set_index("site")
+    assert effects["share"]["L1.resid_post"] == pytest.approx(1.0, abs=1e-3) and effects["n_partners"].iloc[0] == 1
+    assert effects["partner"].iloc[0] == "Now the cat on the hill sat the dog on the dog"
+    with pytest.raises(iv.InputError, match="no partner that differs in first"):
+        reading.patch("first")
+    with pytest.raises(iv.InputError, match="'animal' is not in the rows"):
+        iv.templates("{time} the {animal}", rows=rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import string
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,49 +52,77 @@ Label = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Templates:
-    """Prompts by template: what stands in its braces, a row a prompt."""
+    """Prompts by template.
+
+    Attributes:
+        template: slots in braces.
+        rows: what stands in them, a row a prompt; perhaps further columns.
+        answer: the column that should follow each prompt; None: unknown.
+    """
 
     template: str
     rows: pd.DataFrame
+    answer: str | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def templates(template: str, /, *, n: int | None = None, seed: int = 0, **slots: Sequence[str]) -> Templates:
+def templates(
+    template: str,
+    /,
+    *,
+    rows: Iterable[Mapping[str, str]] | None = None,
+    answer: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    **slots: Sequence[str],
+) -> Templates:
     """All prompts that a template gives with the values of its slots: `templates("The {animal} sat", animal=["cat", "dog"])`.
+
+    Slots are features, and their last tokens are positions (`L5.resid_post@animal`).
 
     Args:
         template: slots in braces.
-        n: so many of the combinations, drawn at random; all if absent.
+        rows: instead of values of single slots, what stands in all of them, a mapping a prompt.
+        answer: the slot, or the further key of `rows`, that should follow the prompt; `Reading.patch` needs it.
+        n: so many of the prompts, drawn at random; all if absent.
         seed: of this draw.
-        **slots: values of each slot. They are features, and their last tokens are positions (`L5.resid_post@animal`).
+        **slots: values of each slot; all combinations are taken.
 
     Raises:
         InputError: a slot has no values, or values have no slot; there are too many combinations, or fewer than n.
     """
-    named = set(re.findall(r"\{(\w+)\}", template))
-    for name in sorted(named ^ set(slots)):
-        what = "has no values" if name in named else "is not in the template"
-        raise InputError(
-            f"slot {name!r} {what}", f"give values of {', '.join(sorted(named)) or 'a slot in braces'}"
-        )
-    values = {name: list(dict.fromkeys(map(str, some))) for name, some in slots.items()}
-    sizes = [len(some) for some in values.values()]
-    total = math.prod(sizes)
+    named = list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+    if rows is None:
+        for name in [*slots, *named]:
+            if (name in named) != (name in slots):
+                what = "has no values" if name in named else "is not in the template"
+                remedy = f"give values of {', '.join(named) or 'a slot in braces'}"
+                raise InputError(f"slot {name!r} {what}", remedy)
+        columns = {name: list(dict.fromkeys(map(str, some))) for name, some in slots.items()}
+        total = math.prod(map(len, columns.values()))
+    else:
+        frame = pd.DataFrame([dict(row) for row in rows], dtype=object)
+        if absent := [name for name in named if name not in frame] or [s for s in slots]:
+            raise InputError(
+                f"slot {absent[0]!r} is not in the rows", "give rows, or values of slots, not both"
+            )
+        total = len(frame)
     if not total or total > MOST_COMBINATIONS and n is None:
-        raise InputError(
-            f"the template has {total:,} combinations", f"1 to {MOST_COMBINATIONS:,} can be read, or give n"
-        )
+        raise InputError(f"the template has {total:,} prompts", f"give 1 to {MOST_COMBINATIONS:,}, or n")
     if n is not None and n > total:
-        raise InputError(f"n is {n}, but the template has {total} combinations", f"set it to {total} or less")
-    rng = np.random.default_rng(seed)
-    chosen = np.arange(total) if n is None else np.sort(rng.choice(total, n, replace=False))
-    codes = np.unravel_index(chosen, sizes)
-    rows = {
-        name: np.array(some, object)[code] for (name, some), code in zip(values.items(), codes, strict=True)
+        raise InputError(f"n is {n}, but the template has {total} prompts", f"set it to {total} or less")
+    chosen = np.arange(total)
+    if n is not None:
+        chosen = np.sort(np.random.default_rng(seed).choice(total, n, replace=False))
+    if rows is not None:
+        return Templates(template, frame.iloc[chosen].reset_index(drop=True), answer)
+    codes = np.unravel_index(chosen, [len(some) for some in columns.values()])
+    taken = {
+        name: np.array(some, object)[code] for (name, some), code in zip(columns.items(), codes, strict=True)
     }
-    return Templates(template, pd.DataFrame(rows))
+    return Templates(template, pd.DataFrame(taken), answer)
 
 
 class Scope(Study):
@@ -258,7 +287,7 @@ def write_corpus(
     """
     template = str(text.get("prompt", prompts.template if isinstance(prompts, Templates) else "{text}"))
     if isinstance(prompts, Templates):
-        frame = prompts.rows
+        frame, text = prompts.rows, {"answer": prompts.answer, **text}
     elif isinstance(prompts, str | Path):
         about = validated(
             TextConfig,
