@@ -185,7 +185,10 @@ def test_rows_with_answers_have_partners(model: Path) -> None:
         "Now the cat on the hill sat the dog on the cat", ["L1.resid_post", "L0H0"]
     )
     effects = reading.patch("who").set_index("site")
-    assert effects["share"]["L1.resid_post"] == pytest.approx(1.0, abs=1e-3) and effects["n_partners"].iloc[0] == 1
+    assert (
+        effects["share"]["L1.resid_post"] == pytest.approx(1.0, abs=1e-3)
+        and effects["n_partners"].iloc[0] == 1
+    )
     assert effects["partner"].iloc[0] == "Now the cat on the hill sat the dog on the dog"
     with pytest.raises(iv.InputError, match="no partner that differs in first"):
         reading.patch("first")
