@@ -222,7 +222,7 @@ def test_a_feature_is_patched_as_the_study_does(opened: Study) -> None:
     answers = opened.target.encode([f" {task.answers(i)[0]}" for i in (index, partner)])
     tokens = np.array([[ids[0] for ids in answers]])
     own, theirs = (placed(task, opened.target, i, site) for i in (index, partner))
-    effect, total = patched_effects(opened.target, own, theirs, site, tokens, task.question_end)
+    effect, total = patched_effects(opened.target, own, theirs, site, tokens, task.question_end, "patch")
     assert (one["effect"], one["total"]) == pytest.approx((effect[0, 0], total[0]), abs=1e-6)
     with pytest.raises(InputError, match="no counterfactuals for 'template'"):
         opened.read(prompt, "L0H0", variants=()).patch("template")

@@ -51,7 +51,9 @@ def effects_of(
         task, target, feature, index, other, first_tokens(context, target), rng
     )
     own, theirs = (placed(task, target, some, list(sites)) for some in (index, other))
-    effects, total = patched_effects(target, own, theirs, list(sites), tokens, task.question_end)
+    effects, total = patched_effects(
+        target, own, theirs, list(sites), tokens, task.question_end, f"patch {feature}"
+    )
     paths = have_path(task, target, index, list(sites))
     mean, low, high = bootstrap_means(effects, RESAMPLES, context.config.fcr.confidence, context.config.seed)
     whole = float(total.mean())

@@ -82,7 +82,9 @@ def check_causes(context: Context) -> None:
             echo(f"check_causes {feature}: {len(keep)} pairs, too few")
             continue
         own, partner = (placed(task, target, some[keep], sites) for some in (drawn, other))
-        effects, total = patched_effects(target, own, partner, sites, tokens, task.question_end)
+        effects, total = patched_effects(
+            target, own, partner, sites, tokens, task.question_end, f"check_causes {feature}"
+        )
         found.append(effects)
         table = _of_feature(
             context, sites, feature, effects, [matches[site][feature][keep] for site in sites]
@@ -281,7 +283,7 @@ def _of_token(
     own, partner = (answered(task, target, pairs[name].to_numpy()) for name in ("own", "partner"))
     tokens = np.stack([own.token(k), partner.token(k)], 1)
     inputs = (Inputs(own.before(k)), Inputs(partner.before(k)))
-    effects, total = patched_effects(target, *inputs, sites, tokens, "last")
+    effects, total = patched_effects(target, *inputs, sites, tokens, "last", f"trace_answers token {k}")
     queries, keys = (capture(target, some.before(k), sites) for some in (own, texts))
     names = [*dict.fromkeys(pairs["feature"]), ANSWER]
     mine, labels = (

@@ -8,7 +8,9 @@ import numpy as np
 
 from inversescope.activations.patching import Inputs, Intervention, Patch, patch
 from inversescope.activations.positions import named_positions
+from inversescope.context import echo
 from inversescope.errors import InputError
+from inversescope.progress import Progress
 from inversescope.sites import Site
 from inversescope.targets.models import Target
 from inversescope.tasks import Task
@@ -68,7 +70,13 @@ def placed(task: Task, target: Target, index: np.ndarray, sites: list[Site]) -> 
 
 
 def patched_effects(
-    target: Target, own: Inputs, partner: Inputs, sites: list[Site], tokens: np.ndarray, read_at: str
+    target: Target,
+    own: Inputs,
+    partner: Inputs,
+    sites: list[Site],
+    tokens: np.ndarray,
+    read_at: str,
+    stage: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Effects (K, n) of writing the partners' activations at K sites, and total differences (n,), in logits.
 
@@ -76,12 +84,16 @@ def patched_effects(
         own, partner: n prompts, and their partners.
         tokens: token ids (n, 2) whose logit difference is read.
         read_at: name of the position where it is read.
+        stage: what lines of progress begin with.
     """
     plain = Intervention()
     # A head's output is replaced before W_O: the same as replacing its result.
     writes = [Site(s.layer, "z" if s.kind == "result" else s.kind, s.head, s.position) for s in sites]
     runs = [plain, *(Intervention((Patch(site),)) for site in writes)]
-    patched = patch(target, partner, own, runs, tokens, read_at).logits
+    progress = Progress(stage, len(runs) * len(tokens), echo)
+    patched = patch(
+        target, partner, own, runs, tokens, read_at, progress=lambda done, _: progress(done)
+    ).logits
     swapped = patch(target, None, partner, [plain], tokens, read_at).logits
     difference = patched[..., 0] - patched[..., 1]
     total = difference[0] - (swapped[0, :, 0] - swapped[0, :, 1])
