@@ -23,7 +23,7 @@ for experiment in PLAN.experiments:
         wildcard_constraints:
             **block.constraints,
             split=one_of(experiment.extracted),
-        priority: 70
+        priority: 110
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -51,7 +51,7 @@ rule choose_bandwidths:
         "logs/choose_bandwidths/{task}/{model}.log",
     benchmark:
         "benchmarks/choose_bandwidths/{task}/{model}.tsv"
-    priority: 70
+    priority: 110
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -19,7 +19,7 @@ for block in blocks(PLAN.experiments):
             f"benchmarks/compute_exact/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 10
+        priority: 105
         conda:
             "../envs/environment.yaml"
         threads: 1

@@ -16,7 +16,7 @@ rule plot_layers:
         "benchmarks/plot_layers/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(IOI),
-    priority: 90
+    priority: 110
     conda:
         "../envs/environment.yaml"
     threads: 1

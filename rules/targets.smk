@@ -106,7 +106,7 @@ rule import_gguf:
         "benchmarks/import_gguf/{model}.tsv"
     wildcard_constraints:
         model=one_of(PLAN.models_that(lambda model: model.gguf)),
-    priority: 90
+    priority: 120
     localrule: True
     conda:
         "../envs/environment.yaml"
