@@ -80,6 +80,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "template": {"help": "the prompt of a row of --prompts: its columns in braces; they are the features"},
     "folder": {"type": Path, "help": "with --prompts: where files are kept for the next time"},
+    "html": {
+        "type": Path,
+        "metavar": "FILE",
+        "help": "also write a page that shows the reading in a browser",
+    },
     "read_sites": {
         "flag": "--site",
         "action": "append",
@@ -282,6 +287,7 @@ COMMANDS = {
             "epsilon",
             "cached",
             "json",
+            "html",
             "config",
             "root",
             "cores",

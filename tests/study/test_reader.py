@@ -226,3 +226,28 @@ def test_a_feature_is_patched_as_the_study_does(opened: Study) -> None:
     assert (one["effect"], one["total"]) == pytest.approx((effect[0, 0], total[0]), abs=1e-6)
     with pytest.raises(InputError, match="no counterfactuals for 'template'"):
         opened.read(prompt, "L0H0", variants=()).patch("template")
+
+
+def test_the_page_of_a_reading_holds_its_numbers(opened: Study, tmp_path: Path) -> None:
+    from inversescope.reader.page import PRIOR, page_data
+
+    reading = opened.read(opened.prompts[0], ["L0H0", "L1.resid_post"])
+    data = page_data(reading)
+    assert data.sites == ["L0H0", "L1.resid_post"] and data.texts.texts[data.targets[0]] == reading.prompt
+    for draws in data.draws:
+        part = next(part for part in reading.parts if part.about["site"] == draws.site)
+        if draws.source == PRIOR:
+            inside = draws.distance < part.about["epsilon"]
+            assert part.about["ball"] == pytest.approx((inside.sum() + 1) / opened.context.task.size)
+        else:
+            shown = part.samples[
+                (part.samples["source"] == draws.source) & (part.samples["decoding"] == "plain")
+            ]
+            assert [data.texts.texts[i] for i in draws.text] == shown["text"].tolist()
+    exact = data.exact.set_index("site")
+    told = reading.features.set_index(["site", "feature"])["exact"]
+    assert exact.loc["L0H0", "fcr_subject"] == told["L0H0", "subject"]
+    file = tmp_path / "reading.html"
+    where = ("--model", MODEL, "--root", str(opened.context.root), "--site", "L0H0", "--threads", "1")
+    assert main(["read", reading.prompt, *where, "--html", str(file)]) == 0
+    assert file.read_text() == opened.read(reading.prompt, "L0H0").html()

@@ -13,6 +13,7 @@ from rich.text import Text
 from inversescope.errors import neutral
 from inversescope.reader.reading import Reading, shown_features, shown_samples, summary
 from inversescope.reader.study import Study, open_study
+from inversescope.store import atomic_path
 
 
 def read(arguments: argparse.Namespace) -> None:
@@ -24,6 +25,9 @@ def read(arguments: argparse.Namespace) -> None:
         epsilon=arguments.epsilon,
         variants=() if arguments.cached else None,
     )
+    if arguments.html is not None:
+        with atomic_path(arguments.html) as part:
+            part.write_text(reading.html(), encoding="utf-8")
     if arguments.json:
         print(reading.to_json())
     else:

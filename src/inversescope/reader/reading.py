@@ -31,10 +31,13 @@ class SiteReading:
     Attributes:
         about: site, epsilon, bandwidth, share of the prior that was asked for and that the prompt's own ball holds, numbers of
             neighbours, refusal rate.
+        drawn: candidates of each variant.
         estimates, features, samples: tables (see `Reading`).
     """
 
     question: Question
+    bandwidth: Bandwidth
+    drawn: Sequence[Drawn]
     about: dict[str, Any]
     estimates: pd.DataFrame
     features: pd.DataFrame
@@ -50,7 +53,7 @@ def read_question(question: Question, bandwidth: Bandwidth, drawn: Sequence[Draw
     plain = [one.samples[one.samples["decoding"] == "plain"] for one in drawn]
     about = {
         "site": question.reader.label,
-        "bandwidth": bandwidth.label,
+        "bandwidth": str(bandwidth),
         "epsilon": question.epsilon,
         "share": bandwidth.value if bandwidth.kind == "share" else math.nan,
         "ball": question.mass,
@@ -60,7 +63,8 @@ def read_question(question: Question, bandwidth: Bandwidth, drawn: Sequence[Draw
         "generators": ", ".join(one.variant for one in drawn),
         "refusal_rate": 1.0 - float(plain[0]["accepted"].mean()) if plain and len(plain[0]) else math.nan,
     }
-    return SiteReading(question, about, estimates, features, question.samples(drawn))
+    samples = question.samples(drawn)
+    return SiteReading(question, bandwidth, drawn, about, estimates, features, samples)
 
 
 class Reading:
@@ -160,6 +164,12 @@ class Reading:
         """The same as JSON."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False)
 
+    def html(self) -> str:
+        """A page of the browser (docs/browser.md) with this reading alone: one file that needs no other."""
+        from inversescope.reader.page import page_of
+
+        return page_of(self)
+
     def __repr__(self) -> str:
         lines = [f"Reading of {self.prompt!r}"]
         for part in self.parts:
@@ -237,8 +247,9 @@ def shown_samples(part: SiteReading) -> pd.DataFrame:
 
 def summary(about: dict[str, Any]) -> str:
     """One line on a site: where, how wide, how many neighbours."""
+    asked = "" if math.isnan(about["share"]) else f"{100 * about['share']:.3g}% of the prior, "
     line = (
-        f"{about['site']}: {about['bandwidth']}, epsilon {about['epsilon']:.3g}; the ball holds {100 * about['ball']:.2g}% of the "
+        f"{about['site']}: {asked}epsilon {about['epsilon']:.3g}; the ball holds {100 * about['ball']:.2g}% of the "
         f"prior; {about['neighbours']} of {about['cached']} cached prompts are neighbours, effectively {about['ess']:.0f}"
     )
     if about["generators"]:

@@ -261,6 +261,16 @@ class Question:
         rows = np.flatnonzero(d < np.float32(support_radius(self.epsilon, self.kind)))
         return rows, d[rows], kernel_values(d[rows], self.epsilon, self.kind)
 
+    def nearest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and distances of the nearest reference prompts but the prompt itself, each once, the nearest first."""
+        metric = distance_of(self.reader.context.config.kernel.distance)
+        index, first = np.unique(self.reader.reference.index, return_index=True)
+        keys = metric.prepare(np.asarray(self.reader.z_reference))
+        d = metric.between(self.queries[[self.own]], keys)[0][first]
+        d = np.where(index == self.asked.index, np.inf, d)
+        order = np.argsort(d, kind="stable")[: min(most, len(d) - int(np.isinf(d).sum()))]
+        return index[order], d[order]
+
     def most_likely(self) -> dict[str, tuple[str, float]]:
         """Feature -> the label that most of the ball's prompts have, and their share; the prior's prompts alone are asked."""
         rows, _, weight = self.ball
