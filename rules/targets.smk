@@ -117,6 +117,7 @@ rule import_gguf:
     params:
         used=lambda w: used(
             w,
+            "model_files",
             *(
                 f"models/{w.model}/{key}"
                 for key in ("source", "path", "revision", "file", "sha256", "n_layers", "n_heads")
@@ -154,7 +155,7 @@ rule fetch_target:
         mem_mb=memory(2000, 16000),
         runtime=minutes(30, 120),
     params:
-        used=lambda w: used(w, w.task, f"models/{w.model}"),
+        used=lambda w: used(w, w.task, f"models/{w.model}", "sites", "patched", "model_files"),
         options=options,
     message:
         "Fetching target {wildcards.model} at its pinned revision and checking its tokenizer"
@@ -185,7 +186,7 @@ rule import_checkpoint:
         mem_mb=memory(1500, 1500),
         runtime=minutes(5, 5),
     params:
-        used=lambda w: used(w, w.task, f"models/{w.model}"),
+        used=lambda w: used(w, w.task, f"models/{w.model}", "sites", "patched", "model_files"),
         options=options,
     message:
         "Importing the checkpoint of {wildcards.model} with its vocabulary and asking it fresh prompts"

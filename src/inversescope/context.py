@@ -200,6 +200,25 @@ class Context:
         rule = rules.get(self.plan.target.source, "fetch_target")
         return need(self.path(paths.TARGET, file="target.json"), rule).parent
 
+    @cached_property
+    def identity(self) -> str:
+        """What tells the target from any other model: recorded with all that is made of it, and compared wherever that is read."""
+        from inversescope.store import identity, read_json
+
+        return identity(read_json(self.made_target() / "target.json"))
+
+    def write(self, frame: pd.DataFrame, path: Path) -> None:
+        """Write a parquet table that is made of the target, with what tells it from others."""
+        from inversescope.store import write_table
+
+        write_table(frame, path, {"target": self.identity})
+
+    def read(self, path: Path, rule: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Read a table of `write`. Raises `InputError` if it is not there, naming the rule that makes it, or of another target."""
+        from inversescope.store import read_table
+
+        return read_table(need(path, rule), columns, target=self.identity)
+
     def candidate_dir(self, candidate: str) -> Path:
         """Directory of one candidate of the target scan."""
         return self.path(paths.CANDIDATE, candidate=candidate, file="")
@@ -227,7 +246,8 @@ class Context:
 
         path = need(self.activations_path(split, label), "extract_activations")
         z, meta = read_activations(path)
-        check_provenance(meta, path, prompt_hash=file_hash(self.prompts_path(split)))
+        expected = {"prompt_hash": file_hash(self.prompts_path(split)), "target": self.identity}
+        check_provenance(meta, path, **expected)
         return z
 
     def known(self, label: str, *splits: str) -> Known:

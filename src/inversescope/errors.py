@@ -23,4 +23,5 @@ def neutral(text: str) -> str:
 
 def first_line(error: Exception) -> str:
     """The first line of a message that says something, or the error's type: other libraries write whole pages."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 1 + lines[0].endswith(":")])

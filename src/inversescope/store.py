@@ -93,6 +93,17 @@ def file_hash(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def identity(about: Mapping[str, Any]) -> str:
+    """SHA-256 that tells a target model from any other: by its weights, configuration and tokenizer, and how they are run.
+
+    Args:
+        about: what target.json says. Files of the hub are those of the pinned revision.
+    """
+    files = about.get("sha256") or {name: about.get(name) for name in ("path", "revision")}
+    told = [files, about.get("dtype") or "float32", bool(about.get("bos"))]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def write_json(value: Any, path: str | Path) -> None:
     """Write a value as indented JSON, keys in the order given, NaN refused."""
     with atomic_path(path) as part:
@@ -249,12 +260,13 @@ def check_provenance(
             )
 
 
-def write_table(frame: pd.DataFrame, path: str | Path) -> None:
+def write_table(frame: pd.DataFrame, path: str | Path, about: Mapping[str, str] | None = None) -> None:
     """Write a table, the same bytes for the same rows.
 
     Args:
         frame: rows; the index is dropped.
         path: `.parquet` (exact values), or `.csv` (floats with six significant digits).
+        about: what a parquet table was made from, for `read_table` to compare.
 
     Raises:
         InputError: if the suffix is another one.
@@ -264,7 +276,7 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
         if path.suffix == ".csv":
             frame.to_csv(part, index=False, float_format="%.6g", lineterminator="\n")
         elif path.suffix == ".parquet":
-            table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+            table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(about)
             pq.write_table(table, part, compression="zstd", write_page_checksum=True)
         else:
             raise InputError(
@@ -272,19 +284,30 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
             )
 
 
-def read_table(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+def read_table(path: str | Path, columns: list[str] | None = None, **expected: str) -> pd.DataFrame:
     """Read a table of `write_table`.
 
     In a CSV only an empty field counts as missing: NaN in a column of numbers, "" in a column of text; the
     columns `layer` and `head` are integers (`Int64`, with missing values).
 
+    Args:
+        path: of the table.
+        columns: those that are read; all if absent.
+        **expected: what a parquet table must say of itself (`about` of `write_table`).
+
     Raises:
-        InputError: if the file is missing, cut short, or lacks a column asked for.
+        InputError: if the file is missing, cut short, lacks a column asked for, or was made from something else.
     """
     path = Path(path)
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path, columns=columns, page_checksum_verification=True).to_pandas()
+            table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+            if expected:
+                told = table.schema.metadata or {}
+                check_provenance(
+                    {key.decode(): value.decode() for key, value in told.items()}, path, **expected
+                )
+            return table.to_pandas()
         _refuse_cut_text(path)
         integers: Any = {"layer": "Int64", "head": "Int64"}
         frame = pd.read_csv(path, usecols=columns, dtype=integers, keep_default_na=False, na_values=[""])

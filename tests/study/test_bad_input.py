@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import MODEL, run, write_config
+from safetensors.torch import load_file, save_file
 
 from inversescope.errors import InputError
 from inversescope.store import (
@@ -439,8 +440,8 @@ def test_generator_of_another_tokenizer(copied: Copied, capsys: Capture) -> None
         "paper",
         "--site",
         "L0H0",
-        culprit="generator paper was trained with another tokenizer",
-        remedy="rerun train_generator",
+        culprit="inversescope/paper/meta.json: target is",
+        remedy="rerun the stage that writes it",
     )
     refused(
         capsys,
@@ -451,6 +452,58 @@ def test_generator_of_another_tokenizer(copied: Copied, capsys: Capture) -> None
         culprit="checkpoints/backbone was trained with another tokenizer",
         remedy="rerun train_backbone",
     )
+
+
+def other_weights(root: Path) -> None:
+    """The target with other weights, as if it had been made so."""
+    path = root / DATA / "target/model.safetensors"
+    save_file({name: 1.1 * value for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    target = read_json(path.with_name("target.json"))
+    target["sha256"]["model.safetensors"] = file_hash(path)
+    write_json(target, path.with_name("target.json"))
+
+
+def test_what_was_made_of_another_target_is_refused(copied: Copied, capsys: Capture) -> None:
+    """Activations, then, when these are made anew, all that was made of the old ones."""
+    root = copied()
+    other_weights(root)
+    variant, site = ["--variant", "paper"], ["--site", "L0H0"]
+    stages = (["compute_exact", *site], ["train_generator", *variant], ["sample_prompts", *variant, *site])
+    for stage in (*stages, ["run_mcmc", *site], ["estimate_fcr", *variant, *site]):
+        refused(capsys, root, *stage, culprit=": target is '", remedy="rerun the stage that writes it")
+    assert run(root, "extract_activations", "--split", "reference") == 0
+    made = {
+        "paper/meta.json": ["sample_prompts", *variant, *site],
+        "exact/L0H0.parquet": ["estimate_fcr", *variant, *site],
+        "mcmc/L0H0.parquet": ["estimate_fcr", *variant, *site],
+        "samples/inversescope/paper/L0H0.parquet": ["estimate_fcr", *variant, *site],
+    }
+    again = {"exact/L0H0.parquet": "compute_exact", "mcmc/L0H0.parquet": "run_mcmc"}
+    for file, stage in made.items():
+        refused(capsys, root, *stage, culprit=f"{file}: target is '", remedy="rerun the stage that writes it")
+        if file in again:
+            assert run(root, again[file], *site) == 0
+
+
+def test_local_model_whose_weights_are_exchanged_between_two_jobs(
+    study: Path, empty: Path, capsys: Capture
+) -> None:
+    there = empty / "model"
+    shutil.copytree(
+        study / DATA / "target", there, ignore=shutil.ignore_patterns("candidates", "target.json")
+    )
+    write_config(
+        empty, {"models": {MODEL: {"source": "local", "path": str(there), "n_layers": 2, "n_heads": 2}}}
+    )
+    assert run(empty, "make_prompts", "--split", "reference") == 0
+    assert run(empty, "fetch_target") == 0
+    weights = load_file(there / "model.safetensors")
+    changed = {name: value + 0.1 for name, value in weights.items()}
+    save_file(changed, there / "model.safetensors", metadata={"format": "pt"})
+    stage = ["extract_activations", "--split", "reference"]
+    culprit = "model/model.safetensors is not the file that"
+    refused(capsys, empty, *stage, culprit=culprit, remedy="run fetch_target again")
+    assert run(empty, "fetch_target") == run(empty, *stage) == 0
 
 
 def test_backbone_that_does_not_learn_the_prior(copied: Copied, capsys: Capture) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -75,7 +76,15 @@ def study(
     values = {
         "only": ["tiny"],
         "experiments": {"tiny": tiny},
-        "models": {"tiny": {"source": "checkpoint", "n_layers": 2, "n_heads": 2, "checkpoint": about}},
+        "models": {
+            "tiny": {
+                "source": "checkpoint",
+                "n_layers": 2,
+                "n_heads": 2,
+                "checkpoint": about,
+                "training": {"gate_accuracy": 0.0},
+            }
+        },
         "counting": TINY.model_dump(),
         "mirror": None,
     }
@@ -308,7 +317,8 @@ def test_a_generator_that_never_writes_a_prompt_is_always_refused(checked: Path,
     root = tmp_path / "copy"
     shutil.copytree(checked.parents[2], root)
     for path in (root / "results/counting/tiny/samples").rglob("L1H0@target.parquet"):
-        write_table(read_table(path).assign(prompt_id=-1), path)
+        target = {"target": pq.read_schema(path).metadata[b"target"].decode()}
+        write_table(read_table(path).assign(prompt_id=-1), path, target)
     assert run(root, "compare_distances") == 0
     table = read_table(root / "results/counting/tiny/distances.csv")
     assert (table[["refusal_paper", "refusal_default", "refusal_inversionview"]] == 1.0).all(axis=None)

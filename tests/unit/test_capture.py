@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from inversescope.activations import batches
+from inversescope.activations import batches, prefixes
 from inversescope.activations.capture import Passes, capture, result_basis
 from inversescope.activations.inputs import Inputs
+from inversescope.activations.proof import PREFIXES, WAYS, proven
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.errors import InputError
 from inversescope.sites import LAYER_KINDS, Site, expand_sites
@@ -31,10 +33,15 @@ SHAPES: dict[str, tuple[ArchitectureConfig, dict[str, Any]]] = {
         ),
         {"sliding_window": 4, "attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 5},
     ),
+    "gpt_neox": (ArchitectureConfig(architecture="gpt_neox", n_layers=3, n_heads=4, d_model=32), {}),
     "llama": (ArchitectureConfig(architecture="llama", n_layers=3, n_heads=4, n_kv_heads=2, d_model=32), {}),
     "qwen2": (ArchitectureConfig(architecture="qwen2", n_layers=3, n_heads=4, n_kv_heads=2, d_model=32), {}),
 }
-ALL_SITES = ["L*H*", "L*H*.z", *(f"L*.{kind}" for kind in LAYER_KINDS)]
+
+
+def all_sites(target: Target) -> list[str]:
+    """Patterns of all sites of a model."""
+    return ["L*H*", "L*H*.z", *(f"L*.{kind}" for kind in LAYER_KINDS if kind in target.arch.components)]
 
 
 def make_target(architecture: str) -> Target:
@@ -100,10 +107,11 @@ def test_residual_stream_agrees_with_eager_hugging_face_at_every_layer(target: T
 
 
 def test_contributions_add_up(target: Target) -> None:
-    got = capture(target, prompts(), expand_sites(ALL_SITES, 3, 4))
+    got = capture(target, prompts(), expand_sites(all_sites(target), 3, 4))
     for layer in range(target.n_layers):
-        close(got[f"L{layer}.resid_pre"] + got[f"L{layer}.attn_out"], got[f"L{layer}.resid_mid"])
-        close(got[f"L{layer}.resid_mid"] + got[f"L{layer}.mlp_out"], got[f"L{layer}.resid_post"])
+        middle = got[f"L{layer}.resid_pre"] + got[f"L{layer}.attn_out"]
+        close(middle, got.get(f"L{layer}.resid_mid", middle))
+        close(middle + got[f"L{layer}.mlp_out"], got[f"L{layer}.resid_post"])
         if not target.arch.post_norm:
             projection = target.layers[layer].get_submodule(target.arch.out_proj)
             total = 0 if projection.bias is None else projection.bias.detach().numpy()
@@ -143,7 +151,7 @@ def test_per_head_output_map_is_the_projection_of_hugging_face(target: Target) -
 
 def test_many_sites_at_once_equal_one_at_a_time_to_the_bit(target: Target) -> None:
     tokens = prompts()
-    sites = expand_sites([*ALL_SITES, "L1H2@4", "L0.resid_post@0"], 3, 4)
+    sites = expand_sites([*all_sites(target), "L1H2@4", "L0.resid_post@0"], 3, 4)
     together = capture(target, tokens, sites)
     assert set(together) == {site.label for site in sites}
     for site in sites:
@@ -191,6 +199,7 @@ def test_equal_prompts_have_equal_activations_and_progress_reaches_the_end() -> 
 
 def test_pass_stops_after_the_last_site_that_is_read() -> None:
     target = make_target("llama")
+    proven(target, LENGTH)
     ran: list[int] = []
     handles = [
         layer.get_submodule("mlp").register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -291,3 +300,51 @@ def test_long_prompts_agree_with_eager_hugging_face(architecture: str, length: i
     for layer in range(target.n_layers):
         close(got[f"L{layer}.resid_pre"], hidden[layer][:, -1])
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("length", [9, 40])
+def test_faster_ways_are_left_where_the_model_is_not_made_for_them(length: int) -> None:
+    """Qwen2 with a window: the short attention knows none, and what attends to all before it is wrong."""
+    spec, _ = SHAPES["qwen2"]
+    window = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+    model = build_model(spec.model_copy(update={"n_positions": 64}), VOCABULARY, seed=3, **window)
+    target = Target(model, tokenizer=None, name="window")
+    assert model.config.layer_types == ["sliding_attention"] * 3
+    tokens = np.random.default_rng(0).integers(0, VOCABULARY, (12, length))
+    tokens[:, : length - 3] = tokens[0, : length - 3]
+    hidden, _ = reference(target, tokens)
+    got = capture(target, tokens, expand_sites(["L*.resid_pre"], 3, 4))
+    for layer in range(target.n_layers):
+        close(got[f"L{layer}.resid_pre"], hidden[layer][:, -1])
+    assert "attention" not in proven(target, length) and "linear" in proven(target, length)
+    # Short of the window nothing is known to differ.
+    assert proven(Target(model, tokenizer=None, name="short"), 4) == tuple(WAYS)
+
+
+def test_attention_that_differs_is_replaced_by_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model's own attention, and one way to share beginnings, are wrong: neither is used, and the result is right."""
+    target = make_target("llama")
+    hidden, _ = reference(target, prompts())
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", _uncausal)
+    monkeypatch.setattr(prefixes._PrefixLayer, "get_seq_length", lambda _: 0)
+    got = capture(target, prompts(), expand_sites(["L*.resid_pre"], 3, 4))
+    for layer in range(target.n_layers):
+        close(got[f"L{layer}.resid_pre"], hidden[layer][:, -1])
+    assert target.model.config._attn_implementation == "eager"
+    assert PREFIXES not in proven(target, LENGTH)
+
+
+def _uncausal(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+) -> tuple[Tensor, None]:
+    """Attention to all tokens, later ones too."""
+    keys, values = (some.repeat_interleave(query.shape[1] // some.shape[1], 1) for some in (key, value))
+    out = torch.nn.functional.scaled_dot_product_attention(query, keys, values)
+    return out.transpose(1, 2), None
+
+
+def test_a_site_that_a_family_lacks_is_refused() -> None:
+    with pytest.raises(
+        InputError, match="L1.resid_mid.*gpt_neox have no resid_mid.*resid_pre, attn_out, mlp_post"
+    ):
+        capture(make_target("gpt_neox"), prompts(), [Site(1, "resid_mid")])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from inversescope import store
 from inversescope.config.targets import ArchitectureConfig
@@ -42,7 +42,7 @@ IDS = torch.arange(2, 12).reshape(1, -1)
 
 
 def tiny(architecture: str = "gpt2", **changes: Any) -> ArchitectureConfig:
-    kv_heads = None if architecture == "gpt2" else 1
+    kv_heads = 1 if hasattr(CONFIG_MAPPING[architecture](), "num_key_value_heads") else None
     shape = {"n_layers": 2, "n_heads": 2, "d_model": 16, "n_kv_heads": kv_heads} | changes
     return ArchitectureConfig(architecture=architecture, **shape)
 
@@ -109,6 +109,7 @@ def test_embeddings_are_tied_on_request(architecture: str, tied: bool) -> None:
         (tiny(n_kv_heads=1), "gpt2 has no n_kv_heads"),
         (tiny(head_dim=4), "gpt2 has no head_dim"),
         (tiny("qwen2", head_dim=4), "qwen2 has no head_dim"),
+        (tiny("qwen2", sliding_window=4), "qwen2 has no sliding_window"),
     ],
 )
 def test_impossible_shapes_are_refused(spec: ArchitectureConfig, culprit: str) -> None:
@@ -235,14 +236,12 @@ def test_broken_weights_and_pickles_are_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_architecture_is_refused(tmp_path: Path) -> None:
-    from transformers import GPTNeoXConfig
+    from transformers import OPTConfig
 
-    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
-    model = AutoModelForCausalLM.from_config(GPTNeoXConfig(vocab_size=16, **shape))
+    shape = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "ffn_dim": 16}
+    model = AutoModelForCausalLM.from_config(OPTConfig(vocab_size=16, word_embed_proj_dim=16, **shape))
     save_trained(tmp_path, model, word_tokenizer(WORDS), "t")
-    with pytest.raises(
-        InputError, match="'gpt_neox', which has no entry in ARCHITECTURES.*gpt2, gemma2, llama, qwen2"
-    ):
+    with pytest.raises(InputError, match=f"'opt', which has no entry .*{', '.join(ARCHITECTURES)}"):
         load_target(tmp_path)
 
 

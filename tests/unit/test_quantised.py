@@ -297,7 +297,7 @@ def test_a_gguf_file_that_is_cut_short_is_refused(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "family": ({"family": "mamba"}, ("of the family 'mamba'", "gpt2, gemma2, llama, qwen2")),
+    "family": ({"family": "mamba"}, ("of the family 'mamba'", "gpt2, gemma2, gpt_neox, llama, qwen2")),
     "quantisation": ({"kind": "Q8_1"}, ("in the quantisation Q8_1", "Q4_1, Q8_0 or F16")),
     "layers": ({"n_layers": 3}, (f"models.{MODEL}.n_layers is 2, but the model has 3", "Set it to 3")),
     "tensors": (

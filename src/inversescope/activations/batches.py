@@ -42,6 +42,7 @@ class Batches:
         inputs: N prompts.
         places: position names (no token indices) that must be one and the same token index in all prompts of a batch.
         batch_tokens: how many tokens one forward pass computes, at most (one prompt at least).
+        share: whether prompts share their beginnings.
 
     Attributes:
         rows: the prompts in order (N,); equal ones follow each other.
@@ -53,7 +54,12 @@ class Batches:
     """
 
     def __init__(
-        self, target: Target, inputs: Inputs, places: Mapping[str, np.ndarray], batch_tokens: int
+        self,
+        target: Target,
+        inputs: Inputs,
+        places: Mapping[str, np.ndarray],
+        batch_tokens: int,
+        share: bool = True,
     ) -> None:
         self.inputs, self.batches = inputs, list[Batch]()
         rows, starts = [np.zeros(0, np.int64)], [np.zeros(1, np.int64)]
@@ -65,7 +71,7 @@ class Batches:
             order, shared = sorted_prefixes(tokens)
             first = np.flatnonzero(shared < length)
             shared = shared[first]
-            cuts = segments(shared, length, COPY_COST / target.d_model)
+            cuts = segments(shared, length, COPY_COST / target.d_model) if share else [0, length]
             at = {name: int(where[members[0]]) for name, where in places.items()}
             for low, high in _cut(shared, cuts, _limits(target, cuts, batch_tokens)):
                 fresh = shared[low:high].copy()

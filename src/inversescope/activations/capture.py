@@ -21,11 +21,11 @@ from transformers.cache_utils import Cache
 from inversescope.activations.batches import Batch, Batches
 from inversescope.activations.inputs import Inputs
 from inversescope.activations.prefixes import Buffers, PrefixCache
+from inversescope.activations.proof import PREFIXES, prepared, proven
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
 from inversescope.targets.hooks import Done, hooked, run_body
 from inversescope.targets.models import Target
-from inversescope.targets.speed import fast_linear_layers, short_attention
 
 Progress = Callable[[int, int], None]
 
@@ -124,6 +124,7 @@ class Passes:
     Args and raises: as `capture`.
 
     Attributes:
+        ways: faster ways of running the model that were found to be equal.
         order: the order in which prompts are run.
         batches: the batches, in that order.
         shapes: site label -> shape of one prompt's activations.
@@ -140,7 +141,8 @@ class Passes:
         asked = sorted({site.position for site in sites} - {"last", "any"})
         where = {position: inputs.resolve(position) for position in asked}
         named = {position: at for position, at in where.items() if not position.isdecimal()}
-        self.order = Batches(target, inputs, named, batch_tokens)
+        self.ways = proven(target, int(inputs.lengths.max(initial=0)))
+        self.order = Batches(target, inputs, named, batch_tokens, PREFIXES in self.ways)
         self.batches = self.order.batches
         self.width = max(width, int(inputs.lengths.max(initial=0)))
         self.shapes = {
@@ -161,8 +163,7 @@ class Passes:
     def ready(self, tick: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Prepare the model for the length of a block; `tick` is called before each of its blocks."""
         with torch.inference_mode(), ExitStack() as stack:
-            stack.enter_context(fast_linear_layers(self.target.body))
-            stack.enter_context(short_attention(self.target.model))
+            stack.enter_context(prepared(self.target, self.ways))
             for layer in self.target.layers:
                 stack.callback(layer.register_forward_pre_hook(lambda *_: tick()).remove)
             yield

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from inversescope.activations.inputs import Inputs, groups
+from inversescope.activations.proof import PREFIXES, proven
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
 from inversescope.targets.architectures import Component
@@ -111,6 +112,7 @@ def record(
         InputError: a site, position or token is out of range.
     """
     _check(target, sites, cuts)
+    _proven(target, inputs)
     return _record(target, inputs, sites, cuts, batch_tokens, begins=False)
 
 
@@ -158,7 +160,8 @@ def patch(
     for one in interventions:
         _check_intervention(target, one, recorded, values, n)
         sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
-    begins = read_at == "last" and all(map(_leaves_the_beginning, interventions))
+    shared = PREFIXES in _proven(target, targets, *filter(None, [recorded]))
+    begins = shared and read_at == "last" and all(map(_leaves_the_beginning, interventions))
     total = len(interventions) * n
     found = {}
     for cuts, read_from in sites.items():
@@ -258,6 +261,11 @@ def _batches(inputs: Inputs, batch_tokens: int) -> Iterator[np.ndarray]:
     for rows in groups(inputs.lengths[:, None]):
         size = max(1, batch_tokens // max(1, int(inputs.lengths[rows[0]])))
         yield from (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _proven(target: Target, *some: Inputs) -> tuple[str, ...]:
+    """Faster ways of running the model that are equal on all these prompts; its attention is one that is."""
+    return proven(target, max(int(inputs.lengths.max(initial=0)) for inputs in some))
 
 
 def _tokens(target: Target, inputs: Inputs, rows: np.ndarray) -> Tensor:

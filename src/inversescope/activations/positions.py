@@ -10,7 +10,7 @@ from inversescope.activations.capture import Progress, capture, unheard
 from inversescope.activations.inputs import Inputs
 from inversescope.sites import Site
 from inversescope.targets.models import Target
-from inversescope.targets.tokenizers import encode
+from inversescope.targets.tokenizers import encode, token_positions
 from inversescope.tasks import Task
 
 #: Prompts that are read at a time.
@@ -26,21 +26,7 @@ def named_positions(
         InputError: the task has no position of that name.
     """
     names = sorted({site.position for site in sites if not site.position.isdecimal()} - {"last", "any"})
-    if not names:
-        return {}
-    texts = task.texts(index)
-    offsets = {name: task.offsets(name, index) for name in names}
-    if all(len(text) == len(ids) for text, ids in zip(texts, token_ids, strict=True)):
-        return offsets  # a token a character
-    encodings = target.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
-    # A model with a begin token has it before the first of the text.
-    ahead = 1 if target.bos else 0
-    result = {}
-    for name, characters in offsets.items():
-        pairs = zip(encodings, characters.tolist(), strict=True)
-        tokens = [-1 if at < 0 else encoding.char_to_token(at) for encoding, at in pairs]
-        result[name] = np.array([-1 if t is None or t < 0 else t + ahead for t in tokens], np.int64)
-    return result
+    return {name: token_positions(task, target, index, token_ids, name) for name in names}
 
 
 def longest_prompt(task: Task, target: Target) -> int:

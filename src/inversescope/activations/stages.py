@@ -62,6 +62,7 @@ def extract_activations(context: Context, split: str, loaded: Target | None = No
     echo(f"{name}: {len(index)} prompts, {len(sites)} sites, {size * len(index) / 2**20:.0f} MiB to write")
     meta = {
         "model": target.name,
+        "target": target.identity,
         "revision": target.revision,
         "weight_processing": "raw_hf",
         "tokenizer_hash": target.tokenizer_hash,

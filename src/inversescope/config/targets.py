@@ -16,7 +16,9 @@ from inversescope.config.tasks import TaskName
 class ArchitectureConfig(Strict):
     """Shape of a transformer that the workflow builds itself."""
 
-    architecture: Literal["gpt2", "gemma2", "llama", "qwen2"] = Field("gpt2", description="Model family.")
+    architecture: Literal["gpt2", "gemma2", "gpt_neox", "llama", "qwen2"] = Field(
+        "gpt2", description="Model family."
+    )
     n_layers: int = Field(4, ge=1, description="Blocks.")
     n_heads: int = Field(4, ge=1, description="Query heads of a block.")
     d_model: int = Field(64, ge=8, description="Width of the residual stream.")

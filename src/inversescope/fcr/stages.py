@@ -44,7 +44,7 @@ def compute_exact(context: Context, sites: Sequence[str]) -> None:
             log_prior=log_prior,
         )
         table = values.table(epsilons, len(reference), task.size)
-        write_table(table, context.path(paths.EXACT, site=site))
+        context.write(table, context.path(paths.EXACT, site=site))
         echo(
             f"compute_exact {site}: {len(test)} targets, {len(reference)} reference prompts, {len(epsilons)} bandwidths"
         )
@@ -66,7 +66,7 @@ def _estimate(context: Context, variants: Sequence[str], site: str, out: str) ->
     here, epsilons = load_site(context, site, z, z_train), context.epsilons(site)
     if not out:
         chains = context.path(paths.MCMC, site=site)
-        states = read_table(need(chains, "run_mcmc")) if context.plan.has_chains else None
+        states = context.read(chains, "run_mcmc") if context.plan.has_chains else None
         prior_samples = read_table(need(context.path(paths.PRIOR_SAMPLES), "train_backbone"))
         here.add_untrained(epsilons, prior_samples, states)
     refusals: list[dict[str, Any]] = []
@@ -75,7 +75,7 @@ def _estimate(context: Context, variants: Sequence[str], site: str, out: str) ->
         meta = read_json(need(context.generator_dir(generator, variant) / "meta.json", "train_generator"))
         if site in meta["shape"]["sites"]:
             samples, log_q = (
-                read_table(need(context.samples_path(generator, variant, site, suffix), "sample_prompts"))
+                context.read(context.samples_path(generator, variant, site, suffix), "sample_prompts")
                 for suffix in (".parquet", ".cache.parquet")
             )
             rows = context.cache_rows(context.config.variant(variant))
@@ -102,7 +102,7 @@ def load_site(context: Context, label: str, z: np.ndarray, z_train: np.ndarray) 
     )
     cache = Cache(z_train, kernel.distance)
     queries = cache.prepare(z)
-    exact = read_table(need(context.path(paths.EXACT, site=label), "compute_exact"))
+    exact = context.read(context.path(paths.EXACT, site=label), "compute_exact")
     return SiteCells(
         context=context,
         site=context.site(label),

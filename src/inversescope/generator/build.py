@@ -16,8 +16,8 @@ from inversescope.generator.condition import Prompts, encode_prompts
 from inversescope.generator.inversescope import InverseScope
 from inversescope.generator.inversionview import InversionView
 from inversescope.generator.pairs import KernelPairs, NoisePairs, PairSource
-from inversescope.store import load_checkpoint, read_json
-from inversescope.targets.sources import load_tokenizer
+from inversescope.store import check_provenance, load_checkpoint, read_json
+from inversescope.targets.sources import folder_or_repository, load_tokenizer
 from inversescope.targets.tokenizers import encode, task_tokenizer
 
 if TYPE_CHECKING:
@@ -48,11 +48,12 @@ def load_generator(
     """A trained generator and its description, in evaluation mode.
 
     Raises:
-        InputError: unknown generator, a variant of another one, or no checkpoint.
+        InputError: unknown generator, a variant of another one, no checkpoint, or one for another target.
     """
     kind = generator_class(context, generator, variant)
     directory = context.generator_dir(generator, variant)
     tensors, meta = load_checkpoint(need(directory / "meta.json", "train_generator").parent)
+    check_provenance(meta, directory / "meta.json", target=context.identity)
     model = kind.from_shape(meta["shape"])
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
     return model.eval().requires_grad_(False), meta
@@ -99,10 +100,19 @@ def backbone_tokenizer(context: Context) -> PreTrainedTokenizerFast:
     every prompt of the prior is made of them, and decode(encode(x)) == x, however many of the target's tokens a word has. They
     are a few hundred, where a target that was fetched has 49,152 to 256,000. A target that was trained here, or imported, has a
     tokenizer of these words already, and perhaps of those of further tasks.
+
+    Raises:
+        InputError: that of a pre-trained model cannot be loaded, or has no end token.
     """
     config = context.config.backbone
     if config.init != "scratch":
-        return load_tokenizer(config.path or "", config.revision)
+        tokenizer = load_tokenizer(config.path or "", config.revision)
+        if tokenizer.eos_token_id is None:
+            raise InputError(
+                f"the tokenizer of backbone {config.path} has no end token, so that its texts would never end",
+                "name its eos_token in tokenizer_config.json, or use another backbone",
+            )
+        return tokenizer
     if context.plan.target.is_fetched:
         return task_tokenizer(context.task)
     return load_tokenizer(context.made_target())
@@ -116,15 +126,12 @@ def initial_backbone(context: Context, tokenizer: PreTrainedTokenizerFast) -> Ba
         return Backbone(BackboneShape.of(config.shape, len(tokenizer)), std=config.shape.initializer_range)
     from transformers import GPT2LMHeadModel
 
-    try:
-        model = GPT2LMHeadModel.from_pretrained(
-            config.path, revision=config.revision, use_safetensors=True, trust_remote_code=False
-        )
-    except (OSError, ValueError) as error:
+    model = folder_or_repository(str(config.path), config.revision).model()
+    if not isinstance(model, GPT2LMHeadModel):
         raise InputError(
-            f"backbone {config.path} at revision {config.revision} cannot be loaded: {str(error).splitlines()[0]}",
-            "set backbone.init: local and backbone.path to a directory that holds it, or HF_HOME to a cache that does",
-        ) from error
+            f"backbone {config.path} is a {model.config.model_type}, not a gpt2",
+            "set backbone.path to a GPT-2",
+        )
     return from_hf(model)
 
 

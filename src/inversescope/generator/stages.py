@@ -30,6 +30,8 @@ from inversescope.generator.prior import (
     unconditional_texts,
 )
 from inversescope.store import save_checkpoint, write_table
+from inversescope.streams import stream
+from inversescope.targets.fitness import check_round_trip, some_of
 from inversescope.targets.tokenizers import check_single_tokens, tokenizer_hash
 from inversescope.training import Schedule, processor, this_process, train
 from inversescope.workflow import paths
@@ -46,6 +48,9 @@ def train_backbone(context: Context) -> None:
     config, task, settings = context.config, context.task, context.config.backbone
     tokenizer = backbone_tokenizer(context)
     check_single_tokens(tokenizer, task.single_token_words())
+    if settings.init != "scratch":
+        some = some_of(task, stream(config.seed, "train_backbone", "check"))
+        check_round_trip(tokenizer, task.texts(some), f"The tokenizer of backbone {settings.path}")
     backbone = initial_backbone(context, tokenizer)
     needed = longest_prompt(task, tokenizer) + 2
     if backbone.shape.n_positions < needed:
@@ -162,6 +167,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
     meta: dict[str, Any] = {
         "shape": asdict(model.shape),
         "tokenizer_hash": tokenizer_hash(tokenizer),
+        "target": context.identity,
         "variant": settings.model_dump(mode="json"),
         "steps": steps,
         "cache_size": source.prompts.size,

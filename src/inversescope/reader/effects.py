@@ -14,8 +14,8 @@ from inversescope.reader.site import Asked
 from inversescope.sites import Site
 from inversescope.streams import stream
 from inversescope.studies.cases.agreement import RESAMPLES
-from inversescope.studies.cases.causes import compared_tokens, first_tokens
-from inversescope.studies.cases.patched import have_path, patched_effects, placed
+from inversescope.studies.cases.causes import compared_pairs, spelled_answers
+from inversescope.studies.cases.patched import have_path, patched_effects
 
 if TYPE_CHECKING:
     from inversescope.reader.study import Study
@@ -47,14 +47,15 @@ def effects_of(
     if not len(other):
         raise InputError(f"the prompt has no partner that differs in {feature}", "ask about another prompt")
     index, target = np.full(len(other), asked.index), study.target
-    tokens, _, compared = compared_tokens(
-        task, target, feature, index, other, first_tokens(context, target), rng
-    )
-    own, theirs = (placed(task, target, some, list(sites)) for some in (index, other))
-    effects, total = patched_effects(
-        target, own, theirs, list(sites), tokens, task.question_end, f"patch {feature}"
-    )
-    paths = have_path(task, target, index, list(sites))
+    spelled = spelled_answers(context, target)
+    rows, pairs, compared = compared_pairs(task, target, feature, index, other, list(sites), spelled, 1, rng)
+    if pairs is None:
+        raise InputError(
+            f"no partner that differs in {feature} has another answer", "ask about another feature or prompt"
+        )
+    other = other[rows]
+    effects, total = patched_effects(target, pairs, f"patch {feature}")
+    paths = have_path(target, pairs)
     mean, low, high = bootstrap_means(effects, RESAMPLES, context.config.fcr.confidence, context.config.seed)
     whole = float(total.mean())
     return pd.DataFrame(
@@ -67,7 +68,7 @@ def effects_of(
             "total": whole,
             "share": mean / whole if compared != "other" and whole else np.nan,
             "compared": compared,
-            "path": [paths[site] for site in sites],
+            "path": paths,
             "n_partners": len(other),
             "partner": task.texts(other[:1])[0],
         }

@@ -15,7 +15,7 @@ from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.candidates import LOG_Q, Pool, Sampler, candidates
 from inversescope.sampling.mcmc import run_chains
 from inversescope.sampling.recompute import Recomputer, activations_of
-from inversescope.store import write_json, write_table
+from inversescope.store import write_json
 from inversescope.streams import stream
 from inversescope.targets.tokenizers import tokenizer_hash
 from inversescope.workflow import paths
@@ -53,8 +53,8 @@ def sample_prompts(context: Context, generator: str, variants: Sequence[str], si
             start = time.monotonic()
             sampler = Sampler(context, name, model, tokenizer, site, z, pools[key])
             frame, log_q = _sampled(sampler, recomputer)
-            write_table(frame, context.samples_path(generator, name, label))
-            write_table(log_q, context.samples_path(generator, name, label, ".cache.parquet"))
+            context.write(frame, context.samples_path(generator, name, label))
+            context.write(log_q, context.samples_path(generator, name, label, ".cache.parquet"))
             seconds = time.monotonic() - start
             write_json(
                 {"sample_seconds": round(seconds, 2)},
@@ -99,5 +99,5 @@ def run_mcmc(context: Context, sites: Sequence[str]) -> None:
     epsilons = {site: context.headline(site.label) for site in z}
     chains = run_chains(context.task, recomputer, seeds, rngs, epsilons, kernel.kind, steps)
     for site, frame in chains.items():
-        write_table(frame.assign(epsilon=epsilons[site]), context.path(paths.MCMC, site=site.label))
+        context.write(frame.assign(epsilon=epsilons[site]), context.path(paths.MCMC, site=site.label))
         echo(f"run_mcmc {site.label}: {len(seeds)} chains of {steps} evaluations")

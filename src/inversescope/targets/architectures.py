@@ -35,7 +35,7 @@ class Architecture:
         out_proj: path from a block to the projection that holds W_O.
         out_proj_rows: whether W_O[h] is rows of that weight (GPT-2's Conv1D) or columns (Linear).
         post_norm: whether a norm stands between W_O and the residual stream.
-        components: kind of site -> component; `z` has all heads side by side.
+        components: kind of site -> component; `z` has all heads side by side. A family may lack kinds.
         eager: whether attention must be transformers' eager one.
         settings: keys of its transformers configuration that differ from the family's own in models that are built here.
     """
@@ -109,5 +109,24 @@ _GEMMA2 = replace(
     },
 )
 
+# Attention and MLP read the same residual stream side by side (Pythia), so that there is none between them.
+_NEOX = Architecture(
+    body="gpt_neox",
+    layers="layers",
+    final_norm="final_layer_norm",
+    attention="attention",
+    out_proj="attention.dense",
+    out_proj_rows=False,
+    post_norm=False,
+    components={
+        "resid_pre": Component("", "input"),
+        "z": Component("attention.dense", "input"),
+        "attn_out": Component("attention", "output"),
+        "mlp_post": Component("mlp.dense_4h_to_h", "input"),
+        "mlp_out": Component("mlp", "output"),
+        "resid_post": Component("", "output"),
+    },
+)
+
 #: `model_type` of the transformers configuration -> family.
-ARCHITECTURES = {"gpt2": _GPT2, "gemma2": _GEMMA2, "llama": _LLAMA, "qwen2": _LLAMA}
+ARCHITECTURES = {"gpt2": _GPT2, "gemma2": _GEMMA2, "gpt_neox": _NEOX, "llama": _LLAMA, "qwen2": _LLAMA}

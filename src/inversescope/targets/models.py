@@ -28,15 +28,25 @@ from transformers import (
 from inversescope import store
 from inversescope.config.targets import ArchitectureConfig, ModelConfig
 from inversescope.errors import InputError
-from inversescope.sites import Site, check_range
+from inversescope.sites import LAYER_KINDS, Site, check_range
 from inversescope.targets.architectures import ARCHITECTURES, Architecture
 from inversescope.targets.sources import locate, quiet
 from inversescope.targets.tokenizers import encode, tokenizer_hash
 
 
+def check_family(family: str, what: str) -> Architecture:
+    """The entry of a family, a `model_type` of transformers. Raises `InputError` if there is none: `what` is of it."""
+    if family not in ARCHITECTURES:
+        raise InputError(
+            f"{what} is of the family '{family}', which has no entry in ARCHITECTURES",
+            f"Use one of {', '.join(ARCHITECTURES)}, or add an entry to inversescope/targets/architectures.py",
+        )
+    return ARCHITECTURES[family]
+
+
 @dataclass
 class Target:
-    """A model to be read, its tokenizer, and where both come from."""
+    """A model to be read, its tokenizer, and where both come from; `identity` tells it from any other (`store.identity`)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
@@ -44,17 +54,17 @@ class Target:
     source: str = "trained"
     revision: str = ""
     bos: bool = False
+    identity: str = ""
+    #: Up to how many tokens, and which, faster ways of running it were found to be equal (`activations.proof`).
+    proven: tuple[int, tuple[str, ...]] | None = None
     architecture: str = field(init=False)
     arch: Architecture = field(init=False)
 
     def __post_init__(self) -> None:
         self.architecture = str(self.model.config.model_type)
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(
-                f"Model {self.name} is a '{self.architecture}', which has no entry in ARCHITECTURES",
-                f"Use one of {', '.join(ARCHITECTURES)}, or add an entry to inversescope/targets/architectures.py",
-            )
-        self.arch = ARCHITECTURES[self.architecture]
+        self.arch = check_family(self.architecture, f"model {self.name}")
+        if self.arch.eager:
+            self.model.set_attn_implementation("eager")
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Turn texts into token ids as the model wants them: behind its begin token, if it was trained with one (`bos`).
@@ -133,8 +143,14 @@ class Target:
         return weight[rows] if self.arch.out_proj_rows else weight[:, rows].T
 
     def check_sites(self, sites: Sequence[Site]) -> None:
-        """Raise `InputError` if a site's layer or head is out of the model's range."""
+        """Raise `InputError` if a site's layer or head is out of the model's range, or its family has no such site."""
+        kinds = [kind for kind in LAYER_KINDS if kind in self.arch.components]
         for site in sites:
+            if site.head is None and site.kind not in kinds:
+                raise InputError(
+                    f"Site '{site.label}' is none of {self.name}: blocks of a {self.architecture} have no {site.kind}",
+                    f"Choose heads, or one of {', '.join(kinds)}",
+                )
             check_range(site.label, "layer", site.layer, self.n_layers, self.name)
             check_range(site.label, "head", site.head or 0, self.n_heads, self.name)
 
@@ -181,6 +197,7 @@ def open_target(directory: str | Path, about: Mapping[str, Any]) -> Target:
         InputError: as `load_target`; or the tokenizer has no begin token, though the model wants one.
     """
     location = locate(Path(directory), about)
+    check_family(str(location.check().config.get("model_type")), f"model {about['name']}")
     tokenizer = location.tokenizer()
     bos = bool(about.get("bos"))
     if bos and tokenizer.bos_token_id is None:
@@ -189,7 +206,7 @@ def open_target(directory: str | Path, about: Mapping[str, Any]) -> Target:
         )
     model = location.model(about.get("dtype") or "float32", about.get("device_map"))
     source, revision = about.get("source", "trained"), about.get("revision") or ""
-    return Target(model, tokenizer, about["name"], source, revision, bos)
+    return Target(model, tokenizer, about["name"], source, revision, bos, store.identity(about))
 
 
 def check_size(name: str, settings: ModelConfig, n_layers: int, n_heads: int) -> None:
@@ -294,11 +311,11 @@ def _transformers_config(
     apart = {
         "n_kv_heads": kv_heads != heads and "num_key_value_heads" not in known,
         "head_dim": head_dim * heads != spec.d_model and "head_dim" not in known,
+        # Models that are trained here attend by functions that know no window, but for those that need transformers' eager one.
+        "sliding_window": spec.sliding_window is not None and not ARCHITECTURES[spec.architecture].eager,
     }
     for key in (key for key, lacking in apart.items() if lacking):
-        raise InputError(
-            f"{spec.architecture} has no {key} of its own", "Leave it out, or use llama or gemma2"
-        )
+        raise InputError(f"{spec.architecture} has no {key} of its own", "Leave it out, or use gemma2")
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,
         "bos_token_id": 0,

@@ -10,6 +10,7 @@ from inversescope.context import Context, echo
 from inversescope.errors import InputError, first_line
 from inversescope.store import atomic_path, checked, fetch, file_hash, read_json, write_table
 from inversescope.streams import stream
+from inversescope.targets.files import CHECKPOINT_CHECKS, check_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,11 +29,13 @@ def import_checkpoint(context: Context) -> None:
 
     Raises:
         InputError: a file is missing, cannot be fetched or is not the one that the configuration pins; it holds other things than
-            weights; they are not those of the architecture; or vocabulary and embedding differ in size.
+            weights; they are not those of the architecture; vocabulary and embedding differ in size; or too few answers are right
+            (`training.gate_accuracy`), as where the vocabulary is in another order.
     """
     import pandas as pd
 
-    from inversescope.targets.models import check_size, save_trained
+    from inversescope.targets.fitness import check_target
+    from inversescope.targets.models import Target, check_size, save_trained
     from inversescope.targets.tokenizers import character_tokenizer
 
     settings, name, task = context.config.models[context.model_name], context.model_name, context.task
@@ -53,7 +56,17 @@ def import_checkpoint(context: Context) -> None:
     about = find_file(context, settings.checkpoint, "config.json")
     weights = find_file(context, settings.checkpoint, *([weights_name] if weights_name else WEIGHTS))
     model = build_checkpoint(about, weights, len(vocabulary.characters), name)
+    check_size(name, settings, model.config.n_layer, model.config.n_head)
+    asked, rng = context.plan.settings, stream(context.config.seed, "import_checkpoint", "check")
+    check_target(Target(model, tokenizer, name), task, asked.sites, asked.patched, rng)
     accuracy = fresh_accuracy(context, model, tokenizer)
+    gate = settings.training.gate_accuracy
+    if accuracy < gate:
+        raise InputError(
+            f"model {name} answers {accuracy:.4f} of {FRESH_PROMPTS} fresh prompts of {task.name}, less than its gate {gate}",
+            f"correct models.{name}.checkpoint.vocabulary: it must list the characters in the order of the model's ids; or lower "
+            f"models.{name}.training.gate_accuracy",
+        )
     meta = {
         "imported": weights.name,
         "revision": file_hash(weights),
@@ -62,7 +75,6 @@ def import_checkpoint(context: Context) -> None:
         "n_heads": model.config.n_head,
         "d_model": model.config.n_embd,
     }
-    check_size(name, settings, meta["n_layers"], meta["n_heads"])
     save_trained(context.target_dir, model, tokenizer, name, meta)
     row = {"model": name, "task": task.name, "n_prompts": FRESH_PROMPTS, **meta}
     write_table(pd.DataFrame([row]), context.results / "target_import.csv")
@@ -123,6 +135,7 @@ def build_checkpoint(about: Path, weights: Path, vocabulary: int, name: str) -> 
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
+    check_files(about.parent, CHECKPOINT_CHECKS)
     described = read_json(about)
     if described.get("model_type") != "gpt2":
         raise InputError(
@@ -143,12 +156,12 @@ def build_checkpoint(about: Path, weights: Path, vocabulary: int, name: str) -> 
             f"list all characters in order of their ids in models.{name}.checkpoint.vocabulary.characters",
         )
     tensors.setdefault("lm_head.weight", embedding)
-    config = GPT2Config(**{**described, "torch_dtype": None, "vocab_size": vocabulary})
-    with torch.random.fork_rng(devices=[]):
-        model = GPT2LMHeadModel(config)
     try:
+        config = GPT2Config(**{**described, "torch_dtype": None, "vocab_size": vocabulary})
+        with torch.random.fork_rng(devices=[]):
+            model = GPT2LMHeadModel(config)
         model.load_state_dict(tensors)
-    except RuntimeError as error:
+    except Exception as error:  # what a configuration says may be of any type
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{weights} does not fit {about} ({reason})", "give both files of one checkpoint"

@@ -18,7 +18,6 @@ from inversescope.context import Context, echo
 from inversescope.errors import InputError, first_line
 from inversescope.progress import waiting
 from inversescope.store import file_hash
-from inversescope.targets.architectures import ARCHITECTURES
 from inversescope.workflow import paths
 
 if TYPE_CHECKING:
@@ -176,6 +175,8 @@ def describe(reader: GGUFReader, file: Path, name: str) -> dict[str, Any]:
     """
     from gguf import dequantize
 
+    from inversescope.targets.models import check_family
+
     def field(key: str) -> Any:
         found = reader.get_field(key)
         if found is None:
@@ -183,11 +184,7 @@ def describe(reader: GGUFReader, file: Path, name: str) -> dict[str, Any]:
         return found.contents()
 
     family = field("general.architecture")
-    if family not in ARCHITECTURES:
-        raise InputError(
-            f"{file.name}, model {name}, is of the family '{family}', which has no entry in ARCHITECTURES",
-            f"Use one of {', '.join(ARCHITECTURES)}, or add an entry to inversescope/targets/architectures.py",
-        )
+    check_family(family, f"{file.name}, model {name},")
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         kind = tensor.tensor_type

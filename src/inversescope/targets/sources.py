@@ -13,12 +13,25 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import hf_hub_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from inversescope.errors import InputError, first_line
 from inversescope.store import file_hash, read_json
+from inversescope.targets.files import (
+    CONFIG,
+    CONFIG_CHECKS,
+    TOKENIZER_CHECKS,
+    Folder,
+    check_files,
+    check_loaded,
+)
 
+#: Bytes of a file that is hashed whenever its model is loaded, at most.
+LARGE = 1 << 30
 _RERUN = "Delete it and rerun the stage that writes it"
+_MEND = "Mend the model, or set 'path' to another"
+_CHANGED = "Put back what it was, or run fetch_target again and all that reads the model"
 
 
 @dataclass(frozen=True)
@@ -29,43 +42,68 @@ class Location:
         path: a folder, or a repository of the hub.
         revision: commit of the repository; None: `path` is a folder.
         remedy: what to do if it cannot be loaded.
-        saved: whether tokenizer.json was written here and is read as it stands. Of others transformers may replace parts by the
-            family's own.
+        changed: what to do if it is no longer what it was.
         file: the GGUF file in the folder that holds all of the model; its weights are dequantised.
     """
 
     path: str
     revision: str | None
     remedy: str
-    saved: bool = False
+    changed: str = _CHANGED
     file: str | None = None
 
+    def check(self) -> Folder:
+        """The folder of the model's configuration, if its files are what they say. Raises `InputError` as `check_files` does."""
+        if self.revision is None:
+            return check_files(self.path)
+        file = self._tried(lambda: hf_hub_download(self.path, CONFIG, revision=self.revision))
+        return check_files(Path(file).parent, CONFIG_CHECKS)
+
     def model(self, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
-        """Load the model from safetensors, in evaluation mode. Raises `InputError` if it cannot be loaded."""
-        options: dict[str, Any] = {} if self.file else {"use_safetensors": True}
-        options |= {"device_map": device_map} if device_map else {}
+        """Load the model from safetensors, in evaluation mode: exactly the weights that its files hold.
+
+        Raises:
+            InputError: it cannot be loaded, or files and configuration are not those of one model.
+        """
+        options: dict[str, Any] = {"device_map": device_map} if device_map else {}
+        if self.file is None:
+            self.check()
+            options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+        options |= {"dtype": getattr(torch, dtype), "output_loading_info": True}
         with quiet(self.revision is None):
-            model = self._load(AutoModelForCausalLM, dtype=getattr(torch, dtype), **options)
+            model, info = self._load(AutoModelForCausalLM, **options)
+        check_loaded(self.file or self.path, type(model).__name__, info)
         return model.eval().requires_grad_(False)
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Load the fast tokenizer. Raises `InputError` if there is none."""
-        tokenizer = self._load(PreTrainedTokenizerFast if self.saved else AutoTokenizer)
+        """Load the fast tokenizer as tokenizer.json has it, but for truncation and padding. Raises `InputError` if there is none.
+
+        What transformers makes itself for a type of model may differ from the file.
+        """
+        if self.file is None and self.revision is None:
+            check_files(self.path, TOKENIZER_CHECKS)
+        tokenizer = self._load(AutoTokenizer if self.file else PreTrainedTokenizerFast)
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise InputError(f"{self.path} has no fast tokenizer", "Use a model with tokenizer.json")
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
         return tokenizer
 
     def _load(self, kind: Any, **options: Any) -> Any:
         where: dict[str, Any] = {"revision": self.revision} if self.revision else {"local_files_only": True}
         where |= {"gguf_file": self.file} if self.file else {}
+        return self._tried(
+            lambda: kind.from_pretrained(self.path, trust_remote_code=False, **where, **options)
+        )
+
+    def _tried(self, load: Callable[[], Any]) -> Any:
         try:
-            return kind.from_pretrained(self.path, trust_remote_code=False, **where, **options)
+            return load()
         except Exception as error:
             # Hub, file and safetensors layers raise a dozen unrelated types; what the reader can do is the same.
             at = f" at revision {self.revision}" if self.revision else ""
-            raise InputError(
-                f"{self.path}{at} cannot be loaded ({first_line(error)})", self.remedy
-            ) from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise InputError(f"{self.path}{at} cannot be loaded ({reason})", self.remedy) from error
 
 
 def repository(path: str, revision: str) -> Location:
@@ -74,24 +112,25 @@ def repository(path: str, revision: str) -> Location:
     return Location(path, revision, remedy)
 
 
+def folder_or_repository(path: str, revision: str | None) -> Location:
+    """A model of somebody else's: a repository of the hub if there is a revision, else a folder."""
+    return Location(path, None, _MEND) if revision is None else repository(path, revision)
+
+
 def _saved(directory: Path, about: Mapping[str, Any]) -> Location:
-    return Location(str(directory / (about.get("path") or ".")), None, _RERUN, saved=True)
+    return Location(str(directory / (about.get("path") or ".")), None, _RERUN, _RERUN)
 
 
-def _folder(directory: Path, about: Mapping[str, Any]) -> Location:
-    return Location(str(about["path"]), None, _RERUN)
-
-
-def _hub(directory: Path, about: Mapping[str, Any]) -> Location:
-    return repository(str(about["path"]), str(about["revision"]))
+def _elsewhere(directory: Path, about: Mapping[str, Any]) -> Location:
+    return folder_or_repository(str(about["path"]), about["revision"] if about["source"] == "hub" else None)
 
 
 #: `source` in target.json -> where the files are.
 SOURCES: dict[str, Callable[[Path, Mapping[str, Any]], Location]] = {
     "trained": _saved,
     "gguf": _saved,
-    "local": _folder,
-    "hub": _hub,
+    "local": _elsewhere,
+    "hub": _elsewhere,
 }
 
 
@@ -103,23 +142,30 @@ def locate(directory: Path, about: Mapping[str, Any]) -> Location:
         about: what stands there: name, source, path, revision, and the SHA-256 of files, where they are vouched for.
 
     Raises:
-        InputError: the source is unknown, there is no model, or a file is not the one that target.json vouches for.
+        InputError: the source is unknown, or a file is not the one that target.json vouches for.
     """
     source = about.get("source", "trained")
     if source not in SOURCES:
         raise InputError(
             f"{directory / 'target.json'} names the source '{source}'", f"Use one of {', '.join(SOURCES)}"
         )
-    location = SOURCES[source](directory, about)
-    if location.revision is None and not (Path(location.path) / "config.json").is_file():
-        raise InputError(
-            f"{location.path} holds no model (no config.json)", "Check 'path' of the model in the config"
-        )
+    location = SOURCES[source](directory, {**about, "source": source})
+    vouched = directory / "target.json"
+    written = vouched.stat().st_mtime if vouched.is_file() else 0.0
     for name, recorded in (about.get("sha256") or {}).items():
         file = Path(location.path) / name
-        if not file.is_file() or file_hash(file) != recorded:
-            raise InputError(f"{file} is not the file that {directory / 'target.json'} vouches for", _RERUN)
+        if not file.is_file():
+            raise InputError(f"{file} is not there, but {vouched} vouches for it", location.changed)
+        if not _is_same(file, recorded, written):
+            raise InputError(f"{file} is not the file that {vouched} vouches for", location.changed)
     return location
+
+
+def _is_same(file: Path, recorded: str, written: float) -> bool:
+    """Whether a file has the hash that was recorded at a time; a large one is read again only if it was changed or moved since."""
+    about = file.stat()
+    untouched = about.st_size > LARGE and max(about.st_mtime, about.st_ctime) < written
+    return untouched or file_hash(file) == recorded
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerFast:

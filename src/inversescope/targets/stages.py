@@ -132,12 +132,15 @@ def select_target(context: Context) -> None:
 def fetch_target(context: Context) -> Target:
     """Resolve a target model from elsewhere, write data/{task}/{model}/target/target.json, and return it.
 
+    Of a folder, the files that the model is read from are hashed: one that is changed later is refused.
+
     Raises:
-        InputError: it cannot be loaded, has other layers or heads than the configuration says, or its tokenizer does not encode
-            the task's words as single tokens.
+        InputError: it cannot be loaded, is not what its files say, has other layers or heads than the configuration says, or lacks
+            what a later stage needs (`fitness.CHECKS`).
     """
+    from inversescope.targets.files import check_files, hashes_of
+    from inversescope.targets.fitness import check_target
     from inversescope.targets.models import check_size, open_target
-    from inversescope.targets.tokenizers import check_single_tokens, encode
 
     config, directory = context.config.models[context.model_name], context.target_dir
     path = str(Path(str(config.path)).resolve()) if config.source == "local" else config.path
@@ -147,11 +150,14 @@ def fetch_target(context: Context) -> Target:
         imported = need(context.path(paths.WEIGHTS, file="target.json"), "import_gguf")
         directory.mkdir(parents=True, exist_ok=True)  # what the path is relative to
         about = read_json(imported) | {"path": os.path.relpath(imported.parent, directory)}
+    elif config.source == "local":
+        check_files(str(path))
+        about["sha256"] = hashes_of(str(path))
     about |= {"dtype": config.dtype, "device_map": config.device_map, "bos": config.bos}
     target = open_target(directory, about)
     check_size(context.model_name, config, target.n_layers, target.n_heads)
-    check_single_tokens(target.tokenizer, context.task.single_token_words())
-    context.task.check_tokenizer(lambda texts: encode(target.tokenizer, texts))
+    asked, rng = context.plan.settings, stream(context.config.seed, "fetch_target")
+    check_target(target, context.task, asked.sites, asked.patched, rng)
     sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}
     write_json({**about, **sizes}, directory / "target.json")
     echo(f"fetch_target: {context.model_name} from {config.source} {path}")

@@ -16,6 +16,7 @@ from inversescope.errors import InputError
 from inversescope.tasks.base import END_OF_TEXT, UNKNOWN, WORD, split_words, splitter
 
 if TYPE_CHECKING:
+    from inversescope.targets.models import Target
     from inversescope.tasks.base import Task
 
 _TEXTS_PER_CALL = 8192
@@ -213,6 +214,26 @@ def check_single_tokens(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]
                 f"The tokenizer cannot encode '{word}' as one token (it makes {len(ids)})",
                 "Remove that word from the task, or use a target model whose tokenizer has it",
             )
+
+
+def token_positions(
+    task: Task, target: Target, index: np.ndarray, token_ids: Sequence[np.ndarray], name: str
+) -> np.ndarray:
+    """Token index (N,) of a named position in prompts of the prior, index (N,); -1 where a prompt has none.
+
+    Raises:
+        InputError: the task has no position of that name.
+    """
+    characters, texts = task.offsets(name, index), task.texts(index)
+    if all(len(text) == len(ids) for text, ids in zip(texts, token_ids, strict=True)):
+        return characters  # a token a character
+    with _unpadded(target.tokenizer.backend_tokenizer):
+        encodings = target.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+    # A model with a begin token has it before the first of the text.
+    ahead = 1 if target.bos else 0
+    pairs = zip(encodings, characters.tolist(), strict=True)
+    tokens = [-1 if at < 0 else encoding.char_to_token(at) for encoding, at in pairs]
+    return np.array([-1 if t is None or t < 0 else t + ahead for t in tokens], np.int64)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from inversescope.workflow.plan import ExperimentPlan
@@ -48,6 +49,19 @@ def looks(plan: ExperimentPlan) -> dict[str, Any]:
     return {name: one.model_dump(include=told) for name, one in plan.config.variants.items()}
 
 
+def model_files(plan: ExperimentPlan) -> dict[str, list[int]]:
+    """Bytes and time (nanoseconds) of each of the user's own files that the target is read from, but those that are pinned."""
+    target, found = plan.target, list[Path]()
+    if target.source == "local":
+        found = [Path(target.path or "")]
+    if target.checkpoint is not None:
+        found = [Path(plan.config.mirror or "", target.checkpoint.folder), Path(target.checkpoint.folder)]
+    files = [file for path in found for file in ([path] if path.is_file() else sorted(path.glob("*")))]
+    pinned = {*target.sha256, *(target.checkpoint.sha256 if target.checkpoint else {})}
+    kept = [file for file in files if file.is_file() and file.name not in pinned]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in kept}
+
+
 #: First part of a key -> what it stands for, given the rest.
 DERIVED: dict[str, Callable[..., Any]] = {
     "bandwidth": lambda plan: plan.config.kernel.headline.label,
@@ -57,6 +71,7 @@ DERIVED: dict[str, Callable[..., Any]] = {
     "training": training,
     "drawing": drawing,
     "looks": looks,
+    "model_files": model_files,
 }
 
 

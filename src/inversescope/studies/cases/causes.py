@@ -29,7 +29,15 @@ from inversescope.sites import Site
 from inversescope.store import write_table
 from inversescope.streams import stream
 from inversescope.studies.cases.agreement import RESAMPLES, rank_agreement, same_effects
-from inversescope.studies.cases.patched import Answered, answered, have_path, patched_effects, placed
+from inversescope.studies.cases.patched import (
+    Answered,
+    Pairs,
+    answered,
+    first_difference,
+    have_path,
+    pair_up,
+    patched_effects,
+)
 from inversescope.targets.models import Target, load_target
 from inversescope.tasks import Task
 
@@ -44,15 +52,17 @@ Labels = dict[str, np.ndarray]
 def check_causes(context: Context) -> None:
     """Patch every site of the experiment's `patched` and compare effects with exact FCRs.
 
-    The tokens whose logits are compared are the first ones of both answers, over pairs where these differ. A feature that no
-    answer depends on is asked by its own labels, if these are answers (`labels`: would the model name another subject?), or by the
-    answer and another one, drawn at random (`other`).
+    The tokens whose logits are compared are the first ones of both answers, over pairs where these differ. Where too few do, as
+    where all answers begin with one digit, they are the first token in which enough pairs differ first: what both answers begin
+    with stands behind either prompt, and sites stay where they are. A feature that no answer depends on is asked by its own
+    labels, if these are answers (`labels`: would the model name another subject?), or by the answer and another one, drawn at
+    random (`other`).
 
     Writes results/{task}/{model}/causes.csv (task, model, site, layer, head, position, feature, fcr, fcr_low, fcr_high, chance,
     effect, effect_low, effect_high, share, total, answer_changes, compared, path, same_as, n_pairs; effects in logits, means over
     prompts with bootstrap intervals, `total` = the difference between the two runs, `share` = effect / total, `answer_changes` =
-    share of partners whose answer begins otherwise, `path` = whether the site can reach the answer, `same_as` = the first site of
-    the same effect on every pair) and causes_rank.csv (see `rank_agreement`).
+    share of partners whose answer differs first in the token that is compared, `path` = whether the site can reach the answer,
+    `same_as` = the first site of the same effect on every pair) and causes_rank.csv (see `rank_agreement`).
 
     Raises:
         InputError: the task has no counterfactuals, or there are too few pairs for any feature.
@@ -66,38 +76,34 @@ def check_causes(context: Context) -> None:
     sites = context.plan.expand(context.plan.settings.patched)
     rng = stream(config.seed, "check_causes")
     drawn, pool = _prompts(context, config.patching.n_partners, rng)
-    paths = have_path(task, target, drawn, sites)
     matches = _exact_by_site(context, target, drawn, pool, sites)
-    first = first_tokens(context, target)
+    spelled, needed = spelled_answers(context, target), max(1, min(FEWEST, len(drawn)))
     tables, found = [], []
     for feature in task.counterfactual_features:
         other = task.counterfactuals(feature, drawn, rng)
         keep = np.flatnonzero(other >= 0)
-        tokens, changes, compared = compared_tokens(
-            task, target, feature, drawn[keep], other[keep], first, rng
+        rows, pairs, compared = compared_pairs(
+            task, target, feature, drawn[keep], other[keep], sites, spelled, needed, rng
         )
-        if compared == "answers":
-            keep, tokens = keep[tokens[:, 0] != tokens[:, 1]], tokens[tokens[:, 0] != tokens[:, 1]]
-        if len(keep) < min(FEWEST, len(drawn)):
-            echo(f"check_causes {feature}: {len(keep)} pairs, too few")
+        if pairs is None:
+            echo(f"check_causes {feature}: {len(rows)} pairs of different answers, too few")
             continue
-        own, partner = (placed(task, target, some[keep], sites) for some in (drawn, other))
-        effects, total = patched_effects(
-            target, own, partner, sites, tokens, task.question_end, f"check_causes {feature}"
-        )
+        changes = len(rows) / len(keep) if compared == "answers" else 0.0
+        keep = keep[rows]
+        effects, total = patched_effects(target, pairs, f"check_causes {feature}")
         found.append(effects)
         table = _of_feature(
             context, sites, feature, effects, [matches[site][feature][keep] for site in sites]
         )
         share = table["effect"] / total.mean() if compared != "other" else np.nan
         table = table.assign(share=share, total=total.mean(), answer_changes=changes, compared=compared)
-        tables.append(table.assign(path=[paths[site] for site in sites], n_pairs=len(keep)))
+        tables.append(table.assign(path=have_path(target, pairs), n_pairs=len(keep)))
         echo(
             f"check_causes {feature}: {len(keep)} pairs, {len(sites)} sites, total {total.mean():.2f} logits"
         )
     if not tables:
         raise InputError(
-            f"no feature of task {task.name} has {FEWEST} counterfactual pairs",
+            f"no feature of task {task.name} has {FEWEST} counterfactual pairs of which answers differ in a token",
             "give a larger test split, or leave the experiment's 'patched' empty",
         )
     table = pd.concat(tables, ignore_index=True)
@@ -179,38 +185,72 @@ def _exact_by_site(
     return found
 
 
-def first_tokens(context: Context, target: Target) -> dict[str, int]:
-    """First token of each answer of the task that 2000 draws show."""
+def spelled_answers(context: Context, target: Target) -> dict[str, np.ndarray]:
+    """Tokens of each answer of the task that 2000 draws show."""
     index = context.task.draw(2000, None, stream(context.config.seed, "answers"))
-    tokens = answered(context.task, target, index).token(1).tolist()
-    return dict(sorted(zip(context.task.answers(index), tokens, strict=True)))
+    tokens = answered(context.task, target, index).answers
+    return dict(sorted(zip(context.task.answers(index), tokens, strict=True), key=lambda pair: pair[0]))
 
 
-def compared_tokens(
+def compared_pairs(
     task: Task,
     target: Target,
     feature: str,
     index: np.ndarray,
     other: np.ndarray,
-    first: dict[str, int],
+    sites: list[Site],
+    spelled: dict[str, np.ndarray],
+    needed: int,
     rng: np.random.Generator,
-) -> tuple[np.ndarray, float, str]:
-    """Tokens (n, 2) whose logits are compared, the share of partners whose answer begins otherwise, and what is compared."""
-    begun = np.stack([answered(task, target, some).token(1) for some in (index, other)], 1)
-    changes = float((begun[:, 0] != begun[:, 1]).mean()) if len(index) else 0.0
-    if changes > 0:
-        return begun, changes, "answers"
+) -> tuple[np.ndarray, Pairs | None, str]:
+    """Which prompts (N,) and partners (N,) are compared, these pairs, and what is (`answers`, `labels` or `other`).
+
+    Answers are compared at the first token in which at least `needed` pairs differ first; if there is none, the pairs are None, and
+    the rows are all whose answers differ.
+    """
+    answers, compared = _compared(task, target, feature, index, other, spelled, rng)
+    first = np.array([first_difference(*pair) for pair in answers], np.int64)
+    k = next((k for k in range(1, first.max(initial=0) + 1) if (first == k).sum() >= needed), 0)
+    if not k:
+        return np.flatnonzero(first), None, compared
+    rows = np.flatnonzero(first == k)
+    some = [answers[row] for row in rows]
+    return rows, pair_up(task, target, index[rows], other[rows], some, k, sites), compared
+
+
+def _compared(
+    task: Task,
+    target: Target,
+    feature: str,
+    index: np.ndarray,
+    other: np.ndarray,
+    spelled: dict[str, np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Two answers of each pair, as tokens, and what they are: both prompts' answers, both labels, or its own and another."""
+    if not len(index):
+        return [], "answers"
+    own, partner = (answered(task, target, some).answers for some in (index, other))
+    if any(first_difference(*pair) for pair in zip(own, partner, strict=True)):
+        return list(zip(own, partner, strict=True)), "answers"
     labels = task.feature_values[feature]
-    if all(label in first for label in labels):
-        token = np.array([first[label] for label in labels])
-        return (
-            np.stack([token[task.features_of(some)[feature]] for some in (index, other)], 1),
-            changes,
-            "labels",
+    if all(label in spelled for label in labels):
+        a, b = (
+            [spelled[labels[code]] for code in task.features_of(some)[feature]] for some in (index, other)
         )
-    candidates = np.unique(list(first.values()))
-    drawn = [int(rng.choice(candidates[candidates != a])) for a in begun[:, 0]]
-    return np.stack([begun[:, 0], np.array(drawn, np.int64)], 1), changes, "other"
+        return list(zip(a, b, strict=True)), "labels"
+    # The first token in which any two answers differ.
+    every = list(spelled.values())
+    shared = next(
+        (k for k, some in enumerate(zip(*every, strict=False)) if len(set(some)) > 1), min(map(len, every))
+    )
+    candidates = np.unique([one[shared] for one in every if len(one) > shared])
+    pairs = []
+    for one in own:
+        others = candidates[candidates != one[shared]] if len(one) > shared else candidates[:0]
+        drawn = rng.choice(others, size=1) if len(others) else one[shared : shared + 1]
+        pairs.append((one, np.concatenate([one[:shared], drawn])))
+    return pairs, "other"
 
 
 # ------------------------------------------------------------------------------------------- answers of several tokens
@@ -283,7 +323,8 @@ def _of_token(
     own, partner = (answered(task, target, pairs[name].to_numpy()) for name in ("own", "partner"))
     tokens = np.stack([own.token(k), partner.token(k)], 1)
     inputs = (Inputs(own.before(k)), Inputs(partner.before(k)))
-    effects, total = patched_effects(target, *inputs, sites, tokens, "last", f"trace_answers token {k}")
+    pairs_at = Pairs(*inputs, tokens, sites, "last")
+    effects, total = patched_effects(target, pairs_at, f"trace_answers token {k}")
     queries, keys = (capture(target, some.before(k), sites) for some in (own, texts))
     names = [*dict.fromkeys(pairs["feature"]), ANSWER]
     mine, labels = (
@@ -333,12 +374,7 @@ def _traced_pairs(
         if not len(index):
             continue
         own, partner = (answered(task, target, some) for some in (index, other))
-        digit = np.zeros(len(index), np.int64)
-        answers = [[i[s:] for i, s in zip(one.ids, one.starts, strict=True)] for one in (own, partner)]
-        for row, (a, b) in enumerate(zip(*answers, strict=True)):
-            n = min(len(a), len(b))
-            differ = np.flatnonzero(a[:n] != b[:n])
-            digit[row] = differ[0] + 1 if differ.size else 0
+        digit = [first_difference(*pair) for pair in zip(own.answers, partner.answers, strict=True)]
         parts.append(pd.DataFrame({"own": index, "partner": other, "feature": feature, "digit": digit}))
     pairs = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["digit"])
     pairs = pairs[pairs["digit"] > 0]

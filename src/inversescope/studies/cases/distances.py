@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inversescope.context import Context, echo, need
+from inversescope.context import Context, echo
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.kernel.distances import Distance, distance_of
 from inversescope.sampling.recompute import Activations, activations_of
 from inversescope.sites import Site
-from inversescope.store import read_table, write_table
+from inversescope.store import write_table
 
 #: Name -> distance of `kernel` on activations; `standardised` divides each dimension by its standard deviation beforehand.
 DISTANCES = {"cosine": "cosine", "normalised_euclidean": "normalised_euclidean", "standardised": "euclidean"}
@@ -103,7 +103,7 @@ class Space:
         for name in config.studied_variants:
             path = self.context.samples_path(config.variant(name).generator, name, self.site.label)
             columns = ["target_id", "prompt_id", "epsilon", "decoding"]
-            table = read_table(need(path, "sample_prompts"), columns)
+            table = self.context.read(path, "sample_prompts", columns)
             table = table[np.isclose(table["epsilon"], self.context.headline(self.site.label, name))]
             result[name] = table[table["decoding"] == table["decoding"].iloc[0]].reset_index(drop=True)
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from inversescope.progress import Progress
 from inversescope.sites import Site
 from inversescope.targets.models import Target
 from inversescope.tasks import Task
+
+#: Positions in a prompt behind which an answer has begun: the prompt's last token, and where the answer goes on.
+END, READ = "prompt_end", "answer_read"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Answered:
         """What is read before the k-th token of each answer."""
         return [one[: s + k - 1] for one, s in zip(self.ids, self.starts, strict=True)]
 
+    @property
+    def answers(self) -> list[np.ndarray]:
+        """Tokens of each answer."""
+        return [one[s:] for one, s in zip(self.ids, self.starts, strict=True)]
+
     def of(self, rows: np.ndarray) -> Answered:
         """Some of them."""
         return Answered([self.ids[row] for row in rows], self.starts[rows])
@@ -62,34 +70,81 @@ def answered(task: Task, target: Target, index: np.ndarray) -> Answered:
     return Answered(whole, np.array([len(ids) for ids in questions], np.int64))
 
 
-def placed(task: Task, target: Target, index: np.ndarray, sites: list[Site]) -> Inputs:
-    """Prompts (n,) as token ids, with the positions of sites and of the question's end."""
+def first_difference(a: np.ndarray, b: np.ndarray) -> int:
+    """Which token of two answers, from 1, is the first that differs; 0 if none does, or one answer begins the other."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) + 1 if differ.size else 0
+
+
+def placed(
+    task: Task, target: Target, index: np.ndarray, sites: list[Site], begun: list[np.ndarray]
+) -> Inputs:
+    """Prompts (n,) as token ids, with the positions of sites, of the prompt's end (`END`) and of where the answer is read (`READ`).
+
+    Args:
+        begun: n beginnings of answers that stand behind the questions, and behind which the answer is read.
+    """
     ids = target.encode(task.texts(index))
     end = Site(0, "resid_pre", None, task.question_end)
-    return Inputs(ids, named_positions(task, target, index, ids, [*sites, end]))
+    texts = Inputs(ids, named_positions(task, target, index, ids, [*sites, end]))
+    reads = texts.resolve(task.question_end)
+    # Where a text holds its answer, what follows is never looked back at: the beginning takes its place.
+    whole = [
+        np.concatenate([text[: at + 1], some, text[at + 1 + len(some) :]])
+        for text, at, some in zip(ids, reads, begun, strict=True)
+    ]
+    places = {END: texts.resolve("last"), READ: reads + np.array([len(some) for some in begun], np.int64)}
+    return Inputs(whole, {**texts.positions, **places})
 
 
-def patched_effects(
+@dataclass(frozen=True)
+class Pairs:
+    """Runs whose answers are compared at the first token that differs.
+
+    Attributes:
+        own, partner: n prompts each, behind which stands what both answers begin with.
+        tokens: what is compared, token ids (n, 2).
+        sites: K sites as they stand in these runs.
+        read_at: name of the position where it is read.
+        stage: what lines of progress begin with.
+    """
+
+    own: Inputs
+    partner: Inputs
+    tokens: np.ndarray
+    sites: list[Site]
+    read_at: str
+
+
+def pair_up(
+    task: Task,
     target: Target,
-    own: Inputs,
-    partner: Inputs,
+    index: np.ndarray,
+    other: np.ndarray,
+    answers: list[tuple[np.ndarray, np.ndarray]],
+    k: int,
     sites: list[Site],
-    tokens: np.ndarray,
-    read_at: str,
-    stage: str,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Pairs:
+    """Pairs of prompts (n,) and their partners (n,), and of two answers each, as tokens, that differ first in the k-th, from 1."""
+    begun, tokens = [a[: k - 1] for a, _ in answers], [(a[k - 1], b[k - 1]) for a, b in answers]
+    own, partner = (placed(task, target, some, sites, begun) for some in (index, other))
+    if k > 1:  # the last token is no longer the prompt's
+        sites = [replace(site, position=END) if site.position == "last" else site for site in sites]
+    return Pairs(own, partner, np.array(tokens, np.int64), sites, READ if k > 1 else task.question_end)
+
+
+def patched_effects(target: Target, pairs: Pairs, stage: str) -> tuple[np.ndarray, np.ndarray]:
     """Effects (K, n) of writing the partners' activations at K sites, and total differences (n,), in logits.
 
     Args:
-        own, partner: n prompts, and their partners.
-        tokens: token ids (n, 2) whose logit difference is read.
-        read_at: name of the position where it is read.
         stage: what lines of progress begin with.
     """
     plain = Intervention()
     # A head's output is replaced before W_O: the same as replacing its result.
-    writes = [Site(s.layer, "z" if s.kind == "result" else s.kind, s.head, s.position) for s in sites]
+    writes = [replace(site, kind="z" if site.kind == "result" else site.kind) for site in pairs.sites]
     runs = [plain, *(Intervention((Patch(site),)) for site in writes)]
+    own, partner, tokens, read_at = pairs.own, pairs.partner, pairs.tokens, pairs.read_at
     progress = Progress(stage, len(runs) * len(tokens), echo)
     patched = patch(
         target, partner, own, runs, tokens, read_at, progress=lambda done, _: progress(done)
@@ -100,9 +155,9 @@ def patched_effects(
     return (difference[0] - difference[1:]).astype(np.float64), total.astype(np.float64)
 
 
-def have_path(task: Task, target: Target, index: np.ndarray, sites: list[Site]) -> dict[Site, bool]:
-    """Whether each site can reach the answer at all: what the last block writes at other positions nobody attends to any more."""
-    where = placed(task, target, index, sites)
-    answers = where.resolve(task.question_end)
-    early = {site: site.layer < target.n_layers - 1 or site.kind == "resid_pre" for site in sites}
-    return {site: early[site] or bool((where.resolve(site.position) == answers).all()) for site in sites}
+def have_path(target: Target, pairs: Pairs) -> list[bool]:
+    """Whether each site can reach what is read: what the last block writes at other positions nobody attends to any more."""
+    early = [site.layer < target.n_layers - 1 or site.kind == "resid_pre" for site in pairs.sites]
+    read = pairs.own.resolve(READ)
+    at = [bool((pairs.own.resolve(site.position) == read).any()) for site in pairs.sites]
+    return [one or other for one, other in zip(early, at, strict=True)]

@@ -11,9 +11,10 @@ from inversescope.config.targets import LabellerConfig, ModelConfig
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.progress import Progress
-from inversescope.store import read_json, read_table, write_table
+from inversescope.store import identity, read_json, read_table, write_table
 from inversescope.streams import stream
 from inversescope.studies.icl.labeller import Labeller
+from inversescope.targets.files import hashes_of
 from inversescope.targets.sources import Location, locate
 from inversescope.tasks.few_shot import NULL
 from inversescope.workflow import paths
@@ -73,7 +74,7 @@ def _labeller(context: Context, config: LabellerConfig) -> Labeller:
         config.instruction.format(labels=", ".join(names)),
         names,
         NULL,
-        identity=f"{settings.path}@{settings.revision or 'local'}",
+        identity=f"{settings.path}@{settings.revision or identity({'sha256': hashes_of(location.path)})}",
         cache=context.data / "labels" / "cache.jsonl",
         batch_tokens=config.batch_tokens,
     )

@@ -14,7 +14,7 @@ from inversescope.context import Context, centre_of, echo, need
 from inversescope.kernel.bandwidths import epsilons_of_shares
 from inversescope.kernel.distances import Distance, distance_of
 from inversescope.kernel.kernel import kernel_values
-from inversescope.store import load_checkpoint, read_json, read_table, write_table
+from inversescope.store import check_provenance, load_checkpoint, read_json, write_table
 from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
 from inversescope.studies.ravel.sae import from_arrays, gemma_scope_path, read_gemma_scope, representatives
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
@@ -159,7 +159,7 @@ def _by_generators(reading: Reading) -> Iterator[tuple[str, np.ndarray, np.ndarr
     rules = ["plain", *(rule for rule in config.sampling.decodings if rule != "noised")]
     for variant, decoding in ((v, d) for v in config.studied_variants for d in rules):
         path = context.samples_path(config.variant(variant).generator, variant, reading.site)
-        samples = read_table(need(path, f"sample_prompts (variant {variant})"))
+        samples = context.read(path, f"sample_prompts (variant {variant})")
         near = np.isclose(samples["epsilon"], context.headline(reading.site, variant))
         samples = samples[near & (samples["decoding"] == decoding)]
         index = np.where(samples["parsed"].to_numpy(bool), samples["prompt_id"].to_numpy(np.int64), -1)
@@ -191,7 +191,8 @@ def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
     models, width = {}, z["train"].shape[1]
     for corpus in context.plan.corpora:
         folder = context.path(paths.AUTOENCODER, corpus=corpus, site=reading.site, file="")
-        arrays, _ = load_checkpoint(need(folder / "meta.json", "train_sae").parent)
+        arrays, meta = load_checkpoint(need(folder / "meta.json", "train_sae").parent)
+        check_provenance(meta, folder / "meta.json", target=context.identity)
         models[corpus] = from_arrays(arrays, width, str(folder))
     scope = context.plan.target.gemma_scope
     if scope is not None:

@@ -17,6 +17,7 @@ from inversescope.context import Context, echo, need, stream
 from inversescope.errors import InputError
 from inversescope.progress import Progress
 from inversescope.store import (
+    check_provenance,
     file_hash,
     read_activations,
     save_checkpoint,
@@ -108,6 +109,7 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
     places = [context.site(label) for label in sites]
     meta = {
         "model": target.name,
+        "target": target.identity,
         "revision": target.revision,
         "weight_processing": "raw_hf",
         "tokenizer_hash": target.tokenizer_hash,
@@ -201,9 +203,9 @@ def _train_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]
     from inversescope.studies.ravel.sae_training import train_sae as fit
 
     config, seed = context.config.sae, context.config.seed
-    x, meta = read_activations(
-        need(context.path(paths.POSITIONS, corpus=corpus, site=label), "collect_positions")
-    )
+    positions = need(context.path(paths.POSITIONS, corpus=corpus, site=label), "collect_positions")
+    x, meta = read_activations(positions)
+    check_provenance(meta, positions, target=context.identity)
     sample = np.asarray(x[: 1 << 14], np.float64)
     scale = float(np.sqrt((sample**2).sum(1).mean()))
     rows: list[dict[str, Any]] = []
@@ -226,7 +228,7 @@ def _train_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]
     assert best is not None
     _, chosen, model = best
     about = {"corpus": corpus, "site": label, "sparsity": chosen}
-    about |= {name: meta[name] for name in ("prompt_hash", "corpus_hash")}
+    about |= {name: meta[name] for name in ("target", "prompt_hash", "corpus_hash")}
     folder = context.path(paths.AUTOENCODER, corpus=corpus, site=label, file="")
     save_checkpoint(folder, model.arrays(), about | {"package_version": __version__})
     return [row | {"chosen": row["sparsity"] == chosen} for row in rows]
