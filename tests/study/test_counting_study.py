@@ -254,7 +254,7 @@ def test_features_that_leave_the_answer_are_asked_by_their_own_labels(tmp_path: 
         "task": "ioi",
         "variants": [],
         "model": "tiny",
-        "sites": ["L1H0"],
+        "sites": ["L0.mlp_out"],
         "patched": ["L*H*", "L1.resid_post", "L1.mlp_out@S2"],
     }
     values = {

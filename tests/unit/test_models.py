@@ -229,7 +229,7 @@ def test_broken_weights_and_pickles_are_refused(tmp_path: Path) -> None:
         load_target(tmp_path)
     weights.unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(InputError, match="is not the file that .* vouches for"):
+    with pytest.raises(InputError, match="is not there, but .* vouches for"):
         load_target(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         load_target(tmp_path / "nothing")
