@@ -199,7 +199,7 @@ def test_the_command_prints_what_was_read(
 
 def test_a_feature_is_patched_as_the_study_does(opened: Study) -> None:
     """Writing all of the residual stream changes the answer as much as the partner's own run; other sites less."""
-    from inversescope.studies.cases.patched import patched_effects, placed
+    from inversescope.studies.cases.patched import pair_up, patched_effects
 
     prompt, task = opened.prompts[0], opened.context.task
     table = (
@@ -220,9 +220,8 @@ def test_a_feature_is_patched_as_the_study_does(opened: Study) -> None:
     partner = task.parse([one["partner"]])
     site = [opened.context.site("L0H0")]
     answers = opened.target.encode([f" {task.answers(i)[0]}" for i in (index, partner)])
-    tokens = np.array([[ids[0] for ids in answers]])
-    own, theirs = (placed(task, opened.target, i, site) for i in (index, partner))
-    effect, total = patched_effects(opened.target, own, theirs, site, tokens, task.question_end, "patch")
+    pairs = pair_up(task, opened.target, index, partner, [(answers[0], answers[1])], 1, site)
+    effect, total = patched_effects(opened.target, pairs, "patch")
     assert (one["effect"], one["total"]) == pytest.approx((effect[0, 0], total[0]), abs=1e-6)
     with pytest.raises(InputError, match="no counterfactuals for 'template'"):
         opened.read(prompt, "L0H0", variants=()).patch("template")
