@@ -11,6 +11,7 @@ rule make_browser:
         samples=lambda w: of(w).samples(of(w).studied),
         fcr="results/{task}/{model}/fcr.csv",
         refusal="results/{task}/{model}/refusal.csv",
+        hypotheses="results/{task}/{model}/hypotheses.csv",
         causes=lambda w: "results/{task}/{model}/causes.csv" if of(w).settings.patched else [],
     output:
         report(

@@ -234,8 +234,12 @@ def test_at_its_own_bandwidth_the_slider_has_the_tables_numbers(
                 (fcr["variant"] == variant) & (fcr["site"] == site) & (fcr["bandwidth"] == "epsilon 0.1")
             ]
             own = own[(own["estimator"] == "generated") & (own["decoding"] == "plain")].set_index("feature")
+            alone = read_table(study / f"results/ioi/{MODEL}/exact/{site}.parquet").set_index(
+                ["epsilon", "target_id"]
+            )
             for name, row in own.iterrows():
                 rates = shown["rates"][name]
+                assert rates["here-exact"] == pytest.approx(alone.loc[(0.1, 1), f"fcr_{name}"], abs=1e-4)
                 assert rates["table"] == missing(row["fcr"]) and rates["exact"] is not None
                 assert rates["all"] == pytest.approx(missing(row["fcr"]), rel=1e-5)
             told = refusal[(refusal["variant"] == variant) & (refusal["site"] == site)]
@@ -362,7 +366,7 @@ def test_a_single_reading_has_a_page_and_what_models_write_is_text(
         pd.DataFrame({"site": ["L0H0"], "bandwidth": ["epsilon 0.2"], "epsilon": [0.2], "share": [0.01]}),
         "epsilon 0.2",
         about=[EVIL],
-        hypotheses=pd.DataFrame({"site": ["L0H0"], "name": [EVIL], "rate": [0.5]}),
+        hypotheses=pd.DataFrame({"site": ["L0H0"], "hypothesis": [EVIL], "accepted": [False], "rate": [0.5]}),
     )
     path = folder / "reading.html"
     path.write_text(page(reading), encoding="utf-8")

@@ -178,6 +178,7 @@ def test_parts_come_in_pipeline_order_and_a_control_has_no_generators() -> None:
         "hypotheses",
         "estimates",
         "tables",
+        "readers",
         "figures",
         "browser",
     ]

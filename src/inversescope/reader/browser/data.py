@@ -127,9 +127,10 @@ class BrowserData:
         headline: the bandwidth that is shown first.
         rates: `fcr.csv`, or rows like its.
         refusal: `refusal.csv`, or rows like its.
-        exact: columns site, target_id, fcr_{feature}: exact rates of single targets at the headline bandwidth.
+        exact: columns site, target_id, fcr_{feature}: exact rates of single targets at the headline bandwidth; kept to four digits.
         effects: `causes.csv`.
-        hypotheses: a row each; a column `site` says where it was found, all others are shown as they are.
+        hypotheses: a row each. `site` says where it was found, `meaning` is shown when it is pointed at. Where `accepted` is false
+            it is grey. All other columns are shown as they are.
         chance: feature -> the rate of a guess.
         counted: (T,) bool, the targets that rates are over; all if absent.
         kernel: its kind.

@@ -138,6 +138,7 @@ class App {
     if (slid) this.panels[letter].move();
     else this.panels[letter].render();
     if (!slid) this.paint();
+    if ("site" in part) this.showHypotheses();
     else if (letter === "A" && this.state.estimator === LIVE) this.paint();
     this.writeSoon();
   }
@@ -278,7 +279,7 @@ class App {
     this.feature.value = state.feature;
     this.estimator.value = state.estimator;
     this.estimator.title = TOLD[state.estimator];
-    this.variant.replaceChildren(...known.map((name) => make("option", { value: name }, name || "–")));
+    this.variant.replaceChildren(...(known.length ? known : [""]).map((name) => make("option", { value: name }, name || "–")));
     this.variant.disabled = known.length < 2;
     this.variant.value = this.shownKey[1];
     this.bandwidth.value = state.bandwidth;
@@ -287,16 +288,19 @@ class App {
     this.two.checked = state.two;
   }
 
-  /** Hypotheses at the active panel's sites, as they were found. */
+  /** Hypotheses at the panels' sites, as they were found; those that the test did not accept are grey. */
   showHypotheses() {
     const { columns, rows } = this.study.hypotheses, node = document.getElementById("hypotheses");
     if (!rows.length) return;
-    const at = columns.indexOf("site"), sites = [...new Set(["A", "B"].map((letter) => this.study.sites[this.state.panels[letter].site].label))];
-    const here = rows.filter((row) => at < 0 || sites.includes(row[at]));
+    const { state } = this, sites = [...new Set(["A", "B"].filter((letter) => letter === "A" || state.two).map((letter) => this.study.sites[state.panels[letter].site].label))];
+    const at = Object.fromEntries(columns.map((name, k) => [name, k])), listed = columns.filter((name) => !["site", "meaning", "accepted"].includes(name));
     const cell = (value) => (typeof value === "number" ? make("td", { class: "n" }, String(Number(value.toPrecision(3)))) : make("td", {}, value === null ? "" : String(value)));
-    node.replaceChildren(make("h2", {}, `Hypotheses at ${sites.join(", ")}`),
-      here.length ? make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, columns.map((name) => make("th", {}, name)))),
-        make("tbody", {}, here.map((row) => make("tr", {}, row.map(cell)))))) : make("p", { class: "note" }, "None were tried here."));
+    const table = (own) => make("table", {}, make("thead", {}, make("tr", {}, listed.map((name, k) => make("th", { class: typeof own[0][at[name]] === "number" ? "n" : null }, name)))),
+      make("tbody", {}, own.map((row) => make("tr", { class: row[at.accepted] === false ? "refuted" : null, title: row[at.meaning] ?? null }, listed.map((name) => cell(row[at[name]]))))));
+    node.replaceChildren(...sites.flatMap((site) => {
+      const own = rows.filter((row) => row[at.site] === site);
+      return [make("h2", {}, `Hypotheses at ${site}`), own.length ? make("div", { class: "scroll" }, table(own)) : make("p", { class: "note" }, "Nothing was proposed here.")];
+    }));
   }
 
   // ------------------------------------------------------------------------------------------------------------- words
@@ -335,7 +339,7 @@ class App {
     document.getElementById("stored").textContent =
       (keep < most ? `Stored are the first ${keep} samples of each source, site and target prompt (of ${most} at most). ` : `All ${most ? "" : "0 "}samples at these bandwidths are stored. `) +
       "Rates of the map, “table” and “exact” come from the workflow's tables, whole. What follows the slider is computed here from the stored samples, " +
-      "which were drawn for one bandwidth and are judged at another. Distances are stored without loss, log q to a thousandth of a nat.";
+      "which were drawn for one bandwidth and are judged at another. Distances are stored without loss, log q to a hundredth of a nat, exact rates of single targets to four digits.";
   }
 
   buildHelp() {

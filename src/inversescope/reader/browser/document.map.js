@@ -147,7 +147,7 @@ class HeatMap {
       return [
         make("svg:rect", { ...around, stroke: "#fff", "stroke-width": 4 }),
         make("svg:rect", { ...around, stroke: "#000", "stroke-width": 2 }),
-        make("svg:text", { x: x + width / 2, y: y + height / 2 + 3.5, "text-anchor": "middle", "font-weight": 700, fill: ink }, letter),
+        make("svg:text", { x: x + width / 2, y: y + height / 2 + 3.3, "text-anchor": "middle", "font-weight": 700, "font-size": letter.length > 1 && width < 16 ? 7.5 : 9.5, fill: ink }, letter),
       ];
     }));
   }

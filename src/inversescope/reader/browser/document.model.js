@@ -168,7 +168,8 @@ class Study {
   }
 
   exactOf(f, s, t) {
-    return this.arrays.exact ? this.arrays.exact[(f * this.sites.length + s) * this.nTargets + t] : NaN;
+    const value = this.arrays.exact?.[(f * this.sites.length + s) * this.nTargets + t] ?? -1;
+    return value < 0 ? NaN : value / 10000;
   }
 
   row(table, names, at) {

@@ -175,7 +175,7 @@ class Panel {
     const share = (name, count) => part(name, count / here.n, percent(count / here.n));
     const lines = [cache
       ? ["in the ball ", part("accepted", here.accepted, here.accepted), ` of the ${size} nearest cached prompts`]
-      : ["refused ", share("refused", here.parse + here.far), " (", share("parse", here.parse), " no prompt, ", share("far", here.far), " too far), accepted ",
+      : ["refused ", share("refused", here.parse + here.far), ": ", share("parse", here.parse), " no prompt, ", share("far", here.far), " too far; left ",
         part("accepted", here.accepted, here.accepted), ` of ${here.n}`]];
     lines[0].push(", effective ", part("ess", here.ess, shown(here.ess, 1)));
     if (!cache) lines.push([`all ${all.targets}: refused `, part("all-refused", all.parse + all.far, percent(all.parse + all.far)),
@@ -207,7 +207,9 @@ class Panel {
         study.effects.length ? number("effect", effect?.effect, effect ? `logits, [${tabledText(effect.effect_low)}, ${tabledText(effect.effect_high)}]` : null) : null);
     });
     const head = (text, title, kind = "n") => make("th", { class: kind, title, scope: "col" }, text);
+    const widths = ["name", "label", "n", "n", "label", "n", "n", "n", "n", ...(study.effects.length ? ["n wide"] : [])];
     this.table.replaceChildren(
+      make("colgroup", {}, widths.map((kind) => make("col", { class: kind }))),
       make("thead", {},
         make("tr", { class: "groups" }, make("th"), make("th", { colspan: 4 }, "this target"), make("th", { colspan: study.effects.length ? 5 : 4, class: "edge" }, `all ${study.nTargets} targets`)),
         make("tr", {}, make("th", { scope: "col", class: "label" }, "feature"), head("label", "the target's own", "label"),
@@ -229,7 +231,7 @@ class Panel {
     const parts = [make("svg:rect", { x: inset, y: 14, width: x(epsilon) - inset, height: 16, class: "ball" })];
     study.points(choice.site).forEach(({ name, epsilon: at }, k, all) => {
       const [kind, value] = name.split(" ");
-      const told = kind === "share" ? `${Number((100 * value).toPrecision(3))}%` : value;
+      const told = kind === "share" ? `${Number((100 * value).toPrecision(3))}%` : `${study.headline.startsWith("share") ? "ε " : ""}${value}`;
       parts.push(make("svg:line", { x1: x(at), x2: x(at), y1: 11, y2: 34, class: "tick" }));
       if (!k || x(at) - x(all[k - 1].epsilon) > 26) parts.push(make("svg:text", { x: x(at), y: 9, "text-anchor": "middle" }, told));
     });
@@ -254,7 +256,7 @@ class Panel {
       if (this.epsilon > reach) told.push(`Beyond ε = ${epsilonText(reach)} the ball holds more cached prompts than are stored here.`);
     } else if (total > stored) told.push(`The first ${stored} of ${total} samples are stored.`);
     if (!total) told.push("No samples of this source here.");
-    if (this.source.kind === "generated" && this.own > 0) told.push(`Drawn for ${bandwidthText(this.source.bandwidth)}, here ε = ${epsilonText(this.own)}.`);
+    if (this.source.kind === "generated" && this.own > 0) told.push(`Drawn for ${bandwidthText(this.source.bandwidth)}${this.source.bandwidth.startsWith("share") ? `, here ε = ${epsilonText(this.own)}` : ""}.`);
     return told.join(" ");
   }
 

@@ -1,6 +1,6 @@
 """The page's data as bytes: a description in JSON, then arrays, their bytes sorted by significance, all of it compressed.
 
-`document.data.js` reads this. Distances are stored without loss, log q to a thousandth of a nat.
+`document.data.js` reads this. Distances are stored without loss, log q to a hundredth of a nat.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from inversescope.sites import KINDS, Site
 #: Bytes of a page at most.
 LIMIT = 8_000_000
 #: Log q is stored in steps of so many nats; `NO_Q` = none.
-STEP, NO_Q = 0.001, -(2**31)
+STEP, NO_Q = 0.01, -(2**31)
+FOUR_DIGITS = 0.0001  # steps in which exact rates of single targets are stored; -1: none
 _RATES = ("fcr", "ci_low", "ci_high", "ess")
 _REFUSAL = ("refusal_rate", "ci_low", "ci_high", "parse_refusal", "distance_refusal", "entropy_gap")
 _EFFECTS = ("effect", "effect_low", "effect_high", "share")
@@ -192,7 +193,8 @@ def _tables(data: BrowserData, out: Pack) -> dict[str, Any]:
     if not data.exact.empty:
         shape = len(sites), len(data.targets)
         rows = _index(data.exact, site=sites, target_id=range(shape[1]))
-        out.add("exact", [_dense(rows, data.exact[f"fcr_{name}"], shape) for name in features], "<f4")
+        exact = np.stack([_dense(rows, data.exact[f"fcr_{name}"], shape) for name in features])
+        out.add("exact", np.nan_to_num(np.round(exact / FOUR_DIGITS), nan=-1), "<i2")
     told = data.hypotheses
     about["hypotheses"] = {
         "columns": [str(name) for name in told.columns],

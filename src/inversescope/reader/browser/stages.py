@@ -73,6 +73,7 @@ def study_data(context: Context) -> BrowserData:
         refusal=read_table(need(context.results / "refusal.csv", "collect_tables")),
         exact=_exact(context),
         effects=read_table(need(causes, "check_causes")) if plan.settings.patched else pd.DataFrame(),
+        hypotheses=_hypotheses(context),
         chance=dict(zip(rates["feature"], rates["chance"], strict=True)),
         counted=task.counted(test["prompt_id"].to_numpy()),
         kernel=config.kernel.kind,
@@ -138,6 +139,13 @@ def _cached(context: Context, texts: Texts) -> Iterator[Draws]:
         reach[owner[rank == NEIGHBOURS]] = distance[rank == NEIGHBOURS]
         yield Draws(site, "cache", owner[kept], number[rows[kept]], distance[kept], reach=reach)
         progress(s + 1, site)
+
+
+def _hypotheses(context: Context) -> pd.DataFrame:
+    """What was proposed at each site, and how it stood the test; nothing where nobody asked for it."""
+    path = context.results / "hypotheses.csv"
+    columns = ["site", "hypothesis", "meaning", "accepted", "explains", "rate", "chance", "p"]
+    return read_table(path, columns)[columns] if path.exists() else pd.DataFrame()
 
 
 def _exact(context: Context) -> pd.DataFrame:
