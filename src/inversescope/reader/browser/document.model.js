@@ -7,6 +7,7 @@ class Study {
     this.shape = [this.sources.length, this.sites.length, arrays.target.length];
     this.start = new Uint32Array(arrays.stored.length + 1);
     for (let i = 0; i < arrays.stored.length; i++) this.start[i + 1] = this.start[i] + arrays.stored[i];
+    this.room = new Float64Array(arrays.stored.reduce((most, n) => Math.max(most, n), 0));
     this.places = new Map(this.sites.map((site, s) => [site.label, s]));
   }
 
@@ -62,37 +63,37 @@ class Study {
   /**
    * Weights of one source's stored samples of one target at one bandwidth.
    * Candidates count alike, or by prior * kernel / q, truncated (`byQ`); cached prompts count by the kernel. Refused ones: 0.
+   * `room`: where the weights may be written.
    */
-  weigh(o, s, t, epsilon, byQ) {
+  weigh(o, s, t, epsilon, byQ, room = null) {
     const { distance, log_q, text, log_prior } = this.arrays;
     const cell = this.cell(o, s, t), from = this.start[cell], n = this.start[cell + 1] - from;
-    const cache = this.isCache(o), weight = new Float64Array(n), inside = new Uint8Array(n);
+    const cache = this.isCache(o), weight = room ? room.subarray(0, n) : new Float64Array(n);
     // Cached distances are compared in single precision, as the workflow does.
     const support = cache ? Math.fround(this.support(epsilon)) : this.support(epsilon);
+    const smooth = (cache || byQ) && this.kernel !== "hard";
     let parse = 0, far = 0, accepted = 0;
     for (let i = 0; i < n; i++) {
       const d = distance[from + i];
+      weight[i] = 0;
       if (Number.isNaN(d)) parse++;
       else if (!(d < support)) far++;
       else {
-        inside[i] = 1;
-        weight[i] = (cache || byQ) && this.kernel !== "hard" ? Math.exp(-((d / epsilon) ** 2)) : 1;
+        weight[i] = smooth ? Math.exp(-((d / epsilon) ** 2)) : 1;
         accepted++;
       }
     }
     if (byQ && !cache && accepted) {
+      const log = (i) => Math.log(weight[i]) + log_prior[text[from + i]] - log_q[from + i] * this.step;
       let top = -Infinity, total = 0;
-      for (let i = 0; i < n; i++) {
-        if (!inside[i]) continue;
-        weight[i] = Math.log(weight[i]) + log_prior[text[from + i]] - log_q[from + i] * this.step;
-        top = Math.max(top, weight[i]);
-      }
-      for (let i = 0; i < n; i++) if (inside[i]) total += weight[i] = Math.exp(weight[i] - top);
+      for (let i = 0; i < n; i++) if (weight[i]) top = Math.max(top, log(i));
+      // A weight that vanishes beside the largest still belongs to an accepted sample.
+      for (let i = 0; i < n; i++) if (weight[i]) total += weight[i] = Math.max(Math.exp(log(i) - top), Number.MIN_VALUE);
       const most = (total / accepted) * Math.sqrt(accepted);
-      for (let i = 0; i < n; i++) if (inside[i]) weight[i] = Math.min(weight[i], most);
+      for (let i = 0; i < n; i++) weight[i] = Math.min(weight[i], most);
     }
     let sum = 0, squares = 0;
-    for (const w of weight) { sum += w; squares += w * w; }
+    for (let i = 0; i < n; i++) { sum += weight[i]; squares += weight[i] * weight[i]; }
     return { from, n, weight, sum, ess: sum > 0 ? (sum * sum) / squares : 0, accepted, parse, far };
   }
 
@@ -125,7 +126,7 @@ class Study {
     for (let t = 0; t < this.nTargets; t++) {
       const total = this.arrays.stored[this.cell(o, s, t)];
       if (!this.arrays.counted[t] || !(total || this.isCache(o))) continue;
-      const weighed = this.weigh(o, s, t, epsilon, byQ);
+      const weighed = this.weigh(o, s, t, epsilon, byQ, this.room);
       targets++;
       parse += weighed.parse / weighed.n;
       far += weighed.far / weighed.n;
