@@ -106,7 +106,7 @@ rule plot_frontier_readers:
             "fcr/bootstrap",
             "fcr/confidence",
             "looks",
-            *(f"variants/{v}/steps" for v in of(w).rivals),
+            *(f"variants/{v}/{key}" for v in of(w).rivals for key in ("base", "steps")),
         ),
         options=options,
     message:

@@ -27,6 +27,9 @@ PROBED, SHRINKAGE = 4096, 1e-3
 #: Columns of the table of answers in which few values recur.
 _NAMES = [*READER, "site", "feature"]
 
+#: Columns of the candidates that are looked at.
+_SAMPLES = ["target_id", "prompt_id", "parsed", "distance", "accepted", "logq", "epsilon", "decoding"]
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -137,17 +140,20 @@ def _judged(
     truth: Truth,
     label: str,
 ) -> list[pd.DataFrame]:
-    """What every reader said at a site, judged; questions without an exact answer are left out."""
-    parts = []
-    for (reader, estimator), by_feature in said.items():
-        for name, answers in by_feature.items():
-            asked = ~np.isnan(exact[name]).any(1)
-            prior = np.broadcast_to(truth.prior[name], exact[name].shape)
-            frame = judged(
-                exact[name][asked], prior[asked], Answers(answers.shares[asked], answers.samples[asked])
-            )
-            keys = {"site": label, "feature": name, "target_id": truth.targets[asked]}
-            parts.append(frame.assign(reader=reader, estimator=estimator, **keys))
+    """What every reader said at a site, judged feature by feature; questions without an exact answer are left out."""
+    parts, readers = [], len(said)
+    for name, shares in exact.items():
+        asked = ~np.isnan(shares).any(1)
+        count = int(asked.sum())
+        answers = Answers(
+            np.concatenate([of[name].shares[asked] for of in said.values()]),
+            np.concatenate([of[name].samples[asked] for of in said.values()]),
+        )
+        wanted = np.tile(shares[asked], (readers, 1))
+        frame = judged(wanted, np.broadcast_to(truth.prior[name], wanted.shape), answers)
+        who = {key: np.repeat([one[k] for one in said], count) for k, key in enumerate(READER)}
+        asked_of = {"site": label, "feature": name, "target_id": np.tile(truth.targets[asked], readers)}
+        parts.append(frame.assign(**who, **asked_of))
     return parts
 
 
@@ -201,8 +207,7 @@ class LinearProbe:
 
         known = labels >= 0
         counts = np.bincount(labels[known], minlength=size).astype(float)
-        sums = np.zeros((size, self.z.shape[1]))
-        np.add.at(sums, labels[known], self.z[known])
+        sums = np.eye(size)[labels[known]].T @ self.z[known]
         means = sums / np.maximum(counts, 1.0)[:, None]
         unknown = self.z[~known]
         within = (self.scatter - unknown.T @ unknown - (means * counts[:, None]).T @ means) / max(
@@ -281,8 +286,10 @@ def _candidates(cells: VariantCells, epsilon: float) -> tuple[pd.DataFrame, dict
     """
     context, label, variant = cells.site.context, cells.site.site.label, cells.variant
     samples, log_q = (
-        read_table(need(context.samples_path(cells.generator, variant, label, suffix), "sample_prompts"))
-        for suffix in (".parquet", ".cache.parquet")
+        read_table(
+            need(context.samples_path(cells.generator, variant, label, suffix), "sample_prompts"), names
+        )
+        for suffix, names in ((".parquet", _SAMPLES), (".cache.parquet", None))
     )
     trained = context.epsilon(context.config.bandwidth_of(variant), label)
     at = epsilon if epsilon in set(samples["epsilon"]) else trained

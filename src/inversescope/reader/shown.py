@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,6 @@ from inversescope.figures.style import (
     BLACK,
     GREEN,
     GREY,
-    ORANGE,
-    PINK,
-    SKY,
     WIDTH,
     new_figure,
     publication_style,
@@ -31,10 +29,8 @@ from inversescope.reader.score import ALL, READER, reliability, scores
 from inversescope.store import read_table
 from inversescope.workflow import paths
 
-#: Colours of controls; those that know nothing of the activation are grey.
-_CONTROLS = {"linear probe": PINK, "nearest neighbour": ORANGE, "cache": BLACK}
-#: Colours of readers that no configuration names.
-_OTHERS = (GREEN, SKY)
+#: Colours of the controls that have a curve.
+_CONTROLS = {"linear probe": "#882255", "cache": BLACK}
 #: What a column of the table is called, and an axis of the figure.
 _TITLES = {
     "bits": "cross-entropy above the floor (bits)",
@@ -92,15 +88,17 @@ class Compared:
 
     def name(self, reader: str, estimator: str) -> str:
         """What a reader is called."""
-        known = reader in self.study.config.variants and reader not in VARIANTS
-        told = self.study.label(reader) if known else reader
-        return f"{told}, {estimator}" if estimator else told
+        if reader not in self.study.config.variants:
+            return f"{reader}, {estimator}" if estimator else reader
+        if reader in VARIANTS:
+            return f"{reader}, {estimator}"
+        return self.study.label(reader) + (", combined" if estimator == "combined" else "")
 
     def colour(self, reader: str, estimator: str) -> str:
         """Its colour."""
         if reader in self.study.config.variants:
             return self.study.colour(reader)
-        return _OTHERS[0] if estimator else _CONTROLS.get(reader, GREY)
+        return GREEN if estimator else _CONTROLS.get(reader, GREY)
 
 
 def plot_readers(context: Context) -> None:
@@ -128,14 +126,13 @@ def of_study(study: Study) -> Compared:
 
 def with_frontier(study: Study) -> Compared:
     """The same beside the frontier's variants of other generators, seeds together, at the frontier's sites."""
-    config, rivals = study.config, _read(study, "frontier/")
-    # Those of fewest steps are for the figure of refusal against seconds; a variant is shown after all of its steps.
-    label = {name: study.label(name) for name in rivals["reader"].unique()}
-    steps = {name: config.variant(name).steps for name in label}
-    longest = {one: max(steps[name] for name in label if label[name] == one) for one in label.values()}
-    first = {one: next(n for n in label if label[n] == one and steps[n] == longest[one]) for one in longest}
-    rivals = rivals[[steps[name] == longest[label[name]] for name in rivals["reader"]]]
-    rivals = rivals.assign(reader=rivals["reader"].map(label).map(first))
+    rivals = _read(study, "frontier/")
+    about = {name: study.config.variant(name) for name in rivals["reader"].unique()}
+    # Runs of fewer steps are for the figure of refusal against seconds.
+    most = {one.base: max(o.steps for o in about.values() if o.base == one.base) for one in about.values()}
+    last = [name for name, one in about.items() if one.steps == most[one.base]]
+    rivals = rivals[rivals["reader"].isin(last)]
+    rivals = rivals.assign(reader=rivals["reader"].map({name: about[name].base for name in last}))
     main = _read(study, "")
     asked = shared(rivals)[["site", "feature", "target_id"]].drop_duplicates()
     both = pd.concat([main.merge(asked), rivals], ignore_index=True)
@@ -189,7 +186,7 @@ def drawing(compared: Compared) -> Drawing:
     """A reliability curve of each reader of activations, and a row of marks for each reader."""
     total, curves = as_written(compared.total), as_written(compared.curves)
     rows = total[total["reader"] != "exact"]
-    drawn = new_figure(WIDTH, max(2.7, 0.17 * len(rows) + 0.75))
+    drawn = new_figure(WIDTH, max(2.7, 0.2 * len(rows) + 0.75))
     grid = drawn.add_gridspec(1, 4, width_ratios=[2.5, 1.25, 1.25, 1.0])
     axes = [drawn.add_subplot(grid[0, 0])]
     axes.append(drawn.add_subplot(grid[0, 1]))
@@ -198,23 +195,25 @@ def drawing(compared: Compared) -> Drawing:
     places = range(len(rows))
     for ax, value in zip(axes[1:], _AXES, strict=True):
         for at, row in zip(places, rows.to_dict("records"), strict=True):
-            colour, fill = _style(compared, row)
-            error_bars(ax, [row[value]], [at], [row[f"{value}_low"]], [row[f"{value}_high"]], colour, "x")
-            ax.plot(row[value], at, "o", color=colour, markersize=3.6, markerfacecolor=fill)
+            style = _style(compared, row)
+            ends = [row[f"{value}_low"]], [row[f"{value}_high"]]
+            error_bars(ax, [row[value]], [at], *ends, style["color"], "x")
+            ax.plot(row[value], at, linestyle="", markersize=3.6, **style)
         light_grid(ax, "both")
         ax.set_xlabel(_AXES[value])
         ax.tick_params(axis="y", length=0, labelleft=ax is axes[1])
     for ax, value in zip(axes[1:3], ("bits", "calibration"), strict=True):
-        low = float(rows[f"{value}_low"].clip(lower=1e-3).min())
-        log_axis(ax, "x", [tick for tick in (0.001, 0.01, 0.1, 1.0, 10.0) if tick > low / 10])
-        ax.set_xlim(low / 1.5, float(rows[f"{value}_high"].max()) * 1.5)
+        low = float(rows[f"{value}_low"].clip(lower=1e-3).min()) / 1.5
+        high = float(rows[f"{value}_high"].max()) * 1.5
+        log_axis(ax, "x", _ticks(low, high))
+        ax.set_xlim(low, high)
     best = total.loc[total["reader"] == "exact", "right"]
     if len(best):
         axes[3].axvline(float(best.iloc[0]), color=BLACK, linewidth=0.8, linestyle=":")
     share_axis(axes[3], "x")
-    axes[1].set_yticks(list(places), rows["name"], fontsize=6.3)
+    axes[1].set_yticks(list(places), [textwrap.fill(name, 30) for name in rows["name"]], fontsize=6.3)
     for label, row in zip(axes[1].get_yticklabels(), rows.to_dict("records"), strict=True):
-        label.set_color(_style(compared, row)[0])
+        label.set_color(_style(compared, row)["color"])
     axes[1].set_ylim(len(rows) - 0.4, -0.6)
     panel_letters(axes)
     return drawn, pd.concat(
@@ -222,10 +221,18 @@ def drawing(compared: Compared) -> Drawing:
     )
 
 
-def _style(compared: Compared, row: dict[Any, Any]) -> tuple[str, str]:
-    """Colour of a reader, and what fills its mark: nothing if it has generated samples alone."""
+def _ticks(low: float, high: float) -> list[float]:
+    """Powers of ten in a range, and three times these where they are few."""
+    powers = [power for power in (0.001, 0.01, 0.1, 1.0, 10.0) if low / 3 <= power <= high]
+    few = sum(low <= power for power in powers) < 3
+    return [tick for power in powers for tick in (power, 3 * power)[: 1 + few] if low <= tick <= high]
+
+
+def _style(compared: Compared, row: dict[Any, Any]) -> dict[str, Any]:
+    """Colour and mark of a reader: controls are squares; who has generated samples alone is not filled."""
     colour = compared.colour(row["reader"], row["estimator"])
-    return colour, "white" if row["estimator"] == "generated" else colour
+    fill = "white" if row["estimator"] == "generated" else colour
+    return {"color": colour, "markerfacecolor": fill, "marker": "o" if row["estimator"] else "s"}
 
 
 def _curves(ax: Axes, compared: Compared, curves: pd.DataFrame) -> None:
@@ -236,16 +243,11 @@ def _curves(ax: Axes, compared: Compared, curves: pd.DataFrame) -> None:
         rows = curves[(curves["name"] == name) & ~curves["reader"].isin(blind)]
         if rows.empty:
             continue
-        colour, fill = _style(compared, rows.iloc[0].to_dict())
-        line = "--" if fill == "white" else "-"
-        style: dict[str, Any] = {
-            "color": colour,
-            "linestyle": line,
-            "linewidth": 1.0,
-            "markerfacecolor": fill,
-        }
-        ax.plot(rows["confidence"], rows["right"], marker="o", markersize=3, **style)
-        error_bars(ax, rows["confidence"], rows["right"], rows["right_low"], rows["right_high"], colour)
+        style = _style(compared, rows.iloc[0].to_dict())
+        line = "--" if style["markerfacecolor"] == "white" else "-"
+        ax.plot(rows["confidence"], rows["right"], markersize=3, linewidth=1.0, linestyle=line, **style)
+        ends = rows["right_low"], rows["right_high"]
+        error_bars(ax, rows["confidence"], rows["right"], *ends, style["color"])
     share_axis(ax, "x")
     share_axis(ax)
     ax.set_aspect("equal")
