@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +276,19 @@ def test_answers_about_one_site_and_samples(scored: Path, asked: Path, tmp_path:
     for name in ("brier", "right", "off", "calibration"):
         assert total.loc["copies", name] == pytest.approx(total.loc["prompt only", name])
     assert total.loc["copies", "bits"] < total.loc["prompt only", "bits"]
+
+
+def test_the_reader_of_the_documentation_runs(
+    scored: Path, asked: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """As it stands there, but for the sites; it needs nothing of the package."""
+    page = (Path(__file__).parents[2] / "docs/score.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert "inversescope" not in code and code.count('["L23H3", "L29H1"]') == 1
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "questions").symlink_to(asked)
+    exec(code.replace('["L23H3", "L29H1"]', str(SITES[:2])), {})
+    assert score(scored, tmp_path / "nearest10.parquet") == 0
 
 
 def test_bad_files_are_one_error(scored: Path, asked: Path, tmp_path: Path, capsys: Any) -> None:
