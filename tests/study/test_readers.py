@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from inversescope.cli import main
 from inversescope.config import load_config
 from inversescope.context import Context
+from inversescope.errors import InputError
 from inversescope.fcr.stages import load_site
 from inversescope.figures.study import Study
 from inversescope.reader.answers import LinearProbe, Truth, control_answers, exact_answers, variant_answers
@@ -119,6 +120,24 @@ def test_a_variant_of_another_bandwidth_is_judged_at_the_headline(scored: Path) 
         share = rows["feature_subject"].astype(str).value_counts(normalize=True).reindex(values).fillna(0)
         np.testing.assert_allclose(said["generated"]["subject"].shares[int(target)], share.to_numpy())
     assert len(samples) and set(samples["epsilon"]) == {0.02}
+
+
+def test_candidates_of_other_distances_are_refused(scored: Path) -> None:
+    """A cached neighbour whose log q is not there: the candidates were drawn before something changed."""
+    c = context(scored)
+    truth, label = Truth.of(c), "L1H1"
+    path = c.samples_path("inversescope", "default", label, ".cache.parquet")
+    whole = read_table(path)
+    z, z_train = (np.array(c.activations(split, label)) for split in ("test", "train"))
+    here = load_site(c, label, z, z_train)
+    target = whole.loc[whole["epsilon"] == 0.1, "target_id"].iloc[0]
+    lost = (whole["epsilon"] == 0.1) & (whole["target_id"] == target)
+    try:
+        write_table(whole.drop(whole.index[lost][:1]), path)
+        with pytest.raises(InputError, match=f"default at site L1H1 has no log q of .* target {target}"):
+            variant_answers(here, "default", truth)
+    finally:
+        write_table(whole, path)
 
 
 def test_further_variants_are_compared_at_their_sites(scored: Path) -> None:

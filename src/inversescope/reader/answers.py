@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.context import Context, echo, need
+from inversescope.errors import InputError
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import GeneratorDraws, combined_weights
 from inversescope.fcr.generated import VariantCells
@@ -243,6 +244,11 @@ def variant_answers(here: SiteCells, variant: str, truth: Truth) -> dict[str, di
         for number, target in enumerate(truth.targets):
             part = slice(ends[number], ends[number + 1])
             near, cached = cells.cache_draws(int(target), epsilon, q_of.get(int(target)))
+            if cached.log_q is not None and np.isnan(cached.log_q).any():
+                raise InputError(
+                    f"variant {variant} at site {here.site.label} has no log q of all cached neighbours of target {target}",
+                    "run sample_prompts again: the candidates are older than the distances",
+                )
             of = [getattr(drawn, name)[part] for name in ("kernel", "log_prior", "log_density", "log_q")]
             both = combined_weights(cached, GeneratorDraws(np.empty(0), *of))
             weight[part][of[0] > 0] = both[len(near) :]
