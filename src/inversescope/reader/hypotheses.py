@@ -187,24 +187,25 @@ class Posterior:
         mass: (T,) share of the prior that each posterior is spread over; None: the prior's mass of texts with a weight.
 
     Attributes:
-        weight: (T, N) float32, adding up to 1, or to 0 where nothing is known.
+        weight: (T, N) float32, as given: with the hard kernel whole numbers, whose sums are exact on any processor.
+        total: (T,) what they add up to; 1 where nothing is known.
         count: (T,) effective number of texts (Kish).
         told: (T,) bits by which the posterior is narrower than the prior; 0 where nothing is known.
     """
 
     def __init__(self, weights: np.ndarray, prior: np.ndarray, mass: np.ndarray | None = None) -> None:
-        table = np.asarray(weights, np.float32)
-        total, squares = table.sum(1, dtype=float), np.square(table).sum(1, dtype=float)
+        self.weight = np.asarray(weights, np.float32)
+        total, squares = self.weight.sum(1, dtype=float), np.square(self.weight).sum(1, dtype=float)
         known = total > 0
-        self.weight = table / np.where(known, total, 1)[:, None].astype(np.float32)
-        self.count = np.divide(total**2, squares, out=np.zeros(len(table)), where=known)
-        mass = (table > 0) @ prior if mass is None else np.asarray(mass, float)
+        self.total = np.where(known, total, 1.0)
+        self.count = np.divide(total**2, squares, out=np.zeros(len(total)), where=known)
+        mass = (self.weight > 0) @ prior if mass is None else np.asarray(mass, float)
         self.told = np.where(known, -np.log2(mass.clip(1e-12, 1.0)), 0.0)
 
     def match(self, table: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """(len(targets), C) probability of each label, table (N, C), under the posterior of some targets."""
         # In single precision parts of 1 may add up to a little more.
-        return np.minimum((self.weight[targets] @ table).astype(float), 1.0)
+        return np.minimum((self.weight[targets] @ table) / self.total[targets, None], 1.0)
 
     def bits(self, match: np.ndarray, p: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Bits by which the posteriors of some targets, smoothed with the prior, exceed it in labels of probability p."""
