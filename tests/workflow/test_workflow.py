@@ -76,7 +76,7 @@ def config() -> Config:
 
 
 # Jobs that a task has once, for all of its experiments.
-ONCE = {"ioi": {"make_report": 1}, "ravel": {"make_prompts": 1, "plot_ravel": 1}}
+ONCE = {"ioi": {"make_report": 1}, "ravel": {"plot_ravel": 1}}
 
 
 # Jobs of a case study.
@@ -116,6 +116,10 @@ def expected(config: Config) -> Counter[str]:
         counts.update(make_studies=1)
     for task in tasks:
         counts.update(ONCE.get(task, {}))
+    # Validation prompts, of tasks that need any; weights of a GGUF file, once for all tasks.
+    counts.update(make_prompts=len({e.task for e in config.experiments.values() if e.n_val}))
+    read = {e.model for e in config.experiments.values()}
+    counts.update(import_gguf=sum(config.models[model].gguf is not None for model in read))
     if config.ravel.source == "upstream" and "ravel" in tasks:
         counts.update(fetch_ravel=1)
     if config.icl_translation.words == "lists" and "icl_translation" in tasks:
@@ -161,12 +165,12 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         # A control, shown beside another model: exact values and patching alone.
         extracted = 1 if enumerated else 2
         counts = Counter(extract_activations=extracted, compute_exact=n_blocks, patch_task_vectors=1)
+    counts.update(choose_bandwidths=int(bool(config.shares)))
     counts.update(find_hypotheses=n_blocks, collect_hypotheses=1)
     if trained:
         counts.update(train_target=len(model.candidates), score_target=len(model.candidates), select_target=1)
     else:
         counts.update({"import_checkpoint" if model.source == "checkpoint" else "fetch_target": 1})
-        counts.update(import_gguf=int(model.gguf is not None))
     return counts
 
 
