@@ -350,7 +350,7 @@ EDITS: dict[str, tuple[dict, set[str], set[str]]] = {
     "one variant": (
         {"variants": {"default": {"per_site": 5}}},
         {"compute_exact", "run_mcmc", "train_backbone", "extract_activations"},
-        {"train_generator", "sample_prompts", *AFTER_ESTIMATES},
+        {"train_generator", "sample_prompts", "score_readers", "plot_readers", *AFTER_ESTIMATES},
     ),
     "the backbone": (
         {"backbone": {"warmup": 7}},
