@@ -250,3 +250,26 @@ def test_the_page_of_a_reading_holds_its_numbers(opened: Study, tmp_path: Path) 
     where = ("--model", MODEL, "--root", str(opened.context.root), "--site", "L0H0", "--threads", "1")
     assert main(["read", reading.prompt, *where, "--html", str(file)]) == 0
     assert file.read_text() == opened.read(reading.prompt, "L0H0").html()
+
+
+def test_hypotheses_say_what_they_are_of_the_prompt(opened: Study) -> None:
+    from inversescope.config.functions import parse_function
+    from inversescope.reader.page import page_data
+    from inversescope.tasks.functions import Corpus
+
+    reading = opened.read(opened.prompts[0], "L1.resid_post")
+    table = reading.hypotheses
+    assert (
+        0 < len(table) <= 10 and set(table["site"]) == {"L1.resid_post"} and table["here"].between(0, 1).all()
+    )
+    # All prompts within the bandwidth but the prompt itself, by hand.
+    z, index = np.array(opened.context.activations("reference", "L1.resid_post")), reading.asked.index
+    d = 1.0 - z @ z[index] / np.linalg.norm(z, axis=1) / np.linalg.norm(z[index])
+    near = np.flatnonzero((d < 0.1) & (np.arange(len(z)) != index))
+    row = table.iloc[0]
+    labels = Corpus(opened.context.task.texts(np.append(index, near))).labels(
+        parse_function(row["hypothesis"])
+    )
+    assert row["here"] == pytest.approx((labels.codes[1:] == labels.codes[0]).mean())
+    assert row["value"] == labels.texts[0]
+    assert len(page_data(reading).hypotheses) == len(table)

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inversescope.errors import neutral
-from inversescope.reader.reading import Reading, shown_features, shown_samples, summary
+from inversescope.reader.reading import Reading, shown_features, shown_hypotheses, shown_samples, summary
 from inversescope.reader.study import Study, open_study
 from inversescope.store import atomic_path
 
@@ -25,6 +25,8 @@ def read(arguments: argparse.Namespace) -> None:
         epsilon=arguments.epsilon,
         variants=() if arguments.cached else None,
     )
+    if arguments.hypotheses:
+        reading.hypotheses  # noqa: B018 (found when first asked for; then they are shown)
     if arguments.html is not None:
         with atomic_path(arguments.html) as part:
             part.write_text(reading.html(), encoding="utf-8")
@@ -50,6 +52,8 @@ def show(reading: Reading, console: Console) -> None:
         console.print(Text(neutral(summary(part.about))), soft_wrap=True)
         for table in (shown_features(part), shown_samples(part)):
             console.print(texts_table(table))
+    if "hypotheses" in reading.__dict__:
+        console.print(_table(shown_hypotheses(reading.hypotheses)))
     for note in reading.notes:
         console.print(Text(neutral(note), style="italic"), soft_wrap=True)
 
@@ -58,7 +62,7 @@ def texts_table(frame: pd.DataFrame) -> Table:
     """A table of texts, none of which can steer the terminal."""
     table = Table(header_style="dim", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in frame.columns:
-        wraps = name in ("value", "likeliest", "text")
+        wraps = name in ("value", "likeliest", "text", "hypothesis")
         table.add_column(Text(name.replace(" ", "\n")), overflow="fold", no_wrap=not wraps)
     for row in frame.itertuples(index=False):
         table.add_row(*(Text(neutral(str(cell))) for cell in row))

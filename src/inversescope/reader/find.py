@@ -49,6 +49,16 @@ def find_hypotheses(context: Context, sites: Sequence[str]) -> None:
         progress(done, f"{label}: {best}")
 
 
+def hypotheses_at(context: Context, label: str) -> pd.DataFrame:
+    """Hypotheses at one site: as `find_hypotheses` wrote them, or found now, with candidates if there are any."""
+    written = context.path(paths.SITE_TABLE, table="hypotheses", site=label)
+    if written.exists():
+        return read_table(written)
+    name = context.plan.leading
+    drawn = name and context.samples_path(context.config.variant(name).generator, name, label).exists()
+    return _Readers(context, [label], bool(drawn)).propose(label)
+
+
 def collect_hypotheses(context: Context) -> None:
     """Concatenate the sites' tables to hypotheses.csv."""
     labels = context.plan.labels
@@ -62,6 +72,9 @@ def collect_hypotheses(context: Context) -> None:
 class _Readers:
     """What all sites of a job share: prompts, candidates, and their labels.
 
+    Args:
+        drawn: whether candidates are read.
+
     Attributes:
         variant: whose candidates are read; None: nobody's.
         split, rows: prompts that stand for the prior, by split and row, ascending.
@@ -69,8 +82,8 @@ class _Readers:
         test, counted: numbers of the target prompts, and which of them count.
     """
 
-    def __init__(self, context: Context, sites: Sequence[str]) -> None:
-        self.context, self.variant = context, context.plan.leading
+    def __init__(self, context: Context, sites: Sequence[str], drawn: bool = True) -> None:
+        self.context, self.variant = context, context.plan.leading if drawn else None
         self.split = context.plan.drawn_split
         every = context.prompt_ids(self.split)
         self.rows = np.arange(len(every))

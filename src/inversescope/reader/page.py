@@ -65,6 +65,7 @@ def page_data(reading: Reading) -> BrowserData:
         exact=wide.assign(target_id=0).reindex(
             columns=["site", "target_id", *(f"fcr_{name}" for name in names)]
         ),
+        hypotheses=reading.__dict__.get("hypotheses", pd.DataFrame()),  # if they were asked for
         chance={name: task.chance(name) for name in names},
         kernel=config.kernel.kind,
         distance=config.kernel.distance,

@@ -137,6 +137,31 @@ class Reading:
             found.append(f"`exact` is an estimate from {len(study.reference.index)} draws of the prior.")
         return found
 
+    @cached_property
+    def hypotheses(self) -> pd.DataFrame:
+        """Functions of prompts that the samples at these sites tell, named and tested without a human (docs/hypotheses.md).
+
+        They are found on the study's target prompts. Of this prompt: `value` is its label, and `here` the share of the prior's
+        prompts within the bandwidth that have it.
+        """
+        return pd.concat([self._proposed(part) for part in self.parts], ignore_index=True)
+
+    def _proposed(self, part: SiteReading) -> pd.DataFrame:
+        """Hypotheses at one site, and what they say of the prompt."""
+        from inversescope.config.functions import parse_function
+        from inversescope.tasks.functions import Corpus
+
+        found = self.study.proposed(part.about["site"])
+        index, weight = part.question.neighbours
+        corpus = Corpus([self.prompt, *self.study.context.task.texts(index)])
+        values, here = [], []
+        for name in found["hypothesis"]:
+            labels = corpus.labels(parse_function(str(name)))
+            same = labels.codes[1:] == labels.codes[0]
+            values.append(str(labels.texts[0]))
+            here.append(float((same * weight).sum() / weight.sum()) if weight.sum() else math.nan)
+        return found.drop(columns=["task", "model", "layer", "head"]).assign(value=values, here=here)
+
     def patch(self, feature: str, partners: int = 20) -> pd.DataFrame:
         """Is the feature used? Write counterfactual partners' activations at these sites into the prompt's run (see `effects_of`).
 
@@ -152,12 +177,14 @@ class Reading:
     # --------------------------------------------------------------------------------------------------------- showing
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; what is missing is None."""
+        names = ["sites", "features", "estimates", "samples"]
+        names += ["hypotheses"] if "hypotheses" in self.__dict__ else []  # where they were asked for
         return {
             "prompt": self.prompt,
             "task": self.study.context.task_name,
             "model": self.study.context.model_name,
             "notes": self.notes,
-            **{name: _records(getattr(self, name)) for name in ("sites", "features", "estimates", "samples")},
+            **{name: _records(getattr(self, name)) for name in names},
         }
 
     def to_json(self) -> str:
@@ -230,6 +257,16 @@ def shown_features(part: SiteReading) -> pd.DataFrame:
                 )
             ],
         }
+    )
+
+
+def shown_hypotheses(table: pd.DataFrame) -> pd.DataFrame:
+    """Accepted hypotheses as text: what each says of the prompt, its rate at the site, and how much of what is told it explains."""
+    table = table[table["accepted"].astype(bool)]
+    rows = {"site": table["site"], "hypothesis": table["hypothesis"], "value": table["value"].map(cut)}
+    numbers = {"here": "here", "rate": "rate", "chance": "chance", "explains": "explains", "p": "p"}
+    return pd.DataFrame(
+        rows | {name: table[column].astype(float).map(number) for name, column in numbers.items()}
     )
 
 

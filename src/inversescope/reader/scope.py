@@ -232,6 +232,7 @@ class Scope(Study):
         self.context = context
         self._generators.clear()
         self._prompts.clear()
+        self._proposed.clear()
         for name in ("cached", "_prior_samples", "_tokenizer"):
             self.__dict__.pop(name, None)
 

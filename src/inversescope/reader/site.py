@@ -261,6 +261,14 @@ class Question:
         rows = np.flatnonzero(d < np.float32(support_radius(self.epsilon, self.kind)))
         return rows, d[rows], kernel_values(d[rows], self.epsilon, self.kind)
 
+    @property
+    def neighbours(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers and kernel values of the reference prompts within reach but the prompt itself."""
+        rows, _, weight = self.ball
+        index = self.reader.reference.index[rows]
+        other = index != self.asked.index
+        return index[other], weight[other]
+
     def nearest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and distances of the nearest reference prompts but the prompt itself, each once, the nearest first."""
         metric = distance_of(self.reader.context.config.kernel.distance)

@@ -115,6 +115,7 @@ class Study:
         self.context = context
         self._generators: dict[str, ConditionalGenerator] = {}
         self._prompts: dict[tuple[str, int], Prompts] = {}
+        self._proposed: dict[str, pd.DataFrame] = {}
 
     def __repr__(self) -> str:
         sites = self.sites
@@ -244,6 +245,15 @@ class Study:
             return read_table(file)
         columns = ["parsed", *(f"feature_{name}" for name in self.features)]
         return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
+
+    def proposed(self, label: str) -> pd.DataFrame:
+        """Hypotheses at a site (`find_hypotheses`), found once."""
+        if label not in self._proposed:
+            from inversescope.reader.find import hypotheses_at
+
+            with waiting(f"looking for hypotheses at {label}", echo, SECONDS):
+                self._proposed[label] = hypotheses_at(self.context, label)
+        return self._proposed[label]
 
     # ------------------------------------------------------------------------------------------------------ activations
     @cached_property
