@@ -80,6 +80,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "template": {"help": "the prompt of a row of --prompts: its columns in braces; they are the features"},
     "folder": {"type": Path, "help": "with --prompts: where files are kept for the next time"},
+    "hypotheses": {"action": "store_true", "help": "also what the samples share, named without a human"},
     "html": {
         "type": Path,
         "metavar": "FILE",
@@ -286,6 +287,7 @@ COMMANDS = {
             "share",
             "epsilon",
             "cached",
+            "hypotheses",
             "json",
             "html",
             "config",

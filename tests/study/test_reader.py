@@ -192,7 +192,9 @@ def test_the_command_prints_what_was_read(
     assert json.loads(capsys.readouterr().out) == json.loads(opened.read(prompt, "L0H0").to_json())
     assert main(["read", prompt, *where]) == 0
     shown = capsys.readouterr().out
-    assert "subject" in shown and "refusal rate" in shown
+    assert "subject" in shown and "refusal rate" in shown and "hypothesis" not in shown
+    assert main(["read", prompt, *where, "--hypotheses"]) == 0
+    assert "hypothesis" in capsys.readouterr().out
     assert main(["read", prompt, "--model", MODEL, "--root", str(study), "--site", "L7H0"]) == 2
     assert "layer 7" in capsys.readouterr().err
 

@@ -25,15 +25,14 @@ def read(arguments: argparse.Namespace) -> None:
         epsilon=arguments.epsilon,
         variants=() if arguments.cached else None,
     )
-    if arguments.hypotheses:
-        reading.hypotheses  # noqa: B018 (found when first asked for; then they are shown)
+    hypotheses = reading.hypotheses if arguments.hypotheses else None
     if arguments.html is not None:
         with atomic_path(arguments.html) as part:
             part.write_text(reading.html(), encoding="utf-8")
     if arguments.json:
         print(reading.to_json())
     else:
-        show(reading, Console())
+        show(reading, Console(), hypotheses)
 
 
 def _study(arguments: argparse.Namespace) -> Study:
@@ -45,15 +44,15 @@ def _study(arguments: argparse.Namespace) -> Study:
     return open_study(arguments.task, arguments.model, arguments.root, arguments.config)
 
 
-def show(reading: Reading, console: Console) -> None:
-    """Print a reading: features of each site with their controls, some samples, notes."""
+def show(reading: Reading, console: Console, hypotheses: pd.DataFrame | None = None) -> None:
+    """Print a reading: features of each site with their controls, some samples, hypotheses if they are given, notes."""
     console.print(Text(neutral(reading.prompt), style="bold"), soft_wrap=True)
     for part in reading.parts:
         console.print(Text(neutral(summary(part.about))), soft_wrap=True)
         for table in (shown_features(part), shown_samples(part)):
             console.print(texts_table(table))
-    if "hypotheses" in reading.__dict__:
-        console.print(_table(shown_hypotheses(reading.hypotheses)))
+    if hypotheses is not None:
+        console.print(texts_table(shown_hypotheses(hypotheses)))
     for note in reading.notes:
         console.print(Text(neutral(note), style="italic"), soft_wrap=True)
 
