@@ -58,9 +58,9 @@ def test_sentences_are_short(page: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    """At most 130 lines and 1,500 words."""
+    """At most 135 lines and 1,500 words."""
     text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 130
+    assert len(text.splitlines()) <= 135
     assert len(text.split()) <= 1500
 
 

@@ -131,7 +131,7 @@ class Scope(Study):
     Nothing is trained until `train` is called: rates are those of cached neighbours.
 
     Args:
-        model: a folder, a .gguf file, a repository of the hub, or an entry as in `models` of the configuration.
+        model: a folder, a .gguf file, a name or an entry of `models` in the configuration (`smollm2`), or a repository of the hub.
         prompts: `templates(...)`, texts, or a file of prompts (Parquet, JSON lines, or text, one prompt a line).
         features: name -> a regular expression whose group is the label, or a function from a prompt to its label. Slots of
             templates are features too; texts without any have their first and last word.
@@ -333,6 +333,8 @@ def model_entry(
         entry = dict(model)
     elif Path(model).exists():
         entry = {"source": "local", "path": str(Path(model).resolve()), "bos": bos}
+    elif model in (known := read_entries(shipped())["models"]):
+        return str(model), dict(known[model])
     else:
         entry = {
             "source": "hub",
