@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.jobs import Reason
 from snakemake.logging import logger
 
 from inversescope.config.load import load_config
@@ -20,6 +21,8 @@ from inversescope.workflow.used import COMPARED, HEADLINE, used as values_of
 
 # Jobs call the command `inversescope` of the environment that runs Snakemake, whether or not it is activated.
 os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+# An output without a record of its job was not computed here, but copied: it is made anew, as if forced. Snakemake would keep it.
+Reason.no_metadata = Reason.forced
 
 # The default configuration, then what --configfile names, in order, as paths that the jobs can be given.
 CONFIG_FILES = list(dict.fromkeys(map(os.path.relpath, ["config/config.yaml", *workflow.configfiles])))

@@ -9,7 +9,11 @@ CAPTIONS = captions_of(SHOWN) if SHOWN else []
 config.clear()
 config.update(CONFIG.model_dump(mode="json"), bandwidth=CONFIG.kernel.headline.label)
 CAPTION_KEYS = sorted(
-    {key for file in CAPTIONS for key in re.findall(r'snakemake\.config\["(\w+)"\]', Path(file).read_text(encoding="utf-8"))}
+    {
+        key
+        for file in CAPTIONS
+        for key in re.findall(r'snakemake\.config\["(\w+)"\]', Path(file).read_text(encoding="utf-8"))
+    }
 )
 
 

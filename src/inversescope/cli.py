@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -202,9 +203,11 @@ def _quiet() -> None:
 
 
 def _show(arguments: argparse.Namespace) -> None:
+    from inversescope.lineage.records import made_otherwise
     from inversescope.report.show import show_task
 
-    show_task(arguments.root, _load(arguments), arguments.study)
+    root, config = arguments.root, _load(arguments)
+    show_task(root, config, arguments.study, otherwise=partial(made_otherwise, root, config))
 
 
 def _config(arguments: argparse.Namespace) -> None:

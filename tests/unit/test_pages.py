@@ -10,10 +10,10 @@ import pytest
 from inversescope.config import Config, load_config
 from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.figures.headline import by_section, read_headlines
+from inversescope.figures.headline import by_section, headline_files, read_headlines
 from inversescope.report.page import ABOUT, make_studies, sections
 from inversescope.tasks import TASKS
-from inversescope.workflow.figures import planned
+from inversescope.workflow.figures import all_of, planned
 from inversescope.workflow.plan import Plan
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def test_every_study_has_its_numbers_and_its_figures(page: tuple[Path, Config]) 
     }
     for section in shown:
         assert f'<h2 id="{section.name}">' in text
-        numbers = read_headlines(root, section.prefix)
+        numbers = read_headlines(headline_files(root, section.prefix, all_of(section.experiment)))
         assert numbers is not None and len(numbers) > 20
         for title in by_section(numbers):
             assert title.replace("&", "&amp;").replace("'", "&#39;") in text

@@ -156,6 +156,41 @@ def test_what_git_holds_is_not_taken_for_computed(adopted: Path, tmp_path: Path)
         assert set(re.findall(r"^total +(\d+)$", dry, flags=re.M)) == {str(jobs + 1)}, "and the target"
 
 
+def planned_jobs(root: Path) -> int:
+    dry = snakemake(root, "--dry-run", "--quiet", "rules", "--", "all")
+    return max(map(int, re.findall(r"^total +(\d+)$", dry, flags=re.M)), default=0)
+
+
+def test_outputs_without_a_record_are_made_anew(adopted: Path, clone: Path) -> None:
+    """Results that were copied, unpacked or checked out, whatever their times, are not those of this checkout."""
+    for folder in ("data", "results"):
+        shutil.copytree(adopted / folder, clone / folder)
+    jobs = len({record.command for record in adopted_records(adopted).values()})
+    assert planned_jobs(clone) == jobs + 1, "and the target"
+    shutil.copytree(adopted / ".snakemake/metadata", clone / ".snakemake/metadata", dirs_exist_ok=True)
+    assert planned_jobs(clone) == 0, "with their records they are"
+
+
+def test_a_pull_over_an_older_run_reruns_what_it_changes(
+    adopted: Path, clone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("data", "results", ".snakemake/metadata"):
+        shutil.copytree(adopted / folder, clone / folder, dirs_exist_ok=True)
+    assert main(["show", "ioi", "--root", str(clone)]) == 0
+    upstream = tmp_path / "upstream"
+    shell(tmp_path, "git", "clone", "-q", str(clone), "upstream")
+    edit_config(upstream, {"fcr": {"confidence": 0.9}})
+    commit(upstream, "Another confidence")
+    shell(clone, "git", "pull", "-q", "--ff-only", str(upstream), "HEAD")
+    rules = {re.sub("_ioi.*", "", one.rule) for one in stale(clone, ["all"])}
+    assert {"estimate_fcr", "collect_tables", "plot_figures", "make_report"} <= rules
+    assert not rules & {"make_prompts", "train_target", "train_generator", "sample_prompts"}
+    # Numbers of the older run are not shown as those of the new configuration.
+    capsys.readouterr()
+    assert main(["show", "ioi", "--root", str(clone)]) == 2
+    assert "made by another configuration: fcr" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_adopting_does_not_touch_what_was_made(
     adopted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: bool

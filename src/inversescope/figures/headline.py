@@ -7,7 +7,7 @@ to `high`, `unit` ("" for rates and shares, `count` for a number out of `n`), `n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas as pd
 
 from inversescope.figures.save import interval, markdown_table
 from inversescope.store import read_table
-from inversescope.workflow.figures import registered
+from inversescope.workflow.figures import Shown
 
 COLUMNS = ["section", "what", "who", "value", "low", "high", "unit", "n", "chance", "exact"]
 
@@ -67,15 +67,20 @@ def _cell(row: Row) -> str:
     return f"{text} {row['unit']}".strip()
 
 
-def read_headlines(root: Path, prefix: str) -> pd.DataFrame | None:
-    """Headline numbers that were written of a study, all of its parts; None if the main part is not there.
+def headline_files(root: Path, prefix: str, drawn: Iterable[Shown]) -> list[Path]:
+    """Tables of a study's headline numbers, the main one first.
 
     Args:
         root: repository root.
         prefix: how names of the study's files begin: `{task}_{model}_`, or `ravel_`.
+        drawn: what is drawn of it. A file of another part is of another run.
     """
-    names = dict.fromkeys(["headline", *(one.name for one in registered() if one.caption == "headline")])
-    files = [root / "results" / "tables" / f"{prefix}{name}.csv" for name in names]
+    names = dict.fromkeys(["headline", *(one.name for one in drawn if one.caption == "headline")])
+    return [root / "results" / "tables" / f"{prefix}{name}.csv" for name in names]
+
+
+def read_headlines(files: Sequence[Path]) -> pd.DataFrame | None:
+    """Headline numbers of a study, all of its parts that are there; None if the main one, the first, is not."""
     if not files[0].exists():
         return None
     frame = pd.concat([read_table(file) for file in files if file.exists()], ignore_index=True)

@@ -129,6 +129,15 @@ def snakemake_records(root: Path) -> dict[str, dict[str, Any]]:
     return records
 
 
+def _record_path(root: Path, output: str) -> Path:
+    """Where Snakemake keeps the record of an output."""
+    # Names of Snakemake's records are cut into pieces of this length.
+    length = 254
+    encoded = base64.urlsafe_b64encode(output.encode()).decode()
+    pieces = [encoded[i : i + length] for i in range(0, len(encoded), length)]
+    return Path(root, RECORDS, *(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
+
+
 def _record(output: str, values: dict[str, Any], md5: str) -> Record:
     """A record from Snakemake's fields; the configuration is among a job's parameters, which are Python literals."""
     return Record(
@@ -198,12 +207,8 @@ def adopted_records(root: Path) -> dict[str, Record]:
 
 def restore_records(root: Path) -> dict[str, Record]:
     """Put the records of the adopted run where Snakemake looks for them; returns them."""
-    # Names of Snakemake's records are cut into pieces of this length.
-    length = 254
     for output, (values, _) in _adopted(root).items():
-        encoded = base64.urlsafe_b64encode(output.encode()).decode()
-        pieces = [encoded[i : i + length] for i in range(0, len(encoded), length)]
-        file = Path(root, RECORDS, *(f"@{piece}" for piece in pieces[:-1]), pieces[-1])
+        file = _record_path(root, output)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values), encoding="utf-8")
     return adopted_records(root)
@@ -226,3 +231,23 @@ def configured(config: Config, record: Record) -> dict[str, tuple[Any, Any]]:
             present = None
         result[key.replace("/", ".")] = (recorded, present)
     return result
+
+
+def made_otherwise(root: Path, config: Config, file: Path) -> str | None:
+    """How the configuration of the job that wrote a file here differs from a given one; None if it does not, or no job did.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    output = file.relative_to(root).as_posix()
+    try:
+        values = json.loads(_record_path(root, output).read_text(encoding="utf-8"))
+        record = _record(output, values, "")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the record of {output} is damaged ({error!r})", "rerun the workflow") from None
+    for key, (recorded, present) in configured(config, record).items():
+        if recorded != present:
+            return f"{key} was {json.dumps(recorded, default=str)[:80]}, not {json.dumps(present, default=str)[:80]}"
+    return None

@@ -18,12 +18,12 @@ from inversescope import __version__
 from inversescope.config import Config
 from inversescope.context import Context, need
 from inversescope.errors import InputError, neutral
-from inversescope.figures.headline import by_section, read_headlines
+from inversescope.figures.headline import by_section, headline_files, read_headlines
 from inversescope.figures.study import Study
 from inversescope.figures.tables import MIXED, PLAIN, VARIANTS, full_cache, select
 from inversescope.store import atomic_path, read_table
 from inversescope.workflow import paths
-from inversescope.workflow.figures import DRAWS, Shown, planned
+from inversescope.workflow.figures import Shown, all_of
 from inversescope.workflow.plan import FEW_SHOT, IOI, ExperimentPlan, Plan, weights_note
 
 #: Captions are shared with `snakemake --report`: reStructuredText that reads as plain text too.
@@ -68,9 +68,8 @@ class Section:
         Raises:
             InputError: there are no headline numbers.
         """
-        plan = self.experiment
-        drawn = [one for stage, draws in DRAWS.items() if draws(plan) for one in planned(stage, plan)]
-        numbers = read_headlines(root, self.prefix)
+        plan, drawn = self.experiment, all_of(self.experiment)
+        numbers = read_headlines(headline_files(root, self.prefix, drawn))
         if numbers is None:
             path = root / "results" / "tables" / f"{self.prefix}headline.csv"
             rule = next(one.stage for one in drawn if one.name == "headline")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -10,30 +11,47 @@ from rich.text import Text
 
 from inversescope.config import Config
 from inversescope.errors import InputError, neutral
-from inversescope.figures.headline import by_section, read_headlines
-from inversescope.workflow.plan import weights_note
+from inversescope.figures.headline import by_section, headline_files, read_headlines
+from inversescope.workflow.figures import all_of
+from inversescope.workflow.plan import Plan, weights_note
 
 
-def show_task(root: Path, config: Config, task: str, console: Console | None = None) -> None:
-    """Print the headline numbers of every experiment of a task.
+def show_task(
+    root: Path,
+    config: Config,
+    task: str,
+    console: Console | None = None,
+    otherwise: Callable[[Path], str | None] = lambda file: None,
+) -> None:
+    """Print the headline numbers of every experiment of a task: of this configuration, or none.
 
     Args:
         root: repository root.
         config: the whole configuration.
         task: a task, or the beginning of one's name.
         console: where to.
+        otherwise: how the job that wrote a file differs from this configuration's, None if it does not.
 
     Raises:
-        InputError: no experiment reads such a task, or nothing was run of it.
+        InputError: no experiment reads such a task, nothing was run of it, or it was run with another configuration.
     """
     console = console or Console()
     tasks = sorted({e.task for e in config.experiments.values()})
     found = [name for name in tasks if name == task] or [name for name in tasks if name.startswith(task)]
     if len(found) != 1:
         raise InputError(f"no experiment reads task {task!r}", f"use one of: {', '.join(tasks)}")
-    models = [e.model for e in config.experiments.values() if e.task == found[0]]
-    prefixes = ["ravel_"] if found == ["ravel"] else [f"{found[0]}_{model}_" for model in models]
-    shown = {prefix: frame for prefix in prefixes if (frame := read_headlines(root, prefix)) is not None}
+    plans = [one for one in Plan(config).experiments if one.task == found[0]]
+    prefixes = {"ravel_": plans[0]} if found == ["ravel"] else {f"{found[0]}_{p.model}_": p for p in plans}
+    shown = {}
+    for prefix, plan in prefixes.items():
+        files = [file for file in headline_files(root, prefix, all_of(plan)) if file.exists()]
+        for file, why in [(file, why) for file in files if (why := otherwise(file))]:
+            raise InputError(
+                f"{file} was made by another configuration: {why}",
+                "name the configuration that made it by --config, or run the workflow with this one",
+            )
+        if files and (frame := read_headlines(files)) is not None:
+            shown[prefix] = frame
     if not shown:
         raise InputError(
             f"there are no headline numbers of {found[0]}", f"run `make figures STUDIES={found[0]}`"

@@ -128,6 +128,11 @@ def planned(stage: str, experiment: ExperimentPlan) -> list[Shown]:
     return result
 
 
+def all_of(experiment: ExperimentPlan) -> list[Shown]:
+    """Figures and tables of all stages that draw an experiment; raises what `planned` does."""
+    return [one for stage, draws in DRAWS.items() if draws(experiment) for one in planned(stage, experiment)]
+
+
 def drawn_of(stage: str, plan: Plan) -> list[Shown]:
     """Figures and tables that a stage draws of every experiment that it draws at all, as its rule is one for all of them.
 
