@@ -10,7 +10,9 @@ SHELL := bash
 .DELETE_ON_ERROR:
 
 VENV ?= .venv
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The first of these that runs: a shim of pyenv may be found, and yet not run.
+PYTHONS := 3.11 3.12 3.13
+PYTHON ?= $(or $(shell for p in $(PYTHONS:%=python%); do $$p -c "" 2>/dev/null && { command -v $$p; break; }; done),python3)
 CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # Further configuration files, laid over config/config.yaml in this order: make figures CONFIG=config/paper.yaml
 CONFIG ?=
@@ -25,7 +27,8 @@ REMOTE ?=
 FILE ?= docs/results/figures/ioi_gpt2-embedded_fig4.png
 
 LOCK := envs/requirements.txt
-hash = $(shell cat $(1) | $(PYTHON) -c "import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest()[:16])")
+hash = $(shell cat $(1) | cksum | tr ' ' '-')
+version = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 LOCK_STAMP := $(VENV)/.locked-$(call hash,$(LOCK))
 PACKAGE_STAMP := $(VENV)/.installed-$(call hash,$(LOCK) pyproject.toml)
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
@@ -48,6 +51,7 @@ help: ## What can be made
 setup: $(PACKAGE_STAMP) ## The environment alone
 
 $(LOCK_STAMP):
+	$(if $(filter $(version),$(PYTHONS)),,$(error needs Python 3.11 to 3.13, but $(PYTHON) $(if $(version),is $(version),does not run): name another, as in make setup PYTHON=/path/to/python3.11))
 	$(call say,Environment: $(VENV) from $(LOCK) with $(PYTHON))
 	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
 	@# torch first and pinned, so that no other package's requirement picks a different build of it

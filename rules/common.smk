@@ -1,5 +1,4 @@
-# What all rules share: the configuration, the plan, and helpers for inputs, parameters and resources. No rules. What is derived from
-# the configuration is in the package, typed and tested: src/inversescope/workflow.
+# What all rules share. No rules; what is derived from the configuration is in the package, typed and tested: inversescope.workflow.
 import os
 import shlex
 import sys
@@ -12,7 +11,7 @@ from snakemake.logging import logger
 from inversescope.config.load import load_config
 from inversescope.errors import InputError
 from inversescope.sites import SITE_PATTERN
-from inversescope.workflow import paths
+from inversescope.workflow import paths, place
 from inversescope.workflow.figures import DRAWN, captions_of, drawn_of, left_out
 from inversescope.workflow.paths import fill
 from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
@@ -36,6 +35,7 @@ def make_plan() -> Plan:
                 "--config overrides do not reach the jobs",
                 "write them to a YAML file and pass it by --configfile",
             )
+        place.check_place(Path("."), (way.name.lower() for way in workflow.deployment_settings.deployment_method))
         return Plan(load_config(CONFIG_FILES))
     except InputError as error:
         raise WorkflowError(str(error)) from None

@@ -37,7 +37,7 @@ from inversescope.errors import InputError
 _NO_CHECKSUM = "0" * 8
 _CHECKSUM = re.compile(rb'"crc32":"([0-9a-f]{8})"')
 _ROWS_AT_ONCE = 1 << 16
-_MORE_ROOM = "Free some space, or let data/ and results/ be links to a larger disk, and run again: what is finished stays"
+_MORE_ROOM = "Free some space, or move the whole folder of the project to a larger disk, and run again: what is finished stays"
 _PERMISSION = "Give yourself permission to write there and run again: what is finished stays"
 _REMEDIES = {
     errno.ENOSPC: _MORE_ROOM,

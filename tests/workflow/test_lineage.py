@@ -16,10 +16,11 @@ from project import MODEL, RESULTS, ROOT, copy_workflow, edit_config, planned, s
 from project import execute as shell
 
 from inversescope.cli import main
+from inversescope.config import load_config
 from inversescope.errors import InputError, neutral
 from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
 from inversescope.lineage.audit import audit
-from inversescope.lineage.records import ADOPTED, Record, adopted_records, snakemake_records
+from inversescope.lineage.records import ADOPTED, Record, adopted_records, made_otherwise, snakemake_records
 from inversescope.lineage.render import render
 from inversescope.lineage.rerun import compare, link_inputs
 from inversescope.lineage.stale import stale
@@ -176,7 +177,8 @@ def test_a_pull_over_an_older_run_reruns_what_it_changes(
 ) -> None:
     for folder in ("data", "results", ".snakemake/metadata"):
         shutil.copytree(adopted / folder, clone / folder, dirs_exist_ok=True)
-    assert main(["show", "ioi", "--root", str(clone)]) == 0
+    headline = clone / f"results/tables/ioi_{MODEL}_headline.csv"
+    assert made_otherwise(clone, load_config([clone / "config/config.yaml"]), headline) is None
     upstream = tmp_path / "upstream"
     shell(tmp_path, "git", "clone", "-q", str(clone), "upstream")
     edit_config(upstream, {"fcr": {"confidence": 0.9}})

@@ -88,7 +88,14 @@ def read_tables(folder: str | Path, types: Sequence[str] | None = None) -> list[
     """
     folder = Path(folder)
     names = data_files((path.name for path in folder.glob("ravel_*.json")), types)
-    return tables_of({name: (folder / name).read_bytes() for name in names}, str(folder), types)
+    return tables_of(_contents(folder, names), str(folder), types)
+
+
+def _contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    try:
+        return {name: (folder / name).read_bytes() for name in names}
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror})", "fetch it again") from error
 
 
 def data_files(names: Iterable[str], types: Sequence[str] | None) -> list[str]:
@@ -266,7 +273,7 @@ def fetch_tables(
         for own in (mirror.parent / "SHA256SUMS", mirror / "SHA256SUMS"):
             sums |= read_sums(own) if own.is_file() else {}
         names = data_files((path.name for path in mirror.iterdir()), types)
-        contents = {name: (mirror / name).read_bytes() for name in names}
+        contents = _contents(mirror, names)
     if not contents and types is None:
         raise InputError(f"{mirror or url} holds no ravel_TYPE_entity_attributes.json", "check ravel.mirror")
     files: dict[str, dict[str, Any]] = {}
