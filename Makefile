@@ -40,6 +40,9 @@ say = @printf '\n== %s\n' "$(1)"
 
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONHASHSEED := 0
+export PYTHONUTF8 := 1
+# Snakemake and others keep caches in the home folder: in this one, where that cannot be written.
+export XDG_CACHE_HOME ?= $(if $(shell mkdir -p ~/.cache 2>/dev/null && test -w ~/.cache && echo yes),$(HOME)/.cache,$(CURDIR)/.snakemake/cache)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 

@@ -18,8 +18,8 @@ from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, block
 from inversescope.workflow.sources import source_file, source_files
 from inversescope.workflow.used import COMPARED, HEADLINE, used as values_of
 
-# Jobs call the command `inversescope` of the environment that runs Snakemake, whether or not it is activated.
-os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+# Jobs call the command `inversescope` of the environment that runs Snakemake, activated or not, and speak UTF-8 in any locale.
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]), PYTHONUTF8="1")
 # An output without a record of its job was not computed here, but copied: it is made anew, as if forced. Snakemake would keep it.
 Reason.no_metadata = Reason.forced
 

@@ -104,9 +104,12 @@ def latin(folder: Path) -> dict[str, str]:
 
 
 SURROUNDINGS: dict[str, Callable[[Path], dict[str, str]]] = {
-    "C": lambda folder: {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    "C": lambda folder: {"LC_ALL": "C"},
     "ISO-8859-1": latin,
-    "no home": lambda folder: {"HOME": "/dev/null"},
+    "no home": lambda folder: {
+        "HOME": "/dev/null",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+    },  # as make sets it
 }
 
 
@@ -151,7 +154,11 @@ def test_a_user_without_root(tmp_path: Path) -> None:
         shutil.chown(path, "nobody")
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *SMALL]
     done = subprocess.run(
-        command, cwd=root, env=environment(root, HOME="/nonexistent"), user="nobody", capture_output=True
+        command,
+        cwd=root,
+        env=environment(root, HOME="/nonexistent", XDG_CACHE_HOME=str(root / ".cache")),
+        user="nobody",
+        capture_output=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
