@@ -16,11 +16,11 @@ const TOLD = {
 };
 const LIVE = "samples";
 const ROOM = 344; // pixels across, of all maps
-const HELP = {
-  "← → ↑ ↓": "another site (map in focus: press m)", "[ ]": "previous, next target prompt", d: "draw a target prompt",
-  ", .": "smaller, larger bandwidth", 0: "back to the bandwidth of the draws", f: "next feature (Shift: previous)", e: "next estimator", v: "next variant",
-  "1 2": "panel A, panel B", s: "swap panels", c: "one panel or two", w: "weigh samples by prior over q", "Esc": "release a word", "?": "this help",
-};
+const HELP = [
+  ["← → ↑ ↓", "another site (map in focus: press m)"], ["Shift click", "a site, in the other panel"], ["[ ]", "previous, next target prompt"], ["d", "draw a target prompt"],
+  [", .", "smaller, larger bandwidth"], ["0", "back to the bandwidth of the draws"], ["f", "next feature (Shift: previous)"], ["e", "next estimator"], ["v", "next variant"],
+  ["1 2", "panel A, panel B"], ["s", "swap panels"], ["c", "one panel or two"], ["w", "weigh samples by prior over q"], ["Esc", "release a word"], ["?", "this help"],
+];
 const TERMS = {
   rate: "share of the samples, by weight, that have the target's own label: the feature consistency rate (FCR), here of one target or as a mean over targets",
   "table, exact": "from fcr.csv, whole: not changed by the slider",
@@ -201,7 +201,10 @@ class App {
   live(s) {
     const { study, state } = this, { source, site, epsilon } = state.panels.A;
     let at = study.epsilonOf(study.sources[source].bandwidth, s);
-    if (epsilon !== null || !(at > 0)) at = study.headline.startsWith("share") ? study.epsilonAt(s, study.shareAt(site, this.panels.A.epsilon).share) : this.panels.A.epsilon;
+    if (epsilon !== null || !(at > 0)) {
+      const same = study.headline.startsWith("share") ? study.epsilonAt(s, study.shareAt(site, this.panels.A.epsilon).share) : NaN;
+      at = same > 0 ? same : this.panels.A.epsilon;
+    }
     return study.reads(source, s) ? study.overTargets(source, s, at, state.byQ, [state.feature]) : { rates: [NaN] };
   }
 
@@ -343,9 +346,9 @@ class App {
   }
 
   buildHelp() {
-    const list = (entries) => make("dl", {}, Object.entries(entries).flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]));
+    const list = (entries) => make("dl", {}, entries.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]));
     const help = document.getElementById("help");
-    help.append(make("h2", { id: "help-title" }, "Keys"), list(HELP), make("h2", {}, "Terms"), list(TERMS),
+    help.append(make("h2", { id: "help-title" }, "Keys"), list(HELP), make("h2", {}, "Terms"), list(Object.entries(TERMS)),
       make("button", { onclick: () => help.close() }, "Close"));
   }
 

@@ -40,14 +40,14 @@ class Study {
   /** Share of the prior at an epsilon, between the tables' on a logarithmic scale; `beyond`: -1 below them, 1 above. */
   shareAt(s, epsilon) {
     const known = this.points(s).filter((p) => p.share > 0);
-    if (!known.length) return { share: NaN, beyond: 0 };
+    if (!known.length || (known.length === 1 && epsilon !== known[0].epsilon)) return { share: NaN, beyond: 0 };
     const beyond = epsilon < known[0].epsilon ? -1 : epsilon > known[known.length - 1].epsilon ? 1 : 0;
     return { share: between(known, "epsilon", "share", epsilon), beyond };
   }
 
   epsilonAt(s, share) {
     const known = this.points(s).filter((p) => p.share > 0);
-    return known.length ? between(known, "share", "epsilon", share) : NaN;
+    return known.length > 1 ? between(known, "share", "epsilon", share) : NaN;
   }
 
   /** Least and largest epsilon of a site's slider. */

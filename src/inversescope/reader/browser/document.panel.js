@@ -56,9 +56,9 @@ class Panel {
     this.node = make("article", { class: "panel", "aria-label": `Panel ${this.letter}`, onpointerdown: () => app.activate(this.letter), onfocusin: () => app.activate(this.letter) },
       make("header", {},
         make("span", { class: "badge" }, this.letter), this.site, this.from,
-        make("button", { title: "Previous target prompt ([)", onclick: () => app.step(this.letter, -1) }, "‹"), this.target,
+        ...(study.nTargets === 1 ? [] : [make("button", { title: "Previous target prompt ([)", onclick: () => app.step(this.letter, -1) }, "‹"), this.target,
         make("button", { title: "Next target prompt (])", onclick: () => app.step(this.letter, 1) }, "›"),
-        make("button", { title: "Draw a target prompt at random (d)", onclick: () => app.draw(this.letter) }, "draw")),
+        make("button", { title: "Draw a target prompt at random (d)", onclick: () => app.draw(this.letter) }, "draw")])),
       this.prompt, this.strip, this.slider,
       make("div", { class: "band" },
         make("label", {}, "bandwidth ε ", this.epsilonBox), make("label", {}, "share ", this.shareBox), this.reset),
@@ -178,7 +178,7 @@ class Panel {
       : ["refused ", share("refused", here.parse + here.far), ": ", share("parse", here.parse), " no prompt, ", share("far", here.far), " too far; left ",
         part("accepted", here.accepted, here.accepted), ` of ${here.n}`]];
     lines[0].push(", effective ", part("ess", here.ess, shown(here.ess, 1)));
-    if (!cache) lines.push([`all ${all.targets}: refused `, part("all-refused", all.parse + all.far, percent(all.parse + all.far)),
+    if (!cache && study.nTargets > 1) lines.push([`all ${all.targets}: refused `, part("all-refused", all.parse + all.far, percent(all.parse + all.far)),
       make("span", { class: "dim", title: `refusal.csv, ${bandwidthText(this.source.bandwidth)}` }, refusal ? ` (table ${percent(refusal.refusal_rate)} [${percent(refusal.ci_low)}, ${percent(refusal.ci_high)}])` : ""),
       ", effective ", part("all-ess", all.ess, shown(all.ess, 1)), make("span", { class: "dim" }, " (median)")]);
     this.told.replaceChildren(...lines.map((line) => make("div", {}, line)));
@@ -211,7 +211,7 @@ class Panel {
     this.table.replaceChildren(
       make("colgroup", {}, widths.map((kind) => make("col", { class: kind }))),
       make("thead", {},
-        make("tr", { class: "groups" }, make("th"), make("th", { colspan: 4 }, "this target"), make("th", { colspan: study.effects.length ? 5 : 4, class: "edge" }, `all ${study.nTargets} targets`)),
+        make("tr", { class: "groups" }, make("th"), make("th", { colspan: 4 }, "this target"), make("th", { colspan: study.effects.length ? 5 : 4, class: "edge" }, study.nTargets > 1 ? `all ${study.nTargets} targets` : "tables")),
         make("tr", {}, make("th", { scope: "col", class: "label" }, "feature"), head("label", "the target's own", "label"),
           head("live", "share of the stored samples' weight that has this label; follows the slider", "n live"),
           head("exact", `exact rate of this target at ${bandwidthText(study.headline)}`), head("most", "the label with most weight, if it is another one", "label"),
