@@ -212,7 +212,7 @@ class App {
     const { study, state } = this, feature = study.features[state.feature];
     const marks = ["A", "B"].filter((letter) => letter === "A" || state.two).map((letter) => [state.panels[letter].site, letter]);
     this.map.title.textContent = `rate of ${feature.name}`;
-    const chance = Number.isFinite(feature.chance) ? [{ at: feature.chance, text: feature.chance > 0.12 && feature.chance < 0.88 ? "chance" : "" }] : [];
+    const chance = Number.isFinite(feature.chance) ? [{ at: feature.chance, text: feature.chance > 0.3 && feature.chance < 0.7 ? "chance" : "" }] : [];
     this.map.paint(this.values(), [0, 1], [{ at: 0, text: "0" }, ...chance, { at: 1, text: "1" }], marks);
     if (this.effectMap) {
       const effects = study.sites.map((_, s) => study.effect(state.feature, s)?.effect ?? NaN);
