@@ -459,6 +459,19 @@ def test_checkpoints_that_are_none(
     assert not (tmp_path / "data/counting/tiny/target/target.json").exists()
 
 
+def test_a_checkpoint_that_answers_wrongly_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where two characters of the vocabulary are exchanged."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "checkpoint")
+    write(tmp_path, study(tmp_path, delta={"models": {"tiny": {"training": {"gate_accuracy": 0.99}}}}))
+    assert run(tmp_path, "import-checkpoint") == 2
+    message = capsys.readouterr().err
+    assert "less than its gate 0.99" in message and "checkpoint.vocabulary: it must list" in message
+    assert not (tmp_path / "data/counting/tiny/target/target.json").exists()
+
+
 def test_published_model_answers_fresh_prompts(tmp_path: Path) -> None:
     if not PUBLISHED.is_dir():
         pytest.skip(

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from conftest import each
-from test_text import FEATURES, SITES, config, run
+from test_text import FEATURES, SITES, config, rows, run, write
 
 from inversescope.config import load_config
 from inversescope.store import read_table
+from inversescope.studies.cases.patched import first_difference
 from inversescope.tasks.text import TextTask
 
 
@@ -80,3 +83,47 @@ def test_exact_rates_are_weighted_as_the_file_is(finished: Path) -> None:
         )
         q = p[near] / p[near].sum()
         assert exact.loc[target, "entropy"] == pytest.approx(-(q * np.log(q)).sum(), abs=1e-5)
+
+
+def test_answers_that_begin_with_the_same_tokens(tmp_path: Path) -> None:
+    """Years, of which all begin with " 19", on a model of somebody else's with a token a character; the difference by hand."""
+    from test_target_files import gpt2, letters, saved
+    from transformers import GPT2LMHeadModel
+
+    records = [{**row, "code": f"{1910 + number}"} for number, row in enumerate(rows())]
+    torch.manual_seed(0)
+    tokenizer = letters(
+        extra="".join(map(str, range(10))) + "".join(f"{r['form']} {r['country']}" for r in records)
+    )
+    folder = saved(
+        tmp_path / "model", GPT2LMHeadModel(gpt2(vocab_size=60, n_positions=40)), tokenizer.backend_tokenizer
+    )
+    config(tmp_path)
+    write(tmp_path, records)
+    delta = {
+        "models": {
+            "tiny": {"source": "local", "path": str(folder), "n_layers": 2, "n_heads": 2, "large": False}
+        },
+        "text": {"weight": None},
+    }
+    (tmp_path / "delta.yaml").write_text(yaml.safe_dump(delta))
+    files = ["--config", str(tmp_path / "config/config.yaml"), "--config", str(tmp_path / "delta.yaml")]
+    for stage in (
+        "make_prompts --split reference",
+        "fetch_target",
+        "extract_activations --split reference",
+        "check_causes",
+    ):
+        assert run(tmp_path, *stage.split(), *files) == 0, stage
+    table = read_table(tmp_path / "results/text/tiny/causes.csv").set_index(["feature", "site"])
+    assert (table["compared"] == "answers").all() and (table["n_pairs"] > 0).all()
+    # The last block's output at the prompt's end is not looked back at; what stands before all blocks is.
+    assert not table["path"].xs("L1.resid_post", level="site").any()
+    assert (table["effect"].xs("L1.resid_post", level="site") == 0).all()
+    assert (table["effect"].xs("L0.resid_pre", level="site") != 0).all()
+
+
+def test_answers_are_compared_at_the_first_token_that_differs() -> None:
+    a, b = np.array([5, 1, 9, 2]), np.array([5, 1, 8, 2])
+    assert first_difference(a, b) == 3 and first_difference(a, a) == 0
+    assert first_difference(a, a[:2]) == 0 and first_difference(a, np.array([6])) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,18 @@ def test_every_option_of_a_stage_is_one_of_the_command_line() -> None:
     taken = {name for stage in STAGES.values() for name in stage.takes}
     taken |= {name for command in COMMANDS.values() for name in command.takes}
     assert taken <= set(OPTIONS)
+
+
+def test_a_changed_file_of_a_local_model_is_another_input(tmp_path: Path) -> None:
+    """Its size or time alone; pinned files are compared by their hash."""
+    (tmp_path / "model.safetensors").write_text("a")
+    model = {"source": "local", "path": str(tmp_path), "n_layers": 2, "n_heads": 2}
+    values = {"experiments": {"ioi": {"task": "ioi", "model": "mine", "sites": ["L0H0"], "variants": []}}}
+    config = parse_config({**values, "models": {"mine": model}})
+    one = used(Plan(config)["ioi", "mine"], "model_files")
+    assert list(one["model_files"]) == ["model.safetensors"]
+    os.utime(tmp_path / "model.safetensors", (1, 1))
+    other = used(Plan(config)["ioi", "mine"], "model_files")
+    assert other != one
+    pinned = parse_config({**values, "models": {"mine": {**model, "sha256": {"model.safetensors": "0"}}}})
+    assert used(Plan(pinned)["ioi", "mine"], "model_files") == {"model_files": {}}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
+from inversescope.progress import waiting
 from inversescope.store import read_json, read_table, write_json, write_table
 from inversescope.streams import stream
 from inversescope.workflow import paths
@@ -157,7 +158,8 @@ def fetch_target(context: Context) -> Target:
     target = open_target(directory, about)
     check_size(context.model_name, config, target.n_layers, target.n_heads)
     asked, rng = context.plan.settings, stream(context.config.seed, "fetch_target")
-    check_target(target, context.task, asked.sites, asked.patched, rng)
+    with waiting(f"fetch_target: checking prompts of {context.task.name}", echo):
+        check_target(target, context.task, asked.sites, asked.patched, rng)
     sizes = {"n_layers": target.n_layers, "n_heads": target.n_heads, "d_model": target.d_model}
     write_json({**about, **sizes}, directory / "target.json")
     echo(f"fetch_target: {context.model_name} from {config.source} {path}")

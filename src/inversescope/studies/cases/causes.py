@@ -103,7 +103,7 @@ def check_causes(context: Context) -> None:
         )
     if not tables:
         raise InputError(
-            f"no feature of task {task.name} has {FEWEST} counterfactual pairs of which answers differ in a token",
+            f"no feature of task {task.name} has {needed} counterfactual pairs of which answers differ in a token",
             "give a larger test split, or leave the experiment's 'patched' empty",
         )
     table = pd.concat(tables, ignore_index=True)
