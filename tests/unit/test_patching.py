@@ -29,7 +29,7 @@ def prompts(n: int = 11, seed: int = 0, length: int | None = None) -> Inputs:
     rng = np.random.default_rng(seed)
     lengths = np.full(n, length) if length else rng.integers(5, LENGTH + 1, n)
     ids = [rng.integers(0, VOCABULARY, size) for size in lengths]
-    return Inputs(ids, {"word": lengths - 3})
+    return Inputs(ids, {"word": lengths - 3, "next": lengths - 2})
 
 
 def all_tokens(n: int) -> np.ndarray:
@@ -71,16 +71,52 @@ def test_where_only_the_last_token_changes_the_others_run_once(target: Target) -
     sources, targets = prompts(seed=1), prompts(seed=2)
     # A cut that cuts nothing makes the whole prompt run under each intervention.
     whole = Intervention(cut_target=(Cut("last", query="word"),))
-    interventions = [PLAIN, *each(PATCHABLE)]
+    in_place = [
+        PLAIN,
+        *each(PATCHABLE),
+        Intervention((Patch(Site(2, "mlp_out")), Patch(Site(1, "attn_out")))),
+    ]
+    interventions = [*in_place, Intervention((Patch(Site(0, "resid_post"), Site(2, "resid_post")),))]
+    # Attention that is cut in the source runs, from several places on.
+    for query in ("word", "next", "last"):
+        cut = (Cut("word", query=query), Cut("next", layers=(1,)))
+        interventions.append(Intervention((Patch(Site(1, "resid_post")),), cut_source=cut))
     long = patch(target, sources, targets, [whole, *interventions], all_tokens(11)).logits[1:]
-    close(patch(target, sources, targets, interventions, all_tokens(11)).logits, long)
-    alone = patch(target, targets, targets, interventions, all_tokens(11)).logits
-    for k in range(1, len(interventions)):
+    close(patch(target, sources, targets, interventions, all_tokens(11)).logits, long, 1e-5)
+    alone = patch(target, targets, targets, in_place, all_tokens(11)).logits
+    for k in range(1, len(in_place)):
         np.testing.assert_array_equal(alone[k], alone[0])
     close(alone[0], logits_of(target, targets))
     single = prompts(seed=3, length=1)
     (one,) = patch(target, single, Inputs(single.token_ids), [PLAIN], all_tokens(11)).logits
     close(one, logits_of(target, single))
+
+
+def test_a_pass_begins_at_the_first_block_that_is_written(target: Target) -> None:
+    inputs, ran = prompts(length=6), [0, 0, 0]
+    interventions = [
+        PLAIN,
+        *each(["L*.resid_post"]),
+        Intervention((Patch(Site(0, "z", 1), Site(2, "z", 1)),)),
+    ]
+
+    def count(layer: int) -> None:
+        ran[layer] += 1
+
+    asked = [
+        block.get_submodule(target.arch.attention).register_forward_pre_hook(
+            lambda *_, layer=layer: count(layer)
+        )
+        for layer, block in enumerate(target.layers)
+    ]
+    try:
+        patch(target, inputs, inputs, interventions)
+    finally:
+        for handle in asked:
+            handle.remove()
+    # Two runs of sources and targets before the last token, one of each at it, the plain run, then those that write.
+    assert ran == [5 + 1, 5 + 2, 5 + 4]
+    assert "forward" not in vars(target.layers[0])
 
 
 def test_last_residual_carries_the_whole_prediction(target: Target) -> None:

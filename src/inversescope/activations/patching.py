@@ -6,17 +6,19 @@ last token, a token index, or a name that each prompt resolves for itself. Atten
 either run (attention knock-out, Geva et al. 2023). The model is the plain Hugging Face one, hooked from outside.
 
 One source pass records all sites of all interventions that leave the source run alone, and one target pass writes all sites of an
-intervention. Where all write at the last token alone, the tokens before it run once for all. Interventions are not packed into
-one pass as further rows: a row's last bits depend on its place in the batch, and patching a run with itself must change no bit of
-it; on full batches packing would save nothing.
+intervention. Where all write at the last token alone, the tokens before it run once for all, and a pass begins at the first block
+that is written, with what enters it in the plain run. Where attention is cut in source runs, the tokens before the cuts run once.
+Interventions are not packed into one pass as further rows: a row's last bits depend on its place in the batch, and patching a run
+with itself must change no bit of it; on full batches packing would save nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +30,9 @@ from inversescope.activations.proof import PREFIXES, proven
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
 from inversescope.targets.architectures import Component
-from inversescope.targets.hooks import Done, hooked, run_body, without_attention
+from inversescope.targets.hooks import Done, entered, hooked, run_body, without_attention
 from inversescope.targets.models import Target
+from inversescope.targets.speed import fast_linear_layers
 
 Progress = Callable[[int, int], None]
 
@@ -113,7 +116,7 @@ def record(
     """
     _check(target, sites, cuts)
     _proven(target, inputs)
-    return _record(target, inputs, sites, cuts, batch_tokens, begins=False)
+    return _record(target, inputs, {tuple(cuts): set(sites)}, batch_tokens, begins=False)[tuple(cuts)]
 
 
 def patch(
@@ -163,21 +166,18 @@ def patch(
     shared = PREFIXES in _proven(target, targets, *filter(None, [recorded]))
     begins = shared and read_at == "last" and all(map(_leaves_the_beginning, interventions))
     total = len(interventions) * n
-    found = {}
-    for cuts, read_from in sites.items():
-        found[cuts] = values
-        if recorded is not None:
-            found[cuts] = _record(target, recorded, sorted(read_from), cuts, batch_tokens, begins)
-            if progress:
-                progress(0, total)
+    found: Mapping[tuple[Cut, ...], Mapping[Site, np.ndarray]] = dict.fromkeys(sites, values)
+    if recorded is not None:
+        waited = partial(progress, 0, total) if progress else None
+        found = _record(target, recorded, sites, batch_tokens, begins, waited)
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
     done = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_linear_layers(target.model):
         for rows in _batches(targets, batch_tokens):
             chosen = torch.from_numpy(wanted[rows])
-            begun = _beginning(target, targets, rows) if begins else None
+            begun = _begin(target, targets, rows) if begins else None
             for k, one in enumerate(interventions):
                 final = _run(target, one, found[one.cut_source], targets, rows, read[rows], begun)
                 top[k, rows] = final.argmax(-1).cpu().numpy()
@@ -280,14 +280,44 @@ def _leaves_the_beginning(one: Intervention) -> bool:
     return not one.cut_target and places <= {"last"}
 
 
-def _beginning(target: Target, targets: Inputs, rows: np.ndarray) -> DynamicCache | None:
+def _beginning(target: Target, inputs: Inputs, rows: np.ndarray) -> DynamicCache | None:
     """Keys and values of all tokens but the last of some prompts of one length; None if there is but one."""
-    ids = _tokens(target, targets, rows)[:, :-1]
+    ids = _tokens(target, inputs, rows)[:, :-1]
     if not ids.shape[1]:
         return None
     cache = DynamicCache()
     target.body(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
+
+
+def _crop(cache: DynamicCache | None, length: int) -> None:
+    """Leave so many positions in each layer of a cache."""
+    for layer in cache.layers if cache else ():
+        layer.crop(min(0, length - layer.get_seq_length()))
+
+
+class _Begun(NamedTuple):
+    """What interventions at the last token leave as it is.
+
+    Attributes:
+        cache: keys and values of all tokens before it; None if there are none.
+        entering: what enters each block at it in the plain run, (B, 1, d).
+    """
+
+    cache: DynamicCache | None
+    entering: list[Tensor]
+
+
+def _begin(target: Target, targets: Inputs, rows: np.ndarray) -> _Begun:
+    cache = _beginning(target, targets, rows)
+    entering: list[Tensor] = []
+    with ExitStack() as stack:
+        for layer in range(target.n_layers):
+            see = entering.append  # a list's append returns None, so that nothing is replaced
+            stack.enter_context(hooked(target, layer, target.arch.components["resid_pre"], see))
+        run_body(target, _tokens(target, targets, rows)[:, -1:], cache)
+    _crop(cache, int(targets.lengths[rows[0]]) - 1)
+    return _Begun(cache, entering)
 
 
 def _run(
@@ -297,44 +327,64 @@ def _run(
     targets: Inputs,
     rows: np.ndarray,
     read: np.ndarray,
-    begun: DynamicCache | None,
+    begun: _Begun | None,
 ) -> Tensor:
     """Logits (len(rows), V) of one target pass after positions `read` (len(rows),), with values `found` (N, width) written in.
 
-    What the cache `begun` holds is not run again, and is all that it holds afterwards.
+    What `begun` holds is not run again, and its cache holds the same afterwards.
     """
-    skipped = begun.get_seq_length() if begun else 0
+    cache = begun.cache if begun else None
+    skipped = cache.get_seq_length() if cache else 0
     ids = _tokens(target, targets, rows)[:, skipped:]
     positions, inverse = np.unique(read - skipped, return_inverse=True)
     with ExitStack() as stack:
-        stack.enter_context(_ablated(target, targets, rows, one.cut_target, ids))
+        stack.enter_context(_ablated(target, targets, rows, one.cut_target, skipped))
+        if begun and one.patches:
+            first = min(item.to.layer for item in one.patches)
+            stack.enter_context(entered(target, first, begun.entering[first]))
         for item in one.patches:
             where = targets.resolve(item.to.position)[rows] - skipped
             stack.enter_context(_written(target, item.to, where, torch.from_numpy(found[item.read][rows])))
         keep = torch.from_numpy(positions).to(ids.device)
         logits = target.model(
-            input_ids=ids, past_key_values=begun, use_cache=begun is not None, logits_to_keep=keep
+            input_ids=ids, past_key_values=cache, use_cache=cache is not None, logits_to_keep=keep
         ).logits
-    if begun:
-        begun.crop(-ids.shape[1])
+    _crop(cache, skipped)
     return logits[torch.arange(len(ids)), torch.from_numpy(inverse).to(logits.device)]
 
 
 def _record(
     target: Target,
     inputs: Inputs,
-    sites: Sequence[Site],
-    cuts: Sequence[Cut],
+    wanted: Mapping[tuple[Cut, ...], Collection[Site]],
     batch_tokens: int,
     begins: bool,
-) -> dict[Site, np.ndarray]:
-    """`record`, in the very passes in which `patch` runs its targets: the last token by itself if `begins`."""
-    out = {site: np.empty((len(inputs.token_ids), width(target, site)), np.float32) for site in sites}
-    with torch.inference_mode():
-        for rows in _batches(inputs, batch_tokens) if sites else ():
-            begun = _beginning(target, inputs, rows) if begins and not cuts else None
-            for site, value in _recorded(target, inputs, rows, sites, cuts, begun).items():
-                out[site][rows] = value.float().cpu().numpy()
+    progress: Callable[[], None] | None = None,
+) -> dict[tuple[Cut, ...], dict[Site, np.ndarray]]:
+    """`record` with several sets of cuts, in the very passes in which `patch` runs its targets.
+
+    If `begins`, the tokens before the last one run once, and of those the ones before all cuts are not run again.
+    """
+    n = len(inputs.token_ids)
+    out = {
+        cuts: {site: np.empty((n, width(target, site)), np.float32) for site in sorted(sites)}
+        for cuts, sites in wanted.items()
+    }
+    # Where each prompt's cuts begin; at the last token if there are none.
+    first = {
+        cuts: np.min([inputs.lengths - 1, *(inputs.resolve(cut.query) for cut in cuts)], axis=0)
+        for cuts in out
+    }
+    with torch.inference_mode(), fast_linear_layers(target.model):
+        for rows in _batches(inputs, batch_tokens) if any(out.values()) else ():
+            cache = _beginning(target, inputs, rows) if begins else None
+            # What the cache loses for one set of cuts is not asked for by the next.
+            for cuts in sorted(out, key=lambda cuts: -int(first[cuts][rows].min())):
+                _crop(cache, int(first[cuts][rows].min()))
+                for site, value in _recorded(target, inputs, rows, list(out[cuts]), cuts, cache).items():
+                    out[cuts][site][rows] = value.float().cpu().numpy()
+                if progress:
+                    progress()
     return out
 
 
@@ -344,10 +394,13 @@ def _recorded(
     rows: np.ndarray,
     sites: Sequence[Site],
     cuts: Sequence[Cut],
-    begun: DynamicCache | None,
+    cache: DynamicCache | None,
 ) -> dict[Site, Tensor]:
-    """Values (len(rows), width) of sites in one run of some prompts of one length, in the model's own dtype."""
-    skipped = begun.get_seq_length() if begun else 0
+    """Values (len(rows), width) of sites in one run of some prompts of one length behind what the cache holds, in the model's own
+    dtype."""
+    if not sites:
+        return {}
+    skipped = cache.get_seq_length() if cache else 0
     ids = _tokens(target, inputs, rows)[:, skipped:]
     out: dict[Site, Tensor] = {}
 
@@ -355,7 +408,7 @@ def _recorded(
         raise Done
 
     with ExitStack() as stack:
-        stack.enter_context(_ablated(target, inputs, rows, cuts, ids))
+        stack.enter_context(_ablated(target, inputs, rows, cuts, skipped))
         for site in sites:
             where = torch.from_numpy(inputs.resolve(site.position)[rows] - skipped)
 
@@ -366,7 +419,7 @@ def _recorded(
             stack.enter_context(hooked(target, site.layer, _component(target, site), see))
         handle = target.layers[max(site.layer for site in sites)].register_forward_hook(stop)
         stack.callback(handle.remove)
-        run_body(target, ids, begun)
+        run_body(target, ids, cache)
     return out
 
 
@@ -397,15 +450,16 @@ def _written(target: Target, site: Site, where: np.ndarray, value: Tensor) -> It
 
 @contextmanager
 def _ablated(
-    target: Target, inputs: Inputs, rows: np.ndarray, cuts: Sequence[Cut], ids: Tensor
+    target: Target, inputs: Inputs, rows: np.ndarray, cuts: Sequence[Cut], skipped: int
 ) -> Iterator[None]:
-    """Take attention edges out of a run of ids (B, T), prompts `rows`, for the length of a block."""
+    """Take attention edges out of a run of prompts `rows`, of one length, behind some tokens, for the length of a block."""
     removed: dict[int, Tensor] = {}
+    length = int(inputs.lengths[rows[0]])
     for cut in cuts:
         query, key = inputs.resolve(cut.query)[rows], inputs.resolve(cut.key)[rows]
         for layer in range(target.n_layers) if cut.layers is None else cut.layers:
             if layer not in removed:
-                removed[layer] = torch.zeros(len(ids), 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
-            removed[layer][np.arange(len(ids)), 0, query, key] = True
+                removed[layer] = torch.zeros(len(rows), 1, length - skipped, length, dtype=torch.bool)
+            removed[layer][np.arange(len(rows)), 0, query - skipped, key] = True
     with without_attention(target, removed):
         yield

@@ -1,4 +1,4 @@
-"""Hooks on the plain Hugging Face model: read or replace a component's tensor, take attention edges out."""
+"""Hooks on the plain Hugging Face model: read or replace a component's tensor, begin at a block, take attention edges out."""
 
 from __future__ import annotations
 
@@ -56,29 +56,47 @@ def hooked(
 
 
 @contextmanager
+def entered(target: Target, layer: int, states: Tensor) -> Iterator[None]:
+    """Begin passes at a block for the length of a `with` block: states (B, S, d) enter it, and no block before it is run."""
+    left_out = [(module, module.__dict__.get("forward")) for module in target.layers[:layer]]
+    for module, _ in left_out:
+        module.forward = lambda hidden_states, *_, **__: hidden_states
+    try:
+        with hooked(target, layer, target.arch.components["resid_pre"], lambda _: states):
+            yield
+    finally:
+        for module, own in left_out:
+            del module.forward
+            if own is not None:  # of a model that is spread over devices
+                module.forward = own
+
+
+@contextmanager
 def without_attention(target: Target, removed: Mapping[int, Tensor]) -> Iterator[None]:
     """Take attention edges out of blocks for the length of a `with` block, by the attention modules' masks.
 
     Args:
         target: the model, in evaluation or training.
-        removed: block -> (B or 1, 1, T, T) bool, true where a position (second last axis) may not attend to another (last axis).
+        removed: block -> (B or 1, 1, S, T) bool, true where one of the last S positions may not attend to one of all T.
     """
     handles = []
     for layer, edges in removed.items():
-        length = edges.shape[-1]
+        run, length = edges.shape[-2:]
 
         def before(
             _: nn.Module,
             args: tuple[Any, ...],
             kwargs: dict[str, Any],
             edges: Tensor = edges,
+            run: int = run,
             length: int = length,
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             mask, states = kwargs.get("attention_mask"), args[0] if args else kwargs["hidden_states"]
             lowest = torch.finfo(states.dtype).min
             if mask is None:  # plain causal attention
-                above = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
-                mask = torch.zeros(1, 1, length, length, dtype=states.dtype, device=states.device)
+                above = torch.ones(run, length, dtype=torch.bool, device=states.device)
+                above = above.triu(1 + length - run)
+                mask = torch.zeros(1, 1, run, length, dtype=states.dtype, device=states.device)
                 mask = mask.masked_fill(above, lowest)
             elif mask.dtype == torch.bool:
                 mask = torch.zeros(mask.shape, dtype=states.dtype, device=states.device).masked_fill(

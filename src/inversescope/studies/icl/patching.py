@@ -51,10 +51,9 @@ def patch_task_vectors(context: Context) -> None:
         )
     target = load_target(context.made_target())
     pairs = draw_pairs(task, target, config.patching.n_pairs, stream(config.seed, "patch_task_vectors"))
-    runs = (6 * target.n_layers + 2) * len(pairs.expected)
+    runs = (6 * target.n_layers + 1) * len(pairs.expected)
     progress = Steps(Progress("patch_task_vectors", runs, echo))
     post = [Site(layer, "resid_post") for layer in range(target.n_layers)]
-    shown = patch(target, None, pairs.sources, [Intervention()], progress=progress).top[0]
     found = _outcomes(target, pairs, _layer_to_layer(post, pairs.cuts), progress)
     rates = {run.layer: float((hit == 0).mean()) for run, hit in found.items() if run.kind == "residual"}
     best = max(rates, key=rates.__getitem__)
@@ -62,7 +61,9 @@ def patch_task_vectors(context: Context) -> None:
     about = {"task": context.task_name, "model": context.model_name}
     table = _rates(found, config).assign(**about, excluded=pairs.excluded)
     write_table(table[PATCHING_COLUMNS], context.results / "patching.csv")
-    alone = {Run("few_shot", -1, -1): _outcome(shown, pairs)}
+    # What stands behind the last block is all that a prediction is made of: it is the source's own.
+    last = target.n_layers - 1
+    alone = {Run("few_shot", -1, -1): found[Run("residual", last, last)]}
     by_task = _rates_by_task(found | alone, task.task_names, pairs.asked, config).assign(**about)
     write_table(by_task[BY_TASK_COLUMNS], context.results / "patching_by_task.csv")
     asked = np.array(task.task_names)[pairs.asked]
@@ -207,17 +208,13 @@ class Steps:
         self._done += of * (done == of)
 
 
-def _outcome(top: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Which of `OUTCOMES` predicted tokens are (..., N)."""
-    return np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
-
-
 def _outcomes(
     target: Target, pairs: Pairs, runs: dict[Run, Intervention], progress: Steps
 ) -> dict[Run, np.ndarray]:
     """Which of `OUTCOMES` each pair (N,) has under each way of patching."""
     top = patch(target, pairs.sources, pairs.targets, list(runs.values()), progress=progress).top
-    return dict(zip(runs, _outcome(top, pairs), strict=True))
+    hit = np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
+    return dict(zip(runs, hit, strict=True))
 
 
 def _rates_by_task(
