@@ -15,7 +15,7 @@ with itself must change no bit of it; on full batches packing would save nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,13 +26,12 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from inversescope.activations.inputs import Inputs, groups
-from inversescope.activations.proof import PREFIXES, proven
+from inversescope.activations.proof import LINEAR, PREFIXES, prepared, proven
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
 from inversescope.targets.architectures import Component
 from inversescope.targets.hooks import Done, entered, hooked, run_body, without_attention
 from inversescope.targets.models import Target
-from inversescope.targets.speed import fast_linear_layers
 
 Progress = Callable[[int, int], None]
 
@@ -115,8 +114,8 @@ def record(
         InputError: a site, position or token is out of range.
     """
     _check(target, sites, cuts)
-    _proven(target, inputs)
-    return _record(target, inputs, {tuple(cuts): set(sites)}, batch_tokens, begins=False)[tuple(cuts)]
+    cuts, ways = tuple(cuts), _proven(target, inputs)
+    return _record(target, inputs, {cuts: set(sites)}, batch_tokens, ways, begins=False)[cuts]
 
 
 def patch(
@@ -163,18 +162,18 @@ def patch(
     for one in interventions:
         _check_intervention(target, one, recorded, values, n)
         sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
-    shared = PREFIXES in _proven(target, targets, *filter(None, [recorded]))
-    begins = shared and read_at == "last" and all(map(_leaves_the_beginning, interventions))
+    ways = _proven(target, targets, *filter(None, [recorded]))
+    begins = PREFIXES in ways and read_at == "last" and all(map(_leaves_the_beginning, interventions))
     total = len(interventions) * n
     found: Mapping[tuple[Cut, ...], Mapping[Site, np.ndarray]] = dict.fromkeys(sites, values)
     if recorded is not None:
         waited = partial(progress, 0, total) if progress else None
-        found = _record(target, recorded, sites, batch_tokens, begins, waited)
+        found = _record(target, recorded, sites, batch_tokens, ways, begins, waited)
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
     done = 0
-    with torch.inference_mode(), fast_linear_layers(target.model):
+    with torch.inference_mode(), _ready(target, ways):
         for rows in _batches(targets, batch_tokens):
             chosen = torch.from_numpy(wanted[rows])
             begun = _begin(target, targets, rows) if begins else None
@@ -268,6 +267,11 @@ def _proven(target: Target, *some: Inputs) -> tuple[str, ...]:
     return proven(target, max(int(inputs.lengths.max(initial=0)) for inputs in some))
 
 
+def _ready(target: Target, ways: Sequence[str]) -> AbstractContextManager[object]:
+    """Prepare the model for what of these ways is of use here."""
+    return prepared(target, [way for way in ways if way == LINEAR])
+
+
 def _tokens(target: Target, inputs: Inputs, rows: np.ndarray) -> Tensor:
     ids = np.stack([np.asarray(inputs.token_ids[row], np.int64) for row in rows])
     target.check_tokens(ids, rows)
@@ -358,6 +362,7 @@ def _record(
     inputs: Inputs,
     wanted: Mapping[tuple[Cut, ...], Collection[Site]],
     batch_tokens: int,
+    ways: Sequence[str],
     begins: bool,
     progress: Callable[[], None] | None = None,
 ) -> dict[tuple[Cut, ...], dict[Site, np.ndarray]]:
@@ -375,7 +380,7 @@ def _record(
         cuts: np.min([inputs.lengths - 1, *(inputs.resolve(cut.query) for cut in cuts)], axis=0)
         for cuts in out
     }
-    with torch.inference_mode(), fast_linear_layers(target.model):
+    with torch.inference_mode(), _ready(target, ways):
         for rows in _batches(inputs, batch_tokens) if any(out.values()) else ():
             cache = _beginning(target, inputs, rows) if begins else None
             # What the cache loses for one set of cuts is not asked for by the next.

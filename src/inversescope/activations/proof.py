@@ -20,9 +20,10 @@ from inversescope.targets.models import Target
 from inversescope.targets.speed import SHORT, fast_linear_layers, short_attention
 
 PREFIXES = "prefixes"
+LINEAR = "linear"
 #: Way -> what prepares a model for it. That prompts share their beginnings needs no preparation.
 WAYS: dict[str, Callable[[Target], AbstractContextManager[None]] | None] = {
-    "linear": lambda target: fast_linear_layers(target.body),
+    LINEAR: lambda target: fast_linear_layers(target.body),
     "attention": lambda target: short_attention(target.model),
     PREFIXES: None,
 }
