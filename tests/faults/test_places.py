@@ -17,6 +17,7 @@ from project import FILES, ROOT, copy_workflow, environment, execute, snakemake
 from inversescope.errors import InputError
 from inversescope.workflow.place import check_place
 
+pytestmark = pytest.mark.faults
 PROMPTS = Path("data/ioi/prompts/train.parquet")
 #: What is run where a whole study would take minutes.
 SMALL = ("--configfile", *FILES, "--", "prompts_ioi")

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
-from inversescope.config import Config, load_config
+from inversescope.config import Config, merge, parse_config
+from inversescope.config.load import read_layers
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.figures.headline import by_section, headline_files, read_headlines
@@ -26,7 +28,9 @@ def make(root: Path, config: Config) -> None:
 @pytest.fixture
 def page(tmp_path: Path) -> tuple[Path, Config]:
     shutil.copytree(ROOT / "docs/results", tmp_path / "results")
-    config = load_config([ROOT / "config/config.yaml"])
+    stages = yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"]
+    adopted = [name.partition("@")[2] for name in stages if name.startswith("experiment@")]
+    config = parse_config(merge(read_layers([ROOT / "config/config.yaml"]), {"only": adopted}))
     make(tmp_path, config)
     return tmp_path, config
 

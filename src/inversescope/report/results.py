@@ -9,10 +9,10 @@ from inversescope.workflow.figures import registered
 PAGE, TABLES = Path("docs/results.md"), Path("docs/results/tables")
 #: Task -> its study in words, and the pages that say what was found.
 STUDIES = {
-    "ioi": ("Indirect object identification", ("ioi.md", "variants.md", "frontier.md")),
     "ioi_small": ("Indirect object identification on a language model", ("ioi.md", "variants.md")),
     "ravel": ("RAVEL", ("ravel.md",)),
     "icl_words": ("In-context learning on a language model", ("icl.md",)),
+    "ioi": ("Indirect object identification", ("ioi.md", "variants.md", "frontier.md")),
     "icl_translation": ("In-context learning", ("icl.md",)),
     "counting": ("Counting", ("counting.md",)),
     "addition": ("Addition", ("counting.md",)),
@@ -30,9 +30,10 @@ def results_page(root: Path) -> str:
     titles = {one.name: one.title for one in registered() if one.name.endswith("headline")}
     parts = [INTRODUCTION]
     for task, (words, pages) in STUDIES.items():
-        files = sorted(
-            (root / TABLES).glob(f"{task}_*headline.md"), key=lambda file: (len(file.name), file.name)
-        )
+        longer = tuple(f"{other}_" for other in STUDIES if other.startswith(f"{task}_"))
+        found = (root / TABLES).glob(f"{task}_*headline.md")
+        files = [file for file in found if not file.name.startswith(longer)]
+        files.sort(key=lambda file: (len(file.name), file.name))
         if files:
             links = ", ".join(f"[{page}]({page})" for page in pages)
             parts.append(f"## {words}\n\nWhat was found: {links}.\n")
