@@ -66,8 +66,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy in which all studies of the default configuration have run, likewise."""
-    return as_if_run(copy_workflow(tmp_path_factory.mktemp("everything")), *STUDY_TARGETS)
+    """A copy in which all studies of the default configuration have run, likewise: the real model's at the sites of its study."""
+    root = copy_workflow(tmp_path_factory.mktemp("everything"))
+    sites = load_config([ROOT / "config/config.yaml"]).variant("paper_wide_s0_x1").sites
+    edit_config(root, {"experiments": {"ioi_smollm2": {"sites": sites, "patched": sites}}})
+    return as_if_run(root, *STUDY_TARGETS)
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def fig9(study: IoiStudy) -> Drawing:
     lines, across = lines_and_columns(study.shape)
     height = np.clip(0.8 * WIDTH / 3 * lines / across, 1.0, 2.2)
     drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
-    columns = {str(bandwidth): bandwidth.label for bandwidth in study.three_bandwidths}
+    columns = {str(one): one.label.removesuffix(" of the prior") for one in study.three_bandwidths}
     _grid(drawn, data, study.shape, "bandwidth", columns, lambda row, name: f"{ROWS[row]}, {name}")
     return drawn, data
 
@@ -140,8 +140,8 @@ def _grid(
     for i, row in enumerate(ROWS):
         for j, (value, name) in enumerate(columns.items()):
             panel = data[(data["row"] == row) & (data[column] == value)]
-            name_of = title(row, name) + (", not trained" if panel.empty else "")
-            head_map(axes[i, j], panel, shape, name_of, xlabel=i == len(ROWS) - 1, ylabel=j == 0)
+            told = f"{row}: not trained at {name}" if panel.empty else title(row, name)
+            head_map(axes[i, j], panel, shape, told, xlabel=i == len(ROWS) - 1, ylabel=j == 0)
             frame_heads(axes[i, j], panel[panel["top5"]], shape)
     panel_letters(axes.flat)
     _colour_bar(drawn, list(axes.flat), float(data["chance"].mean()))
