@@ -57,6 +57,7 @@ rule collect_hypotheses:
         mem_mb=memory(1000, 2000),
         runtime=minutes(5, 15),
     params:
+        used=lambda w: used(w, "sites"),
         options=options,
     message:
         "Collecting the hypotheses about {wildcards.task} on {wildcards.model}"

@@ -12,7 +12,7 @@ from inversescope.config import Config, ExperimentConfig
 from inversescope.config.methods import Bandwidth, VariantConfig
 from inversescope.config.targets import ModelConfig
 from inversescope.context import Context
-from inversescope.store import file_hash, write_activations, write_table
+from inversescope.store import file_hash, identity, write_activations, write_json, write_table
 from inversescope.workflow.figures import planned
 from inversescope.workflow.plan import ExperimentPlan
 
@@ -86,6 +86,7 @@ def make_study(root: Path, sizes: Sizes) -> Config:
     config = make_config(sizes)
     results = root / "results" / TASK / MODEL
     sites = site_rows(sizes)
+    write_json({}, root / "data" / TASK / MODEL / "target" / "target.json")
     write_table(make_fcr(rng, config, sizes), results / "fcr.csv")
     write_table(make_refusal(rng, config, sizes), results / "refusal.csv")
     coverage = [
@@ -126,7 +127,7 @@ def make_study(root: Path, sizes: Sizes) -> Config:
             noise = rng.normal(0, 0.2, size=(len(frame), sizes.dimension))
             hashed = file_hash(root / "data" / TASK / "prompts" / f"{split}.parquet")
             path = root / "data" / TASK / MODEL / "activations" / split / f"{site['site']}.safetensors"
-            write_activations(path, code[label] + noise, {"prompt_hash": hashed})
+            write_activations(path, code[label] + noise, {"prompt_hash": hashed, "target": identity({})})
         for variant in ("paper", "default"):
             write_table(
                 make_samples(rng, prompts, sizes),

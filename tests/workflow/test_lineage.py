@@ -47,7 +47,7 @@ def keep_one_experiment(root: Path) -> None:
     pipeline = yaml.safe_load((root / "dvc.yaml").read_text())
     (experiments,) = [lists["experiments"] for lists in pipeline["vars"] if "experiments" in lists]
     others = {f"results/{about['task']}" for about in experiments.values()} - {"results/ioi"}
-    others |= {"data/ravel", "data/ioi_small/prompts", "results/studies.html"}
+    others |= {path.replace("results/", "data/", 1) for path in others} | {"results/studies.html"}
     for name in set(experiments) - {"ioi"}:
         del experiments[name]
     experiments["ioi"]["model"] = MODEL

@@ -45,9 +45,13 @@ def make_prompts(context: Context, split: str) -> None:
             drawn = task.sample(experiment.n_val + experiment.n_test, "test", rng)
             index = drawn[~np.isin(drawn, _targets(context))][: experiment.n_val]
     else:
-        drawn = task.sample(min(experiment.n_train + experiment.n_test, task.size), None, rng)
-        kept = ~np.isin(task.combination(drawn), task.combination(_targets(context)))
-        index = drawn[kept][: experiment.n_train]
+        held_out = task.combination(_targets(context))
+        index = np.zeros(0, np.int64)
+        # Few prompts share a combination with a target; where more do, all of the prior is gone through.
+        for count in (experiment.n_train + experiment.n_test, task.size):
+            if len(index) < experiment.n_train:
+                drawn = task.sample(min(count, task.size), None, rng)
+                index = drawn[~np.isin(task.combination(drawn), held_out)][: experiment.n_train]
         if len(index) < experiment.n_train:
             raise InputError(
                 f"the prior has {task.size} prompts, too few for n_train = {experiment.n_train} beside the test split",

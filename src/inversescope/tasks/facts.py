@@ -107,7 +107,7 @@ def data_files(names: Iterable[str], types: Sequence[str] | None) -> list[str]:
 def tables_of(contents: Mapping[str, bytes], where: str, types: Sequence[str] | None) -> list[FactTable]:
     """The tables that files hold: name -> content, and where they lie; raises what `read_tables` does."""
     kinds = sorted({match[1] for name in contents if (match := _NAME.fullmatch(name))})
-    if not kinds and types is None:
+    if not kinds:
         raise InputError(
             f"{where} holds no files ravel_TYPE_entity_attributes.json",
             "run the rule fetch_ravel, or set ravel.mirror to a folder that holds them",
