@@ -19,9 +19,8 @@ from inversescope.workflow.sources import source_file, source_files
 from inversescope.workflow.used import COMPARED, HEADLINE, used as values_of
 
 # Jobs call the command `inversescope` of the environment that runs Snakemake, activated or not, and speak UTF-8 in any locale.
-os.environ.update(
-    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]), PYTHONUTF8="1"
-)
+os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
+os.environ.update(PYTHONUTF8="1")
 # An output without a record of its job was not computed here, but copied: it is made anew, as if forced. Snakemake would keep it.
 Reason.no_metadata = Reason.forced
 
@@ -33,13 +32,10 @@ def make_plan() -> Plan:
     """Validate the configuration, make sure that the jobs, which read the files, see what Snakemake sees, and plan."""
     try:
         if workflow.config_settings.config:
-            raise InputError(
-                "--config overrides do not reach the jobs",
-                "write them to a YAML file and pass it by --configfile",
-            )
-        place.check_place(
-            Path("."), (way.name.lower() for way in workflow.deployment_settings.deployment_method)
-        )
+            remedy = "write them to a YAML file and pass it by --configfile"
+            raise InputError("--config overrides do not reach the jobs", remedy)
+        deployed = workflow.deployment_settings.deployment_method
+        place.check_place(Path("."), (way.name.lower() for way in deployed))
         return Plan(load_config(CONFIG_FILES))
     except InputError as error:
         raise WorkflowError(str(error)) from None

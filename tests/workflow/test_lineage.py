@@ -72,7 +72,7 @@ def write_placeholder(root: Path, path: str) -> None:
     elif path.endswith("fig4.csv"):
         text = "x" * (MAX_TABLE + 1)
     elif path.endswith("target.json"):
-        text = '{"candidate": "s3", "seed": 7}\n'
+        text = json.dumps({"candidate": "s3", "seed": 7, "processor": processor()})
     file.write_text(text)
 
 
@@ -259,6 +259,7 @@ def test_after_restoring_an_edit_reruns_its_dependants_alone(restored: Path) -> 
     finally:
         (restored / "config/config.yaml").write_text(original)
     after = {"estimate_fcr", "collect_tables", "draw_exact", "plot_figures", "make_browser", "make_report"}
+    after |= {"find_hypotheses", "collect_hypotheses"}
     exact = {"check_causes", "plot_causes", "plot_layers", "plot_heads"}
     assert {re.sub("_ioi.*", "", rule) for rule in rules} == after | exact | {"plot_readers"}
 

@@ -467,7 +467,7 @@ def below(path: str, folders: Iterable[str]) -> bool:
     return any(path == folder or path.startswith(f"{folder}/") for folder in folders)
 
 
-CODE = {"Snakefile", "rules", "src/inversescope", CONFIG_FILE}
+CODE = {"Snakefile", "rules", "src/inversescope", CONFIG_FILE, "config/embedded.yaml"}
 
 
 def test_a_finished_study_is_by_its_configuration(everything: Path) -> None:
