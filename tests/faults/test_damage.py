@@ -144,7 +144,7 @@ def test_a_flipped_bit_is_refused_or_harmless(
             result = RESULTS / MADE[reader[0]]
             assert (root / result).read_bytes() == (study / result).read_bytes(), position
     # Of the targets' prompts only the numbers are read here: their activations are looked up by them.
-    assert refused >= (1 if kind == "prompts" else 3)
+    assert refused >= (1 if kind == "prompts" else 2)
     (root / path).write_bytes(whole)
     assert run(root, *reader) == 0
 
