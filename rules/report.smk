@@ -7,7 +7,7 @@ OTHERS = [e for e in PLAN.experiments if e is not SHOWN]
 CAPTIONS = captions_of(SHOWN) if SHOWN else []
 # Parts of the configuration that captions quote: values most of which are defaults and stand in no file.
 config.clear()
-config.update(CONFIG.model_dump(mode="json"), bandwidth=CONFIG.kernel.headline.label)
+config.update(CONFIG.model_dump(mode="json"), bandwidth=PLAN.bandwidth_label)
 CAPTION_KEYS = sorted(
     {
         key

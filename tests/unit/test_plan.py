@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import BASE, MODEL, SITES
 
-from inversescope.config import Config, merge, parse_config
+from inversescope.config import Config, load_config, merge, parse_config
 from inversescope.errors import InputError
 from inversescope.tasks import TASKS, get_task
 from inversescope.workflow import paths
@@ -248,3 +248,15 @@ def test_a_changed_file_of_a_local_model_is_another_input(tmp_path: Path) -> Non
     assert other != one
     pinned = parse_config({**values, "models": {"mine": {**model, "sha256": {"model.safetensors": "0"}}}})
     assert used(Plan(pinned)["ioi", "mine"], "model_files") == {"model_files": {}}
+
+
+def test_captions_name_each_bandwidth_with_its_experiments() -> None:
+    """Of a variant that is shown at another one too."""
+    plan = Plan(load_config([Path(__file__).parents[2] / "config/config.yaml"]))
+    told = plan.bandwidth_label
+    assert "1% of the prior (paper: ε = 0.1) (ioi_smollm2, icl_smollm2)" in told
+    assert "1% of the prior (ravel_smollm2)" in told and "ε = 0.02 (counting_embedded)" in told
+    one = Plan(
+        plan.config.model_copy(update={"experiments": {"addition": plan.config.experiments["addition"]}})
+    )
+    assert one.bandwidth_label == "ε = 0.05"

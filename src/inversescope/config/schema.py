@@ -229,6 +229,14 @@ class Config(Settings):
             return sorted({self.bandwidth_of(one) for one in beside})
         return [self.bandwidth_of(name)]
 
+    @property
+    def bandwidth_label(self) -> str:
+        """The headline bandwidth for readers, and that of `paper` and `default` where they are shown at another one."""
+        headline = self.kernel.headline
+        shown = {name: self.headline_of(name) for name in ("paper", "default") if name in self.variants}
+        others = [f"{name}: {one.label}" for name, one in shown.items() if one != headline]
+        return headline.label + (f" ({', '.join(others)})" if others else "")
+
     def shares_of(self, name: str) -> set[float]:
         """Shares of the prior whose epsilons a variant is trained or read at."""
         variant = self.variant(name)

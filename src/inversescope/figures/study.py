@@ -13,7 +13,7 @@ from inversescope.config import Config
 from inversescope.context import Context, need
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.figures.style import GREY
-from inversescope.figures.tables import VARIANTS, select, tidy
+from inversescope.figures.tables import select, tidy
 from inversescope.store import read_table
 from inversescope.workflow import paths
 
@@ -125,10 +125,7 @@ class Study:
     @property
     def bandwidth_label(self) -> str:
         """The headline bandwidth for readers, and that of variants which are shown at another one."""
-        headline = self.config.kernel.headline
-        shown = {name: self.config.headline_of(name) for name in VARIANTS if name in self.config.variants}
-        others = [f"{name}: {one.label}" for name, one in shown.items() if one != headline]
-        return headline.label + (f" ({', '.join(others)})" if others else "")
+        return self.config.bandwidth_label
 
     @cached_property
     def prompts(self) -> pd.DataFrame:

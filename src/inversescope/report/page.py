@@ -179,7 +179,7 @@ def caption(name: str, config: Config) -> str:
 
 def captioned(config: Config) -> dict[str, Any]:
     """What captions quote: the configuration, and the headline bandwidth in words."""
-    return config.model_dump(mode="json") | {"bandwidth": config.kernel.headline.label}
+    return config.model_dump(mode="json") | {"bandwidth": config.bandwidth_label}
 
 
 def grid(frame: pd.DataFrame, formats: dict[str, str] | None = None) -> dict[str, Any]:

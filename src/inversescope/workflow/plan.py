@@ -469,6 +469,15 @@ class Plan:
         """The experiment that results/report.html shows: the first studied one on indirect object identification."""
         return next((e for e in self.experiments if e.task in IOI and e.studied), None)
 
+    @property
+    def bandwidth_label(self) -> str:
+        """Headline bandwidths for readers; where they differ, each with its experiments."""
+        found: dict[str, list[str]] = {}
+        for experiment in self.experiments:
+            found.setdefault(experiment.config.bandwidth_label, []).append(experiment.name)
+        told = [f"{label} ({', '.join(names)})" for label, names in found.items()]
+        return "; ".join(told) if len(told) > 1 else next(iter(found), "")
+
     def with_control(self, experiment: ExperimentPlan) -> list[ExperimentPlan]:
         """An experiment, and the control that figures show beside it."""
         control = experiment.target.control

@@ -64,7 +64,7 @@ def model_files(plan: ExperimentPlan) -> dict[str, list[int]]:
 
 #: First part of a key -> what it stands for, given the rest.
 DERIVED: dict[str, Callable[..., Any]] = {
-    "bandwidth": lambda plan: plan.config.kernel.headline.label,
+    "bandwidth": lambda plan: plan.config.bandwidth_label,
     "bandwidths": lambda plan: [str(one) for one in plan.bandwidths],
     "shares": lambda plan: plan.config.shares,
     "functions": lambda plan: plan.functions,
