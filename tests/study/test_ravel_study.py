@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from test_ravel import MIRROR, upstream
 
 from inversescope.cli import main
 from inversescope.config import load_config, merge
+from inversescope.config.targets import ArchitectureConfig
 from inversescope.context import Context
 from inversescope.store import read_activations, read_json, read_table, write_table
 from inversescope.studies.ravel.stages import GENERAL, corpus_texts
+from inversescope.workflow import paths
 
 MODEL = "tiny"
 SITES = ["L0.resid_post", "L1.resid_post"]
@@ -413,3 +416,51 @@ def test_splits_that_a_task_has_not(study: Path, capsys: pytest.CaptureFixture[s
         ]
     )
     refused(capsys, status, "n_val")
+
+
+@pytest.mark.parametrize("asked", [None, False])
+def test_gemma_from_elsewhere_is_run_behind_its_begin_token(tmp_path: Path, asked: bool | None) -> None:
+    """Nobody has to ask for it; activations of prompts and of all their positions are those behind the token."""
+    from inversescope.targets.models import build_model, load_target
+    from inversescope.targets.tokenizers import encode, task_tokenizer
+    from inversescope.tasks import get_task
+
+    folder, label = tmp_path / "gemma", SITES[0]
+    scope = {"source": "local", "path": str(tmp_path), "l0": {0: 1}}
+    model = {"source": "local", "path": str(folder), "n_layers": 2, "n_heads": 2, "gemma_scope": scope}
+    changes = {"models": {MODEL: model | ({} if asked is None else {"bos": asked})}}
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.yaml").write_text(yaml.safe_dump(merge(STUDY, changes)))
+    config = load_config([tmp_path / "config/config.yaml"])
+    tokenizer = task_tokenizer(get_task("ravel", config, tmp_path))
+    tokenizer.add_special_tokens({"bos_token": "<|begin|>"})
+    shape = ArchitectureConfig.model_validate(SHAPE | {"sliding_window": 64})  # the last token sees the first
+    build_model(shape, len(tokenizer), 0, initializer_range=0.3).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    for split in ("train", "test", "reference", "val"):
+        assert run(tmp_path, "make_prompts", "--split", split) == 0
+    assert run(tmp_path, "fetch_target") == 0
+    for split in ("test", "reference", "val"):
+        assert run(tmp_path, "extract_activations", "--split", split) == 0
+    assert run(tmp_path, "collect_positions", "--site", label) == 0
+    context = Context(tmp_path, config.of("ravel", MODEL), "ravel", MODEL)
+    target, behind = load_target(context.target_dir), asked is None
+    assert target.bos == behind
+    ids = encode(target.tokenizer, context.prompts("train")["text"].tolist())
+    begin = np.array([target.tokenizer.convert_tokens_to_ids("<|begin|>")], np.int32)
+
+    def hidden(tokens: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            found = target.model(torch.from_numpy(tokens)[None].long(), output_hidden_states=True)
+        return np.asarray(found.hidden_states[1][0])
+
+    without, with_it = ([hidden(t) for t in some] for some in (ids, [np.append(begin, t) for t in ids]))
+    mine, other = (with_it, without) if behind else (without, with_it)
+    last = context.activations("train", label)
+    np.testing.assert_allclose(last, [one[-1] for one in mine], atol=1e-4)
+    assert min(np.abs(z - one[-1]).max() for z, one in zip(last, other, strict=True)) > 1e-2
+    # All positions but the first of the inference: behind the begin token that is all of the text.
+    z, _ = read_activations(context.path(paths.POSITIONS, corpus="ravel", site=label))
+    assert len(z) == sum(len(one) - 1 for one in mine)
+    some = np.concatenate([one[1:] for one in mine])
+    assert np.abs(some[:, None] - z).max(-1).min(1).max() < 1e-4

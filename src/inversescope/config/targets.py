@@ -135,8 +135,9 @@ class ModelConfig(Strict):
     n_layers: int | None = None
     """Layers of a model from elsewhere, so that its sites are known before download."""
     n_heads: int | None = Field(None, description="Attention heads a layer, likewise.")
-    bos: bool = False
-    """Put the tokenizer's begin token before each prompt, as Gemma and Llama expect (token positions count it)."""
+    bos: bool | None = None
+    """Put the tokenizer's begin token before each prompt (token positions count it). If absent, so it is for Gemma 2, for other
+    models from elsewhere as their own tokenizer does, and not for models that are trained here."""
     control: str | None = None
     """Model that figures show beside this one (icl_translation: trained without delay)."""
     shape: ArchitectureConfig = Field(ArchitectureConfig(), description="Of a model that is trained here.")

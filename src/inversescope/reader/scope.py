@@ -138,7 +138,7 @@ class Scope(Study):
         folder: where files are kept, and found again; a temporary one if absent.
         share: bandwidth, as a share of the prompts; if absent 1%, and as much as 20 prompts are.
         revision: commit of the hub's repository; the present one, which is then told, if absent.
-        bos: whether the model expects its begin token before each prompt.
+        bos: whether the model's begin token is put before each prompt; if absent, as its family or its tokenizer does.
         text: further keys of the configuration's `text`: `prompt`, `answer`, `features`, ... (docs/text.md).
         settings: anything else of the configuration, such as `{"kernel": {"distance": "euclidean"}}`.
 
@@ -155,7 +155,7 @@ class Scope(Study):
         folder: str | Path | None = None,
         share: float | None = None,
         revision: str | None = None,
-        bos: bool = False,
+        bos: bool | None = None,
         text: Mapping[str, Any] | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -326,7 +326,7 @@ def write_corpus(
 
 
 def model_entry(
-    model: str | Path | Mapping[str, Any], revision: str | None, bos: bool
+    model: str | Path | Mapping[str, Any], revision: str | None, bos: bool | None
 ) -> tuple[str, dict[str, Any]]:
     """A model's name and its entry in `models`, with its layers and heads. Raises `InputError` if it is not there."""
     if isinstance(model, Mapping):

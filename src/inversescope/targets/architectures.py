@@ -37,6 +37,7 @@ class Architecture:
         post_norm: whether a norm stands between W_O and the residual stream.
         components: kind of site -> component; `z` has all heads side by side. A family may lack kinds.
         eager: whether attention must be transformers' eager one.
+        bos: whether its models are trained behind a begin token; None: as a model's own tokenizer does by itself.
         settings: keys of its transformers configuration that differ from the family's own in models that are built here.
     """
 
@@ -49,6 +50,7 @@ class Architecture:
     post_norm: bool
     components: Mapping[str, Component]
     eager: bool = False
+    bos: bool | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -96,11 +98,12 @@ _LLAMA = Architecture(
     },
 )
 # Gemma 2 norms what attention and MLP return before adding it; as in TransformerLens, attn_out and mlp_out are what is
-# added. Its scores are capped, which only eager attention does.
+# added. Its scores are capped, which only eager attention does. Without its begin token it predicts nonsense.
 _GEMMA2 = replace(
     _LLAMA,
     post_norm=True,
     eager=True,
+    bos=True,
     components={
         **_LLAMA.components,
         "attn_out": Component("post_attention_layernorm", "output"),

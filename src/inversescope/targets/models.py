@@ -209,6 +209,24 @@ def open_target(directory: str | Path, about: Mapping[str, Any]) -> Target:
     return Target(model, tokenizer, about["name"], source, revision, bos, store.identity(about))
 
 
+def wants_begin_token(directory: str | Path, about: Mapping[str, Any]) -> bool:
+    """Whether a model from elsewhere is to be run behind its begin token: as its family says, else as its own tokenizer does.
+
+    Args:
+        directory, about: as in `open_target`, without `bos`.
+
+    Raises:
+        InputError: a file is missing or broken, or the family has no entry.
+    """
+    location = locate(Path(directory), about)
+    family = check_family(str(location.check().config.get("model_type")), f"model {about['name']}")
+    if family.bos is not None:
+        return family.bos
+    tokenizer = location.tokenizer()
+    begins = tokenizer("")["input_ids"][:1]
+    return begins == [tokenizer.bos_token_id]
+
+
 def check_size(name: str, settings: ModelConfig, n_layers: int, n_heads: int) -> None:
     """Raise `InputError` if a model has other layers or heads than its configuration says, if that says any."""
     said = (settings.n_layers, settings.n_heads)

@@ -141,7 +141,7 @@ def fetch_target(context: Context) -> Target:
     """
     from inversescope.targets.files import check_files, hashes_of
     from inversescope.targets.fitness import check_target
-    from inversescope.targets.models import check_size, open_target
+    from inversescope.targets.models import check_size, open_target, wants_begin_token
 
     config, directory = context.config.models[context.model_name], context.target_dir
     path = str(Path(str(config.path)).resolve()) if config.source == "local" else config.path
@@ -154,7 +154,8 @@ def fetch_target(context: Context) -> Target:
     elif config.source == "local":
         check_files(str(path))
         about["sha256"] = hashes_of(str(path))
-    about |= {"dtype": config.dtype, "device_map": config.device_map, "bos": config.bos}
+    bos = wants_begin_token(directory, about) if config.bos is None else config.bos
+    about |= {"dtype": config.dtype, "device_map": config.device_map, "bos": bos}
     target = open_target(directory, about)
     check_size(context.model_name, config, target.n_layers, target.n_heads)
     asked, rng = context.plan.settings, stream(context.config.seed, "fetch_target")

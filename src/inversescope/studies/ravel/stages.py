@@ -99,6 +99,8 @@ def corpus_texts(context: Context, corpus: str) -> list[str]:
 def collect_positions(context: Context, sites: Sequence[str]) -> None:
     """Extract activations at all positions but the first, of every corpus that autoencoders are trained on (paper, D.2.1).
 
+    The first position is the begin token's, where the target is run behind one.
+
     Prompts are in random order, and the positions of a shard's prompts are shuffled, so that blocks of rows are fair samples
     wherever one starts to read. Writes data/{task}/{model}/positions/{corpus}/{site}.safetensors.
     """
