@@ -122,6 +122,11 @@ class Study:
         """The bandwidth at which a variant is shown; the headline's for "" (estimates without a generator)."""
         return str(self.config.headline_of(variant)) if variant else self.bandwidth
 
+    def at_bandwidth(self, variant: str) -> str:
+        """A variant's name, with its bandwidth if that is not the headline's: "paper at ε = 0.1"."""
+        own = self.config.headline_of(variant)
+        return variant if own == self.config.kernel.headline else f"{variant} at {own.label}"
+
     @property
     def bandwidth_label(self) -> str:
         """The headline bandwidth for readers, and that of variants which are shown at another one."""

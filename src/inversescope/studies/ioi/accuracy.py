@@ -79,7 +79,7 @@ def scatter(study: IoiStudy) -> Drawing:
         errors = [f"{GROUP_TITLE[str(group)]}: {error:.3f}" for group, error in by_group.items()]
         text = "mean |FCR − exact|\n" + "\n".join(errors)
         ax.text(0.98, 0.03, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=6.5)
-        ax.set_title(f"{variant}, {estimator}")
+        ax.set_title(f"{study.at_bandwidth(variant)}, {estimator}")
         ax.set_xlabel("exact FCR" if i == len(estimators) - 1 else "")
         ax.set_ylabel("estimated FCR" if j == 0 else "")
     panel_letters(axes.flat)
@@ -174,7 +174,7 @@ def refusal(study: IoiStudy) -> Drawing:
     for variant, decoding in series:
         colour, plain = study.colour(variant), decoding == PLAIN
         style = {"markersize": 4, "markerfacecolor": colour if plain else "white", "linewidth": 1}
-        name = f"{variant}, " + ("plain decoding" if plain else "cache mixing")
+        name = f"{study.at_bandwidth(variant)}, " + ("plain decoding" if plain else "cache mixing")
         handles.append(key(name, colour, "o", "-" if plain else _DASHED, **style))
     handles.append(key("exact", BLACK, "_", markersize=9))
     handles.append(key("gap within ±0.5", GREEN, line="-", alpha=0.25, linewidth=6))

@@ -32,7 +32,7 @@ ROWS = {
     "exact": "exact",
 }
 #: Rows of Figure 2, which has room for three.
-FIG2_ROWS = {row: title for row, title in ROWS.items() if row != "default"}
+FIG2_ROWS = [row for row in ROWS if row != "default"]
 _KEEP = ["layer", "head", "site", "fcr", "ci_low", "ci_high", "chance", "n_targets"]
 
 
@@ -48,7 +48,7 @@ def fig4(study: IoiStudy) -> Drawing:
     width = WIDTH if across >= 8 else 0.4 * WIDTH * len(columns)
     height = np.clip(0.62 * width / len(columns) * lines / across, 1.3, 1.7 if across < 8 else 2.3)
     drawn = new_figure(width, len(ROWS) * height + 0.3)
-    _grid(drawn, data, study.shape, "feature", columns, lambda row, name: f"{name}, {ROWS[row]}")
+    _grid(drawn, data, study.shape, "feature", columns, lambda row, name: f"{name}, {_title(study, row)}")
     return drawn, data
 
 
@@ -101,10 +101,10 @@ def fig2(study: IoiStudy) -> Drawing:
         drawn = new_figure(WIDTH, max(3 * 1.55 + 0.5, text))
         maps, beside = cast(Any, drawn).subfigures(1, 2, width_ratios=[1.6, WIDTH - 1.6], wspace=0.02)
         axes = maps.subplots(len(FIG2_ROWS), 1, sharex=True)
-    for i, (row, title) in enumerate(FIG2_ROWS.items()):
+    for i, row in enumerate(FIG2_ROWS):
         panel = heat[heat["row"] == row]
         last = wide or i == len(FIG2_ROWS) - 1
-        head_map(axes[i], panel, study.shape, title, xlabel=last, ylabel=not wide or i == 0)
+        head_map(axes[i], panel, study.shape, _title(study, row), xlabel=last, ylabel=not wide or i == 0)
         frame_heads(axes[i], panel[panel["site"].isin(shown["site"])], study.shape)
     panel_letters(axes)
     chance = float(heat["chance"].mean())
@@ -117,6 +117,12 @@ def fig2(study: IoiStudy) -> Drawing:
 def _shown(study: IoiStudy, row: str) -> str:
     """The bandwidth at which a row is shown: that of its variant."""
     return study.bandwidth_of(row.partition(":")[0].removeprefix("exact"))
+
+
+def _title(study: IoiStudy, row: str) -> str:
+    """Title of a row, with its variant's bandwidth if that is not the headline's."""
+    variant, title = row.partition(":")[0], ROWS[row]
+    return title if row == "exact" else title.replace(variant, study.at_bandwidth(variant))
 
 
 def _panel(fcr: pd.DataFrame, which: str, feature: str, bandwidth: str) -> pd.DataFrame:
