@@ -38,10 +38,8 @@ for block in blocks(PLAN.experiments):
             " {params.options} --threads {threads} --log {log}"
 
 
-# Of the main variants, and of those of the study and of the frontier, which have no rates beside their generators'.
-for block in [
-    block for group in ("", "study", "frontier") for block in blocks(PLAN.experiments, group=group)
-]:
+# Of the main variants, and of those of other groups, which have no rates beside their generators'.
+for block in [block for group in GROUPS for block in blocks(PLAN.experiments, group=group)]:
 
     e, variants = block.experiment, block.experiment.group(block.group)
 

@@ -54,7 +54,7 @@ rule draw_exact:
         mem_mb=memory(2000, 16000),
         runtime=minutes(10, 60),
     params:
-        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/features"),
+        used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/features", "shown"),
         options=options,
     message:
         "Drawing from the exact distribution at the heads that figures show"
@@ -90,7 +90,9 @@ rule plot_figures:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 30),
     params:
-        used=lambda w: used(w, "kernel", "fcr", "figures", "studied_variants", "bandwidths", "looks"),
+        used=lambda w: used(
+            w, "kernel", "fcr", "figures", "studied_variants", "bandwidths", "looks", "shown"
+        ),
         options=options,
     message:
         "Plotting the figures and writing the tables of {wildcards.task} on {wildcards.model}"

@@ -19,7 +19,7 @@ rule make_prompts:
         mem_mb=memory(2000, 6000),
         runtime=minutes(5, 20),
     params:
-        used=lambda w: used(w, "seed", w.task, f"n_{w.split}"),
+        used=lambda w: used(w, "seed", w.task, f"n_{w.split}", "prompt"),
         # Asks for the threads, so that it is not recorded: any model of the task would do.
         model=lambda w, threads: of(w).model,
         options=options,

@@ -1,5 +1,33 @@
-# The study over dimension, training steps and seeds with its ablations, and the frontier of generators: further variants,
+# Figure 5, the study over dimension, training steps and seeds with its ablations, and the frontier of generators: further variants,
 # trained and sampled by the rules above, compared here.
+
+
+rule plot_baseline:
+    input:
+        source=source("plot_baseline"),
+        bandwidths=lambda w: of(w).bandwidth_table,
+        refusal="results/{task}/{model}/refusal.csv",
+        baseline=lambda w: of(w).at_sites_of(of(w).baseline, paths.SITE_TABLE, table="baseline/refusal"),
+    output:
+        shown("plot_baseline", "Figures"),
+    log:
+        "logs/plot_baseline/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_baseline/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        used=lambda w: used(w, "kernel", "studied_variants", "study_variants", "looks"),
+        options=options,
+    message:
+        "Plotting refusal of {wildcards.task} on {wildcards.model} beside the baseline"
+    shell:
+        "inversescope plot_baseline --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
 
 
 rule collect_study:

@@ -51,7 +51,9 @@ def site_rows(sizes: Sizes) -> list[dict]:
     return heads + [{"site": f"L{i}.resid_post", "layer": i, "head": None} for i in range(sizes.layers)]
 
 
-def make_config(sizes: Sizes, patched: tuple[str, ...] = ()) -> Config:
+def make_config(
+    sizes: Sizes, patched: tuple[str, ...] = (), shown: dict[str, list[str]] | None = None
+) -> Config:
     variants = {
         "paper": VariantConfig(base="paper", colour="#D55E00"),
         "paper_s1": VariantConfig(base="paper", study="dimension"),
@@ -71,6 +73,7 @@ def make_config(sizes: Sizes, patched: tuple[str, ...] = ()) -> Config:
                 n_test=sizes.targets,
                 variants=[name for name, one in variants.items() if not one.study],
                 studies=["paper_s1"],
+                shown=shown or {},
             )
         },
         models={

@@ -46,7 +46,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "variants": {"flag": "--variant", "action": "append", "required": True, "help": "may be repeated"},
     "site": {"required": True, "help": "label (L9H6) or TransformerLens name"},
     "sites": {"flag": "--site", "action": "append", "required": True, "help": "may be repeated"},
-    "out": {"default": "", "choices": ("", "study", "frontier"), "help": "sub-folder for further variants"},
+    "out": {
+        "default": "",
+        "choices": ("", "study", "frontier", "baseline"),
+        "help": "sub-folder for further variants",
+    },
     "log": {"type": Path, "help": "also write the progress to this file"},
     "threads": {"type": int, "default": 1, "help": "threads of this process"},
     "config": {"action": "append", "help": "YAML file, may be repeated; later ones win"},

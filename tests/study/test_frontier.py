@@ -58,8 +58,11 @@ DELTA = {
         },
         "inversionview_scratch": {"base": "inversionview", "decoder_init": "scratch"},
     },
-    "studies": {"frontier": {"runs": RUNS}},
-    "experiments": {"ioi": {"studies": list(RUNS)}},
+    "studies": {
+        "frontier": {"runs": RUNS},
+        "baseline": {"runs": {"view_once": VIEW | {"settings": ["noise1"]}}},
+    },
+    "experiments": {"ioi": {"studies": [*RUNS, "baseline"]}},
     "sampling": {
         "candidates_study": 20,
         "settings": {"noise1": {"noise": [1.0]}, "schedule": {"noise": [0.0, 1.0, 2.0, 4.0], "masked": True}},
@@ -90,15 +93,17 @@ def frontier(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("frontier") / "root"
     shutil.copytree(study, root)
     write_config(root, DELTA)
-    for name in RUNS:
+    for name in [*RUNS, "view_once"]:
         assert run(root, "train_generator", "--generator", generator_of(name), "--variant", name) == 0
         sites = each("--site", ["L0H0", "L1H1"])
         assert run(root, "sample_prompts", "--generator", generator_of(name), "--variant", name, *sites) == 0
     for site in ("L0H0", "L1H1"):
         names = each("--variant", RUNS)
         assert run(root, "estimate_fcr", *names, "--site", site, "--out", "frontier") == 0
+        assert run(root, "estimate_fcr", "--variant", "view_once", "--site", site, "--out", "baseline") == 0
     assert run(root, "collect_frontier") == 0
     assert run(root, "plot_frontier") == 0
+    assert run(root, "plot_baseline") == 0
     return root
 
 
@@ -230,6 +235,25 @@ def test_pairs_of_generators(frontier: Path) -> None:
     assert row["share_won"] == (view["refusal_rate"] < ours["refusal_rate"]).mean()
     assert row["n_seeds"] == 2 and row["ci_low"] <= row["difference"] <= row["ci_high"]
     assert row["difference"] == pytest.approx(row["mean"] - row["other_mean"], abs=1e-6)
+
+
+def test_figure_5_shows_the_main_generators_beside_the_baseline(frontier: Path) -> None:
+    """At the heads that the baseline reads, each as its raw candidates say."""
+    c = context(frontier)
+    assert c.plan.baseline == ["view_once"] and not {"view_once"} & {*c.plan.ablations, *c.plan.frontier}
+    drawn = read_table(frontier / "results/figures" / f"ioi_{MODEL}_fig5.csv")
+    shown = {
+        "paper": ("paper", "plain"),
+        "default": ("default", "plain"),
+        "inversionview": ("view_once", "noise1"),
+    }
+    assert sorted(drawn["variant"]) == sorted(2 * list(shown))
+    for row in drawn.to_dict("records"):
+        name, setting = shown[row["variant"]]
+        drawn_of = read_table(c.samples_path(generator_of(name), name, row["site"]))
+        near = np.isclose(drawn_of["epsilon"], c.headline(row["site"], name))
+        refused = ~drawn_of[near & (drawn_of["decoding"] == setting)]["accepted"]
+        assert row["setting"] == setting and row["refusal_rate"] == pytest.approx(refused.mean(), abs=1e-6)
 
 
 def test_frontier_figures_and_tables(frontier: Path) -> None:

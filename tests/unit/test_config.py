@@ -162,6 +162,7 @@ def test_a_study_is_its_runs_by_seed_and_times(whole: Config) -> None:
 def test_an_experiment_names_studies_or_single_runs(tmp_path: Path, whole: Config) -> None:
     ioi = whole.of("ioi", "gpt2-embedded")
     assert {whole.variants[name].study for name in ioi.study_variants} == {
+        "baseline",
         "dimension",
         "ablation",
         "sparse",
@@ -467,6 +468,12 @@ BAD: dict[str, tuple[str, int, list[str]]] = {
         ["L0.resid_mid"],
     ),
     "a layer that is not read": ("experiments: {ioi: {representative: [7]}}\n", 1, ["layer 7"]),
+    "a head of a figure that is not read": (
+        "experiments:\n  ioi:\n    shown: {fig8: [L0.resid_post]}\n",
+        3,
+        ["ioi.shown.fig8", "'L0.resid_post' is no head"],
+    ),
+    "a figure that shows no heads": ("experiments: {ioi: {shown: {fig4: [L0H0]}}}\n", 1, ["fig4"]),
     "a variant's site that is not read": (
         "variants:\n  default_sparse: {sites: [L0.mlp_out]}\n",
         2,

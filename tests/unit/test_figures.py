@@ -19,6 +19,7 @@ from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi import samples
 from inversescope.studies.ioi.accuracy import training
 from inversescope.studies.ioi.distance import smooth
+from inversescope.studies.ioi.heatmaps import fig2
 from inversescope.studies.ioi.shown import IoiStudy
 from inversescope.studies.variants import misleads as study
 from inversescope.studies.variants.plot import plot_study
@@ -99,6 +100,21 @@ def test_smoothing_recovers_a_known_curve():
     inner = curve[(curve["distance"] > 0.1) & (curve["distance"] < 0.9)]
     np.testing.assert_allclose(inner["agreement"], 1 - inner["distance"], atol=0.04)
     assert smooth(pd.Series([0.1]), pd.Series([1]), pd.Series([0])).empty
+
+
+def test_the_configuration_names_heads(tmp_path):
+    """Figures 2 and 8 and Table 1 show what it names, each its own."""
+    make_study(tmp_path, Sizes())
+    shown = {"fig2": ["L0H1", "L1H0", "L1H3"], "fig8": ["L0H2"], "table1": ["L1H2"]}
+    config = make_config(Sizes(), shown=shown)
+    study = IoiStudy(context_of(tmp_path, config))
+    assert list(study.by_distance) == ["L0H2"] and list(study.examples) == ["L1H2"]
+    plots.draw_exact(study.context)
+    assert set(study.exact_draws["site"]) == {*shown["fig2"], "L0H2", "L1H2"}
+    assert set(study.table("exact_agreement.csv", "draw_exact")["site"]) == {"L0H2"}
+    _, drawn = fig2(study)
+    assert list(drawn["site"][drawn["kind"] == "sample"].unique()) == shown["fig2"]
+    assert set(samples.fig8_points(study)["site"]) == {"L0H2"}
 
 
 def test_rules_choose_heads():

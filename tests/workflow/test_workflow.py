@@ -164,6 +164,9 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         make_browser=1,
     )
     counts.update(further(experiment, config, n_sites, n_blocks))
+    for name in (v for v in config.study_variants if config.variants[v].study == "baseline"):
+        n_shown = -(-len(expand_sites(config.variants[name].sites or [], n_layers, n_heads)) // size)
+        counts.update(train_generator=1, sample_prompts=n_shown, estimate_fcr=n_shown, plot_baseline=1)
     if not config.studied_variants:
         # A control, shown beside another model: exact values and patching alone.
         extracted = 1 if enumerated else 2
@@ -243,7 +246,7 @@ def test_what_the_slurm_profile_says_of_a_stage_holds_for_all_of_its_rules(tmp_p
     assert found["make_prompts"] == ["cpu", "0", "None"] and found["train_generator"] == ["gpu", "1", "None"]
     assert found["sample_prompts_ioi_paper"] == ["gpu", "1", "None"]
     in_groups = [name for name in found if stage_of(name) in ("compute_exact", "estimate_fcr")]
-    assert {"compute_exact_ioi", "estimate_fcr_ioi", "estimate_fcr_ioi_frontier"} <= set(in_groups)
+    assert {"compute_exact_ioi", "estimate_fcr_ioi", "estimate_fcr_ioi_baseline"} <= set(in_groups)
     assert all(found[name] == ["cpu", "0", "sites"] for name in in_groups)
 
 

@@ -84,7 +84,7 @@ def _check_prompts(config: Config) -> None:
     first: dict[str, str] = {}
     for name, experiment in config.experiments.items():
         other = first.setdefault(experiment.task, name)
-        for key in ("n_train", "n_test", "n_val", "n_reference"):
+        for key in ("n_train", "n_test", "n_val", "n_reference", "prompt"):
             own, theirs = getattr(experiment, key), getattr(config.experiments[other], key)
             if own != theirs:
                 message = f"is {own}, but {theirs} in experiment {other}, which has the same prompts"
@@ -159,6 +159,12 @@ def _check_sites(view: Config, name: str, experiment: ExperimentConfig) -> None:
         if site.kind == "resid_mid":
             message = f"{site.label} cannot be replaced: patch resid_pre, attn_out, mlp_out or resid_post"
             raise Misplaced((*where, "patched"), message)
+    heads = {site.label for site in read if site.head is not None and site.position == "last"}
+    for figure, labels in experiment.shown.items():
+        for label in labels:
+            if label not in heads:
+                message = f"{label!r} is no head that the experiment reads"
+                raise Misplaced((*where, "shown", figure), message)
     for layer in experiment.representative or ():
         if layer not in {site.layer for site in read}:
             message = f"layer {layer} is not read"

@@ -116,6 +116,8 @@ class BackboneConfig(Strict):
     """Largest share of samples whose two names are equal."""
 
 
+#: Studies that compare generators alone: nobody asks what the cache adds.
+ALONE = ("frontier", "baseline")
 #: Studies that repeat their runs over seeds and multiples of the steps, at sites of several dimensions.
 SWEPT = ("dimension", "misleads", "misleads_words")
 

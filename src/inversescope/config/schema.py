@@ -84,6 +84,10 @@ class ExperimentConfig(Strict):
     n_test: int = Field(50, ge=1, description="Target prompts, drawn from the test split (paper: 5,000).")
     representative: list[int] | None = Field(None, min_length=1)
     """Layers of Figure 10 and Table 2 (ravel); all that are read if absent."""
+    shown: dict[Literal["fig2", "fig8", "table1"], list[str]] = Field(default_factory=dict)
+    """Heads that Figures 2 and 8 and Table 1 show; chosen by rule where none is named."""
+    prompt: str | None = None
+    """The prompt of the prior that Figure 2 and Table 1 show: it is made the first target. If absent, the first one drawn."""
     n_val: int = Field(0, ge=0)
     """Prompts on which bandwidths by share and hyperparameters of baselines (ravel) are chosen."""
     n_reference: int | Literal["all"] = "all"

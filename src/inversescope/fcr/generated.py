@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import ALONE
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import (
     CacheDraws,
@@ -104,8 +105,8 @@ class VariantCells:
 
     @cached_property
     def alone(self) -> bool:
-        """Whether it is read without the cache's help: the frontier compares generators alone."""
-        return self.site.context.config.variant(self.variant).study == "frontier"
+        """Whether it is read without the cache's help, to be compared with other generators."""
+        return self.site.context.config.variant(self.variant).study in ALONE
 
     @cached_property
     def split(self) -> str | None:

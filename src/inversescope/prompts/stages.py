@@ -62,6 +62,22 @@ def make_prompts(context: Context, split: str) -> None:
 
 
 def _targets(context: Context) -> np.ndarray:
-    """The target prompts (n_test,), in order."""
-    rng = stream(context.config.seed, "make_prompts", "test")
-    return np.asarray(context.task.sample(context.plan.settings.n_test, "test", rng))
+    """The target prompts (n_test,), in order; the one that the configuration names stands first.
+
+    Raises:
+        InputError: it is not in the prior.
+    """
+    experiment, task = context.plan.settings, context.task
+    drawn = np.asarray(
+        task.sample(experiment.n_test, "test", stream(context.config.seed, "make_prompts", "test"))
+    )
+    if experiment.prompt is None:
+        return drawn
+    (named,) = task.parse([experiment.prompt])
+    if named < 0:
+        example = task.texts(drawn[:1])[0]
+        raise InputError(
+            f"experiments.{context.plan.name}.prompt is not in the prior of {task.name}: {experiment.prompt!r}",
+            f"write one such as {example!r}",
+        )
+    return np.append(named, drawn[drawn != named])[: experiment.n_test]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import ALONE
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.generator.build import backbone_tokenizer, cached_prompts, load_generator
@@ -76,8 +77,8 @@ def _sampled(sampler: Sampler, recomputer: Recomputer) -> tuple[pd.DataFrame, pd
         own = epsilon == sampler.own
         for decoding in config.decodings_of(name, own, sampler.site.head is not None):
             frames.append(candidates(sampler, recomputer, epsilon, decoding))
-        # The frontier compares generators alone: nobody asks for the q of cached prompts.
-        if config.variant(name).study != "frontier":
+        # Where generators are compared alone, nobody asks for the q of cached prompts.
+        if config.variant(name).study not in ALONE:
             log_qs.append(sampler.cached_log_q(epsilon))
     return pd.concat(frames, ignore_index=True), pd.concat(log_qs, ignore_index=True)
 

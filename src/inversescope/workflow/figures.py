@@ -20,6 +20,7 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_ravel": lambda e: bool(e.studied) and e.task == "ravel",
     "plot_icl": lambda e: bool(e.studied) and e.task in FEW_SHOT,
     "plot_cases": lambda e: bool(e.studied) and e.task not in OWN_STUDIES,
+    "plot_baseline": lambda e: bool(e.baseline),
     "plot_readers": lambda e: bool(e.studied),
     "plot_heads": lambda e: e.task in IOI,
     "plot_causes": lambda e: bool(e.settings.patched),
@@ -29,7 +30,7 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_frontier_readers": lambda e: bool(e.rivals),
 }
 #: Parts of an experiment that are figures and tables of the main study.
-DRAWN = ("layers", "heads", "figures", "readers", "causes", "answers")
+DRAWN = ("layers", "heads", "figures", "baseline", "readers", "causes", "answers")
 #: What all figures and tables of a stage need, beside their own `needs`.
 STAGE_NEEDS: dict[str, dict[str, list[str]]] = {
     "plot_figures": {"variants": ["paper", "default"]},

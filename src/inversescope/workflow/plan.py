@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from inversescope.config import Config, ExperimentConfig
-from inversescope.config.methods import Bandwidth
+from inversescope.config.methods import ALONE, Bandwidth
 from inversescope.config.targets import ModelConfig
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
@@ -31,6 +31,8 @@ OUTSIDE = {"ravel": ("test", "val")}
 IOI = ("ioi", "ioi_small")
 #: In-context tasks: few-shot prompts.
 FEW_SHOT = ("icl_translation", "icl_words")
+#: Variants whose estimates lie in one folder: those of the main part, and further ones in `study` and the others.
+GROUPS = ("", "study", "frontier", "baseline")
 #: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
 OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(IOI, {"figures": ("plot_figures",)}),
@@ -138,16 +140,25 @@ class ExperimentPlan:
         """Prompts of the prior that stand for it beside candidates: the activation cache or, without variants, the reference."""
         return "train" if self.leading else "reference"
 
+    def _of_study(self, *studies: str) -> list[str]:
+        names = dict.fromkeys(self.config.study_variants)
+        return [name for name in names if self.config.variant(name).study in studies]
+
     @cached_property
     def frontier(self) -> list[str]:
         """Variants that the frontier compares; without any there is no frontier."""
-        names = dict.fromkeys(self.config.study_variants)
-        return [name for name in names if self.config.variant(name).study == "frontier"]
+        return self._of_study("frontier")
+
+    @cached_property
+    def baseline(self) -> list[str]:
+        """Variants that Figure 5 shows beside those of the main part; without any there is no Figure 5."""
+        return self._of_study("baseline")
 
     @cached_property
     def ablations(self) -> list[str]:
-        """Variants of the study over dimension, steps and seeds, and the ablations: all of the study but the frontier's."""
-        return [name for name in dict.fromkeys(self.config.study_variants) if name not in self.frontier]
+        """Variants of the study over dimension, steps and seeds, and the ablations: all others of studies."""
+        alone = self._of_study(*ALONE)
+        return [name for name in dict.fromkeys(self.config.study_variants) if name not in alone]
 
     @cached_property
     def variants(self) -> list[str]:
@@ -168,8 +179,10 @@ class ExperimentPlan:
         return variant in VARIANTS or self.generator_of(variant) != "inversescope"
 
     def group(self, name: str) -> list[str]:
-        """Variants whose estimates lie in one folder: those of the main part (""), or further ones in `study` or `frontier`."""
-        return {"": self.studied, "study": self.ablations, "frontier": self.frontier}[name]
+        """Variants of one of `GROUPS`."""
+        return dict(zip(GROUPS, (self.studied, self.ablations, self.frontier, self.baseline), strict=True))[
+            name
+        ]
 
     def generator_of(self, variant: str) -> str:
         """The generator that a variant trains."""
@@ -339,6 +352,8 @@ class ExperimentPlan:
             parts["readers"] = made_by("plot_readers")
             for part, rules in OWN_STUDIES.get(self.task, CASE_STUDY).items():
                 parts[part] = made_by(*rules)
+        if self.baseline:
+            parts["baseline"] = made_by("plot_baseline")
         if self.settings.patched:
             parts["causes"] = made_by("plot_causes")
             if self.task in SPELLED:

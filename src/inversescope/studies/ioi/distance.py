@@ -34,7 +34,7 @@ def fig8(study: IoiStudy) -> Drawing:
     generator would propose.
     """
     data = as_written(fig8_table(fig8_points(study), study.table("exact_agreement.csv", "draw_exact")))
-    sites = list(study.heads)
+    sites = list(study.by_distance)
     drawn = new_figure(WIDTH, 2.15 * len(sites) + 0.25)
     axes = drawn.subplots(len(sites), len(VARIANTS), sharey=True, squeeze=False)
     for i, site in enumerate(sites):
@@ -56,7 +56,7 @@ def fig8(study: IoiStudy) -> Drawing:
                 ax.plot(piece["distance"], piece["agreement"], label=label, **style)
             share_axis(ax, pad=0.06)
             ax.set_xlim(0, end * 1.02)
-            ax.set_title(f"{site} ({study.heads[site]}), {study.at_bandwidth(variant)}")
+            ax.set_title(f"{site} ({study.by_distance[site]}), {study.at_bandwidth(variant)}")
             ax.set_xlabel("cosine distance d(z, ẑ)" if i == len(sites) - 1 else "")
             ax.set_ylabel(f"same {study.feature} as the seed" if j == 0 else "")
     panel_letters(axes.flat)

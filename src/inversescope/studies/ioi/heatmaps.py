@@ -82,7 +82,7 @@ def fig9(study: IoiStudy) -> Drawing:
 
 @figure("fig2", "plot_figures", title="Figure 2: object FCR of attention heads, with samples")
 def fig2(study: IoiStudy) -> Drawing:
-    """FCR of every head, and beside or below it samples of P(x; z) for the two heads of `IoiStudy.heads`."""
+    """FCR of every head, and beside or below it samples of P(x; z) for the heads of `IoiStudy.beside_map`."""
     feature, examples = study.feature, fig2_examples(study)
     heat = pd.concat([_panel(study.fcr, row, feature, _shown(study, row)) for row in FIG2_ROWS])
     examples = examples.assign(
@@ -201,7 +201,7 @@ def _write_samples(drawn: Figure, parts: list[pd.DataFrame], feature: str) -> No
         style: dict[str, Any] = {"fontsize": 6.0, "va": "top", "transform": ax.transAxes} | kwargs
         ax.text(x, y, text, parse_math=False, **style)
 
-    for letter, rows in zip("de", parts, strict=False):
+    for letter, rows in zip("defghij", parts, strict=False):
         first = rows.iloc[0]
         put(-0.045, letter, fontsize=9, fontweight="bold")
         put(0, f"{first['site']}: {first['reason']}", fontsize=7.5, fontweight="bold")

@@ -52,8 +52,8 @@ def draw_exact(context: Context) -> None:
     labels, values = pd.factorize(reference[f"feature_{study.feature}"].astype(str))
     wanted = pd.Index(values).get_indexer(study.prompts[f"feature_{study.feature}"])
     draws, agreement = [], []
-    for site in dict.fromkeys([*study.heads, *study.examples]):
-        count = _MOST_TARGETS if site in study.heads else SHOWN_TARGET + 1
+    for site in dict.fromkeys([*study.beside_map, *study.by_distance, *study.examples]):
+        count = _MOST_TARGETS if site in study.by_distance else SHOWN_TARGET + 1
         found = _scan(context, site, labels, wanted[:count])
         weight = kernel_values(found.near, context.headline(site), context.config.kernel.kind)
         size = min(samples.SHOWN_TABLE1, int((weight > 0).sum()))
@@ -65,7 +65,7 @@ def draw_exact(context: Context) -> None:
             )
             part[names] = part[names].astype(str)
             draws.append(part.assign(site=site, target_id=SHOWN_TARGET, draw=np.arange(size)))
-        if site in study.heads:
+        if site in study.by_distance:
             seen = np.flatnonzero(found.total[:-1] >= _FEWEST_IN_BIN)
             bins = {"distance": (seen + 0.5) * found.width, "n": found.total[seen].astype(int)}
             share = found.same[seen] / found.total[seen]

@@ -1,4 +1,4 @@
-"""Samples as tables, all chosen by rule: beside Figure 2, points of Figure 8, Table 1, failure cases."""
+"""Samples as tables, chosen by rule unless the configuration names heads: beside Figure 2, points of Figure 8, Table 1, failures."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fig2_examples(study: IoiStudy) -> pd.DataFrame:
         shown = shown.sort_values("distance", kind="stable").rename(columns={label: "label"})
         rows.extend(common | row for row in shown[["text", "label", "distance"]].to_dict("records"))
 
-    for site, reason in study.heads.items():
+    for site, reason in study.beside_map.items():
         common = {
             "site": site,
             "reason": reason,
@@ -65,7 +65,7 @@ def fig8_points(study: IoiStudy) -> pd.DataFrame:
     name = f"feature_{study.feature}"
     labels = study.prompts[name].to_numpy()
     parts = []
-    for site in study.heads:
+    for site in study.by_distance:
         for variant in VARIANTS:
             drawn = study.samples(variant, site, "noised")
             drawn = drawn[parsed_mask(drawn) & drawn["distance"].notna()]
@@ -76,7 +76,7 @@ def fig8_points(study: IoiStudy) -> pd.DataFrame:
 
 @table("table1", "plot_figures", title="Table 1: samples with their distances")
 def table1(study: IoiStudy) -> Page:
-    """Table 1: samples with their distances for three heads chosen by rule, paper, default and exact.
+    """Table 1: samples with their distances for the heads of `IoiStudy.examples`, paper, default and exact.
 
     Of a variant's distinct parsed candidates, sorted by distance, those at even ranks from the nearest to the
     farthest are shown, refused ones too; exact rows are uniform draws from the ball. A variant without any candidate in the

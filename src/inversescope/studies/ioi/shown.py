@@ -1,8 +1,9 @@
-"""What figures and tables of the study show, chosen by rule: heads, a target prompt, variants of each bandwidth."""
+"""What figures and tables of the study show: heads and a target prompt, named or chosen by rule; variants of each bandwidth."""
 
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Literal
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from inversescope.config.methods import Bandwidth
 from inversescope.figures.study import Study
 from inversescope.figures.tables import example_heads, highest_and_median_head, select
 
-#: The target prompt that Figure 2 and Table 1 show: the first one, so that nobody picks.
+#: The target prompt that Figure 2 and Table 1 show: the first one, so that nobody picks, or the one that the experiment names.
 SHOWN_TARGET = 0
 
 
@@ -27,17 +28,30 @@ class IoiStudy(Study):
         """The two features that panels show."""
         return self.features[:2]
 
+    def named(self, figure: Literal["fig2", "fig8", "table1"]) -> dict[str, str]:
+        """The heads that the configuration names for a figure; empty where a rule chooses."""
+        return dict.fromkeys(self.context.plan.settings.shown.get(figure, ()), "named in the configuration")
+
     @cached_property
-    def heads(self) -> dict[str, str]:
-        """The two heads of Figures 2 and 8."""
+    def _two_heads(self) -> dict[str, str]:
         rows = select(self.rates, estimator="exact", feature=self.feature)
         reasons = (f"highest exact {self.feature} FCR", f"median exact {self.feature} FCR")
         return dict(zip(highest_and_median_head(rows.drop_duplicates("site")), reasons, strict=False))
 
+    @property
+    def beside_map(self) -> dict[str, str]:
+        """The heads whose samples stand beside Figure 2."""
+        return self.named("fig2") or self._two_heads
+
+    @property
+    def by_distance(self) -> dict[str, str]:
+        """The heads of Figure 8."""
+        return self.named("fig8") or self._two_heads
+
     @cached_property
     def examples(self) -> dict[str, str]:
-        """The three heads of Table 1."""
-        return example_heads(self.fcr, self.features, self.bandwidth)
+        """The heads of Table 1."""
+        return self.named("table1") or example_heads(self.fcr, self.features, self.bandwidth)
 
     @cached_property
     def paper_variants(self) -> dict[Bandwidth, str]:

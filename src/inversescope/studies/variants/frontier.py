@@ -1,4 +1,4 @@
-"""Figure 5 and what it hides: refusal of InverseScope and InversionView, beside FCR error, entropy and seconds."""
+"""The frontier: refusal of InverseScope and InversionView, beside FCR error, entropy and seconds."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from inversescope.figures.panels import (
     light_grid,
     near_zero,
     panel_letters,
-    share_axis,
 )
 from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
 from inversescope.figures.study import Study
 from inversescope.figures.style import BLACK, WIDTH, new_figure
 from inversescope.figures.tables import select, t_interval
+from inversescope.studies.variants.baseline import histograms
 
 #: Markers of generators, in the order in which the configuration lists them.
 MARKERS = "os^DPXv"
-#: Panels of Figure 5: each method as published, then each at its best here.
+#: Panels of `refusal_heads`: each method as published, then each at its best here.
 PANELS = (("paper", "inversionview"), ("default", "inversionview_noised"))
-BINS = np.linspace(0.0, 1.0, 21)
 #: Marker of each decoding setting in the frontier, where colours are generators.
 SETTING_MARKER = {
     "plain": "o",
@@ -70,36 +69,17 @@ def _headlines(study: FrontierStudy) -> pd.DataFrame:
     return select(heads, "frontier_heads.csv", variant=list(first.index))
 
 
-@figure("fig5", "plot_frontier", title="Figure 5: refusal of attention heads, by generator")
-def fig5(study: FrontierStudy) -> Drawing:
-    """Histogram of refusal over attention heads, logarithmic counts, mean as dashed line; two generators a panel."""
+@figure(
+    "refusal_heads",
+    "plot_frontier",
+    title="Refusal of attention heads, by generator, after equal training time",
+)
+def refusal_heads(study: FrontierStudy) -> Drawing:
+    """Figure 5 over seeds, two generators a panel."""
     rows = as_written(_headlines(study))
-    panels = [[v for v in panel if v in set(rows["variant"])] for panel in PANELS]
-    panels = [panel for panel in panels if panel]
-    drawn = new_figure(WIDTH, 2.5)
-    axes = drawn.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-    for ax, panel in zip(axes, panels, strict=True):
-        for variant in panel:
-            part, colour = rows[rows["variant"] == variant], study.colour(variant)
-            values = part["refusal_rate"].to_numpy(float)
-            count, _ = np.histogram(values, BINS)
-            ax.stairs(count, BINS, color=colour, fill=True, alpha=0.35, linewidth=0, baseline=0.5)
-            ax.stairs(count, BINS, color=colour, linewidth=1.1, baseline=0.5, label="_")
-            ax.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
-            about = f"mean {values.mean():.3f}, worst {values.max():.3f}"
-            label = f"{study.label(variant)} ({part['setting'].iloc[0]}): {about}"
-            ax.plot([], [], color=colour, linewidth=4, alpha=0.6, label=label)
-        ax.set_yscale("log")
-        ax.set_ylim(0.5, max(2.0, 1.6 * len(rows) / rows["variant"].nunique()))
-        ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= ax.get_ylim()[1]]
-        ax.set_yticks(ticks, [str(n) for n in ticks])
-        ax.minorticks_off()
-        ax.set_xlabel(f"share of draws refused, {study.bandwidth_label}")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.3), fontsize=6.5)
-        share_axis(ax, "x")
-    axes[0].set_ylabel("attention heads")
-    panel_letters(axes)
-    return drawn, rows[["generator", "variant", "setting", "site", "refusal_rate", "n_seeds"]]
+    return histograms(study, rows, PANELS), rows[
+        ["generator", "variant", "setting", "site", "refusal_rate", "n_seeds"]
+    ]
 
 
 @figure("refusal_seconds", "plot_frontier", title="Refusal against seconds of training")

@@ -1,4 +1,4 @@
-"""Stages `plot_study` and `plot_frontier`: from tables to pictures, without torch."""
+"""Stages `plot_baseline`, `plot_study` and `plot_frontier`: from tables to pictures, without torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from inversescope.figures.registry import draw
 from inversescope.figures.study import Study
 
 # Imported for what they register.
-from inversescope.studies.variants import frontier, misleads, reported
+from inversescope.studies.variants import baseline, frontier, misleads, reported
 
-__all__ = ["frontier", "misleads", "plot_frontier", "plot_study", "reported"]
+__all__ = ["baseline", "frontier", "misleads", "plot_baseline", "plot_frontier", "plot_study", "reported"]
+
+
+def plot_baseline(context: Context) -> None:
+    """Draw Figure 5; see `registry.draw`.
+
+    Raises:
+        InputError: a table is missing.
+    """
+    draw("plot_baseline", baseline.BaselineStudy(context))
 
 
 def plot_study(context: Context) -> None:
@@ -22,7 +31,7 @@ def plot_study(context: Context) -> None:
 
 
 def plot_frontier(context: Context) -> None:
-    """Draw Figure 5 and what it hides: InverseScope beside InversionView; see `registry.draw`.
+    """Draw what Figure 5 hides: InverseScope beside InversionView; see `registry.draw`.
 
     Raises:
         InputError: a table is missing.
