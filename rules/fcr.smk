@@ -1,6 +1,8 @@
 # Feature consistency rates: exact ones from prior draws, estimated ones from samples and cache, then tidy tables.
 
 
+from inversescope.workflow.plan import GROUPS
+
 for block in blocks(PLAN.experiments):
 
     rule:

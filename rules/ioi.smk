@@ -90,9 +90,7 @@ rule plot_figures:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 30),
     params:
-        used=lambda w: used(
-            w, "kernel", "fcr", "figures", "studied_variants", "bandwidths", "looks", "shown"
-        ),
+        used=lambda w: used(w, "kernel", "fcr", "figures", "studied_variants", "bandwidths", "looks", "shown"),
         options=options,
     message:
         "Plotting the figures and writing the tables of {wildcards.task} on {wildcards.model}"

@@ -1,4 +1,4 @@
-"""Samples as tables, chosen by rule unless the configuration names heads: beside Figure 2, points of Figure 8, Table 1, failures."""
+"""Samples as tables, by rule unless the configuration names heads: beside Figure 2, points of Figure 8, Table 1, failures."""
 
 from __future__ import annotations
 
