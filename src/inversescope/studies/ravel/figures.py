@@ -78,12 +78,12 @@ class Panel(NamedTuple):
 
 
 def _by_layer(study: RavelStudy, panels: list[Panel]) -> Drawing:
-    """Scores by layer, a column a target, with intervals."""
+    """Scores by layer (of the residual stream after it), a column a target, the widest first, with intervals."""
     scores = study.gathered("scores")
     told = {method for panel in panels for method in panel.methods}
     groups = [panel.group for panel in panels]
     data = as_written(scores[scores["group"].isin(groups) & scores["method"].isin(told)])
-    models = list(dict.fromkeys(data.sort_values(["d_model", "model"])["model"]))
+    models = list(dict.fromkeys(data.sort_values("d_model", ascending=False, kind="stable")["model"]))
     drawn = new_figure(WIDTH, 1.75 * len(panels) + 0.8)
     axes = drawn.subplots(len(panels), len(models), sharey="row", sharex="col", squeeze=False)
     present = [m for m in METHODS if (data["method"] == m).any()]
@@ -111,7 +111,7 @@ def _by_layer(study: RavelStudy, panels: list[Panel]) -> Drawing:
             if j == 0:
                 ax.set_ylabel(title)
             if i == len(panels) - 1:
-                ax.set_xlabel("layer (residual stream after it)")
+                ax.set_xlabel("layer")
                 layers = sorted(rows["layer"].unique())
                 ax.set_xticks(layers if len(layers) < 9 else layers[::4])
     panel_letters(axes.flat)
@@ -121,13 +121,17 @@ def _by_layer(study: RavelStudy, panels: list[Panel]) -> Drawing:
 
 def _legend(drawn: Figure, methods: list[str]) -> None:
     handles = [key(*METHODS[method], markersize=4) for method in methods]
-    columns = -(-len(handles) // 2) if len(handles) > 5 else len(handles)
+    wide = sum(len(METHODS[method][0]) for method in methods) > 90
+    columns = -(-len(handles) // 2) if wide else len(handles)
     drawn.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 @figure("fig10", "plot_ravel", title="Figure 10: attributes read by size of the target")
 def fig10(study: RavelStudy) -> Drawing:
-    """Accuracy at representative layers of each model (left), and its mean over them by width (right)."""
+    """Accuracy at representative layers of each model (left), and its mean over them by width (right).
+
+    A line joins models that are read at the same bandwidth: others differ in more than their width.
+    """
     scores, representative = study.gathered("scores"), study.representative
     data = scores[(scores["group"] == "seen") & scores["method"].isin(BY_SIZE)]
     keep = [layer in representative[model] for layer, model in zip(data["layer"], data["model"], strict=True)]
@@ -135,7 +139,7 @@ def fig10(study: RavelStudy) -> Drawing:
     data = as_written(data.assign(rank=data.groupby(["model", "method"]).cumcount()))
     models = list(dict.fromkeys(data["model"]))
     drawn = new_figure(WIDTH, 2.9)
-    left, right = drawn.subplots(1, 2)
+    left, right = drawn.subplots(1, 2, width_ratios=[2, 1])
     width = max(len(layers) for layers in representative.values()) + 1
     start = {model: j * width for j, model in enumerate(models)}
     for method in BY_SIZE:
@@ -147,13 +151,14 @@ def fig10(study: RavelStudy) -> Drawing:
             x = start[model] + part["rank"].to_numpy(float)
             left.plot(x, part["accuracy"], markersize=3.4, **style)
             error_bars(left, x, part["accuracy"], part["accuracy_low"], part["accuracy_high"], colour)
-        mean = own.groupby("d_model")["accuracy"].mean()
-        right.plot(mean.index, mean, markersize=4, **style)
-    ticks = {start[m] + k: f"L{layer}" for m in models for k, layer in enumerate(representative[m])}
+        for alike in study.alike:
+            mean = own[own["model"].isin(alike)].groupby("d_model")["accuracy"].mean()
+            right.plot(mean.index, mean, markersize=4, **style)
+    ticks = {start[m] + k: str(layer) for m in models for k, layer in enumerate(representative[m])}
     left.set_xticks(list(ticks), list(ticks.values()), fontsize=6)
     for model in models:
         x = start[model] + (len(representative[model]) - 1) / 2
-        left.text(x, 0.02, model, ha="center", va="bottom", fontsize=6)
+        left.text(x, 0.02, "\n".join(model.rsplit("-", 1)), ha="center", va="bottom", fontsize=6)
     left.set_xlabel("representative layer")
     left.set_ylabel("accuracy")
     right.set_xscale("log")
@@ -161,7 +166,7 @@ def fig10(study: RavelStudy) -> Drawing:
     right.set_xticks(widths, [str(w) for w in widths])
     right.minorticks_off()
     right.set_xlabel("width of the residual stream")
-    right.set_ylabel("mean accuracy over these layers")
+    right.set_ylabel("mean accuracy")
     for ax in (left, right):
         share_axis(ax, "y")
         light_grid(ax)

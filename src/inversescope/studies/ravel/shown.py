@@ -76,6 +76,14 @@ class RavelStudy(Study):
         }
 
     @cached_property
+    def alike(self) -> list[list[str]]:
+        """Models by the bandwidth that they are read at."""
+        groups: dict[str, list[str]] = {}
+        for one in self.contexts:
+            groups.setdefault(Study(one).bandwidth_label, []).append(one.model_name)
+        return list(groups.values())
+
+    @cached_property
     def widest(self) -> Study:
         """The target of the largest width."""
         targets = self.gathered("targets").set_index("model")["d_model"]
