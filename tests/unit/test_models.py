@@ -18,7 +18,7 @@ from inversescope.errors import InputError
 from inversescope.sites import Site
 from inversescope.targets.architectures import ARCHITECTURES
 from inversescope.targets.models import Target, build_model, load_target, save_trained
-from inversescope.targets.speed import fast_linear_layers
+from inversescope.targets.substitutes import fast_linear_layers
 from inversescope.targets.tokenizers import check_single_tokens, encode, tokenizer_hash, word_tokenizer
 
 WORDS = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -17,14 +18,23 @@ from inversescope.activations.prefixes import Buffers, PrefixCache
 from inversescope.targets.architectures import Component
 from inversescope.targets.hooks import hooked, run_body
 from inversescope.targets.models import Target
-from inversescope.targets.speed import SHORT, fast_linear_layers, short_attention
+from inversescope.targets.speed import SHORT
 
 PREFIXES = "prefixes"
 LINEAR = "linear"
+
+
+def _substitutes() -> ModuleType:
+    """What takes the place of a model's own: seconds of imports, for those who run a model alone."""
+    from inversescope.targets import substitutes
+
+    return substitutes
+
+
 #: Way -> what prepares a model for it. That prompts share their beginnings needs no preparation.
 WAYS: dict[str, Callable[[Target], AbstractContextManager[None]] | None] = {
-    LINEAR: lambda target: fast_linear_layers(target.body),
-    "attention": lambda target: short_attention(target.model),
+    LINEAR: lambda target: _substitutes().fast_linear_layers(target.body),
+    "attention": lambda target: _substitutes().short_attention(target.model),
     PREFIXES: None,
 }
 #: Relative difference of a position's residual stream that is rounding, by dtype.

@@ -12,18 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForCausalLM,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from inversescope import store
 from inversescope.config.targets import ArchitectureConfig, ModelConfig
@@ -32,6 +26,9 @@ from inversescope.sites import LAYER_KINDS, Site, check_range
 from inversescope.targets.architectures import ARCHITECTURES, Architecture
 from inversescope.targets.sources import locate, quiet
 from inversescope.targets.tokenizers import encode, tokenizer_hash
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds of imports, for those who load a model alone
 
 
 def check_family(family: str, what: str) -> Architecture:
@@ -304,10 +301,9 @@ def build_model(
     implementation = "eager" if ARCHITECTURES[spec.architecture].eager else attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation=implementation, dtype=torch.float32
         )
-    assert isinstance(model, PreTrainedModel)
     return model.eval()
 
 

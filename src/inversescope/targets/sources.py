@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from huggingface_hub import hf_hub_download
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from inversescope.errors import InputError, first_line
 from inversescope.store import file_hash, read_json
@@ -26,6 +26,9 @@ from inversescope.targets.files import (
     check_files,
     check_loaded,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # seconds of imports, for those who load a model alone
 
 #: Bytes of a file that is hashed whenever its model is loaded, at most.
 LARGE = 1 << 30

@@ -17,7 +17,7 @@ from inversescope.config.targets import TargetTraining as Settings
 from inversescope.errors import InputError
 from inversescope.targets.hooks import without_attention
 from inversescope.targets.models import Target, build_model
-from inversescope.targets.speed import fast_linear_layers, short_attention
+from inversescope.targets.substitutes import fast_linear_layers, short_attention
 from inversescope.targets.tokenizers import check_single_tokens, encode, task_tokenizer
 from inversescope.training import Schedule, next_token_loss, train
 
