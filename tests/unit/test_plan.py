@@ -15,7 +15,7 @@ from inversescope.errors import InputError
 from inversescope.tasks import TASKS, get_task
 from inversescope.workflow import paths
 from inversescope.workflow.paths import fill
-from inversescope.workflow.plan import OUTSIDE, SITES_PER_JOB, ExperimentPlan, Plan, blocks, one_of
+from inversescope.workflow.plan import JOBS, OUTSIDE, SITES_PER_JOB, ExperimentPlan, Plan, blocks, one_of
 from inversescope.workflow.stages import STAGES
 from inversescope.workflow.used import used, value
 
@@ -107,6 +107,9 @@ def test_a_job_reads_few_sites_of_a_small_model_and_one_of_a_large_one() -> None
     found = blocks([small])
     assert [len(block.sites) for block in found] == [SITES_PER_JOB, 16 - SITES_PER_JOB]
     assert sum((block.sites for block in found), ()) == tuple(small.labels)
+    deep = planned(merge(many, {"models": {MODEL: {"shape": shape | {"n_layers": 33}}}}))
+    sizes = [len(block.sites) for block in blocks([deep])]
+    assert len(sizes) == JOBS and sum(sizes) == 33 * 4 and max(sizes) == 14
     (block,) = blocks([planned(merge(many, {"models": {MODEL: LARGE}}))])
     assert block.sites == ("{site}",)
     assert block.options == "--site {site}"

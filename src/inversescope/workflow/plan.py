@@ -19,8 +19,10 @@ from inversescope.sites import Site, expand_sites
 from inversescope.workflow import paths
 from inversescope.workflow.paths import fill
 
-#: Loading PyTorch and the target takes seconds. Where a site takes seconds too, a process reads several sites in turn.
+#: Loading PyTorch and the target takes seconds. Where a site takes seconds too, a process reads several sites in turn: so many, or
+#: more where there would be more jobs than these otherwise.
 SITES_PER_JOB = 10
+JOBS = 10
 #: Variants that every figure shows side by side.
 VARIANTS = ("paper", "default")
 #: Tasks whose answers are several tokens.
@@ -559,6 +561,7 @@ def blocks(experiments: Iterable[ExperimentPlan], by_variant: bool = False, grou
         if experiment.target.is_large and readers:
             readers = {("{site}",): tuple(experiment.variants) if by_variant else ()}
         for labels, variants in readers.items():
-            for start in range(0, len(labels), SITES_PER_JOB):
-                found.append(Block(experiment, labels[start : start + SITES_PER_JOB], variants, group))
+            size = max(SITES_PER_JOB, -(-len(labels) // JOBS))
+            for start in range(0, len(labels), size):
+                found.append(Block(experiment, labels[start : start + size], variants, group))
     return found
