@@ -69,6 +69,7 @@ def execute(folder: Path, *command: str, check: bool = True, timeout: float = 90
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",  # a locale may be another one than UTF-8
         timeout=timeout,
     )
     assert not check or done.returncode == 0, done.stdout[-6000:]

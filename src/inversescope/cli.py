@@ -7,6 +7,7 @@ imports alone.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -320,6 +321,12 @@ COMMANDS = {
 }
 
 
+def _drop_output() -> None:
+    """Forget what is still to be printed: it must not raise again at exit."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours, or an audit that finds one."""
     arguments = _parser().parse_args(argv)
@@ -335,16 +342,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
             handle = log.open("w", encoding="utf-8")
-            sys.stderr = _Tee(stderr, handle)
-        return arguments.run(arguments) or 0
+            sys.stderr = _Tee(*filter(None, (stderr, handle)))  # standard error may be closed
+        status = arguments.run(arguments) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except BrokenPipeError:
-        # Who reads the output has seen enough; what is still in the buffer must not raise again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Who reads the output has seen enough.
+        _drop_output()
         return 1
     except InputError as error:
         print(neutral(f"error: {error}"), file=sys.stderr)
         return 2
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _drop_output()
+            print(
+                "error: there is no room for what is written. Make room, then run it again", file=sys.stderr
+            )
+            return 2
         traceback.print_exc(file=sys.stderr)
         return 1
     finally:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from project import FILES, ROOT, copy_workflow, environment, execute, snakemake
+from project import FILES, ROOT, SNAKEMAKE, copy_workflow, execute, same_tables, snakemake
 
 from inversescope.errors import InputError
 from inversescope.workflow.place import check_place
 
 pytestmark = pytest.mark.faults
-PROMPTS = Path("data/ioi/prompts/train.parquet")
-#: What is run where a whole study would take minutes.
+#: What is planned where nothing is to be run.
 SMALL = ("--configfile", *FILES, "--", "prompts_ioi")
-REAL = shutil.which("python3.11") or sys.executable
 
 
 def shim(folder: Path, name: str, script: str) -> Path:
@@ -63,34 +64,6 @@ def test_a_shim_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
     found = shim(tmp_path / "bin", "python3.12", 'case "$2" in *version*) echo 3.12;; esac')
     done = make(tmp_path, "--dry-run", path=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     assert f"with {found}" in done.stdout, done.stderr
-
-
-def archive(folder: Path) -> Path:
-    """This checkout's sources as a downloaded archive holds them: no repository."""
-    subprocess.run(["git", "archive", "--output", str(folder / "sources.tar"), "HEAD"], cwd=ROOT, check=True)
-    with tarfile.open(folder / "sources.tar") as sources:
-        sources.extractall(folder / "sources", filter="data")
-    return folder / "sources"
-
-
-def worktree(folder: Path) -> Path:
-    """A git worktree of a repository of the sources."""
-    first = copy_workflow(folder / "first")
-    for command in (
-        ["init", "-q"],
-        ["add", "."],
-        ["-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "1"],
-    ):
-        execute(first, "git", *command)
-    execute(first, "git", "worktree", "add", "-q", str(folder / "tree"))
-    return folder / "tree"
-
-
-@pytest.mark.parametrize("place", [archive, worktree])
-def test_other_checkouts(tmp_path: Path, place: Callable[[Path], Path]) -> None:
-    root = place(tmp_path)
-    snakemake(root, *SMALL)
-    assert (root / PROMPTS).is_file()
 
 
 def latin(folder: Path) -> dict[str, str]:
@@ -143,42 +116,135 @@ def test_other_surroundings(tmp_path: Path, which: str) -> None:
     assert texts.str.contains(word).all()
 
 
-def test_a_user_without_root(tmp_path: Path) -> None:
-    if os.getuid():
-        pytest.skip("this user is one")
-    try:
-        subprocess.run([REAL, "-c", ""], user="nobody", check=True, env={"PATH": os.environ["PATH"]})
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("nobody may run this Python")
-    root = copy_workflow(tmp_path / "project")
-    for path in (tmp_path, root, *root.rglob("*")):
-        shutil.chown(path, "nobody")
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", *SMALL]
-    done = subprocess.run(
-        command,
-        cwd=root,
-        env=environment(root, HOME="/nonexistent", XDG_CACHE_HOME=str(root / ".cache")),
-        user="nobody",
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def repository(folder: Path) -> Path:
+    """A git repository of the sources."""
+    root = copy_workflow(folder)
+    execute(root, "git", "init", "-q")
+    execute(root, "git", "add", ".")
+    execute(root, "git", "-c", "user.name=t", "-c", "user.email=t@e.org", "commit", "-qm", "1")
+    return root
 
 
-def test_data_on_another_disk_is_a_mount_and_not_a_link(tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a study is run, and how.
+
+    Attributes:
+        root: the project's folder.
+        wrapper: what every command is started by.
+        around: variables of the environment.
+    """
+
+    root: Path
+    wrapper: tuple[str, ...]
+    around: dict[str, str]
+
+    def run(self, *command: str) -> str:
+        """All that a command prints in this place."""
+        return execute(self.root, *self.wrapper, *command, PYTHONUTF8="", **self.around)
+
+
+def stranger(folder: Path) -> Place:
+    """A downloaded archive, unpacked by a user who is not root, whose home cannot be written and whose locale is C."""
+    first = repository(folder / "first")
+    execute(first, "git", "archive", "--output", str(folder / "sources.tar"), "HEAD")
+    with tarfile.open(folder / "sources.tar") as sources:
+        sources.extractall(folder / "sources", filter="data")
+    home = folder / "home"
+    home.mkdir(mode=0o500)
+    # Root is somebody else in a namespace of users, and may do there no more than an owner of files may.
+    wrapper = ("unshare", "--user", f"--map-user={USER}", f"--map-group={USER}") if os.getuid() == 0 else ()
+    around = {"HOME": str(home), "LC_ALL": "C"}
+    # Where caches are kept then is what make says.
+    asked = ("make", "--no-print-directory", "--eval", "cache: ; @echo $$XDG_CACHE_HOME", "cache")
+    shutil.copy2(ROOT / "Makefile", folder / "sources")
+    made = Place(folder / "sources", wrapper, around)
+    return replace(made, around={**around, "XDG_CACHE_HOME": made.run(*asked).splitlines()[-1]})
+
+
+def moved(folder: Path) -> Place:
+    """A git worktree in a folder with an umlaut, its data on another disk, under an ISO-8859-1 locale."""
+    root, disk = folder / "Übung", folder / "disk"
+    execute(repository(folder / "first"), "git", "worktree", "add", "-q", str(root))
+    for one in (root / "data", disk):
+        one.mkdir()
+    script = f'mount --bind "{disk}" data && exec "$@"'
+    return Place(root, ("unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh"), latin(folder))
+
+
+PLACES: dict[str, Callable[[Path], Place]] = {"stranger": stranger, "moved": moved}
+#: Whom root becomes.
+USER = 1000
+#: What a process finds in a place.
+PROBE = """
+import json, locale, os, pathlib
+home = pathlib.Path.home()
+git = pathlib.Path(".git")
+print(json.dumps({
+    "uid": os.getuid(), "home": os.access(home, os.W_OK), "git": "file" if git.is_file() else git.is_dir(),
+    "mounted": b"/data " in pathlib.Path("/proc/self/mountinfo").read_bytes(), "locale": locale.setlocale(locale.LC_ALL, ""),
+    "encoding": locale.nl_langinfo(locale.CODESET)}))
+"""
+#: Condition -> the place where it holds, what the probe then finds, and its value.
+CONDITIONS: dict[str, tuple[str, str, object]] = {
+    "source archive": ("stranger", "git", False),
+    "user without root": ("stranger", "uid", os.getuid() or USER),
+    "HOME that cannot be written": ("stranger", "home", False),
+    "LC_ALL=C": ("stranger", "locale", "C"),
+    "git worktree": ("moved", "git", "file"),
+    "data on another disk": ("moved", "mounted", True),
+    "ISO-8859-1": ("moved", "encoding", "ISO-8859-1"),
+}
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Place, dict[str, object]]]:
+    """The smallest study, run whole in a place when it is first asked for; with what a process finds there."""
+
+    @cache
+    def run_in(name: str) -> tuple[Place, dict[str, object]]:
+        place = PLACES[name](tmp_path_factory.mktemp(name))
+        try:
+            place.run("true")
+        except AssertionError as error:
+            pytest.skip(f"this place cannot be had here: {error}")
+        seen: dict[str, object] = json.loads(place.run(sys.executable, "-c", PROBE).splitlines()[-1])
+        said = place.run(*SNAKEMAKE, "--cores", "2", "--configfile", *FILES, "--", "all")
+        assert "(100%) done" in said
+        return place, seen
+
+    return run_in
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_the_smallest_study_runs_in_every_place(
+    studied: Callable[[str], tuple[Place, dict[str, object]]], condition: str
+) -> None:
+    """Several conditions hold in each place, so that two runs of the whole study try them all."""
+    name, key, value = CONDITIONS[condition]
+    place, seen = studied(name)
+    assert seen[key] == value
+    assert "<html" in (place.root / "results/report.html").read_text(encoding="utf-8")
+
+
+def test_numbers_do_not_depend_on_the_place(
+    studied: Callable[[str], tuple[Place, dict[str, object]]],
+) -> None:
+    one, other = (studied(name)[0].root for name in PLACES)
+    same_tables(one, other)
+    shown = [file for part in ("figures", "tables") for file in sorted((one / "results" / part).iterdir())]
+    assert len(shown) > 50
+    for file in shown:
+        assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file
+
+
+def test_data_may_be_no_link(tmp_path: Path) -> None:
     root = copy_workflow(tmp_path / "project")
     (tmp_path / "large").mkdir()
     (root / "data").symlink_to(tmp_path / "large")
     with pytest.raises(InputError, match="data is a link.*mount --bind"):
         check_place(root)
     assert "data is a link" in snakemake(root, "--dry-run", *SMALL, check=False)
-    (root / "data").unlink()
-    (root / "data").mkdir()
-    script = f'mount --bind {tmp_path / "large"} data && exec "$@"'
-    mounted = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, "sh"]
-    if subprocess.run([*mounted, "true"], cwd=root, capture_output=True).returncode:
-        pytest.skip("nothing can be mounted here")
-    execute(root, *mounted, sys.executable, "-m", "snakemake", "--cores", "1", *SMALL)
-    assert (tmp_path / "large" / PROMPTS.relative_to("data")).is_file()
 
 
 @pytest.mark.parametrize("way", ["conda", "apptainer"])

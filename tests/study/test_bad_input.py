@@ -629,6 +629,19 @@ def test_errors_are_one_sentence_for_the_culprit_and_one_for_the_remedy() -> Non
     assert str(error) == "file x is bad: line 3. mend it." and error.remedy == "mend it"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device is always full here")
+def test_printing_to_a_full_disk_is_one_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "inversescope.cli", "config", "show", "kernel.epsilon"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no room for what is written. Make room, then run it again\n"
+
+
 def test_log_holds_the_error_too(empty: Path, capsys: Capture) -> None:
     log = empty / "logs/deep/x.log"
     refused(

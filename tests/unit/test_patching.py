@@ -8,7 +8,7 @@ import torch
 from test_capture import VOCABULARY, make_target
 
 from inversescope.activations.capture import capture
-from inversescope.activations.patching import Cut, Inputs, Intervention, Patch, patch, record
+from inversescope.activations.patching import Cut, Inputs, Intervention, Patch, patch, record, record_sources
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
 from inversescope.targets.architectures import ARCHITECTURES
@@ -164,6 +164,23 @@ def test_recorded_values_are_captures_and_can_be_written_later(target: Target) -
     assert np.abs(ablated - live[:1]).max() > 1e-3
 
 
+def test_sources_that_are_recorded_once_serve_several_calls_to_the_bit(target: Target) -> None:
+    sources, targets = prompts(seed=1), prompts(seed=2)
+    cut = (Cut("word"),)
+    first = [
+        PLAIN,
+        *each(["L*.resid_post", "L*.attn_out"]),
+        *(Intervention(one.patches, cut) for one in each(["L*.resid_post"])),
+    ]
+    later = [
+        Intervention((Patch(Site(layer, "resid_post"), Site(1, "resid_post")),), cut) for layer in range(3)
+    ]
+    recorded = record_sources(target, sources, targets, first)
+    for some in (first, later):
+        given = patch(target, recorded, targets, some, all_tokens(11)).logits
+        np.testing.assert_array_equal(given, patch(target, sources, targets, some, all_tokens(11)).logits)
+
+
 def test_company_and_batch_size_change_nothing_beyond_rounding(target: Target) -> None:
     sources, targets = prompts(seed=1), prompts(seed=2)
     interventions = [
@@ -237,6 +254,7 @@ def test_bad_input_is_named() -> None:
     fails("two parts", inputs, inputs, [Intervention((Patch(Site(1, "resid_mid")),))])
     fails("8 numbers", inputs, inputs, [Intervention((Patch(Site(1, "z", 0), Site(1, "attn_out")),))])
     fails("nothing to write", None, inputs, [one])
+    fails("nothing to write", record_sources(target, inputs, inputs, [PLAIN]), inputs, [one])
     fails("shape", {Site(1, "attn_out"): np.zeros((2, 32))}, inputs, [one])
     fails(
         "twice",

@@ -23,7 +23,10 @@ from inversescope.kernel.distances import distance_of
 from inversescope.kernel.neighbours import Cache
 from inversescope.sampling.decode import Draws, decode
 from inversescope.sampling.log_q import log_prob_rows, log_q, log_q_marginal
+from inversescope.sampling.mcmc import prior_ratio, run_chains
 from inversescope.sampling.mixing import Mixer, make_mixer
+from inversescope.sampling.recompute import Recomputer
+from inversescope.sites import Site
 from inversescope.streams import stream_uniforms
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks.automata import Grammar
@@ -548,3 +551,39 @@ def test_log_q_of_an_attended_prompt_leaves_it_out_of_its_own_counts(limit: int)
         tokens = prompts.tokens[near.rows[i], 1 : prompts.lengths[near.rows[i]]].tolist()
         expected = sum(np.log(rule(int(owner[i]), tokens[:t])[token]) for t, token in enumerate(tokens))
         assert found[i] == pytest.approx(expected, abs=1e-4)
+
+
+class Ring:
+    """Twelve prompts on a circle; the first eight are the prior. A move leads to any of them."""
+
+    def log_prior(self, index: np.ndarray) -> np.ndarray:
+        return np.where(index < 8, -np.log(8), -np.inf)
+
+    def moves(self, index: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return rng.integers(12, size=len(index))
+
+
+def test_chains_that_begin_outside_the_prior_enter_it_in_the_ball_and_stay_there() -> None:
+    angle = np.arange(12) * 2 * np.pi / 12
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    site, seeds, epsilon = Site.parse("L0.resid_post"), np.array([3, 8, 9]), 0.6
+    recomputer = Recomputer(lambda index, _: circle[index], {site: circle[seeds]}, "cosine")
+    with np.errstate(all="raise"):
+        found = run_chains(
+            Ring(), recomputer, seeds, {site: np.random.default_rng(0)}, {site: epsilon}, "hard", 300
+        )
+    states = found[site].pivot(index="step", columns="target_id", values="prompt_id")
+    # Within two places of it on the circle; of 9, which is outside the prior as 8 is, prompt 7 alone is in the prior.
+    assert [set(states[i]) - {seed} for i, seed in enumerate(seeds)] == [{1, 2, 4, 5}, {6, 7}, {7}]
+    for target in (1, 2):
+        outside = (states[target] == seeds[target]).to_numpy()
+        assert not outside[outside.argmin() :].any()
+
+
+def test_a_move_from_outside_the_prior_to_outside_is_never_made() -> None:
+    some, none = np.log(0.25), -np.inf
+    with np.errstate(all="raise"):
+        ratio = prior_ratio(np.array([some, none, none, some]), np.array([2 * some, some, none, none]))
+        zero = ratio * 0.0
+    assert ratio[:3].tolist() == [pytest.approx(4), 0, 0] and ratio[3] > 1e300
+    assert not zero.any()

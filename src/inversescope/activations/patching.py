@@ -79,6 +79,19 @@ class Intervention:
 
 
 @dataclass(frozen=True)
+class Recorded:
+    """What source runs left to write, for any number of calls of `patch`.
+
+    Attributes:
+        inputs: the N prompts that were run.
+        values: attention that was cut meanwhile -> site -> (N, width), float32.
+    """
+
+    inputs: Inputs
+    values: Mapping[tuple[Cut, ...], Mapping[Site, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Readout:
     """Predictions of K interventions on N prompts.
 
@@ -118,9 +131,42 @@ def record(
     return _record(target, inputs, {cuts: set(sites)}, batch_tokens, ways, begins=False)[cuts]
 
 
+def record_sources(
+    target: Target,
+    sources: Inputs,
+    targets: Inputs,
+    interventions: Sequence[Intervention],
+    read_at: str = "last",
+    batch_tokens: int = 8192,
+    progress: Callable[[], None] | None = None,
+) -> Recorded:
+    """Record all that interventions read in source runs, in the very passes in which `patch` runs the target prompts.
+
+    `patch` does so by itself, and anew in each call; other interventions that read no more may be given what this returns.
+
+    Args:
+        progress: called now and then.
+
+    Raises:
+        InputError: numbers of prompts differ, or a site, position or token is out of range.
+    """
+    if len(sources.token_ids) != len(targets.token_ids):
+        raise InputError(
+            f"{len(sources.token_ids)} source prompts for {len(targets.token_ids)} target prompts",
+            "Give one source a target prompt",
+        )
+    sites: dict[tuple[Cut, ...], set[Site]] = {}
+    for one in interventions:
+        _check_intervention(target, one)
+        sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
+    ways = _proven(target, targets, sources)
+    begins = _begins(ways, read_at, interventions)
+    return Recorded(sources, _record(target, sources, sites, batch_tokens, ways, begins, progress))
+
+
 def patch(
     target: Target,
-    sources: Inputs | Mapping[Site, np.ndarray] | None,
+    sources: Inputs | Recorded | Mapping[Site, np.ndarray] | None,
     targets: Inputs,
     interventions: Sequence[Intervention],
     tokens: np.ndarray | None = None,
@@ -135,8 +181,8 @@ def patch(
 
     Args:
         target: the model.
-        sources: N prompts to record; or site -> (N, width) values to write (means, zeros, ... or the result of `record`); None if
-            nothing is patched.
+        sources: N prompts to record; or what was recorded of them; or site -> (N, width) values to write (means, zeros, ... or the
+            result of `record`); None if nothing is patched.
         targets: N prompts to patch and read.
         interventions: K of them.
         tokens: token ids (N, C) whose logits are returned for each prompt: two of them make a logit difference.
@@ -148,27 +194,21 @@ def patch(
         InputError: nothing to record from, numbers of prompts or widths differ, or a site, position or token is out of range.
     """
     n = len(targets.token_ids)
-    recorded = sources if isinstance(sources, Inputs) else None
-    values = sources if isinstance(sources, Mapping) else {}
     wanted = np.zeros((n, 0), np.int64) if tokens is None else np.asarray(tokens, np.int64)
     _check_wanted(target, wanted, n)
-    if recorded is not None and len(recorded.token_ids) != n:
-        raise InputError(
-            f"{len(recorded.token_ids)} source prompts for {n} target prompts",
-            "Give one source a target prompt",
-        )
-    # What a source run is recorded for, by the attention that is cut in it.
-    sites: dict[tuple[Cut, ...], set[Site]] = {}
     for one in interventions:
-        _check_intervention(target, one, recorded, values, n)
-        sites.setdefault(one.cut_source, set()).update(item.read for item in one.patches)
-    ways = _proven(target, targets, *filter(None, [recorded]))
-    begins = PREFIXES in ways and read_at == "last" and all(map(_leaves_the_beginning, interventions))
+        _check_intervention(target, one)
     total = len(interventions) * n
-    found: Mapping[tuple[Cut, ...], Mapping[Site, np.ndarray]] = dict.fromkeys(sites, values)
-    if recorded is not None:
+    if isinstance(sources, Inputs):
         waited = partial(progress, 0, total) if progress else None
-        found = _record(target, recorded, sites, batch_tokens, ways, begins, waited)
+        sources = record_sources(target, sources, targets, interventions, read_at, batch_tokens, waited)
+    run = [sources.inputs] if isinstance(sources, Recorded) else []
+    found: Mapping[tuple[Cut, ...], Mapping[Site, np.ndarray]]
+    found = sources.values if isinstance(sources, Recorded) else {(): sources or {}}
+    for one in interventions:
+        _check_values(target, one, found.get(one.cut_source), n)
+    ways = _proven(target, targets, *run)
+    begins = _begins(ways, read_at, interventions)
     top = np.zeros((len(interventions), n), np.int64)
     logits = np.zeros((len(interventions), n, wanted.shape[1]), np.float32)
     read = targets.resolve(read_at)
@@ -224,9 +264,7 @@ def _check_wanted(target: Target, wanted: np.ndarray, n: int) -> None:
         )
 
 
-def _check_intervention(
-    target: Target, one: Intervention, recorded: Inputs | None, values: Mapping[Site, np.ndarray], n: int
-) -> None:
+def _check_intervention(target: Target, one: Intervention) -> None:
     sites = [site for item in one.patches for site in (item.read, item.to)]
     _check(target, sites, [*one.cut_source, *one.cut_target])
     for item in one.patches:
@@ -235,21 +273,28 @@ def _check_intervention(
                 f"Site '{item.read.label}' has {width(target, item.read)} numbers, '{item.to.label}' {width(target, item.to)}",
                 "Patch between sites of one width",
             )
-        if recorded is None and item.read not in values:
-            raise InputError(
-                f"There is nothing to write for site '{item.read.label}'", "Give source prompts or values"
-            )
-        if recorded is None and values[item.read].shape != (n, width(target, item.read)):
-            raise InputError(
-                f"Values of site '{item.read.label}' have shape {values[item.read].shape}",
-                f"Give {(n, width(target, item.read))}",
-            )
     if len({item.to for item in one.patches}) < len(one.patches):
         raise InputError("An intervention writes a site twice", "Give each site one patch")
-    if one.cut_source and recorded is None:
+
+
+def _check_values(
+    target: Target, one: Intervention, values: Mapping[Site, np.ndarray] | None, n: int
+) -> None:
+    """Check that there is something to write: values by site, None if there is no source run with this attention cut."""
+    if values is None:
         raise InputError(
             "Attention is cut in source runs, but there are no source prompts", "Give source prompts"
         )
+    for read in (item.read for item in one.patches):
+        if read not in values:
+            raise InputError(
+                f"There is nothing to write for site '{read.label}'", "Give source prompts or values"
+            )
+        if values[read].shape != (n, width(target, read)):
+            raise InputError(
+                f"Values of site '{read.label}' have shape {values[read].shape}",
+                f"Give {(n, width(target, read))}",
+            )
 
 
 # ----------------------------------------------------------------------------------------------------------------- running
@@ -282,6 +327,11 @@ def _leaves_the_beginning(one: Intervention) -> bool:
     """Whether the last token alone is read and written, so that all others are in the target run what they are without."""
     places = {site.position for item in one.patches for site in (item.read, item.to)}
     return not one.cut_target and places <= {"last"}
+
+
+def _begins(ways: Sequence[str], read_at: str, interventions: Sequence[Intervention]) -> bool:
+    """Whether the tokens before the last one run once for all."""
+    return PREFIXES in ways and read_at == "last" and all(map(_leaves_the_beginning, interventions))
 
 
 def _beginning(target: Target, inputs: Inputs, rows: np.ndarray) -> DynamicCache | None:

@@ -24,6 +24,8 @@ def run_chains(
 ) -> dict[Site, pd.DataFrame]:
     """Run a Metropolis chain a target and site on P(x; z), from the target's own prompt; all sites in the same forwards.
 
+    A chain that begins outside the prior, as RAVEL's may, stays where it is until it is offered a prompt of the prior in the ball.
+
     Args:
         recomputer: knows the sites and the targets' activations.
         seeds: prompt (targets,) that each target's chains begin with.
@@ -52,7 +54,7 @@ def run_chains(
         new = weights(proposal)
         for site, rng in rngs.items():
             # Moves are symmetric: Metropolis on the kernel and, where prompts are not all alike, the prior.
-            ratio = np.exp(task.log_prior(proposal[site]) - task.log_prior(state[site]))
+            ratio = prior_ratio(task.log_prior(proposal[site]), task.log_prior(state[site]))
             accept = rng.random(len(owner)) * weight[site] < new[site] * ratio
             state[site] = np.where(accept, proposal[site], state[site])
             weight[site] = np.where(accept, new[site], weight[site])
@@ -60,3 +62,14 @@ def run_chains(
                 pd.DataFrame({"target_id": owner, "step": step, "prompt_id": state[site], "accepted": accept})
             )
     return {site: pd.concat(frames, ignore_index=True) for site, frames in rows.items()}
+
+
+def prior_ratio(proposed: np.ndarray, current: np.ndarray) -> np.ndarray:
+    """P(x') / P(x) (N,) from log P of proposals and states (N,) in nats, -inf outside the prior.
+
+    Returns:
+        0 for a proposal outside the prior, whatever the state; a number that no chance undercuts for one that enters it.
+    """
+    gain = np.subtract(proposed, current, out=np.full(len(proposed), -np.inf), where=np.isfinite(proposed))
+    # Not infinite, which times a kernel of 0 is no number.
+    return np.exp(np.minimum(gain, 700.0))

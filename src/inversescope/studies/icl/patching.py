@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from inversescope.activations.patching import Cut, Inputs, Intervention, Patch, patch, record
+from inversescope.activations.patching import (
+    Cut,
+    Inputs,
+    Intervention,
+    Patch,
+    Recorded,
+    patch,
+    record,
+    record_sources,
+)
 from inversescope.config import Config
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
@@ -54,10 +64,14 @@ def patch_task_vectors(context: Context) -> None:
     runs = (6 * target.n_layers + 1) * len(pairs.expected)
     progress = Steps(Progress("patch_task_vectors", runs, echo))
     post = [Site(layer, "resid_post") for layer in range(target.n_layers)]
-    found = _outcomes(target, pairs, _layer_to_layer(post, pairs.cuts), progress)
+    ways = _layer_to_layer(post, pairs.cuts)
+    sources = record_sources(
+        target, pairs.sources, pairs.targets, list(ways.values()), progress=partial(progress, 0, 1)
+    )
+    found = _outcomes(target, pairs, sources, ways, progress)
     rates = {run.layer: float((hit == 0).mean()) for run, hit in found.items() if run.kind == "residual"}
     best = max(rates, key=rates.__getitem__)
-    found |= _outcomes(target, pairs, _by_best_layer(post, best, pairs.cuts), progress)
+    found |= _outcomes(target, pairs, sources, _by_best_layer(post, best, pairs.cuts), progress)
     about = {"task": context.task_name, "model": context.model_name}
     table = _rates(found, config).assign(**about, excluded=pairs.excluded)
     write_table(table[PATCHING_COLUMNS], context.results / "patching.csv")
@@ -209,10 +223,10 @@ class Steps:
 
 
 def _outcomes(
-    target: Target, pairs: Pairs, runs: dict[Run, Intervention], progress: Steps
+    target: Target, pairs: Pairs, sources: Recorded, runs: dict[Run, Intervention], progress: Steps
 ) -> dict[Run, np.ndarray]:
     """Which of `OUTCOMES` each pair (N,) has under each way of patching."""
-    top = patch(target, pairs.sources, pairs.targets, list(runs.values()), progress=progress).top
+    top = patch(target, sources, pairs.targets, list(runs.values()), progress=progress).top
     hit = np.where(top == pairs.expected[:, 0], 0, np.where(top == pairs.expected[:, 1], 1, 2))
     return dict(zip(runs, hit, strict=True))
 
