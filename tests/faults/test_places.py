@@ -238,6 +238,17 @@ def test_numbers_do_not_depend_on_the_place(
         assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file
 
 
+def test_what_snakemake_says_is_understood_in_another_locale(tmp_path: Path) -> None:
+    root = copy_workflow(tmp_path / "Übung")
+    code = (
+        "from pathlib import Path; from inversescope.lineage.stale import stale; "
+        "stale(Path('.'), ['results/\\u00fcbrig.csv'])"
+    )
+    around = {**latin(tmp_path), "PYTHONUTF8": ""}
+    said = execute(root, sys.executable, "-c", code, check=False, **around)
+    assert "InputError: Snakemake cannot tell what is to be done" in said, said[-3000:]
+
+
 def test_data_may_be_no_link(tmp_path: Path) -> None:
     root = copy_workflow(tmp_path / "project")
     (tmp_path / "large").mkdir()

@@ -8,7 +8,9 @@ import re
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,7 +22,14 @@ from inversescope.config import load_config
 from inversescope.errors import InputError, neutral
 from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
 from inversescope.lineage.audit import audit
-from inversescope.lineage.records import ADOPTED, Record, adopted_records, made_otherwise, snakemake_records
+from inversescope.lineage.records import (
+    ADOPTED,
+    Record,
+    _record_path,
+    adopted_records,
+    made_otherwise,
+    snakemake_records,
+)
 from inversescope.lineage.render import render
 from inversescope.lineage.rerun import compare, link_inputs
 from inversescope.lineage.stale import stale
@@ -510,9 +519,18 @@ def test_a_fresh_clone_knows_every_job(clone: Path, adopted: Path) -> None:
     assert audit(clone, f"docs/{FIGURE}").state == "changed"
 
 
+def rerecord(root: Path, output: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change what Snakemake has recorded here of the job that wrote an output."""
+    file = _record_path(root, output)
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+
+
 def test_what_ran_since_is_told_from_what_was_adopted(adopted: Path, tmp_path: Path) -> None:
     root = tmp_path / "since"
     shutil.copytree(adopted, root)
+    rerecord(root, FIGURE, lambda values: values | {"shellcmd": values["shellcmd"] + " --threads 9"})
+    here, copy = (audit(root, name).nodes["plot_figures"].commands[0] for name in (FIGURE, f"docs/{FIGURE}"))
+    assert here == f"{copy} --threads 9", "a copy in git is of the adopted run"
     (root / ADOPTED).unlink()
     found = audit(root, FIGURE)
     assert found.state == "unrecorded" and not found.fine and found.nodes["compute_exact"].reproducible

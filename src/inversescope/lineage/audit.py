@@ -22,7 +22,7 @@ from inversescope.config import Config, load_config
 from inversescope.errors import InputError
 from inversescope.lineage.adopt import SHOWN
 from inversescope.lineage.dvc import LOCK, damaged_objects
-from inversescope.lineage.records import CONFIG_FILE, Record, configured, read_records
+from inversescope.lineage.records import CONFIG_FILE, Record, adopted_records, configured, read_records
 from inversescope.lineage.rerun import SAME, run_again
 from inversescope.lineage.stale import stale
 
@@ -104,7 +104,7 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
     Args:
         root: repository root.
         what: a file below root, or a file and the line of one of its rows: `results/ioi/gpt2-embedded/fcr.csv:12`. A file of
-            docs/results is traced as the one of results/ that it is a copy of.
+            docs/results is a copy from the adopted run: its jobs are that run's, whatever ran here since.
         verify: hash every file of the lineage and every object of DVC's cache, and ask Snakemake what it would run.
         rerun: a stage of the lineage or an output of one, to be recomputed in a temporary folder and compared.
 
@@ -116,7 +116,7 @@ def audit(root: Path, what: str, verify: bool = False, rerun: str | None = None)
     asked, line = _parse(root, what)
     row = _row(root, asked, line)
     path = re.sub(f"^{SHOWN}/", "results/", asked)
-    records = read_records(root)
+    records = read_records(root) if path == asked else adopted_records(root)
     if path not in records:
         raise InputError(f"{asked} is an output of no recorded job", "name a file of a job or of make adopt")
     row_from = _part_with_row(root, records[path], asked, line) if line is not None else ""

@@ -57,7 +57,12 @@ def run_again(
         done = subprocess.run(
             [sys.executable, "-m", "inversescope.cli", *words[1:]],
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": str((root / "src").resolve()), "PYTHONHASHSEED": "0"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str((root / "src").resolve()),
+                "PYTHONHASHSEED": "0",
+                "PYTHONUTF8": "1",
+            },
             capture_output=True,
             encoding="utf-8",
         )

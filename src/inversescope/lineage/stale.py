@@ -50,7 +50,8 @@ def stale(root: Path, targets: Iterable[str]) -> list[Stale]:
 
 def _snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(root.resolve() / "src")}
+    # Its words are read as UTF-8, whatever the locale.
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(root.resolve() / "src"), "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8")
 
