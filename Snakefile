@@ -13,6 +13,9 @@ report: "report/workflow.rst"
 include: "rules/common.smk"
 
 
+from inversescope.workflow.figures import of_the_paper
+
+
 onstart:
     # To keep to its limit of jobs that begin in a second, Snakemake 9.27 looks at all ready jobs again a second after each look, and
     # also when a job ends: ever more often, until its driver takes half a core. Nothing needs that limit here.
@@ -57,6 +60,16 @@ for task in PLAN.tasks:
             figures_of(task),
             parts_of("browser", experiments=PLAN.on(task)),
             rules.make_report.output if SHOWN and SHOWN.task == task else [],
+
+
+# The paper's figures and tables have targets by their number; `inversescope figures` lists them, each with its jobs.
+for number, files in of_the_paper(PLAN).items():
+
+    rule:
+        name:
+            number
+        input:
+            files,
 
 
 rule figures:

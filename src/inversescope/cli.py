@@ -253,6 +253,12 @@ def _score(arguments: argparse.Namespace) -> None:
     importlib.import_module("inversescope.reader.others").score(arguments)
 
 
+def _figures(arguments: argparse.Namespace) -> None:
+    from inversescope.lineage.planned import figures
+
+    print(figures(arguments.root, arguments.config or ["config/config.yaml"]))
+
+
 def _adopt(arguments: argparse.Namespace) -> None:
     from inversescope.lineage.adopt import SHOWN, TARGETS, adopt
 
@@ -276,6 +282,11 @@ COMMANDS = {
         "validate the configuration, show it, or write its schema",
         ("action", "key", "config", "root"),
         _config,
+    ),
+    "figures": Command(
+        "the paper's figures and tables by number, each with its target, its files and its jobs",
+        ("config", "root"),
+        _figures,
     ),
     "audit": Command(
         "lineage of a figure, a table or one number, and what became of it",

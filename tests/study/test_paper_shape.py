@@ -45,6 +45,7 @@ SMALL: dict[str, Any] = {
             "n_reference": N_REFERENCE,
             "variants": list(VARIANTS),
             "studies": [],
+            "shown": dict.fromkeys(("fig2", "fig8", "table1"), []),
         }
     },
     "kernel": {"epsilons": [0.1]},

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from inversescope import config
-from inversescope.config import tasks
+from inversescope.config import load_config, tasks
 from inversescope.figures.save import markdown_table
 from inversescope.report.results import PAGE, results_page
+from inversescope.workflow.figures import of_the_paper
+from inversescope.workflow.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -142,6 +144,28 @@ def test_the_map_of_the_paper_names_what_exists() -> None:
         if file.suffix == ".py":
             missing = set(re.findall(r"`([\w.]+)`", named)) - names_of(file)
             assert not missing, (path, missing)
+
+
+def test_the_map_has_a_row_for_each_figure_and_table_of_the_paper() -> None:
+    """Configuration, target and files are those of the plan; what the paper has no data for is named too."""
+    page = (ROOT / "docs/paper-map.md").read_text()
+    rows = re.findall(
+        r"^\| (Figure|Table) (\d+) \| `(config/\w+.yaml)` \| `(\w+)` \| (.*) \|$", page, flags=re.M
+    )
+    found = {(file, target): set(re.findall(r"`([^`]+)`", names)) for _, _, file, target, names in rows}
+    assert all(target == f"{kind.lower()}_{number}" for kind, number, _, target, _ in rows)
+    planned = {
+        (file, target): {Path(name).stem for name in files}
+        for file in ("config/paper.yaml", "config/paper_ravel.yaml")
+        for target, files in of_the_paper(
+            Plan(load_config([ROOT / "config/config.yaml", ROOT / file]))
+        ).items()
+    }
+    assert found == planned
+    without = {int(n) for n in re.findall(r"^\| Figure (\d+) \| .*: no data \|", page, flags=re.M)}
+    assert without == {1, 3}
+    assert without | {int(n) for kind, n, *_ in rows if kind == "Figure"} == set(range(1, 12))
+    assert {int(n) for kind, n, *_ in rows if kind == "Table"} == {1, 2}
 
 
 def test_the_example_of_a_task_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

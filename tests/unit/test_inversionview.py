@@ -417,7 +417,7 @@ def test_parameters_are_about_equal_in_both_configurations() -> None:
     paper = load_config([root / "config.yaml", root / "paper.yaml"])
     for config, width, sites, backbone in (
         (embedded, 64, 16, decoder(70, 32, 4, 64, False)),
-        (paper, 768, 156, decoder(50257, 1024, 12, 768, True)),
+        (paper, 768, 144, decoder(50257, 1024, 12, 768, True)),
     ):
         d = width
         ours, view = config.variants["paper_heads_s0"], config.variants["inversionview_s0"]

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from project import FILES, ROOT, copy_workflow, edit_config, planned, snakemake
+from project import FILES, MODEL, ROOT, copy_workflow, edit_config, planned, snakemake
 
 from inversescope.cli import STAGES
 from inversescope.config import Config, ExperimentConfig, load_config
+from inversescope.lineage.planned import Graph, figures, graph
 from inversescope.lineage.records import CONFIG_FILE, configured, read_records
 from inversescope.sites import expand_sites
+from inversescope.workflow.figures import of_the_paper
 from inversescope.workflow.plan import Plan
 from inversescope.workflow.stages import stage_of
 
@@ -194,7 +196,15 @@ def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
     assert "plot_figures" not in found
 
 
-def test_paper_configuration_has_the_right_jobs_under_the_slurm_profile(workflow: Path) -> None:
+def with_figures(workflow: Path, files: list[str]) -> tuple[Counter[str], Graph]:
+    """Jobs of the target `all` by stage, and the graph of these and of the paper's figures by number."""
+    numbers = list(of_the_paper(Plan(load_config([ROOT / file for file in files]))))
+    found = graph(workflow, files, "all", *numbers)
+    # Of a configuration's own study, each figure by number is among all: nothing more is made for it.
+    return Counter(stage for stage in found.stages.values() if stage not in numbers), found
+
+
+def test_paper_configuration_has_the_right_jobs(workflow: Path) -> None:
     files = ["config/config.yaml", "config/paper.yaml"]
     paper = load_config([ROOT / file for file in files])
     experiment = paper.experiments["ioi"]
@@ -202,7 +212,7 @@ def test_paper_configuration_has_the_right_jobs_under_the_slurm_profile(workflow
     for one in paper.experiments.values():
         assert paper.models[one.model].source == "hub" and paper.models[one.model].revision
     assert {one.model for one in paper.experiments.values()} >= {"gpt2", "gemma-2-2b", "llama-2-7b"}
-    found = jobs(snakemake(workflow, "--dry-run", "--profile", "profiles/slurm", "--configfile", *files))
+    found, behind = with_figures(workflow, files)
     assert found == expected(paper)
     heads = [
         s
@@ -211,6 +221,17 @@ def test_paper_configuration_has_the_right_jobs_under_the_slurm_profile(workflow
     ]
     assert len(heads) == 144
     assert found["estimate_fcr"] >= 144 and found["sample_prompts"] >= 144 * len({"paper", "default"})
+    # Figure 5: InversionView, `paper` and `default`, with all others of the tables that it is drawn from.
+    refusal = behind.behind("figure_5")
+    assert (refusal["train_generator"], refusal["sample_prompts"]) == (5, 5 * 144)
+    assert behind.behind("figure_4")["train_generator"] == 4 and "label_tasks" not in behind.behind(
+        "figure_4"
+    )
+    assert (
+        behind.behind("figure_7")["patch_task_vectors"]
+        == behind.behind("figure_11")["patch_task_vectors"]
+        == 1
+    )
 
 
 def test_paper_configuration_of_ravel_has_the_right_jobs(workflow: Path) -> None:
@@ -221,9 +242,29 @@ def test_paper_configuration_of_ravel_has_the_right_jobs(workflow: Path) -> None
     small = paper.models["gemma-2-2b"]
     assert small.gemma_scope is not None and set(small.gemma_scope.l0) == set(range(26))
     assert (paper.experiments["ravel_2b"].n_train, paper.experiments["ravel_2b"].n_test) == (100_000, 10_000)
-    found = jobs(snakemake(workflow, "--dry-run", "--configfile", *files))
+    found, behind = with_figures(workflow, files)
     assert found == expected(paper)
     assert found["classify_attributes"] == 26 + 4 + 4
+    assert behind.behind("figure_10") == behind.behind("figure_6")
+    assert behind.behind("table_2")["train_sae"] == 26 + 4 + 4
+
+
+def test_figures_of_the_paper_are_listed_by_number(workflow: Path) -> None:
+    """Each with its target, its files and its jobs."""
+    told = figures(workflow, FILES)
+    assert re.findall(r"^(\w+ \d+) \(target", told, flags=re.M) == [
+        "Figure 2",
+        "Figure 4",
+        "Figure 8",
+        "Figure 9",
+        "Table 1",
+    ]
+    files, jobs_behind = re.findall(r"^Figure 4 \(target figure_4\): (.*)\n  (.*)$", told, flags=re.M)[0]
+    assert files.split(", ")[0] == f"results/figures/ioi_{MODEL}_fig4.png"
+    total, _, counts = jobs_behind.partition(" jobs: ")
+    found = dict(re.findall(r"(\w+) (\d+)", counts))
+    assert int(total) == sum(map(int, found.values())) and found["plot_figures"] == "1"
+    assert list(found)[0] == "make_prompts" and found["make_prompts"] == "3"
 
 
 # A Snakefile that says of each rule on which partition and with how many GPUs its jobs are, and in which group if a loop made it.

@@ -28,10 +28,8 @@ def summary(root: Path, targets: Iterable[str]) -> dict[str, Stale | None]:
     Raises:
         InputError: Snakemake cannot build its graph of jobs; says why.
     """
-    done = _snakemake(root, "--summary", *targets)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise InputError(f"Snakemake cannot tell what is to be done: {last}", "run snakemake --dry-run")
+    done = snakemake(root, "--summary", *targets)
+    refuse_failed(done)
     found: dict[str, Stale | None] = {}
     for line in done.stdout.splitlines():
         cells = line.split("\t")
@@ -48,12 +46,20 @@ def stale(root: Path, targets: Iterable[str]) -> list[Stale]:
     return [one for one in summary(root, targets).values() if one is not None]
 
 
-def _snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def snakemake(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in a project, with the package that the project holds."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     # Its words are read as UTF-8, whatever the locale.
     environment = {**os.environ, "PATH": path, "PYTHONPATH": str(root.resolve() / "src"), "PYTHONUTF8": "1"}
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
     return subprocess.run(command, cwd=root, env=environment, capture_output=True, encoding="utf-8")
+
+
+def refuse_failed(done: subprocess.CompletedProcess[str]) -> None:
+    """Raise `InputError` if Snakemake could not build its graph of jobs."""
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise InputError(f"Snakemake cannot tell what is to be done: {last}", "run snakemake --dry-run")
 
 
 def refuse_stale(found: list[Stale], remedy: str) -> None:

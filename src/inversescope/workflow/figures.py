@@ -61,6 +61,12 @@ class Shown:
         """Stem of the caption's file; all headline tables share one."""
         return "headline" if self.name.endswith("headline") else self.name
 
+    @property
+    def numbers(self) -> list[str]:
+        """What the paper calls it, such as figure_7; two where it shows the same of two models, none if it is ours alone."""
+        found = re.match(r"(Figure|Table)s? (\d+)(?: and (\d+))?", self.title)
+        return [f"{found[1].lower()}_{n}" for n in found.groups()[1:] if n] if found else []
+
     def files(self, stem: str) -> list[str]:
         """Its files, the one for reports first; `stem` is how names of the study's files begin: {task}_{model}."""
         suffixes = {"figure": ("png", "pdf", "csv"), "table": ("csv", "md")}[self.kind]
@@ -142,6 +148,25 @@ def drawn_of(stage: str, plan: Plan) -> list[Shown]:
     """
     drawn = [planned(stage, experiment) for experiment in plan.experiments if DRAWS[stage](experiment)]
     return [one for one in registered() if one.stage == stage and all(one in of for of in drawn)]
+
+
+def of_the_paper(plan: Plan) -> dict[str, list[str]]:
+    """The paper's figures and tables, in order: figure_2 -> files, the one for reports first.
+
+    What shows the same of several models has several numbers: they go to a task's experiments, in their order.
+    """
+    found: dict[str, list[str]] = {}
+    for stage, draws in DRAWS.items():
+        for task in plan.tasks:
+            experiments = [e for e in plan.on(task) if draws(e)]
+            for one in drawn_of(stage, plan) if experiments else []:
+                several = [f"{e.task}_{e.model}" for e in experiments]
+                stems = ["ravel"] if stage == "plot_ravel" else several
+                # A figure with one number is of each experiment on the task.
+                numbers = one.numbers if len(one.numbers) > 1 else one.numbers * len(stems)
+                for number, stem in zip(numbers, stems, strict=False):
+                    found.setdefault(number, []).extend(one.files(stem))
+    return dict(sorted(found.items(), key=lambda item: (item[0][:3], int(item[0].split("_")[1]))))
 
 
 def left_out(plan: Plan) -> list[str]:
