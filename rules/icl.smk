@@ -106,6 +106,71 @@ rule label_tasks:
         " {params.options} --threads {threads} --log {log}"
 
 
+rule rate_labels:
+    input:
+        source=source("rate_labels"),
+        bandwidths=lambda w: of(w).bandwidth_table,
+        prompts=fill(paths.PROMPTS, split="test"),
+        samples=lambda w: of(w).samples(of(w).studied),
+        chat=lambda w: PLAN.chat_model(of(w)),
+        # Both keep what was labelled in one file.
+        labels="results/{task}/{model}/labels.parquet",
+    output:
+        "results/{task}/{model}/labelled.csv",
+    log:
+        "logs/rate_labels/{task}/{model}.log",
+    benchmark:
+        "benchmarks/rate_labels/{task}/{model}.tsv"
+    wildcard_constraints:
+        task=one_of(FEW_SHOT),
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000, 16000),
+        runtime=minutes(30, 600),
+    params:
+        used=lambda w: used(w, "seed", w.task, "labeller", *HEADLINE, "fcr/bootstrap", "fcr/confidence"),
+        options=options,
+    message:
+        "Rating draws by the tasks that a chat model names"
+    shell:
+        "inversescope rate_labels --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_labels:
+    input:
+        source=source("plot_labels"),
+        bandwidths=lambda w: of(w).bandwidth_table,
+        exact=lambda w: of(w).at_sites(paths.EXACT),
+        patching="results/{task}/{model}/patching.csv",
+        fcr="results/{task}/{model}/fcr.csv",
+        labelled="results/{task}/{model}/labelled.csv",
+    output:
+        shown("plot_labels", "Figures"),
+    log:
+        "logs/plot_labels/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_labels/{task}/{model}.tsv"
+    wildcard_constraints:
+        task=one_of(FEW_SHOT),
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 4000),
+        runtime=minutes(5, 20),
+    params:
+        used=lambda w: used(w, "seed", *HEADLINE, "fcr", "studied_variants"),
+        options=options,
+    message:
+        "Plotting task by a chat model's labels of {wildcards.model}"
+    shell:
+        "inversescope plot_labels --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
 rule plot_icl:
     input:
         source=source("plot_icl"),

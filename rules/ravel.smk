@@ -85,12 +85,7 @@ for block in blocks(RAVEL):
             positions=fill(paths.POSITIONS, corpus=block.experiment.corpora, site=block.sites),
             activations=block.experiment.activations(["train", "val"], block.sites),
         output:
-            fill(
-                paths.AUTOENCODER,
-                corpus=block.experiment.corpora,
-                site=block.sites,
-                file=paths.CHECKPOINT_FILES,
-            ),
+            block.experiment.autoencoders(site=block.sites),
             tables=fill(paths.SITE_TABLE, table="sae", site=block.sites),
         log:
             f"logs/train_sae/{{task}}/{{model}}/{block.sites[0]}.log",
@@ -124,7 +119,7 @@ rule classify_attributes:
         prompts=lambda w: of(w).prompts(paths.ALL_SPLITS),
         activations=lambda w: of(w).activations(paths.ALL_SPLITS, [w.site]),
         target=fill(paths.TARGET, file="target.json"),
-        saes=lambda w: fill(paths.AUTOENCODER, **w, corpus=of(w).corpora, file=paths.CHECKPOINT_FILES),
+        saes=lambda w: of(w).autoencoders(**w),
         samples=lambda w: of(w).samples(of(w).studied, w.site),
     output:
         decisions="results/{task}/{model}/attributes/{site}.parquet",
@@ -153,6 +148,7 @@ rule classify_attributes:
             "probe",
             "studied_variants",
             "sampling/decodings",
+            "sae/published",
             f"models/{w.model}/gemma_scope",
         ),
         options=options,

@@ -377,7 +377,42 @@ def test_llm_labels_stand_beside_the_rule(study: Path, chat_model: Path) -> None
     cache = study / "data" / TASK / "delayed" / "labels" / "cache.jsonl"
     size = cache.stat().st_size
     assert main(["label_tasks", *where]) == 0 and cache.stat().st_size == size
+    assert main(["rate_labels", *where]) == 2  # no draws are to be labelled
     assert run(study, "label_tasks", "delayed") == 2  # no labeller configured
+
+
+def test_labels_of_draws_are_the_task_feature(study: Path, chat_model: Path) -> None:
+    """Rates, and shares of draws called mix, are what labels of the first draws say, counted by hand."""
+    labeller = {"path": str(chat_model), "targets": 4, "draws": 5}
+    (study / "rated.yaml").write_text(yaml.safe_dump(values(labeller=labeller)))
+    where = f"--task {TASK} --model delayed --root {study} --config {study}/rated.yaml".split()
+    assert [main([stage, *where]) for stage in ("rate_labels", "plot_labels")] == [0, 0]
+    context = context_of(study)
+    rates = read_table(context.results / "labelled.csv")
+    assert set(rates["variant"]) == {"paper", "default"} and set(rates["draws"]) >= {"all"}
+    task, prompts = context.task, context.prompts("test")["text"].tolist()
+    names = task.feature_values["task"]
+    row = rates[(rates["labels"] == "rule") & (rates["draws"] == "all")].iloc[0]
+    drawn = read_table(context.samples_path("inversescope", row["variant"], row["site"]))
+    drawn = drawn[
+        (drawn["decoding"] == "plain") & np.isclose(drawn["epsilon"], context.headline(row["site"]))
+    ]
+    told: dict[int, list[bool]] = {}
+    mixed = []
+    for one in drawn[(drawn["target_id"] < 4) & (drawn["draw"] < 5)].itertuples():
+        label, own = (
+            names[task.features_of_texts([t])["task"][0]] for t in (one.text, prompts[one.target_id])
+        )
+        told.setdefault(one.target_id, []).append(label == own)
+        mixed.append(label == "mix")
+    assert (row["n_targets"], row["n_draws"]) == (4, 20) == (len(told), len(mixed))
+    assert row["rate"] == pytest.approx(np.mean([np.mean(one) for one in told.values()]), abs=1e-6)
+    assert row["mix"] == pytest.approx(np.mean(mixed), abs=1e-6)
+    llm = rates[rates["labels"] == "llm"]
+    assert llm[["rate", "mix", "null"]].stack().between(0, 1).all()
+    shown = read_table(study / f"results/figures/{TASK}_delayed_tasks_labelled.csv")
+    shown = shown[shown["panel"] == "labelled"]
+    assert len(shown) == len(rates) and set(shown["labels"]) == {"llm", "rule"}
 
 
 # Word tasks, on a model from elsewhere that labels its own prompts too

@@ -77,7 +77,13 @@ STUDY: dict[str, Any] = {
                     "max_candidates": 8,
                     "decodings": ["mixed"],
                 },
-                "sae": {"width": 24, "steps": 20, "batch_size": 64, "sparsity": [1e-3, 1e-2]},
+                "sae": {
+                    "width": 24,
+                    "steps": 20,
+                    "batch_size": 64,
+                    "sparsity": [1e-3, 1e-2],
+                    "published": 1e-3,
+                },
                 "probe": {"strengths": [0.1, 1.0]},
             },
         }
@@ -176,7 +182,7 @@ def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     table = scores(study)
     methods = (
         "always_no default default_mixed default_top exact exact_centred exact_raw exact_top nearest nearest_other paper "
-        "paper_mixed paper_top prior probe sae_general sae_ravel"
+        "paper_mixed paper_top prior probe sae_general sae_ravel sae_ravel_published"
     ).split()
     for _, part in table.groupby(["group", "site"]):
         assert sorted(part["method"]) == methods

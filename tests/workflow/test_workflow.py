@@ -92,6 +92,8 @@ CASE = {**CAUSES, "compare_distances": 1, "check_completeness": 1, "plot_cases":
 def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
     few_shot = {"patch_task_vectors": 1, "plot_icl": 1, "label_tasks": int(config.labeller is not None)}
+    if config.labeller is not None and config.labeller.targets:
+        few_shot |= {"rate_labels": 1, "plot_labels": 1}
     ioi = {
         **dict.fromkeys(("plot_layers", "plot_heads", "draw_exact", "plot_figures"), 1),
         **(CAUSES if experiment.patched else {}),
@@ -227,11 +229,7 @@ def test_paper_configuration_has_the_right_jobs(workflow: Path) -> None:
     assert behind.behind("figure_4")["train_generator"] == 4 and "label_tasks" not in behind.behind(
         "figure_4"
     )
-    assert (
-        behind.behind("figure_7")["patch_task_vectors"]
-        == behind.behind("figure_11")["patch_task_vectors"]
-        == 1
-    )
+    assert behind.behind("figure_7")["rate_labels"] == behind.behind("figure_11")["patch_task_vectors"] == 1
 
 
 def test_paper_configuration_of_ravel_has_the_right_jobs(workflow: Path) -> None:
@@ -318,6 +316,7 @@ def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
         "classify_attributes",
         "patch_task_vectors",
         "label_tasks",
+        "rate_labels",
         "check_causes",
         "trace_answers",
         "compare_distances",

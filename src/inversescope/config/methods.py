@@ -323,6 +323,8 @@ class SaeConfig(Strict):
     batch_size: int = Field(256, ge=1, description="Activations a step (paper: 2048).")
     sparsity: list[float] = Field([2e-3, 1.2e-2, 7e-2, 0.4], min_length=1)
     """Weights of the L0 penalty that are tried (paper: 5e-5); validation prompts choose."""
+    published: float | None = None
+    """One of them whose autoencoder on the task's prompts stands in figures beside the chosen one: the paper's."""
     learning_rate: float = Field(3e-3, gt=0, description="Gemma Scope: 7e-5.")
     betas: tuple[Share, Share] = Field((0.0, 0.999), description="Of AdamW.")
     weight_decay: float = Field(0.0, ge=0, description="Of AdamW.")
@@ -332,6 +334,12 @@ class SaeConfig(Strict):
     bandwidth: float = Field(0.05, gt=0)
     """Width of the rectangle of the pseudo-gradients (Gemma Scope: 0.001)."""
     initial_threshold: float = Field(0.05, gt=0, description="Gemma Scope: 0.001.")
+
+    @model_validator(mode="after")
+    def _tried(self) -> SaeConfig:
+        if self.published is not None and self.published not in self.sparsity:
+            raise ValueError(f"published is {self.published:g}, which is not in sparsity")
+        return self
 
 
 class ProbeConfig(Strict):

@@ -243,6 +243,10 @@ class LabellerConfig(Strict):
     batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
     max_texts: int = Field(20_000, ge=1)
     """Distinct candidates that are labelled, at most: as many of each variant and site."""
+    targets: int = Field(0, ge=0)
+    """Target prompts, the first ones, whose draws are all labelled: the labels are the task feature of Figures 7 and 11 (paper,
+    D.3.3); 0: none."""
+    draws: int = Field(10, ge=1, description="Draws of each of these targets, of each variant and site.")
     instruction: str = Field(
         "Which task do the examples below show? Each line gives an input and its output. Answer with one of: {labels}. "
         "Answer 'mix' if the examples show more than one task, 'null' if they show none."

@@ -19,6 +19,7 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_figures": lambda e: bool(e.studied) and e.task in IOI,
     "plot_ravel": lambda e: bool(e.studied) and e.task == "ravel",
     "plot_icl": lambda e: bool(e.studied) and e.task in FEW_SHOT,
+    "plot_labels": lambda e: e.labelled,
     "plot_cases": lambda e: bool(e.studied) and e.task not in OWN_STUDIES,
     "plot_baseline": lambda e: bool(e.baseline),
     "plot_readers": lambda e: bool(e.studied),
@@ -30,7 +31,7 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_frontier_readers": lambda e: bool(e.rivals),
 }
 #: Parts of an experiment that are figures and tables of the main study.
-DRAWN = ("layers", "heads", "figures", "baseline", "readers", "causes", "answers")
+DRAWN = ("layers", "heads", "figures", "labels", "baseline", "readers", "causes", "answers")
 #: What all figures and tables of a stage need, beside their own `needs`.
 STAGE_NEEDS: dict[str, dict[str, list[str]]] = {
     "plot_figures": {"variants": ["paper", "default"]},

@@ -52,6 +52,8 @@ ANSWERS = "results/{task}/{model}/{group}answers.parquet"
 #: Shuffled activations of a corpus at all positions but the first, and the sparse autoencoders that are trained on them.
 POSITIONS = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
 AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
+#: The one of the sparsity that the configuration calls published.
+PUBLISHED = "data/{task}/{model}/sae/{corpus}/{site}/published/{file}"
 
 #: What is made of all sites of an experiment.
 RESULT = "results/{task}/{model}/{file}"

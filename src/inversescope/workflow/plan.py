@@ -208,6 +208,12 @@ class ExperimentPlan:
         return self.config.fcr.mcmc_evaluations > 0
 
     @property
+    def labelled(self) -> bool:
+        """Whether a chat model's labels of draws are the task feature of a figure."""
+        labeller = self.config.labeller
+        return self.task in FEW_SHOT and bool(self.studied) and labeller is not None and labeller.targets > 0
+
+    @property
     def corpora(self) -> list[str]:
         """What sparse autoencoders are trained on: the task's prompts and, where no release stands for it, general text."""
         return [self.task] if self.target.gemma_scope is not None else [self.task, "general"]
@@ -308,6 +314,15 @@ class ExperimentPlan:
         """The table of each site's epsilons, where bandwidths are shares of the prior."""
         return self.files(paths.BANDWIDTHS) if self.config.shares else []
 
+    def autoencoders(self, **named: str | Sequence[str]) -> list[str]:
+        """Files of autoencoders, names not given left open: of each corpus the chosen one, of the task's the published one too."""
+        published = [self.task] if self.config.sae.published is not None else []
+        return [
+            file
+            for pattern, corpora in ((paths.AUTOENCODER, self.corpora), (paths.PUBLISHED, published))
+            for file in fill(pattern, corpus=corpora, file=paths.CHECKPOINT_FILES, **named)
+        ]
+
     @property
     def accuracy(self) -> list[str]:
         """The table that tells how many answers of the target are right, where it is trained or imported here."""
@@ -354,6 +369,8 @@ class ExperimentPlan:
             parts["readers"] = made_by("plot_readers")
             for part, rules in OWN_STUDIES.get(self.task, CASE_STUDY).items():
                 parts[part] = made_by(*rules)
+        if self.labelled:
+            parts["labels"] = made_by("plot_labels")
         if self.baseline:
             parts["baseline"] = made_by("plot_baseline")
         if self.settings.patched:

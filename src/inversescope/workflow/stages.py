@@ -26,6 +26,8 @@ STAGES = {
     "choose_bandwidths": Stage("kernel.stages"),
     "patch_task_vectors": Stage("studies.icl.patching"),
     "label_tasks": Stage("studies.icl.labels"),
+    "rate_labels": Stage("studies.icl.labels"),
+    "plot_labels": Stage("studies.icl.plot"),
     "plot_icl": Stage("studies.icl.plot"),
     "train_backbone": Stage("generator.stages"),
     "train_generator": Stage("generator.stages", ("generator", "variant")),

@@ -1,4 +1,4 @@
-"""Stage `plot_icl`: Figures 7 and 11 and their tables, without torch."""
+"""Stages `plot_icl` and `plot_labels`: Figures 7 and 11 and their tables, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from inversescope.figures.registry import draw
 from inversescope.studies.icl import headline, task_vectors
 from inversescope.studies.icl.shown import IclStudy
 
-__all__ = ["headline", "plot_icl", "task_vectors"]
+__all__ = ["headline", "plot_icl", "plot_labels", "task_vectors"]
 
 
 def plot_icl(context: Context) -> None:
@@ -21,3 +21,12 @@ def plot_icl(context: Context) -> None:
     study = IclStudy(context)
     study.write()
     draw("plot_icl", study)
+
+
+def plot_labels(context: Context) -> None:
+    """Draw Figures 7 and 11 with the chat model's labels as the task feature.
+
+    Raises:
+        InputError: a table is missing; the message names the rule that makes it.
+    """
+    draw("plot_labels", IclStudy(context))

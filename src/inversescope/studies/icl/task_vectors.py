@@ -25,7 +25,14 @@ from inversescope.figures.style import (
     WIDTH,
     new_figure,
 )
-from inversescope.studies.icl.shown import FEATURES, QUERY_BAND, TASK_BAND, IclStudy
+from inversescope.studies.icl.shown import (
+    FEATURES,
+    QUERY_BAND,
+    TASK_BAND,
+    IclStudy,
+    patching_bands,
+    rates_by_layer,
+)
 
 #: Style of a line: colour, marker, line, label.
 Style = tuple[str, str, Any, str]
@@ -55,6 +62,7 @@ MASKING_STYLE: dict[str, Style] = {
     "task_removed": (PINK, "D", "--", "query's and task's parts"),
     "vector_only": (BLUE, "s", "--", "all but the task vector"),
 }
+VARIANT_MARKER = {"default": "o", "paper": "s"}
 COLUMNS = ("FCR by layer", "patching", "patching: controls", "masked or not")
 
 
@@ -134,6 +142,57 @@ def task_vectors(study: IclStudy) -> Drawing:
         ax.set_xlabel("layer l")
     panel_letters(axes.ravel())
     _legends(axes[-1], set(parts[0]["feature"]))
+    return drawn, pd.concat(parts, ignore_index=True)
+
+
+@figure("tasks_labelled", "plot_labels", title="Figures 7 and 11 with the task by a chat model's labels")
+def tasks_labelled(study: IclStudy) -> Drawing:
+    """Figure 7 as the paper defines it (D.3.3): left, FCR of the task by a chat model's labels, and of the query; right, patching.
+
+    Filled: of all draws, "mix" and "null" among their labels; hollow: of accepted draws. Grey: share of all draws called "mix".
+    """
+    context = study.context
+    rates = as_written(rates_by_layer(context))
+    patching = as_written(study.patched(context.model_name, "patching"))
+    labelled = as_written(study.table("labelled.csv", "rate_labels"))
+    drawn = new_figure(WIDTH, 3.3)
+    left, right = drawn.subplots(1, 2, sharey=True)
+    exact = rates[rates["estimator"] == "exact"]
+    query = rates[(rates["estimator"] == "generated") & (rates["decoding"] == "plain")]
+    query = query[query["feature"] == "query"]
+    for feature in FEATURES:
+        own = exact[exact["feature"] == feature]
+        _curve(left, own, FEATURE_COLOUR[feature], "", "-")
+        _level(left, float(own["chance"].iloc[0]), FEATURE_COLOUR[feature])
+    by_model = labelled[labelled["labels"] == "llm"]
+    for variant, marker in VARIANT_MARKER.items():
+        _curve(left, query[query["variant"] == variant], ORANGE, marker, "")
+        for draws, face in (("all", BLUE), ("accepted", "none")):
+            rows = by_model[(by_model["variant"] == variant) & (by_model["draws"] == draws)].sort_values(
+                "layer"
+            )
+            _curve(left, rows, BLUE, marker, "", markerfacecolor=face)
+            if draws == "all":
+                left.plot(rows["layer"], rows["mix"], color=GREY, marker=marker, markersize=2, linewidth=0.7)
+    _layer_axis(left, exact["layer"])
+    bands = patching_bands(patching)
+    _bands(right, bands)
+    _patching(right, patching)
+    left.set_ylabel(f"{context.model_name}\nrate")
+    for ax, name in ((left, "FCR by layer, task by a chat model"), (right, "patching")):
+        ax.set_title(name)
+        ax.set_xlabel("layer l")
+        share_axis(ax)
+    panel_letters([left, right])
+    told = [key("task", BLUE, line="-"), key("query", ORANGE, line="-"), key("called mix", GREY, line="-")]
+    told += [key(variant, BLACK, marker) for variant, marker in VARIANT_MARKER.items()]
+    told += [key("accepted draws", BLUE, "o", markerfacecolor="none")]
+    told += [key("target's answer", GREEN, line="-"), key("source's output", RED, line="-")]
+    told += [key("attention output", BLACK, "s", ":", markerfacecolor="none")]
+    drawn.legend(handles=told, loc="outside lower center", ncols=5)
+    shown = {"fcr": pd.concat([exact, query]), "labelled": labelled, "patching": patching}
+    parts = [part.assign(panel=panel) for panel, part in shown.items()]
+    parts.append(bands.assign(panel="bands from patching"))
     return drawn, pd.concat(parts, ignore_index=True)
 
 

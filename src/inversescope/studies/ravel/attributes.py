@@ -189,11 +189,14 @@ def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
     for name, apart in (("nearest", None), ("nearest_other", (test, other))):
         yield name, eye[labels["train"][nearest_neighbour(reading.metric, own, cached, apart)]]
     models, width = {}, z["train"].shape[1]
-    for corpus in context.plan.corpora:
-        folder = context.path(paths.AUTOENCODER, corpus=corpus, site=reading.site, file="")
+    kept = {corpus: (paths.AUTOENCODER, corpus) for corpus in context.plan.corpora}
+    if context.config.sae.published is not None:
+        kept[f"{context.task_name}_published"] = (paths.PUBLISHED, context.task_name)
+    for name, (where, corpus) in kept.items():
+        folder = context.path(where, corpus=corpus, site=reading.site, file="")
         arrays, meta = load_checkpoint(need(folder / "meta.json", "train_sae").parent)
         check_provenance(meta, folder / "meta.json", target=context.identity)
-        models[corpus] = from_arrays(arrays, width, str(folder))
+        models[name] = from_arrays(arrays, width, str(folder))
     scope = context.plan.target.gemma_scope
     if scope is not None:
         models[GENERAL] = read_gemma_scope(gemma_scope_path(scope, context.site(reading.site).layer), width)

@@ -25,6 +25,7 @@ METHODS: dict[str, tuple[str, str, str, Any]] = {
     "default_mixed": ("default, cache mixing", BLUE, "D", ":"),
     "exact": ("exact posterior", BLACK, "_", "--"),
     "sae_ravel": ("SAE (RAVEL)", ORANGE, "s", "-"),
+    "sae_ravel_published": ("SAE (RAVEL), published sparsity", ORANGE, "D", "--"),
     "sae_general": ("SAE (General)", PINK, "s", "-"),
     "probe": ("linear probe", GREEN, "^", "-"),
     "nearest": ("nearest neighbour", SKY, "v", "-"),

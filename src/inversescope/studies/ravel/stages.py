@@ -190,8 +190,9 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
     """Train an autoencoder for every corpus and site at each configured sparsity, and keep the best on validation prompts.
 
     Best is the macro-F1 of "the representative feature is active" (paper, D.2.3) on validation entities. Writes
-    data/{task}/{model}/sae/{corpus}/{site}/ and results/{task}/{model}/sae/{site}.csv: every run with its L0, mean squared error
-    relative to the activations' variance, and validation macro-F1.
+    data/{task}/{model}/sae/{corpus}/{site}/ and, in published/ there, the one of the task's prompts whose sparsity is called so;
+    and results/{task}/{model}/sae/{site}.csv: every run with its L0, mean squared error relative to the activations' variance, and
+    validation macro-F1.
     """
     for label in sites:
         rows: list[dict[str, Any]] = []
@@ -225,15 +226,29 @@ def _train_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]
         rows.append(row | _quality(context, model, label, sample))
         told = "L0 {l0:.1f}, unexplained {unexplained:.3f}, validation macro-F1 {val_macro_f1:.3f}"
         echo(f"{name}: {told.format(**rows[-1])}")
+        if corpus == context.task_name and sparsity == config.published:
+            _save(context, corpus, label, sparsity, model, meta, paths.PUBLISHED)
         if best is None or rows[-1]["val_macro_f1"] > best[0]:
             best = rows[-1]["val_macro_f1"], sparsity, model
     assert best is not None
     _, chosen, model = best
-    about = {"corpus": corpus, "site": label, "sparsity": chosen}
-    about |= {name: meta[name] for name in ("target", "prompt_hash", "corpus_hash")}
-    folder = context.path(paths.AUTOENCODER, corpus=corpus, site=label, file="")
-    save_checkpoint(folder, model.arrays(), about | {"package_version": __version__})
+    _save(context, corpus, label, chosen, model, meta, paths.AUTOENCODER)
     return [row | {"chosen": row["sparsity"] == chosen} for row in rows]
+
+
+def _save(
+    context: Context,
+    corpus: str,
+    label: str,
+    sparsity: float,
+    model: JumpReLU,
+    made_from: dict[str, Any],
+    where: str,
+) -> None:
+    """Keep an autoencoder, and what it was made from."""
+    about = {"corpus": corpus, "site": label, "sparsity": sparsity, "package_version": __version__}
+    about |= {name: made_from[name] for name in ("target", "prompt_hash", "corpus_hash")}
+    save_checkpoint(context.path(where, corpus=corpus, site=label, file=""), model.arrays(), about)
 
 
 def _quality(context: Context, model: JumpReLU, label: str, sample: np.ndarray) -> dict[str, float]:
