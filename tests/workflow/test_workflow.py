@@ -152,13 +152,17 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
         len(expand_sites(config.variants[v].sites or experiment.sites, n_layers, n_heads))
         for v in config.studied_variants
     ]
-    size = 1 if model.is_large else 10
-    n_blocks = -(-n_sites // size)
+
+    def jobs_of(n: int) -> int:
+        """One a site of a large model; of a small one one for ten sites, or for more, if there would be more than ten."""
+        return n if model.is_large else -(-n // max(10, -(-n // 10)))
+
+    n_blocks = jobs_of(n_sites)
     counts = Counter(
         extract_activations=1 if enumerated else 3,
         train_backbone=1,
         train_generator=len(config.studied_variants),
-        sample_prompts=sum(-(-n // size) for n in n_read),
+        sample_prompts=sum(map(jobs_of, n_read)),
         run_mcmc=n_blocks if config.fcr.mcmc_evaluations else 0,
         compute_exact=n_blocks,
         estimate_fcr=n_blocks,
@@ -169,7 +173,7 @@ def expected_of(experiment: ExperimentConfig, config: Config) -> Counter[str]:
     )
     counts.update(further(experiment, config, n_sites, n_blocks))
     for name in (v for v in config.study_variants if config.variants[v].study == "baseline"):
-        n_shown = -(-len(expand_sites(config.variants[name].sites or [], n_layers, n_heads)) // size)
+        n_shown = jobs_of(len(expand_sites(config.variants[name].sites or [], n_layers, n_heads)))
         counts.update(train_generator=1, sample_prompts=n_shown, estimate_fcr=n_shown, plot_baseline=1)
     if not config.studied_variants:
         # A control, shown beside another model: exact values and patching alone.
