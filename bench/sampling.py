@@ -6,8 +6,9 @@ the same log-probability. All that is needed is timed: our folding and our rando
 conditions. `generate` is given its best batch size, and two ways to write the control layers: keys and values computed once
 an activation, as in the paper's formulas (hooks), and folded as ours are (hooks_folded). The ratio is taken to the faster.
 
-Generators: `trained` is the study's variant `paper`, if `make figures` has made it below --root, on a target of each
-head; `random` has the same shape and random weights (V not zero, so that control matters); `gpt2-small` likewise.
+Generators: `trained` is the variant `paper` of the first study, that of SmolLM2, if `make figures` has made it below --root, on a
+target of each of 16 heads; `random` has an embedded study's shape and random weights (V not zero, so that control matters);
+`gpt2-small` likewise. The ratio is that of the fastest turns; `ratio_low` and `ratio_high` are those of single turns.
 
     python -m bench.sampling --out results/bench/sampling.csv
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpt2 import to_hf
-from bench.tables import fastest, finish, options
+from bench.tables import fastest, finish, in_turns, options, spread
 
 # isort: split
 import numpy as np
@@ -36,7 +37,7 @@ from inversescope.sampling.mixing import Mixer
 from inversescope.streams import stream_uniforms
 
 VARIANT = "paper"
-TARGETS_A_HEAD = 1
+HEADS = 16
 #: Largest difference of a token's log-probability: both sides are sums of float32 products in another order.
 TOLERANCE = 2e-3
 #: Block, its hidden states after attention (rows, T, D) -> what is added to them.
@@ -94,7 +95,7 @@ def main() -> int:
 
 
 def trained_case(root: Path, files: list[Path]) -> Case | None:
-    """The study's generator at its own targets, three of each head; None if it has not been trained."""
+    """The study's generator at its own targets, one of each of some heads; None if it has not been trained."""
     from inversescope.context import Context
     from inversescope.generator.build import backbone_tokenizer, load_generator
 
@@ -108,8 +109,8 @@ def trained_case(root: Path, files: list[Path]) -> Case | None:
     tokenizer = backbone_tokenizer(context)
     heads = [site.label for site in context.plan.sites_of(VARIANT) if site.head is not None]
     z = {}
-    for label in heads:
-        some = context.activations("test", label)[:TARGETS_A_HEAD]
+    for label in heads[:: max(1, len(heads) // HEADS)][:HEADS]:
+        some = context.activations("test", label)[:1]
         padded = np.zeros((len(some), model.shape.sites[label]), np.float32)
         padded[:, : some.shape[1]] = some
         z[label] = torch.from_numpy(padded)
@@ -209,8 +210,9 @@ def measure(case: Case) -> list[dict[str, object]]:
         runs[single], batch[single] = (lambda: theirs(signals["generate, hooks"], 1)), 1
 
     tokens = {name: count_tokens(run(), case.end) for name, run in runs.items()}
-    seconds = fastest(runs, case.repeats)
-    speed = {name: tokens[name] / seconds[name] for name in runs}
+    turns = in_turns(runs, case.repeats)
+    speed = {name: tokens[name] / min(turns[name]) for name in runs}
+    a_token = {name: [second / tokens[name] for second in turns[name]] for name in runs}
     peers = max(speed[name] for name in signals)
     return [
         {
@@ -224,6 +226,11 @@ def measure(case: Case) -> list[dict[str, object]]:
             "tokens_per_s": speed[name],
             # Ours over the faster way to use `generate`.
             "speed_ratio": speed[name] / peers if name.startswith("inversescope") else None,
+            **(
+                spread(a_token[name], *(a_token[peer] for peer in signals))
+                if name.startswith("inversescope")
+                else {}
+            ),
             "largest_log_probability_difference": difference.get(name),
         }
         for name in runs

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import os
 import platform
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 # One thread each, fixed before any numerical library is imported: peers must not differ in how many they take.
@@ -27,6 +30,18 @@ def options(description: str, stem: str) -> argparse.ArgumentParser:
     return parser
 
 
+@functools.cache
+def installed(peer: str) -> bool:
+    """Whether a peer is there; if not, says once how to get it."""
+    if importlib.util.find_spec(peer) is not None:
+        return True
+    print(
+        f'{peer} is not installed, so its rows are left out. Install the peers with: pip install "inversescope[bench]"',
+        file=sys.stderr,
+    )
+    return False
+
+
 def processor() -> str:
     """The processor in words, as far as the system tells."""
     info = Path("/proc/cpuinfo")
@@ -37,18 +52,29 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def fastest(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Seconds of each run, the best of `repeats` turns, turn by turn.
+def in_turns(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run in each of `repeats` turns, turn by turn.
 
     It is processor time of this process's one thread, which other work on the machine disturbs less than the wall clock.
     """
-    seconds = dict.fromkeys(runs, float("inf"))
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             start = time.process_time()
             run()
-            seconds[name] = min(seconds[name], time.process_time() - start)
+            seconds[name].append(time.process_time() - start)
     return seconds
+
+
+def fastest(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of each run, the best of `repeats` turns."""
+    return {name: min(seconds) for name, seconds in in_turns(runs, repeats).items()}
+
+
+def spread(ours: Sequence[float], *peers: Sequence[float]) -> dict[str, float]:
+    """How much faster ours was than the fastest peer of a turn, by seconds for the same: in the worst turn and in the best."""
+    ratios = [min(theirs) / own for own, *theirs in zip(ours, *peers, strict=True)]
+    return {"ratio_low": min(ratios), "ratio_high": max(ratios)}
 
 
 def finish(rows: list[dict[str, object]], out: Path | None) -> None:
