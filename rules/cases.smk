@@ -90,9 +90,7 @@ rule plot_causes:
 rule plot_heads:
     input:
         source=source("plot_heads"),
-        bandwidths=lambda w: of(w).bandwidth_table,
-        prompts=fill(paths.PROMPTS, split="test"),
-        exact=lambda w: of(w).at_sites(paths.EXACT),
+        rates="results/{task}/{model}/exact_rates.parquet",
         causes=lambda w: "results/{task}/{model}/causes.csv" if of(w).settings.patched else [],
     output:
         shown("plot_heads", "Causal checks"),
@@ -109,9 +107,7 @@ rule plot_heads:
         mem_mb=memory(2000, 8000),
         runtime=minutes(10, 30),
     params:
-        used=lambda w: used(
-            w, "seed", w.task, *HEADLINE, "fcr/bootstrap", "fcr/confidence", "sites", "patched"
-        ),
+        used=lambda w: used(w, "seed", *HEADLINE, "fcr/confidence", "patched"),
         options=options,
     message:
         "Plotting the heads of {wildcards.model} that tell each feature, beside their effects"

@@ -10,6 +10,7 @@ rule plot_layers:
         exact=lambda w: of(w).at_sites(paths.EXACT),
     output:
         shown("plot_layers", "Figures"),
+        rates="results/{task}/{model}/exact_rates.parquet",
     log:
         "logs/plot_layers/{task}/{model}.log",
     benchmark:

@@ -163,6 +163,7 @@ def test_heads_of_each_feature_stand_beside_their_effects(tmp_path):
     make_exact(rng, results, sizes, ("order", "subject", "object"))
     make_causes(rng, results, sizes)
     write_table(make_prompts(rng, sizes.targets), tmp_path / "data" / TASK / "prompts" / "test.parquet")
+    plot_layers(context_of(tmp_path, config))
     heads.plot_heads(context_of(tmp_path, config))
     table = read_table(tmp_path / "results" / "tables" / f"{TASK}_{MODEL}_heads.csv")
     causes = read_table(results / "causes.csv").set_index(["feature", "site"])

@@ -17,6 +17,9 @@ from inversescope.figures.tables import select, tidy
 from inversescope.store import read_table
 from inversescope.workflow import paths
 
+#: Where `Study.exact` is kept once it was computed, below results/{task}/{model}.
+EXACT_RATES = "exact_rates.parquet"
+
 
 def at_headline(frame: pd.DataFrame, config: Config) -> pd.DataFrame:
     """Rows of a result table at the headline bandwidth; of each variant, at the one at which figures show it (`headline_of`)."""

@@ -69,7 +69,10 @@ class Target:
         Raises:
             InputError: naming the first text with an unknown word.
         """
-        ids = encode(self.tokenizer, texts)
+        return self.begun(encode(self.tokenizer, texts))
+
+    def begun(self, ids: list[np.ndarray]) -> list[np.ndarray]:
+        """Token ids of texts as the model wants them; see `encode`."""
         if not self.bos:
             return ids
         begin = np.array([self.tokenizer.bos_token_id], np.int32)

@@ -15,7 +15,7 @@ from inversescope.figures.headline import Row, headline_page, number, with_inter
 from inversescope.figures.panels import error_bars, panel_letters, share_axis, spread
 from inversescope.figures.registry import Drawing, Page, draw, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
-from inversescope.figures.study import Study
+from inversescope.figures.study import EXACT_RATES, Study
 from inversescope.figures.style import BLACK, BLUE, GREY, ORANGE, WIDTH, new_figure
 from inversescope.figures.tables import best_heads
 from inversescope.studies.cases.agreement import rank_agreement
@@ -34,7 +34,8 @@ class HeadStudy(Study):
     @property
     def told(self) -> pd.DataFrame:
         """Exact rates of heads at the last token, a row a head and feature."""
-        rows = self.exact[(self.exact["group"] == "heads") & (self.exact["position"] == "last")]
+        rates = self.table(EXACT_RATES, "plot_layers")
+        rows = rates[(rates["group"] == "heads") & (rates["position"] == "last")]
         if rows.empty:
             name = self.context.plan.name
             raise InputError(f"experiment {name} reads no head at the last token", "add L*H* to its sites")

@@ -22,9 +22,10 @@ from inversescope.figures.panels import (
 )
 from inversescope.figures.registry import Drawing, draw, figure
 from inversescope.figures.save import as_written
-from inversescope.figures.study import Study
+from inversescope.figures.study import EXACT_RATES, Study
 from inversescope.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, new_figure
 from inversescope.figures.tables import best_heads, lift
+from inversescope.store import write_table
 
 #: Features in the order in which a prompt brings them up, the names last, and their colours and lines.
 FEATURES: dict[str, tuple[str, Any]] = {
@@ -47,10 +48,14 @@ _TEXT_GAP = 0.048
 def plot_layers(context: Context) -> None:
     """Draw what each layer tells; see `registry.draw`.
 
+    Writes results/{task}/{model}/exact_rates.parquet too (`Study.exact`), for the figure of heads.
+
     Raises:
         InputError: exact values of a site are missing, or no site at the last token is a head or in the residual stream.
     """
-    draw("plot_layers", Study(context))
+    study = Study(context)
+    write_table(study.exact, context.results / EXACT_RATES)
+    draw("plot_layers", study)
 
 
 @figure("layers", "plot_layers", title="What each layer tells")
