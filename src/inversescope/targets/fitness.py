@@ -63,8 +63,9 @@ class Needed:
         """Each question, its tokens, and those with the answer; none if no answer is asked."""
         if not self.patched:
             return []
-        told = [self.task.questions(self.index), self.task.completed(self.index)]
-        return list(zip(told[0], *map(self.target.encode, told), strict=True))
+        questions, whole = self.task.questions(self.index), self.task.completed(self.index)
+        ids = self.ids if questions == self.texts else self.target.encode(questions)
+        return list(zip(questions, ids, self.target.encode(whole), strict=True))
 
 
 def _sites(needed: Needed) -> None:
