@@ -119,7 +119,7 @@ class BackboneConfig(Strict):
 #: Studies that compare generators alone: nobody asks what the cache adds.
 ALONE = ("frontier", "baseline")
 #: Studies that repeat their runs over seeds and multiples of the steps, at sites of several dimensions.
-SWEPT = ("dimension", "misleads", "misleads_words")
+SWEPT = ("dimension", "misleads", "misleads_words", "length")
 
 
 class VariantConfig(Strict):
@@ -176,6 +176,8 @@ class VariantConfig(Strict):
     # generator
     n_heads: int = Field(32, ge=1, description="Control heads (paper: 32).")
     d_head: int = Field(16, ge=1, description="Width of a control head's key (paper: 64).")
+    zero_values: bool = True
+    """V of the control layers starts at zero (paper, C.2), or at random as Q and K do."""
     d_condition: int | None = None
     """Width of the latent space; of InversionView's site embedding. None = d_model of the target."""
     site_map_blocks: int = Field(0, ge=0)

@@ -80,6 +80,7 @@ class TranslationConfig(Prior):
     """'own': the package's table of concepts in four languages. 'lists': the downloaded word pairs of Hendel et al."""
     n_concepts: int | None = Field(156, ge=8)
     """Dictionary entries that are used, from the first; null: all."""
+    n_shots: int = Field(3, ge=1, description="Solved examples in a prompt (paper: 3).")
     held_out: float = Field(0.05, gt=0, lt=1)
     """Share of the (query, shots) combinations kept for the test split."""
     mirror: str | None = None

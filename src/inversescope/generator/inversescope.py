@@ -42,6 +42,7 @@ class GeneratorShape:
     d_embedding: int = 0  # S; 0 = no mean embedding
     neighbour_logits: bool = False
     n_condition: int = 128  # cached neighbours that condition, at most
+    zero_values: bool = True  # V starts at zero
     words: tuple[int, ...] = ()  # W tokens by which neighbours are attended to; none = they are not
     log_epsilons: dict[str, float] = field(default_factory=dict)  # label -> what log eps is relative to
 
@@ -74,19 +75,23 @@ class ControlLayer(nn.Module):
     a matter of K's scale alone.
     """
 
-    def __init__(self, d_model: int, d_condition: int, n_heads: int, d_head: int) -> None:
+    def __init__(
+        self, d_model: int, d_condition: int, n_heads: int, d_head: int, zero_values: bool = True
+    ) -> None:
         super().__init__()
         self.n_heads, self.d_head = n_heads, d_head
         self.norm = nn.LayerNorm(d_model)
         self.query = Linear(d_model, n_heads * d_head)
         self.key = Linear(d_condition, n_heads * d_head)
         self.value = Linear(d_condition, n_heads * d_model)
-        for layer in (self.query, self.key):
+        drawn = [self.query, self.key] if zero_values else [self.query, self.key, self.value]
+        for layer in drawn:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
             nn.init.zeros_(layer.bias)
-        # V zero at the start: the untrained generator is the backbone, exactly (paper, C.2).
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
+        if zero_values:
+            # The untrained generator is the backbone, exactly (paper, C.2).
+            nn.init.zeros_(self.value.weight)
+            nn.init.zeros_(self.value.bias)
 
     def fold(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fold latent conditions (B, C) into keys (B, H, D), offsets (B, H) and values (B, H, D)."""
@@ -139,7 +144,7 @@ class InverseScope(ConditionalGenerator):
             else None
         )
         self.control = nn.ModuleList(
-            ControlLayer(shape.backbone.d_model, C, shape.n_heads, shape.d_head)
+            ControlLayer(shape.backbone.d_model, C, shape.n_heads, shape.d_head, shape.zero_values)
             for _ in range(shape.backbone.n_layers)
         )
 
@@ -160,6 +165,7 @@ class InverseScope(ConditionalGenerator):
             d_embedding=len(prompts.prior) if variant.mean_embedding else 0,
             neighbour_logits=variant.neighbour_logits,
             n_condition=variant.n_condition,
+            zero_values=variant.zero_values,
             words=tuple(prompts.words()) if variant.neighbour_words else (),
             log_epsilons=materials.log_epsilons,
         )

@@ -84,6 +84,11 @@ class FewShotTask(Task):
         self._start = np.array([0, *(pool.start for pool in self._pools)])[:, None]
         self._radix = (len(self.pairs), *map(len, self._pools))
         self.size = int(np.prod(self._radix, dtype=object))
+        if self.size > np.iinfo(np.int64).max:
+            raise InputError(
+                f"{self.name} has {self.size:.1e} prompts, more than 64 bits can number",
+                f"lower {self.name}.n_shots, or the words that a shot is drawn from",
+            )
         self.move_counts = tuple(number - 1 for number in self._radix)
         shots = self._radix[1:-1]
         #: What a step of each shot's digit adds to the number that the split goes by.

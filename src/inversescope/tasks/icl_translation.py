@@ -1,8 +1,8 @@
 r"""In-context translation: words and features of its prior (paper, sections 4.3, D.3).
 
 A prompt shows three word pairs of one of six tasks (English to French, Italian or Spanish, and back) and asks for a fourth (D.3.2).
-The prior is uniform over the task and four independent draws from its dictionary, so that a concept may occur twice. These are
-6 n^4 prompts, far too many to enumerate: exact values come from prior draws.
+The prior is uniform over the task and independent draws from its dictionary, so that a concept may occur twice. With three shots
+these are 6 n^4 prompts, far too many to enumerate: exact values come from prior draws.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ CODES = dict(zip(LANGUAGES, ("en", "fr", "it", "es"), strict=True))
 FOREIGN = LANGUAGES[1:]
 #: The six tasks of D.3.2, as (source, target) languages.
 TASKS = tuple([("English", one) for one in FOREIGN] + [(one, "English") for one in FOREIGN])
-N_SHOTS = 3
 
 
 class TranslationTask(FewShotTask):
-    """The ICL translation prior of D.3.2: task, three shots and query, each uniform.
+    """The ICL translation prior of D.3.2: task, shots and query, each uniform.
 
     Args:
         config: which words, how many of them, and the split.
@@ -58,8 +57,10 @@ class TranslationTask(FewShotTask):
         of_query = {"concept": (rows, meant)} if config.words == "own" else {}
         names = [f"{source}-{target}" for source, target in TASKS]
         every = range(len(rows))
-        examples = Examples(dict(zip(names, pairs, strict=True)), [every] * N_SHOTS, every, of_task, of_query)
-        # The split goes by the sum of all rows, so that any three of the four are uniform in both.
+        examples = Examples(
+            dict(zip(names, pairs, strict=True)), [every] * config.n_shots, every, of_task, of_query
+        )
+        # The split goes by the sum of all rows, so that all of them but one are uniform in both.
         super().__init__(examples, rows, config.held_out, unordered=True)
 
     # Training of an embedded target
@@ -74,23 +75,23 @@ class TranslationTask(FewShotTask):
             rng: source of randomness.
 
         Returns:
-            Texts; the tokens to be predicted are the four outputs, of zero to three shots. Prompts of the test split do not occur.
+            Texts; the tokens to be predicted are the outputs, of the shots and the query. Prompts of the test split do not occur.
         """
         if self.config.words != "own":
             message = "targets are trained on the own table: lists have no common concepts"
             raise InputError(message, "set icl_translation.words: own")
         size = min(level or self.n, self.n)
         directions = [(s, t) for s in range(len(LANGUAGES)) for t in range(len(LANGUAGES)) if s != t]
-        rows = np.zeros((0, N_SHOTS + 1), np.int64)
+        rows = np.zeros((0, self.n_shots + 1), np.int64)
         while len(rows) < n:
-            drawn = rng.integers(size, size=(n, N_SHOTS + 1))
+            drawn = rng.integers(size, size=(n, self.n_shots + 1))
             rows = np.concatenate([rows, drawn[drawn.sum(axis=1) % self.n >= self._n_test]])
         texts = []
         for direction, row in zip(rng.integers(len(directions), size=n), rows[:n].tolist(), strict=True):
             source, target = directions[direction]
             lines = [f"Input: {CONCEPTS[c][source]}, Output: {CONCEPTS[c][target]}" for c in row]
             texts.append("\n ".join(lines))
-        outputs = np.arange(3, 4 * (N_SHOTS + 1), 4)
+        outputs = np.arange(3, 4 * (self.n_shots + 1), 4)
         questions = [text.rsplit(" ", 1)[0] for text in texts]
         return Lesson(questions, texts, scored=outputs, hidden=np.stack([outputs - 1, outputs - 2], axis=1))
 
