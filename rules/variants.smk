@@ -41,11 +41,13 @@ rule collect_study:
         prompts=lambda w: of(w).prompts(["test"]),
         activations=lambda w: of(w).activations(["test"], of(w).labels_of(of(w).ablations)),
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).ablations, file="meta.json"),
+        logs=lambda w: of(w).of_variants(paths.TRAINING_LOG, of(w).claims),
         samples=lambda w: of(w).samples(of(w).ablations),
     output:
         study="results/{task}/{model}/study.csv",
         rates="results/{task}/{model}/study_rates.csv",
         ablations="results/{task}/{model}/ablations.csv",
+        claims="results/{task}/{model}/claims.csv",
         timings="results/{task}/{model}/study_timings.csv",
     log:
         "logs/collect_study/{task}/{model}.log",
@@ -94,6 +96,32 @@ rule plot_study:
         "Plotting the study of {wildcards.task} on {wildcards.model}"
     shell:
         "inversescope plot_study --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule plot_claims:
+    input:
+        source=source("plot_claims"),
+        claims="results/{task}/{model}/claims.csv",
+    output:
+        shown("plot_claims", "Study"),
+    log:
+        "logs/plot_claims/{task}/{model}.log",
+    benchmark:
+        "benchmarks/plot_claims/{task}/{model}.tsv"
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(5, 10),
+    params:
+        used=lambda w: used(w, "fcr/confidence"),
+        options=options,
+    message:
+        "Comparing what the paper says of its training on {wildcards.model}"
+    shell:
+        "inversescope plot_claims --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
 
 

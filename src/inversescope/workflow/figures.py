@@ -26,7 +26,8 @@ DRAWS: dict[str, Callable[[ExperimentPlan], bool]] = {
     "plot_heads": lambda e: e.task in IOI,
     "plot_causes": lambda e: bool(e.settings.patched),
     "plot_answers": lambda e: bool(e.settings.patched) and e.task in SPELLED,
-    "plot_study": lambda e: bool(e.ablations),
+    "plot_study": lambda e: e.ablations != e.claims,
+    "plot_claims": lambda e: bool(e.claims),
     "plot_frontier": lambda e: bool(e.frontier),
     "plot_frontier_readers": lambda e: bool(e.rivals),
 }

@@ -163,6 +163,11 @@ class ExperimentPlan:
         return [name for name in dict.fromkeys(self.config.study_variants) if name not in alone]
 
     @cached_property
+    def claims(self) -> list[str]:
+        """Those of them that test what the paper says of its training: they have a table of their own."""
+        return [name for name in self.ablations if self.config.variant(name).study == "claims"]
+
+    @cached_property
     def variants(self) -> list[str]:
         """All of these."""
         return list(dict.fromkeys([*self.studied, *self.config.study_variants]))
@@ -380,7 +385,8 @@ class ExperimentPlan:
         if self.studied:
             parts["browser"] = made_by("make_browser")
         if self.ablations:
-            parts["study"] = made_by("plot_study")
+            plots = {"plot_study": self.ablations != self.claims, "plot_claims": bool(self.claims)}
+            parts["study"] = made_by(*(rule for rule, draws in plots.items() if draws))
         if self.frontier:
             parts["frontier"] = made_by("plot_frontier", *(["plot_frontier_readers"] if self.rivals else []))
         return parts

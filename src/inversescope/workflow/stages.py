@@ -59,6 +59,7 @@ STAGES = {
     "plot_figures": Stage("studies.ioi.plot"),
     "plot_study": Stage("studies.variants.plot"),
     "plot_baseline": Stage("studies.variants.plot"),
+    "plot_claims": Stage("studies.variants.plot"),
     "plot_frontier": Stage("studies.variants.plot"),
     "plot_readers": Stage("reader.shown"),
     "plot_frontier_readers": Stage("reader.shown"),

@@ -1,4 +1,4 @@
-"""Stages `plot_baseline`, `plot_study` and `plot_frontier`: from tables to pictures, without torch."""
+"""Stages `plot_baseline`, `plot_study`, `plot_claims` and `plot_frontier`: from tables to pictures, without torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from inversescope.figures.registry import draw
 from inversescope.figures.study import Study
 
 # Imported for what they register.
-from inversescope.studies.variants import baseline, frontier, misleads, reported
+from inversescope.studies.variants import baseline, claims, frontier, misleads, reported
 
-__all__ = ["baseline", "frontier", "misleads", "plot_baseline", "plot_frontier", "plot_study", "reported"]
+__all__ = [
+    "baseline",
+    "claims",
+    "frontier",
+    "misleads",
+    "plot_baseline",
+    "plot_claims",
+    "plot_frontier",
+    "plot_study",
+    "reported",
+]
 
 
 def plot_baseline(context: Context) -> None:
@@ -28,6 +38,11 @@ def plot_study(context: Context) -> None:
         InputError: a table is missing, or has no rows at the headline bandwidth.
     """
     draw("plot_study", Study(context))
+
+
+def plot_claims(context: Context) -> None:
+    """Write the table of what the paper says of its training; see `registry.draw`. Raises `InputError` without claims.csv."""
+    draw("plot_claims", Study(context))
 
 
 def plot_frontier(context: Context) -> None:

@@ -18,6 +18,7 @@ from inversescope.fcr.stages import write_timings
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table
 from inversescope.streams import stream
+from inversescope.studies.variants.claims import training_losses
 from inversescope.studies.variants.errors import cell_rmse, differences, ends, mean_error, resampled_error
 
 
@@ -56,11 +57,13 @@ def _group(site: Site) -> str:
 
 
 def collect_study(context: Context) -> None:
-    """Write results/.../study.csv, study_rates.csv, ablations.csv and study_timings.csv from the study's per-site tables.
+    """Write results/.../study.csv, study_rates.csv, ablations.csv, claims.csv and study_timings.csv from the study's per-site tables.
 
     study.csv has a row a (variant, site, bandwidth) of the dimension study; study_rates.csv one a headline feature too: the
     generated and the exact rate, with bootstrap intervals over targets, and the refusal. ablations.csv has a row an (ablation,
     group of sites, bandwidth), epsilon and share medians over sites, with a bootstrap interval of the FCR error over targets.
+    claims.csv has the same of the runs that test claims of the paper, with `seed`, `copies` (share of accepted candidates that are
+    the target prompt itself) and the losses of `claims.training_losses`.
     `fcr_error` is the mean over features (and sites) of |mean over targets of (generated - exact)|; `fcr_error_weighted` the same
     for `reweighted`.
     """
@@ -73,7 +76,7 @@ def collect_study(context: Context) -> None:
         if variant.study in SWEPT:
             shortest[variant.base] = min(variant.steps, shortest.get(variant.base, variant.steps))
     rows: list[dict[str, Any]] = []
-    rates, ablations = [], []
+    rates, ablations, claims = [], [], []
     for name in compared:
         variant = config.variant(name)
         refused, own = (
@@ -92,12 +95,18 @@ def collect_study(context: Context) -> None:
                         there = refused["site"].isin(mine["site"].unique())
                         part = refused[(refused["bandwidth"] == bandwidth) & there]
                         key = {"group": group, "bandwidth": bandwidth}
-                        ablations.append(_ablation(context, name, key, mine, part))
+                        row = _ablation(context, name, key, mine, part)
+                        if name in context.plan.claims:
+                            told = {"seed": variant.seed, "copies": float(part["copies"].mean())}
+                            claims.append(row | told | training_losses(context, name))
+                        else:
+                            ablations.append(row)
     write_table(pd.DataFrame(rows), context.results / "study.csv")
     write_table(
         pd.concat(rates, ignore_index=True) if rates else pd.DataFrame(), context.results / "study_rates.csv"
     )
     write_table(pd.DataFrame(ablations), context.results / "ablations.csv")
+    write_table(pd.DataFrame(claims), context.results / "claims.csv")
     write_timings(context, compared, context.results / "study_timings.csv")
     echo(f"collect_study: {len(rows)} rows of the dimension study, {len(ablations)} of ablations")
 
