@@ -64,6 +64,17 @@ def fig9(study: IoiStudy) -> Drawing:
     The paper trains and samples at the same bandwidth, so its row uses a variant a bandwidth, and is empty where none was trained;
     `default` is one generator.
     """
+    data = fig9_rates(study)
+    lines, across = lines_and_columns(study.shape)
+    height = np.clip(0.8 * WIDTH / 3 * lines / across, 1.0, 2.2)
+    drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
+    columns = {str(one): one.label.removesuffix(" of the prior") for one in study.three_bandwidths}
+    _grid(drawn, data, study.shape, "bandwidth", columns, lambda row, name: f"{ROWS[row]}, {name}")
+    return drawn, data
+
+
+def fig9_rates(study: IoiStudy) -> pd.DataFrame:
+    """What Figure 9 shows: `_KEEP`, row, feature, epsilon, top5, variant, bandwidth; a row a head, row of panels and bandwidth."""
     parts = []
     for bandwidth in study.three_bandwidths:
         for row in ROWS:
@@ -71,13 +82,7 @@ def fig9(study: IoiStudy) -> Drawing:
             if variant is not None:
                 panel = _panel(study.fcr, variant, study.feature, str(bandwidth))
                 parts.append(panel.assign(row=row, variant=variant, bandwidth=str(bandwidth)))
-    data = as_written(pd.concat(parts))
-    lines, across = lines_and_columns(study.shape)
-    height = np.clip(0.8 * WIDTH / 3 * lines / across, 1.0, 2.2)
-    drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
-    columns = {str(one): one.label.removesuffix(" of the prior") for one in study.three_bandwidths}
-    _grid(drawn, data, study.shape, "bandwidth", columns, lambda row, name: f"{ROWS[row]}, {name}")
-    return drawn, data
+    return as_written(pd.concat(parts))
 
 
 @figure("fig2", "plot_figures", title="Figure 2: object FCR of attention heads, with samples")

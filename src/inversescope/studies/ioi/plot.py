@@ -15,7 +15,7 @@ from inversescope.store import write_table
 from inversescope.streams import stream
 
 # Imported for what they register.
-from inversescope.studies.ioi import accuracy, bandwidth, distance, headline, heatmaps, samples
+from inversescope.studies.ioi import accuracy, bandwidth, distance, headline, heatmaps, samples, stability
 from inversescope.studies.ioi.shown import SHOWN_TARGET, IoiStudy
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "heatmaps",
     "plot_figures",
     "samples",
+    "stability",
 ]
 
 _BINS = 200  # of distance, in Figure 8's exact curve

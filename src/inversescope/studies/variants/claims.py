@@ -49,8 +49,8 @@ def changes(claims: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         confidence: level of the Student t intervals over seeds.
 
     Returns:
-        change, group, metric, n_seeds, value and unchanged (means over seeds), spread and spread_unchanged (standard deviations over
-        seeds), difference (value - unchanged), low, high.
+        change, group, metric, n_seeds, value and unchanged (means over seeds), spread and spread_unchanged (standard deviations),
+        difference (value - unchanged), low, high.
     """
     rows = []
     claims = claims.assign(change=claims["change"].fillna(""))
@@ -94,7 +94,7 @@ def claims_table(study: Study) -> Page:
         }
     )
     about = (
-        "Each change of `paper` beside runs of the same seeds that change nothing: means over seeds, and the paired difference with "
-        "its Student t interval over seeds. The losses are of the whole generator, so they are the same for all sites."
+        "Each change of `paper` beside runs of the same seeds that change nothing: means over seeds, and the paired difference "
+        "with its Student t interval over seeds. The losses are of the whole generator, so they are the same for all sites."
     )
     return frame, f"# What the paper says of its training\n\n{about}\n\n{markdown_table(shown)}"

@@ -57,7 +57,7 @@ def _group(site: Site) -> str:
 
 
 def collect_study(context: Context) -> None:
-    """Write results/.../study.csv, study_rates.csv, ablations.csv, claims.csv and study_timings.csv from the study's per-site tables.
+    """Write results/.../study.csv, study_rates.csv, ablations.csv, claims.csv and study_timings.csv from per-site tables.
 
     study.csv has a row a (variant, site, bandwidth) of the dimension study; study_rates.csv one a headline feature too: the
     generated and the exact rate, with bootstrap intervals over targets, and the refusal. ablations.csv has a row an (ablation,
