@@ -165,6 +165,7 @@ def test_an_experiment_names_studies_or_single_runs(tmp_path: Path, whole: Confi
         "baseline",
         "dimension",
         "ablation",
+        "claims",
         "sparse",
         "frontier",
     }

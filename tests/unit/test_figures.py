@@ -45,10 +45,16 @@ def test_what_a_configuration_lacks_is_known_beforehand():
 
     target = config.models[MODEL]
     plain = changed(toy=with_fields(settings=mixed))
-    assert left_out(Plan(plain)) == ["figure fig8 of experiment toy is left out: there is no decoding noised"]
+    assert left_out(Plan(plain)) == [
+        "figure fig8 of experiment toy is left out: there is no decoding noised",
+        "table fig8_plateau of experiment toy is left out: there is no decoding noised",
+    ]
     assert "fig8" not in names_of("plot_figures", "figure", plain.of(TASK, MODEL))
     few = changed(toy=with_fields(settings={"kernel": {"epsilons": [0.05, 0.1]}}))
-    assert left_out(Plan(few)) == ["figure fig9 of experiment toy is left out: there is no third bandwidth"]
+    assert left_out(Plan(few)) == [
+        "figure fig9 of experiment toy is left out: there is no third bandwidth",
+        "table fig9_ranks of experiment toy is left out: there is no third bandwidth",
+    ]
     # One rule draws all experiments: what one of them cannot have is none of its files.
     both = Plan(changed(toy=toy, bare=with_fields(settings=mixed, model="other")))
     drawn = {one.name for one in drawn_of("plot_figures", both)}

@@ -199,6 +199,7 @@ def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
     # The frontier's readers stand beside `paper` and `default`.
     assert found["train_generator"] == sum(map(len, studied)) + 2 > 90
     assert found["collect_study"] == found["plot_study"] == len(studied) == 3
+    assert found["plot_claims"] == 1
     assert "plot_figures" not in found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from inversescope.fcr.intervals import wilson
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.panels import (
     key,
@@ -28,6 +30,7 @@ from inversescope.studies.variants.baseline import histograms
 MARKERS = "os^DPXv"
 #: Panels of `refusal_heads`: each method as published, then each at its best here.
 PANELS = (("paper", "inversionview"), ("default", "inversionview_noised"))
+_RESAMPLES = 2000
 #: Marker of each decoding setting in the frontier, where colours are generators.
 SETTING_MARKER = {
     "plain": "o",
@@ -294,6 +297,68 @@ def fig5_methods(study: FrontierStudy) -> Page:
     ]
     shown = markdown_table(pd.DataFrame(rows))
     return pairs, f"# Refusal of attention heads, pair by pair of generators\n\n{about}\n\n{shown}"
+
+
+def heads_won(heads: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+    """At how many heads each variant of InverseScope refuses less than each of InversionView.
+
+    Args:
+        heads: what Figure 5 shows (generator, variant, site, refusal_rate).
+        confidence: level of the intervals: Wilson's of the share, a percentile bootstrap over heads of the difference.
+
+    Returns:
+        variant, other, n_heads, won, share_won with share_low and share_high, difference (variant - other, mean over heads) with
+        low and high, and worst (the largest difference at a head).
+    """
+    wide = heads.pivot(index="site", columns="variant", values="refusal_rate")
+    ours = list(dict.fromkeys(heads.loc[heads["generator"] == "inversescope", "variant"]))
+    others = [name for name in dict.fromkeys(heads["variant"]) if name not in ours]
+    tail, rows = (1.0 - confidence) / 2, []
+    for variant, other in product(ours, others):
+        difference = (wide[variant] - wide[other]).dropna().to_numpy(float)
+        draws = np.random.default_rng([seed, 43]).integers(
+            len(difference), size=(_RESAMPLES, len(difference))
+        )
+        low, high = np.quantile(difference[draws].mean(1), [tail, 1.0 - tail])
+        won = float((difference < 0).mean())
+        share_low, share_high = wilson(won, len(difference), confidence)
+        rows.append(
+            {
+                "variant": variant,
+                "other": other,
+                "n_heads": len(difference),
+                "won": int((difference < 0).sum()),
+                "share_won": won,
+                "share_low": share_low,
+                "share_high": share_high,
+                "difference": difference.mean(),
+                "low": low,
+                "high": high,
+                "worst": difference.max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@table("fig5_heads", "plot_frontier", title="Heads at which InverseScope refuses less than InversionView")
+def fig5_heads(study: FrontierStudy) -> Page:
+    """`heads_won` of Figure 5."""
+    frame = heads_won(as_written(_headlines(study)), study.config.fcr.confidence, study.config.seed)
+    shown = pd.DataFrame(
+        {
+            "InverseScope": frame["variant"],
+            "InversionView": frame["other"],
+            "heads won": [f"{row.won} of {row.n_heads}" for row in frame.itertuples()],
+            "share": [interval(r.share_won, r.share_low, r.share_high, ".2f") for r in frame.itertuples()],
+            "difference": [interval(r.difference, r.low, r.high, "+.3f") for r in frame.itertuples()],
+            "at its worst head": frame["worst"],
+        }
+    )
+    about = (
+        "Refusal at the headline settings, means over seeds. Intervals: Wilson's, and bootstrap over heads."
+    )
+    title = "Heads at which InverseScope refuses less than InversionView"
+    return frame, f"# {title}\n\n{about}\n\n{markdown_table(shown)}"
 
 
 @table("frontier_headline", "plot_frontier", title="Headline numbers of the frontier")
