@@ -65,6 +65,7 @@ def test_ranks_of_heads() -> None:
     assert found["spearman"].to_dict() == pytest.approx({"same": 1.0, "reversed": -1.0})
     assert found["n_heads"].to_dict() == {"same": 6, "reversed": 7}
     assert found["shared"].to_dict() == {"same": 4, "reversed": 3}
+    assert found.loc["same", "change"] == pytest.approx(np.mean([x**2 - x for x in rates[:-1]]))
     assert (found["low"] <= found["spearman"] + 1e-9).all()
     assert (found["high"] >= found["spearman"] - 1e-9).all()
 

@@ -31,8 +31,8 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
         confidence: level of the intervals, a percentile bootstrap over heads.
 
     Returns:
-        row, first, second (bandwidths), n_heads (with a rate at both), spearman, low, high, and shared: how many of the five best
-        heads at the one are among the five best at the other.
+        row, first, second (bandwidths), n_heads (with a rate at both), spearman, low, high; shared: how many of the five best heads
+        at the one are among the five best at the other; change, change_low, change_high: second rate minus first, mean over heads.
     """
     found: list[dict[str, Any]] = []
     tail = (1.0 - confidence) / 2
@@ -44,6 +44,8 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
             draws = np.random.default_rng([seed, 37]).integers(len(both), size=(_RESAMPLES, len(both)))
             resampled = [_spearman(*values[:, drawn]) for drawn in draws]
             low, high = np.nanquantile(resampled, [tail, 1.0 - tail])
+            change = values[1] - values[0]
+            change_low, change_high = np.quantile(change[draws].mean(1), [tail, 1.0 - tail])
             best = [set(best_heads(part[part["bandwidth"] == one])) for one in (first, second)]
             found.append(
                 {
@@ -55,6 +57,9 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
                     "low": low,
                     "high": high,
                     "shared": len(best[0] & best[1]),
+                    "change": change.mean(),
+                    "change_low": change_low,
+                    "change_high": change_high,
                 }
             )
     return pd.DataFrame(found)
@@ -87,6 +92,9 @@ def fig9_ranks(study: IoiStudy) -> Page:
                 interval(r.spearman, r.low, r.high, ".2f") for r in frame.itertuples()
             ],
             "of the five best, shared": frame["shared"],
+            "second rate − first": [
+                interval(r.change, r.change_low, r.change_high, "+.3f") for r in frame.itertuples()
+            ],
         }
     )
     about = f"{study.feature} FCR of the same heads at two bandwidths. Intervals: bootstrap over heads."
