@@ -97,6 +97,20 @@ def test_findings_quote_numbers_that_a_rule_wrote() -> None:
         assert tables and NUMBER.search(row) and not unwritten(row, tables), row
 
 
+def test_claims_quote_numbers_that_a_rule_wrote() -> None:
+    """Each number that was measured stands in a table that its row links; what was not run has none; each row has a command."""
+    page = (ROOT / "docs/claims.md").read_text()
+    rows = re.findall(r"^\| (.*) \| (.*) \| (.*) \| (.*) \| `(.*)` \|$", page, flags=re.M)
+    assert len(rows) > 30
+    verdicts = {"holds", "in part", "fails", "not shown", "not run"}
+    for _, claim, measured, verdict, command in rows:
+        tables = [ROOT / "docs" / t for t in re.findall(r"\]\((results/[^)]*csv)\)", measured)]
+        assert verdict.partition(":")[0].partition(";")[0] in verdicts, claim
+        assert (verdict == "not run") == (not tables) == (not NUMBER.search(measured)), claim
+        assert not unwritten(measured, tables), (claim, unwritten(measured, tables))
+        assert command.startswith(("make ", "snakemake ")), claim
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_tables_quote_numbers_that_a_rule_wrote(page: Path) -> None:
     """Each number of a table stands in the tables that the line before it links."""
