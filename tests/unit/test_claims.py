@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import torch
 
-from inversescope.config import TranslationConfig, load_config
+from inversescope.config import load_config
+from inversescope.config.tasks import TranslationConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.generator.inversescope import ControlLayer
@@ -112,7 +113,7 @@ def test_values_that_start_at_random() -> None:
     for zero in (True, False):
         torch.manual_seed(3)
         layers.append(ControlLayer(8, 6, 2, 4, zero))
-    told, h = torch.ones(1, 6), torch.ones(1, 3, 8)
+    told, h = torch.randn(1, 6), torch.randn(1, 3, 8)
     silent, loud = (layer(h, *layer.fold(told)) for layer in layers)
     assert not silent.any() and loud.abs().min() > 0
     assert all(
