@@ -303,7 +303,7 @@ def heads_won(heads: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     """At how many heads each variant of InverseScope refuses less than each of InversionView.
 
     Args:
-        heads: what Figure 5 shows (generator, variant, site, refusal_rate).
+        heads: what `refusal_heads` shows (generator, variant, site, refusal_rate).
         confidence: level of the intervals: Wilson's of the share, a percentile bootstrap over heads of the difference.
 
     Returns:
@@ -340,9 +340,9 @@ def heads_won(heads: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     return pd.DataFrame(rows)
 
 
-@table("fig5_heads", "plot_frontier", title="Heads at which InverseScope refuses less than InversionView")
-def fig5_heads(study: FrontierStudy) -> Page:
-    """`heads_won` of Figure 5."""
+@table("heads_won", "plot_frontier", title="Heads at which InverseScope refuses less than InversionView")
+def heads_won_table(study: FrontierStudy) -> Page:
+    """`heads_won` of `refusal_heads`."""
     frame = heads_won(as_written(_headlines(study)), study.config.fcr.confidence, study.config.seed)
     shown = pd.DataFrame(
         {
