@@ -26,7 +26,12 @@ LAYERS, HEADS, TARGETS, PROMPTS = 30, 9, 50, 33_792
 CANDIDATES, NEIGHBOURS = 40, 200
 FEATURES = {"subject": 23, "object": 23, "item": 8, "place": 8, "template": 8, "order": 2}
 BANDWIDTHS = {"epsilon 0.1": 0.1, "share 0.003": 0.004, "share 0.01": 0.008, "share 0.03": 0.02}
-GOALS = {"bytes": 8_000_000, "seconds to open": 2.0, "seconds to answer the slider": 0.1}
+GOALS = {
+    "bytes": 8_000_000,
+    "seconds to open": 2.0,
+    "seconds to answer the slider": 0.1,
+    "seconds to answer the slider where the map follows it": 0.1,
+}
 #: Moves the slider of panel A to some places, each time until what it changes is drawn; the median, in seconds.
 SLIDE = """(async () => {
   const slider = document.querySelector('.panel input[type=range]'), taken = [];
@@ -135,12 +140,11 @@ def main() -> int:
             "seconds to answer the slider": float(shown.run(SLIDE)),
         }
         shown.run("app.set({estimator: 'samples'})")
-        live = float(shown.run(SLIDE))
+        measured["seconds to answer the slider where the map follows it"] = float(shown.run(SLIDE))
         kept = shown.run("app.study.keep")
         faults = shown.faults
     for name, value in measured.items():
         print(f"{name}: {value:.7g} (goal: at most {GOALS[name]:.7g})")
-    print(f"seconds to answer the slider where the map follows it: {live:.3g}")
     print(f"samples stored of each source, site and target: {kept}")
     print("\n".join(faults))
     return int(bool(faults) or any(measured[name] > GOALS[name] for name in GOALS))

@@ -101,7 +101,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "share": {"type": float, "help": "bandwidth as a share of the prior (default: the study's)"},
     "epsilon": {"type": float, "help": "bandwidth as a radius"},
     "cached": {"action": "store_true", "help": "cached neighbours alone: no candidates of a generator"},
-    "cores": {"flag": "--threads", "type": int, "default": os.cpu_count() or 1, "help": "threads"},
+    "cores": {
+        "flag": "--threads",
+        "type": int,
+        "help": "threads (default: 1 for a study, as its jobs; else all cores)",
+    },
     "of_task": {"flag": "task", "help": "task of an experiment"},
     "of_model": {"flag": "model", "help": "its target model"},
     "out_folder": {"flag": "--out", "type": Path, "required": True, "help": "empty folder that is filled"},
@@ -160,6 +164,16 @@ class _Tee:
     def isatty(self) -> bool:
         """A log is no terminal."""
         return False
+
+
+def _threads(arguments: argparse.Namespace) -> int:
+    """How many threads a command works with: one, unless it is asked for more or runs a model on many prompts.
+
+    A study is read as its jobs work. Its products are small, and threads that wait for one another would take longer.
+    """
+    given = vars(arguments)
+    several = given.get("prompts") is not None
+    return given.get("cores") or given.get("threads") or ((os.cpu_count() or 1) if several else 1)
 
 
 def _limit_threads(threads: int) -> None:
@@ -341,7 +355,7 @@ def _drop_output() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0 done, 2 bad input, 1 a fault of ours, or an audit that finds one."""
     arguments = _parser().parse_args(argv)
-    _limit_threads(vars(arguments).get("cores", vars(arguments).get("threads", 1)))
+    _limit_threads(_threads(arguments))
     log: Path | None = getattr(arguments, "log", None)
     for stream in (sys.stdout, sys.stderr):
         # What the locale cannot write is shown as escapes.

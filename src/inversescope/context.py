@@ -244,11 +244,19 @@ class Context:
     def _extracted(self, split: str, label: str) -> np.ndarray:
         from inversescope.store import check_provenance, file_hash, read_activations
 
+        if (split, label) in self._checked:
+            return self._checked[split, label]
         path = need(self.activations_path(split, label), "extract_activations")
         z, meta = read_activations(path)
         expected = {"prompt_hash": file_hash(self.prompts_path(split)), "target": self.identity}
         check_provenance(meta, path, **expected)
+        self._checked[split, label] = z
         return z
+
+    @cached_property
+    def _checked(self) -> dict[tuple[str, str], np.ndarray]:
+        """Activations (N, ...) by split and site, mapped, as far as they were asked for: a file is checked once."""
+        return {}
 
     def known(self, label: str, *splits: str) -> Known:
         """Activations at a site of all prompts that were run for some splits."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from conftest import MODEL, SITES, run, write_config
 import inversescope as iv
 from inversescope.config import load_config
 from inversescope.config.functions import is_function
+from inversescope.config.methods import ProposerConfig
 from inversescope.context import Context
 from inversescope.figures.study import Study
 from inversescope.reader.find import TABLE, _Readers
+from inversescope.reader.proposer import Chat
 from inversescope.store import read_table
 
 FUNCTIONS = ["twice(capital)", "once(0, capital)", "which_twice(capital)"]
@@ -124,3 +127,27 @@ def other_prompt() -> object:
     from inversescope.reader.site import Asked
 
     return Asked("Then Zoe and Max met. Zoe left", -1, None)
+
+
+def test_what_a_model_proposes_is_tested_and_marked(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scripted answer: one function that the grammar's search does not try, one that it does, and one that says nothing."""
+    asked = []
+
+    def chat(settings: ProposerConfig) -> Chat:
+        assert settings.path == "somebody/model"
+        return lambda text: (
+            asked.append(text)
+            or "which(['gave'], ['he'])\ncompare(twice(capital), once(0, capital))\nword(-2)"
+        )
+
+    monkeypatch.setattr("inversescope.reader.find.chat_with", chat)
+    plain = context(study)
+    proposer = ProposerConfig(path="somebody/model", n_targets=2, n_texts=4)
+    hypotheses = plain.config.hypotheses.model_copy(update={"proposer": proposer, "n_tested": 400})
+    told = replace(plain, config=plain.config.model_copy(update={"hypotheses": hypotheses}))
+    alone = _Readers(plain, ["L0H0"])
+    found = _Readers(told, ["L0H0"]).propose("L0H0")
+    assert len(asked) == 2 and asked[0] != asked[1]
+    marked = found[found["meaning"].str.endswith("(proposed by somebody/model)")]
+    assert set(marked["hypothesis"]) == {"compare(twice(capital), once(capital))"}
+    assert (found["n_tried"] == alone.labels.n_tried + 3).all() and marked["p"].between(0, 1).all()

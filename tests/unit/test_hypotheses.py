@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from inversescope.config import Config
 from inversescope.config.functions import KINDS, Function, is_function, parse_function
 from inversescope.config.load import parse_config
+from inversescope.config.methods import ProposerConfig
 from inversescope.errors import InputError
 from inversescope.reader.candidates import candidates, interchangeable
 from inversescope.reader.hypotheses import (
@@ -20,6 +24,8 @@ from inversescope.reader.hypotheses import (
     permutation_test,
     propose,
 )
+from inversescope.reader.proposer import chat_with, functions_in, message
+from inversescope.reader.wordings import groupings, telling_words
 from inversescope.tasks import get_task
 from inversescope.tasks.functions import _FUNCTIONS, Corpus, words_of
 
@@ -323,3 +329,100 @@ def test_a_configuration_names_functions_as_features(feature: str, accepted: boo
 def test_functions_are_values() -> None:
     assert Function("word", (0,)) == Function("word", (0, Function("any")))
     assert len({Function("once"), Function("once", (0, Function("any")))}) == 1
+
+
+# ----------------------------------------------------------------------------------------------------------- wordings
+ASKED = {
+    "language": ["The language of {} is", "The people of {} speak", "They ask for the language of {} here"],
+    "money": ["The currency of {} is", "The shops of {} take", "The people of {} pay in"],
+    "place": ["The capital of {} is", "On the map, {} lies in", "The people of {} live in"],
+}
+#: What is asked about a name, in three ways each.
+QUESTIONS = [(kind, way.format(name)) for kind, ways in ASKED.items() for way in ways for name in NAMES * 4]
+
+
+def asked_for(rng: np.random.Generator, told: float) -> np.ndarray:
+    """Activations that tell what is asked for, so strongly; the name, the wording and noise are told beside it."""
+    kinds = np.array([list(ASKED).index(kind) for kind, _ in QUESTIONS])
+    ways = np.arange(len(QUESTIONS)) // (4 * len(NAMES))
+    names = np.arange(len(QUESTIONS)) % len(NAMES)
+    z = told * np.eye(16)[kinds] + 0.3 * np.eye(16)[3 + ways] + 0.5 * np.eye(16)[12 + names]
+    return z + 0.1 * rng.normal(size=z.shape)
+
+
+def test_wordings_that_an_activation_treats_alike_are_grouped() -> None:
+    rng = np.random.default_rng(0)
+    corpus = Corpus([text for _, text in QUESTIONS])
+    kinds = np.array([list(ASKED).index(kind) for kind, _ in QUESTIONS])
+    found = groupings(corpus, asked_for(rng, 2.0))
+    assert found and all(is_function(str(one)) and one.name == "which" for one in found)
+    agreed = [agreement(corpus.labels(one).codes, kinds) for one in found]
+    assert max(agreed) == pytest.approx(1.0)
+    best = found[int(np.argmax(agreed))]
+    # No property of the text says that these are alike, so that no function of the grammar does.
+    plain = [agreement(corpus.labels(one).codes, kinds) for one in candidates(corpus)]
+    assert max(plain) < 0.8 and best not in candidates(corpus)
+    blind = groupings(corpus, asked_for(rng, 0.0))
+    assert max((agreement(corpus.labels(one).codes, kinds) for one in blind), default=0.0) < 0.9
+
+
+def test_words_tell_groups_in_the_order_of_the_lists() -> None:
+    """A word of two groups tells the one that is left once the other's own words have spoken."""
+    corpus = Corpus(["they speak so", "we speak of money", "we speak of money", "it takes money", "it is"])
+    held = np.array([np.isin(np.arange(len(corpus.words)), row) for row in corpus.ids])
+    lists = telling_words(held, np.array([1, 2, 2, 2, 3]))
+    told = [[corpus.words[i] for i in one] for one in lists]
+    assert told == [["money"], ["they"], ["is"]]
+    lists = telling_words(held[:, [corpus.number[w] for w in ("speak", "money")]], np.array([1, 2, 2, 2, 3]))
+    assert lists == [[1], [0]]
+
+
+def test_further_functions_are_labelled_as_the_first_ones_are() -> None:
+    texts, targets = TEXTS[:80], TEXTS[80:]
+    functions = [
+        parse_function(name) for name in ("twice(capital)", "word(1)", "which(['red'], ['blue'])", "word(-1)")
+    ]
+    at_once = LabelTable(texts, targets, functions=functions)
+    later = LabelTable(texts, targets, functions=functions[:1]).with_functions(functions[1:], "of somebody's")
+    assert later.names == at_once.names and later.n_tried == at_once.n_tried == 4
+    assert later.meaning(0) == functions[0].means and later.meaning(1).endswith(" (of somebody's)")
+    for name in ("own", "table", "p", "entropy"):
+        np.testing.assert_array_equal(getattr(later, name), getattr(at_once, name))
+    again = later.with_functions(functions, "again")
+    assert again.names == later.names and len(LabelTable(texts, targets, functions=functions[:1]).names) == 1
+
+
+# ------------------------------------------------------------------------------------------------- what a model proposes
+def test_an_answer_is_read_line_by_line() -> None:
+    answer = "Sure!\n- twice(capital)\n2. `after('a', -1)`\ntwice( capital )\nword(\n* subject\nwhich(['x'], ['y'])"
+    told = [str(one) for one in functions_in(answer)]
+    assert told == ["twice(capital)", "after('a', -1)", "which(['x'], ['y'])"]
+    asked = message("Use:\n{grammar}\nNow.", ["one text"], ["another", "third"])
+    assert asked.endswith("Now.\n\nGroup A:\none text\n\nGroup B:\nanother\nthird")
+    assert all(f"\n{name}" in f"\n{asked}" for name in KINDS)
+
+
+def test_a_chat_model_answers_greedily(tmp_path: Path) -> None:
+    from inversescope.config.targets import ArchitectureConfig
+    from inversescope.targets.models import build_model
+    from inversescope.targets.tokenizers import word_tokenizer
+
+    tokenizer = word_tokenizer(["which", " is", " red", " blue", " it", "user", "model"])
+    build_model(
+        ArchitectureConfig(n_layers=1, n_heads=2, d_model=16, n_positions=32),
+        len(tokenizer),
+        3,
+        initializer_range=0.6,
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = ProposerConfig(path=str(tmp_path), max_tokens=6)
+    with pytest.raises(InputError, match="no chat template"):
+        chat_with(settings)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %} it"
+    tokenizer.save_pretrained(tmp_path)
+    said = chat_with(settings)("which is red")
+    model, ids = AutoModelForCausalLM.from_pretrained(tmp_path), tokenizer.encode("which is red it")
+    start = len(ids)
+    while len(ids) < start + 6 and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    assert said == tokenizer.decode(ids[start:], skip_special_tokens=True) and said

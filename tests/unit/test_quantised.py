@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from conftest import BASE, MODEL, run, write_config
 from test_icl_translation import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, Conv1D, PreTrainedModel, PreTrainedTokenizerFast
 
+import inversescope as iv
 from inversescope.config import merge, parse_config
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.store import file_hash, read_activations, read_json, read_table
@@ -248,6 +250,50 @@ def test_pages_name_dequantised_weights_by_the_prefix_of_a_study(llama: Path, tm
     note = f"{MODEL}: weights dequantised from tiny.Q4_0.gguf (tiny-model 1.0)."
     assert weights_note(config, f"ioi_{MODEL}_") == weights_note(config, "ioi_") == note
     assert weights_note(config, "ravel_") == weights_note(parse_config(BASE), f"ioi_{MODEL}_") == ""
+
+
+def hub_cache(cache: Path, model: Path, repository: str, revision: str) -> None:
+    """A cache of the hub's client that holds a repository at a commit, and nothing else."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    shutil.copytree(model, folder / "snapshots" / revision)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(revision)
+
+
+@pytest.mark.parametrize("where", ["gguf", "wheel", "hub"])
+def test_the_reader_reads_models_from_elsewhere_without_a_study(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_index: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    llama: Path,
+    texts: list[str],
+    where: str,
+) -> None:
+    """A reading's distances are those of the model's own activations, as transformers computes them."""
+    options: dict[str, str] = {}
+    if where == "hub":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        tiny("llama", tokenizer).save_pretrained(tmp_path / "model")
+        tokenizer.save_pretrained(tmp_path / "model")
+        model: Any = "somebody/tiny"
+        options["revision"] = "0123456789" * 4
+        hub_cache(tmp_path / "cache", tmp_path / "model", model, options["revision"])
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    else:
+        model = llama if where == "gguf" else SIZE | from_wheel(write_wheel(no_index, llama))
+        plain = AutoModelForCausalLM.from_pretrained(llama.parent, gguf_file=llama.name, dtype=torch.float32)
+    prompts = texts[:60]
+    reading = iv.Scope(model, prompts, folder=tmp_path / "scope", **options).read(prompts[7], "L0.resid_post")
+    ids = [torch.from_numpy(one)[None].long() for one in encode(tokenizer, prompts)]
+    with torch.no_grad():
+        states = [plain.eval()(one, output_hidden_states=True).hidden_states[1][0, -1] for one in ids]
+    z = torch.nn.functional.normalize(torch.stack(states).double(), dim=1).numpy()
+    distance = dict(zip(prompts, 1.0 - z @ z[7], strict=True))
+    shown = reading.samples
+    assert len(shown) == sum(d < reading.sites["epsilon"][0] for d in distance.values()) - 1 > 3
+    np.testing.assert_allclose(shown["distance"], shown["text"].map(distance), atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- what is refused

@@ -308,6 +308,31 @@ class FcrConfig(Strict):
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
+class ProposerConfig(Strict):
+    """A chat model that proposes label functions, which are then tested as all others are."""
+
+    source: Literal["hub", "local"] = Field("local", description="Where it is.")
+    path: str = Field(description="Hub repository or local directory.")
+    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
+    device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
+    n_targets: int = Field(3, ge=1, description="Target prompts whose texts it is shown at a site.")
+    n_texts: int = Field(10, ge=2, description="Texts that are alike, and others, that it is shown of each.")
+    max_tokens: int = Field(160, ge=1, description="Tokens of an answer, at most.")
+    instruction: str = Field(
+        "Texts of group A have something in common that texts of group B have not. Which functions of a text have the same value "
+        "for all texts of group A, and other values in group B? Answer with functions of this grammar, one a line, and nothing "
+        "else, for instance twice(capital) or after('a', -1) or which(['cat', 'dog'], ['red']).\n\nGrammar:\n{grammar}"
+    )
+    """What it is asked; {grammar} stands for the grammar."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> ProposerConfig:
+        if self.source == "hub" and not self.revision:
+            raise ValueError("source: hub needs a pinned 'revision'")
+        return self
+
+
 class HypothesesConfig(Strict):
     """Hypotheses without a human: label functions that samples tell about."""
 
@@ -315,6 +340,8 @@ class HypothesesConfig(Strict):
     """Shares of the prior at which balls are looked at, beside the headline bandwidth."""
     n_tested: int = Field(10, ge=1, description="Hypotheses that are tested at a site, at most.")
     level: float = Field(0.05, gt=0, lt=1, description="Of the test, for all hypotheses of a site together.")
+    wordings: bool = Field(False, description="Also try groups of wordings whose activations lie together.")
+    proposer: ProposerConfig | None = Field(None, description="A chat model that proposes further functions.")
 
 
 class SaeConfig(Strict):

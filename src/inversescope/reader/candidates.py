@@ -24,8 +24,8 @@ _PLACES = (*range(10), *range(-10, 0))
 Class = Function | tuple[str, ...]
 
 
-def interchangeable(corpus: Corpus) -> list[tuple[str, ...]]:
-    """Sets of words that stand between the same words: the fillers of a slot, as far as texts show it; each in order."""
+def interchangeable(corpus: Corpus, longest: int = _LONGEST) -> list[tuple[str, ...]]:
+    """Sets of up to `longest` words that stand between the same words: fillers of a slot, as far as texts show it; in order."""
     ids = corpus.ids[:_TEXTS]
     share = np.bincount(ids[corpus.first[:_TEXTS]], minlength=len(corpus.words)) / len(ids)
     known = np.argsort(-share, kind="stable")[:_WORDS]
@@ -45,7 +45,7 @@ def interchangeable(corpus: Corpus) -> list[tuple[str, ...]]:
     sets = [
         tuple(sorted(corpus.words[i] for i in known[group == g])) for g in range(group.max(initial=-1) + 1)
     ]
-    return sorted((s for s in sets if _SHORTEST <= len(s) <= _LONGEST), key=lambda s: (-len(s), s))
+    return sorted((s for s in sets if _SHORTEST <= len(s) <= longest), key=lambda s: (-len(s), s))
 
 
 def candidates(corpus: Corpus) -> list[Function]:

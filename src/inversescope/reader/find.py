@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from inversescope.config.methods import Bandwidth
+from inversescope.config.functions import Function
+from inversescope.config.methods import Bandwidth, ProposerConfig
 from inversescope.context import Context, echo, need
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import GeneratorDraws, mixture_log_weights, relative_weights
@@ -19,8 +21,11 @@ from inversescope.kernel.kernel import kernel_values, support_radius, truncate_w
 from inversescope.kernel.neighbours import Neighbours
 from inversescope.progress import Progress
 from inversescope.reader.hypotheses import COLUMNS, LabelTable, propose
+from inversescope.reader.proposer import Chat, chat_with, functions_in, message
+from inversescope.reader.wordings import PROMPTS, groupings
 from inversescope.store import read_table, write_table
 from inversescope.streams import stream
+from inversescope.tasks.functions import Corpus
 from inversescope.workflow import paths
 
 MOST = 40_000  # prompts of the prior whose labels are held; of more, a random choice
@@ -106,6 +111,16 @@ class _Readers:
             context.task.texts(self.index), test["text"].iloc[self.counted].tolist(), prior
         )
 
+    @cached_property
+    def _others(self) -> tuple[Corpus, np.ndarray]:
+        """Some of the prompts that stand for the prior, none of them a target prompt, and which rows they are."""
+        index = self.index[: len(self.rows)]
+        rows = np.flatnonzero(~np.isin(index, self.test))
+        if len(rows) > PROMPTS:
+            rng = stream(self.context.config.seed, "find_hypotheses", "wordings")
+            rows = np.sort(rng.choice(rows, PROMPTS, replace=False))
+        return Corpus(self.context.task.texts(index[rows])), rows
+
     def _candidates(self, label: str) -> pd.DataFrame | None:
         """Candidates at the headline bandwidth, if the variant reads the site."""
         context = self.context
@@ -141,7 +156,7 @@ class _Readers:
         if drawn is not None:
             weights[headline], mass[headline] = self._combined(label, drawn, distance, epsilons[headline])
         found = propose(
-            self.labels,
+            self._tried(label, keys, weights[headline]),
             weights,
             mass=mass,
             n=settings.n_tested,
@@ -163,6 +178,41 @@ class _Readers:
             epsilon=found["bandwidth"].map(epsilons),
             share=found["bandwidth"].map(share),
         )[TABLE]
+
+    def _tried(self, label: str, keys: np.ndarray, weights: np.ndarray) -> LabelTable:
+        """The functions that are tried at a site: those of the grammar, and others if the configuration asks for them.
+
+        Args:
+            keys: (N, ...) activations of the prompts that stand for the prior.
+            weights: (T, N) of the targets at the headline bandwidth.
+        """
+        settings, known = self.context.config.hypotheses, self.labels
+        if settings.wordings and keys.ndim == 2:
+            corpus, rows = self._others
+            z = distance_of(self.context.config.kernel.distance).prepare(keys[rows])
+            known = known.with_functions(groupings(corpus, z), "wordings that the site treats alike")
+        if settings.proposer is not None:
+            said = self._proposed(settings.proposer, label, weights)
+            known = known.with_functions(said, f"proposed by {settings.proposer.path}")
+        return known
+
+    @cached_property
+    def _chat(self) -> Chat:
+        settings = self.context.config.hypotheses.proposer
+        assert settings is not None
+        return chat_with(settings)
+
+    def _proposed(self, settings: ProposerConfig, label: str, weights: np.ndarray) -> list[Function]:
+        """What a chat model proposes when it is shown samples (T, N) of some targets of the half that chooses, and the prior's."""
+        n, found = min(settings.n_texts, len(self.rows)), dict[Function, None]()
+        rng = stream(self.context.config.seed, "find_hypotheses", "proposer", label)
+        known = [row for row in weights[0::2] if np.count_nonzero(row) >= n]
+        for row in known[: settings.n_targets]:
+            alike = np.argsort(-row, kind="stable")[:n]
+            others = rng.choice(len(self.rows), n, replace=False)
+            shown = (self.context.task.texts(self.index[some]) for some in (alike, others))
+            found |= dict.fromkeys(functions_in(self._chat(message(settings.instruction, *shown))))
+        return list(found)
 
     def _cached(self, distance: np.ndarray, epsilon: float) -> np.ndarray:
         """Kernel values (T, N), float32, of the prior's prompts; candidates have none."""

@@ -18,6 +18,7 @@ it loses more when functions are alike, and functions of one grammar are.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -89,6 +90,7 @@ class LabelTable:
         table: (N, C) float32, which texts have a label; a column for each function and label that some target has.
         p: (C,) probability of each of them under the prior.
         entropy: (F,) bits of each function's labels under the prior.
+        whose: what is said of some functions beside their meaning.
         n_tried: functions that were tried, whether or not they have labels of their own.
     """
 
@@ -109,25 +111,59 @@ class LabelTable:
         sketch = Corpus(
             [*(texts[i] for i in some), *target_texts], {name: v[picked] for name, v in slots.items()}
         )
-        tried = candidates(sketch) if functions is None else list(functions)
-        self.n_tried = len(tried)
+        self._corpora = sketch, Corpus([*texts, *target_texts], slots)
+        self._n_targets, self._seen = len(target_texts), set[bytes]()
+        self.n_tried = 0
+        self.whose: dict[Function, str] = {}
+        self.names: list[list[Function]] = []
+        self.codes: list[np.ndarray] = []
+        self.own = np.zeros((0, len(target_texts)), int)
+        self.table = np.zeros((n, 0), np.float32)
+        self.p, self.entropy = np.zeros(0), np.zeros(0)
+        self._add(candidates(sketch) if functions is None else list(functions))
+
+    def with_functions(self, functions: Sequence[Function], whose: str) -> LabelTable:
+        """The same texts with further functions; those that say nothing else than the ones before are left out.
+
+        Args:
+            whose: what is said of them beside their meaning.
+        """
+        result = copy.copy(self)
+        result.whose = self.whose | dict.fromkeys(functions, f" ({whose})")
+        result._seen = set(self._seen)
+        result._add(functions)
+        return result
+
+    def _add(self, functions: Sequence[Function]) -> None:
+        """Label the texts by further functions."""
+        sketch, corpus = self._corpora
         found: dict[bytes, list[Function]] = {}
-        for function in tried:
+        for function in functions:
             codes = _numbered(sketch.labels(function).codes)
             # What is the same for all targets cannot be tested.
-            if len(np.unique(codes[len(some) :])) > 1:
+            if (
+                len(np.unique(codes[len(sketch) - self._n_targets :])) > 1
+                and codes.tobytes() not in self._seen
+            ):
                 found.setdefault(codes.tobytes(), []).append(function)
-        self.names = [sorted(same, key=lambda f: (len(str(f)), str(f))) for same in found.values()]
-        corpus = Corpus([*texts, *target_texts], slots)
-        self.codes = [corpus.labels(same[0]).codes for same in self.names]
-        coded = [Coded.of(codes, n) for codes in self.codes]
-        start = np.cumsum([0, *(one.n_labels for one in coded)])
-        self.own = np.array(
-            [one.own + first for one, first in zip(coded, start[:-1], strict=True)], int
-        ).reshape(-1, len(target_texts))
-        self.table = np.hstack([np.zeros((n, 0), np.float32), *(one.table for one in coded)])
+        self._seen |= found.keys()
+        self.n_tried += len(functions)
+        n = len(self.mass)
+        codes_of = [corpus.labels(same[0]).codes for same in found.values()]
+        coded = [Coded.of(codes, n) for codes in codes_of]
+        start = np.cumsum([len(self.p), *(one.n_labels for one in coded)])
+        own = [one.own + first for one, first in zip(coded, start[:-1], strict=True)]
+        names = [sorted(same, key=lambda f: (len(str(f)), str(f))) for same in found.values()]
+        self.names, self.codes = self.names + names, self.codes + codes_of
+        self.own = np.vstack([self.own, np.array(own, int).reshape(-1, self._n_targets)])
+        self.table = np.hstack([self.table, *(one.table for one in coded)])
         self.p = self.mass @ self.table
         self.entropy = np.array([_entropy(np.bincount(codes[:n], self.mass)) for codes in self.codes])
+
+    def meaning(self, f: int) -> str:
+        """A function in English and, of further ones, whose it is."""
+        function = self.names[f][0]
+        return function.means + self.whose.get(function, "")
 
     def agreement(self, one: int, other: int) -> float:
         """`agreement` of two functions over the prior."""
@@ -263,7 +299,7 @@ def propose(
         {
             "rank": np.arange(1, len(chosen) + 1),
             "hypothesis": [str(known.names[f][0]) for f in chosen],
-            "meaning": [known.names[f][0].means for f in chosen],
+            "meaning": [known.meaning(f) for f in chosen],
             "aliases": ["; ".join(aliases[f]) for f in chosen],
             "accepted": p <= level,
             "p": p,

@@ -253,11 +253,17 @@ class Question:
         return table
 
     @cached_property
-    def ball(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Reference prompts within reach: rows, distances, kernel values, the prompt itself among them."""
+    def to_reference(self) -> np.ndarray:
+        """Distances (N,) of the reference prompts."""
         metric = distance_of(self.reader.context.config.kernel.distance)
         keys = metric.prepare(np.asarray(self.reader.z_reference))
-        d = metric.between(self.queries[[self.own]], keys)[0]
+        distance: np.ndarray = metric.between(self.queries[[self.own]], keys)[0]
+        return distance
+
+    @cached_property
+    def ball(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Reference prompts within reach: rows, distances, kernel values, the prompt itself among them."""
+        d = self.to_reference
         rows = np.flatnonzero(d < np.float32(support_radius(self.epsilon, self.kind)))
         return rows, d[rows], kernel_values(d[rows], self.epsilon, self.kind)
 
@@ -271,11 +277,8 @@ class Question:
 
     def nearest(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and distances of the nearest reference prompts but the prompt itself, each once, the nearest first."""
-        metric = distance_of(self.reader.context.config.kernel.distance)
         index, first = np.unique(self.reader.reference.index, return_index=True)
-        keys = metric.prepare(np.asarray(self.reader.z_reference))
-        d = metric.between(self.queries[[self.own]], keys)[0][first]
-        d = np.where(index == self.asked.index, np.inf, d)
+        d = np.where(index == self.asked.index, np.inf, self.to_reference[first])
         order = np.argsort(d, kind="stable")[: min(most, len(d) - int(np.isinf(d).sum()))]
         return index[order], d[order]
 

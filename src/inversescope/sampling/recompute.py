@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inversescope.activations.positions import capture_prompts
 from inversescope.context import Context
 from inversescope.kernel.distances import distance_of
 from inversescope.sites import Site
-from inversescope.targets.models import Target, load_target
 from inversescope.tasks.base import Task
+
+if TYPE_CHECKING:
+    from inversescope.targets.models import Target
 
 #: Prompts of the prior (n,), a site -> activations (n, d), at position `any` (n, P, d).
 Activations = Callable[[np.ndarray, Site], np.ndarray]
@@ -29,6 +31,8 @@ class Computed:
         """Activations (n, d), at position `any` (n, P, d), of prompts of the prior at a site."""
         new = np.array(sorted(set(index.tolist()) - self.known.keys()), np.int64)
         if new.size:
+            from inversescope.activations.positions import capture_prompts
+
             captured = capture_prompts(self.task, self.target, new, self.sites)
             numbers = range(len(self.known), len(self.known) + len(new))
             self.known.update(zip(new.tolist(), numbers, strict=True))
@@ -41,7 +45,13 @@ class Computed:
 def activations_of(context: Context, loaded: Target | None = None) -> Callable[[Sequence[Site]], Activations]:
     """What tells activations of prompts at given sites, as they are compared: files where the prior is enumerated, or else the
     target, loaded here unless it is already."""
-    target = None if context.plan.is_enumerated else loaded or load_target(context.made_target())
+    target = loaded
+    if context.plan.is_enumerated:
+        target = None
+    elif target is None:
+        from inversescope.targets.models import load_target
+
+        target = load_target(context.made_target())
 
     def at(sites: Sequence[Site]) -> Activations:
         if target is not None:

@@ -138,8 +138,11 @@ class App {
     if (slid) this.panels[letter].move();
     else this.panels[letter].render();
     if (!slid) this.paint();
+    else if (letter === "A" && this.state.estimator === LIVE) {
+      this.map.fill(this.values(), [0, 1]);
+      this.readout(null);
+    }
     if ("site" in part) this.showHypotheses();
-    else if (letter === "A" && this.state.estimator === LIVE) this.paint();
     this.writeSoon();
   }
 
@@ -193,7 +196,7 @@ class App {
   /** Values of the map at all sites. */
   values() {
     const { study, state } = this;
-    if (state.estimator === LIVE) return study.sites.map((_, s) => this.live(s).rates[0]);
+    if (state.estimator === LIVE) return study.sites.map((_, s) => this.live(s));
     return study.sites.map((_, s) => study.rate(...this.shownKey, state.bandwidth, state.feature, s)?.fcr ?? NaN);
   }
 
@@ -205,7 +208,7 @@ class App {
       const same = study.headline.startsWith("share") ? study.epsilonAt(s, study.shareAt(site, this.panels.A.epsilon).share) : NaN;
       at = same > 0 ? same : this.panels.A.epsilon;
     }
-    return study.reads(source, s) ? study.overTargets(source, s, at, state.byQ, [state.feature]) : { rates: [NaN] };
+    return study.reads(source, s) ? study.rateOverTargets(state.feature, source, s, at, state.byQ) : NaN;
   }
 
   paint() {
@@ -228,7 +231,7 @@ class App {
   readout(pointed) {
     const { study, state } = this, s = pointed ?? state.panels[this.active].site, feature = study.features[state.feature];
     const parts = [`${study.sites[s].label}: `];
-    if (state.estimator === LIVE) parts.push(`${shown(this.live(s).rates[0])} from stored samples`);
+    if (state.estimator === LIVE) parts.push(`${shown(this.live(s))} from stored samples`);
     else {
       const row = study.rate(...this.shownKey, state.bandwidth, state.feature, s);
       parts.push(row ? `${shown(row.fcr)} [${shown(row.ci_low)}, ${shown(row.ci_high)}], ${Number(row.ess.toPrecision(3))} effective samples` : "no rate");

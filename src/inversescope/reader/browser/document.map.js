@@ -115,16 +115,8 @@ class HeatMap {
 
   /** Values of all sites (NaN: none), what the ends of the scale stand for, and ticks on it. */
   paint(values, [low, high], ticks, marks) {
-    this.fills = this.cells.map(({ cell }, s) => {
-      const known = Number.isFinite(values[s]);
-      const fill = known ? mix(this.colours, (values[s] - low) / (high - low)) : "#ffffff";
-      cell.setAttribute("fill", fill);
-      cell.setAttribute("stroke", known ? "none" : "#cccccc");
-      if (known) cell.dataset.value = values[s];
-      else delete cell.dataset.value;
-      return fill;
-    });
-    this.mark(marks);
+    this.marked = marks;
+    this.fill(values, [low, high]);
     const span = Math.max(80, Math.min(this.across, 220)), steps = 40, parts = [];
     for (let k = 0; k < steps; k++)
       parts.push(make("svg:rect", { x: (k * span) / steps, y: 0, width: span / steps + 0.4, height: 8, fill: mix(this.colours, (k + 0.5) / steps) }));
@@ -135,6 +127,20 @@ class HeatMap {
       parts.push(make("svg:text", { x, y: 21, "text-anchor": anchor, "font-size": 9 }, text));
     }
     this.legend.replaceChildren(...parts);
+  }
+
+  /** Other values of all sites on the scale that is drawn; marks stay where they are. */
+  fill(values, [low, high]) {
+    this.fills = this.cells.map(({ cell }, s) => {
+      const known = Number.isFinite(values[s]);
+      const fill = known ? mix(this.colours, (values[s] - low) / (high - low)) : "#ffffff";
+      if (fill !== this.fills?.[s]) cell.setAttribute("fill", fill);
+      cell.setAttribute("stroke", known ? "none" : "#cccccc");
+      if (known) cell.dataset.value = values[s];
+      else delete cell.dataset.value;
+      return fill;
+    });
+    this.mark(this.marked);
   }
 
   /** Frames with a letter around chosen sites: [site, letter, whether it is the active one]. */

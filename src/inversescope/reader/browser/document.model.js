@@ -9,6 +9,8 @@ class Study {
     for (let i = 0; i < arrays.stored.length; i++) this.start[i + 1] = this.start[i] + arrays.stored[i];
     this.room = new Float64Array(arrays.stored.reduce((most, n) => Math.max(most, n), 0));
     this.places = new Map(this.sites.map((site, s) => [site.label, s]));
+    this.known = this.sites.map((_, s) => this.pointsOf(s));
+    this.agreement = { key: "" };
   }
 
   get nTargets() { return this.shape[2]; }
@@ -29,7 +31,9 @@ class Study {
   }
 
   /** Points (epsilon, share) of a site's tables, ascending. */
-  points(s) {
+  points(s) { return this.known[s]; }
+
+  pointsOf(s) {
     const n = this.sites.length;
     const found = this.bandwidths.map((name, b) => ({
       name, epsilon: this.arrays.epsilon[b * n + s], share: this.arrays.share[b * n + s],
@@ -138,6 +142,39 @@ class Study {
     }
     const refused = this.isCache(o) ? [NaN, NaN] : [parse / targets, far / targets];
     return { rates: rates.map((sum, k) => sum / known[k]), parse: refused[0], far: refused[1], ess: median(sizes), targets };
+  }
+
+  /** The rate of one feature in `overTargets`, fast enough to be asked for at all sites with each move of the slider. */
+  rateOverTargets(f, o, s, epsilon, byQ) {
+    if (byQ || this.kernel !== "hard") return this.overTargets(o, s, epsilon, byQ, [f]).rates[0];
+    const { distance, counted } = this.arrays, { first, agrees } = this.agreeing(f, o);
+    const support = this.isCache(o) ? Math.fround(epsilon) : epsilon;
+    let sum = 0, known = 0;
+    for (let t = 0; t < this.nTargets; t++) {
+      if (!counted[t]) continue;
+      const cell = this.cell(o, s, t), end = this.start[cell + 1];
+      let accepted = 0, same = 0;
+      for (let i = this.start[cell]; i < end; i++) {
+        const inside = distance[i] < support ? 1 : 0;
+        accepted += inside;
+        same += inside & agrees[i - first];
+      }
+      if (accepted) { sum += same / accepted; known++; }
+    }
+    return sum / known;
+  }
+
+  /** Which stored samples of a source have their target's label, from the sample `first` on; kept until another is asked for. */
+  agreeing(f, o) {
+    if (this.agreement.key === `${f} ${o}`) return this.agreement;
+    const { text, label, target } = this.arrays, base = f * this.texts.length;
+    const from = this.cell(o, 0, 0), to = this.cell(o + 1, 0, 0), first = this.start[from];
+    const agrees = new Uint8Array(this.start[to] - first);
+    for (let cell = from; cell < to; cell++) {
+      const own = label[base + target[(cell - from) % this.nTargets]];
+      for (let i = this.start[cell]; i < this.start[cell + 1]; i++) agrees[i - first] = label[base + text[i]] === own ? 1 : 0;
+    }
+    return (this.agreement = { key: `${f} ${o}`, first, agrees });
   }
 
   /** Distance up to which all cached prompts near a target are stored. */
