@@ -96,7 +96,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "flag": "--site",
         "action": "append",
         "required": True,
-        "help": "label (L9H6), TransformerLens name or pattern (L9H*, L* = each layer); may be repeated",
+        "help": "label (L9H6; L10 = after layer 10), TransformerLens name or pattern (L9H*, L* = each layer); may be repeated",
     },
     "share": {"type": float, "help": "bandwidth as a share of the prior (default: the study's)"},
     "epsilon": {"type": float, "help": "bandwidth as a radius"},

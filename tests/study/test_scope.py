@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import inversescope as iv
 from inversescope.activations.capture import capture
 from inversescope.cli import main
 from inversescope.config.targets import ArchitectureConfig
+from inversescope.reader.command import show
+from inversescope.reader.reading import shown_best
 from inversescope.reader.scope import Scope
 from inversescope.sites import Site
 
@@ -88,6 +91,23 @@ def test_all_layers_and_named_positions(scope: Scope) -> None:
     # The embedding of a slot's word tells the word, whatever the other slots.
     read = scope.read(PROMPT, "L0.resid_pre@animal", share=0.15)
     assert read.features.set_index("feature")["rate"]["animal"] == 1.0
+
+
+def test_many_sites_are_shown_by_their_rates(scope: Scope, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of more than three sites: a row a site, and where each feature's rate is highest."""
+    read = scope.read(PROMPT, ["L*H*", "L1", "L0.resid_pre@animal"], share=0.15)
+    sites = ["L0H0", "L0H1", "L1H0", "L1H1", "L1.resid_post", "L0.resid_pre@animal"]
+    assert list(read.rates.index) == sites and list(read.rates.columns) == scope.features
+    told = read.features.set_index(["site", "feature"])["rate"]
+    assert all(read.rates.loc[site, name] == told[site, name] for site, name in told.index)
+    best = shown_best(read).set_index("feature")
+    assert best["highest rates"]["animal"].split(", ")[0] == "L0.resid_pre@animal 1.00"
+    assert best["value"].to_dict() == {"time": "Now", "animal": "fox", "thing": "hill"}
+    shown = repr(read)
+    assert all(site in shown and site in read._repr_html_() for site in sites) and "epsilon" not in shown
+    show(read, Console(width=100))
+    printed = capsys.readouterr().out
+    assert all(site in printed for site in sites) and "Name 3 sites or fewer" in printed and PROMPT in printed
 
 
 def test_a_folder_is_gone_on_with(scope: Scope, model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from inversescope.errors import neutral
-from inversescope.reader.reading import Reading, shown_features, shown_hypotheses, shown_samples, summary
+from inversescope.reader.reading import (
+    SHOWN_SITES,
+    Reading,
+    shown_best,
+    shown_features,
+    shown_hypotheses,
+    shown_rates,
+    shown_samples,
+    summary,
+)
 from inversescope.reader.study import Study, open_study
 from inversescope.store import atomic_path
 
@@ -45,9 +54,15 @@ def _study(arguments: argparse.Namespace) -> Study:
 
 
 def show(reading: Reading, console: Console, hypotheses: pd.DataFrame | None = None) -> None:
-    """Print a reading: features of each site with their controls, some samples, hypotheses if they are given, notes."""
+    """Print a reading: features of each site with their controls, some samples, hypotheses if they are given, notes.
+
+    Of more than `SHOWN_SITES` sites the rates alone are printed, and where they are highest.
+    """
     console.print(Text(neutral(reading.prompt), style="bold"), soft_wrap=True)
-    for part in reading.parts:
+    if len(reading.parts) > SHOWN_SITES:
+        for table in (shown_best(reading), shown_rates(reading)):
+            console.print(texts_table(table))
+    for part in reading.shown:
         console.print(Text(neutral(summary(part.about))), soft_wrap=True)
         for table in (shown_features(part), shown_samples(part)):
             console.print(texts_table(table))
@@ -61,8 +76,9 @@ def texts_table(frame: pd.DataFrame) -> Table:
     """A table of texts, none of which can steer the terminal."""
     table = Table(header_style="dim", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in frame.columns:
-        wraps = name in ("value", "likeliest", "text", "hypothesis")
-        table.add_column(Text(name.replace(" ", "\n")), overflow="fold", no_wrap=not wraps)
+        wraps = name in ("value", "likeliest", "text", "hypothesis", "highest rates")
+        widest = max(map(len, name.split()), default=0)
+        table.add_column(Text(name.replace(" ", "\n")), overflow="fold", no_wrap=not wraps, min_width=widest)
     for row in frame.itertuples(index=False):
         table.add_row(*(Text(neutral(str(cell))) for cell in row))
     return table

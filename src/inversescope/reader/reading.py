@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from inversescope.reader.study import Study
 
 SHOWN_SAMPLES = 8  # in a notebook and in a terminal, a site
+SHOWN_SITES = 3  # of which a notebook and a terminal show all that was read; of more, the rates alone
+SHOWN_BEST = 4  # sites that are named for each feature
 LONGEST_LABEL = 20  # characters
 
 
@@ -114,6 +116,13 @@ class Reading:
         return self._joined("samples")
 
     @cached_property
+    def rates(self) -> pd.DataFrame:
+        """`rate` of each feature (columns) at each site (rows)."""
+        return self.features.pivot(index="site", columns="feature", values="rate").reindex(
+            index=self.sites["site"], columns=self.features["feature"].unique()
+        )
+
+    @cached_property
     def notes(self) -> list[str]:
         """What to know before trusting the numbers."""
         study, found = self.study, []
@@ -131,6 +140,8 @@ class Reading:
                     f"{label}: {ess:.1f} effective neighbours within the bandwidth are too few to say anything "
                     f"({LOW_ESS:.0f} at least): take a larger share, or more prompts."
                 )
+        if len(self.parts) > SHOWN_SITES:
+            found.append(f"Name {SHOWN_SITES} sites or fewer to see samples, intervals and controls.")
         if not any(part.about["generators"] for part in self.parts):
             found.append("Rates are those of cached neighbours alone; no generator was asked.")
         if not study.context.plan.is_enumerated:
@@ -197,15 +208,25 @@ class Reading:
 
         return page_of(self)
 
+    @property
+    def shown(self) -> list[SiteReading]:
+        """The sites that are shown one by one: none if they are many."""
+        return self.parts if len(self.parts) <= SHOWN_SITES else []
+
     def __repr__(self) -> str:
         lines = [f"Reading of {self.prompt!r}"]
-        for part in self.parts:
+        if len(self.parts) > SHOWN_SITES:
+            lines += [table.to_string(index=False) for table in (shown_best(self), shown_rates(self))]
+        for part in self.shown:
             lines += [summary(part.about), shown_features(part).to_string(index=False)]
         return "\n".join([*lines, *self.notes])
 
     def _repr_html_(self) -> str:
         parts = [f"<p><b>{html.escape(self.prompt)}</b></p>"]
-        for part in self.parts:
+        if len(self.parts) > SHOWN_SITES:
+            tables = shown_best(self), shown_rates(self)
+            parts += [table.to_html(index=False, escape=True, border=0) for table in tables]
+        for part in self.shown:
             parts.append(f"<p>{html.escape(summary(part.about))}</p>")
             for table in (shown_features(part), shown_samples(part)):
                 parts.append(table.to_html(index=False, escape=True, border=0))
@@ -258,6 +279,41 @@ def shown_features(part: SiteReading) -> pd.DataFrame:
             ],
         }
     )
+
+
+def shown_rates(reading: Reading) -> pd.DataFrame:
+    """The rates of all features at all sites as text, below their chance values."""
+    features = reading.features.drop_duplicates("feature").set_index("feature")
+    rates = reading.rates
+    few = reading.features.pivot(index="site", columns="feature", values="few")
+    rows = [{"site": "chance", **{name: number(features["chance"][name]) for name in rates.columns}}]
+    for site, row in rates.iterrows():
+        told = {
+            name: number(rate) + ("?" if rate == rate and few[name][site] else "")
+            for name, rate in row.items()
+        }
+        rows.append({"site": site, **told})
+    return pd.DataFrame(rows)
+
+
+def shown_best(reading: Reading) -> pd.DataFrame:
+    """Each feature as text, and the sites where its rate is highest."""
+    rows = []
+    for name, table in reading.features.groupby("feature", sort=False):
+        best = table[~table["few"].astype(bool)].sort_values("rate", ascending=False, kind="stable")[
+            :SHOWN_BEST
+        ]
+        sites = [f"{row['site']} {number(row['rate'])}" for _, row in best.iterrows()]
+        first = table.iloc[0]
+        rows.append(
+            {
+                "feature": name,
+                "value": cut(first["value"]),
+                "chance": number(first["chance"]),
+                "highest rates": ", ".join(sites),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def shown_hypotheses(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -168,8 +169,8 @@ class Study:
 
         Args:
             prompt: a target prompt of the study, another prompt of its prior, or any text.
-            site: a label (L23H3), a TransformerLens name, or a pattern such as L23H*; `L*` stands for the residual stream after
-                each layer. Or a list of them.
+            site: a label (L23H3), a TransformerLens name, or a pattern such as L23H*; `L10` stands for the residual stream after
+                layer 10, `L*` for that after each layer. Or a list of them.
             share: bandwidth as a share of the prior; epsilon: the same as a radius. If both are absent, the study's headline.
             variants: whose candidates are read. If absent, all whose candidates the study holds; for a prompt that is none of its
                 targets `default`, which draws now. Empty: none, cached neighbours alone.
@@ -199,7 +200,7 @@ class Study:
         """Sites that patterns name and the study reads. Raises `InputError` for one that it does not read."""
         found: dict[Site, None] = {}
         for pattern in patterns:
-            whole = "L*.resid_post" if pattern == "L*" else pattern
+            whole = f"{pattern}.resid_post" if re.fullmatch(r"L(\d+|\*)", pattern) else pattern
             named = self.context.plan.expand([whole])
             read = [one for one in named if self._can_read(one)]
             if not read:
