@@ -142,6 +142,7 @@ class Panel {
     const { study, choice, epsilon } = this, { site, source, target } = choice;
     const byQ = this.app.state.byQ;
     const here = (this.here = study.weigh(source, site, target, epsilon, byQ));
+    this.drawStrip(); // asks how wide it is, which is known as long as nothing else has changed
     const all = study.overTargets(source, site, epsilon, byQ);
     const { share, beyond } = study.shareAt(site, epsilon);
     this.slider.value = Math.round(this.place(epsilon) * STEPS);
@@ -151,7 +152,6 @@ class Panel {
     this.reset.disabled = choice.epsilon === null;
     this.tell(here, all);
     this.rateTable(here, all);
-    this.drawStrip();
     for (const row of this.rows) {
       row.sum = row.members.reduce((sum, i) => sum + here.weight[i], 0);
       const state = Number.isNaN(row.distance) ? "none" : row.sum > 0 ? "in" : "out";
