@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from inversescope.config import Config
 from inversescope.config.functions import KINDS, Function, is_function, parse_function
@@ -403,6 +401,9 @@ def test_an_answer_is_read_line_by_line() -> None:
 
 
 def test_a_chat_model_answers_greedily(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     from inversescope.config.targets import ArchitectureConfig
     from inversescope.targets.models import build_model
     from inversescope.targets.tokenizers import word_tokenizer

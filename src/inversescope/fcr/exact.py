@@ -58,11 +58,12 @@ def exact_reference(
     kind: str = "hard",
     block: int = 16384,
     log_prior: np.ndarray | None = None,
+    prepared: bool = False,
 ) -> Exact:
     """Weigh reference prompts by the kernel: FCR without any generator.
 
     Args:
-        queries: prepared target activations (Q, d); reference: activations (N, d), prepared block by block.
+        queries: prepared target activations (Q, d); reference: activations (N, d), prepared block by block unless they are.
         query_labels, reference_labels: feature -> integer labels (Q,) and (N,).
         log_prior: log P(x) (N,) of the reference prompts, where they are not all alike; asks for `surprise`.
 
@@ -75,7 +76,8 @@ def exact_reference(
     sums = _Sums(len(queries), ascending, kind, 2 + len(query_labels))
     for low in range(0, len(reference), block):
         part = slice(low, low + block)
-        d = metric.between(queries, metric.prepare(np.asarray(reference[part])))
+        keys = np.asarray(reference[part])
+        d = metric.between(queries, keys if prepared else metric.prepare(keys))
         flat = np.flatnonzero(d < radius)
         owner, row = np.divmod(flat, d.shape[1])
         same = [query_labels[name][owner] == reference_labels[name][part][row] for name in query_labels]

@@ -105,6 +105,12 @@ class SiteReader:
         return self.context.activations(self.reference.split, self.label)
 
     @cached_property
+    def keys(self) -> np.ndarray:
+        """The same, prepared to be compared."""
+        metric = distance_of(self.context.config.kernel.distance)
+        return metric.prepare(np.asarray(self.z_reference))
+
+    @cached_property
     def z_cached(self) -> np.ndarray:
         """Activations (n, ...) of the cached prompts."""
         return self.context.activations(self.cached.split, self.label)
@@ -159,13 +165,14 @@ class Question:
         task, known = context.task, self.known
         values = exact_reference(
             self.queries,
-            self.reader.z_reference,
+            self.reader.keys,
             {name: np.full(len(self.queries), label) for name, label in known.items()},
             {name: reference.labels[name] for name in known},
             [self.epsilon],
             config.kernel.distance,
             self.kind,
             log_prior=None if task.uniform else task.log_prior(reference.index),
+            prepared=True,
         )
         table = values.table([self.epsilon], len(reference.index), task.size)
         row = table[table["target_id"] == self.own].assign(target_id=0)
@@ -256,8 +263,7 @@ class Question:
     def to_reference(self) -> np.ndarray:
         """Distances (N,) of the reference prompts."""
         metric = distance_of(self.reader.context.config.kernel.distance)
-        keys = metric.prepare(np.asarray(self.reader.z_reference))
-        distance: np.ndarray = metric.between(self.queries[[self.own]], keys)[0]
+        distance: np.ndarray = metric.between(self.queries[[self.own]], self.reader.keys)[0]
         return distance
 
     @cached_property

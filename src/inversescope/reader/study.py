@@ -400,7 +400,9 @@ class Study:
         if key not in self._prompts:
             self._prompts[key] = cached_prompts(context, self._tokenizer, at)
         z = self._activations(question.asked, [reader.site])[reader.label]
-        pool = Pool(rows, self._prompts[key], Cache(np.array(reader.z_cached[at]), config.kernel.distance))
+        whole = len(rows) == len(question.kept)
+        cache = question.cache if whole else Cache(np.array(reader.z_cached[at]), config.kernel.distance)
+        pool = Pool(rows, self._prompts[key], cache)
         sampler = Sampler(context, name, self._generators[name], self._tokenizer, reader.site, z, pool)
         target = None if context.plan.is_enumerated else self.target
         told = activations_of(context, target)([reader.site])
