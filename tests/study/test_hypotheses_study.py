@@ -149,5 +149,5 @@ def test_what_a_model_proposes_is_tested_and_marked(study: Path, monkeypatch: py
     found = _Readers(told, ["L0H0"]).propose("L0H0")
     assert len(asked) == 2 and asked[0] != asked[1]
     marked = found[found["meaning"].str.endswith("(proposed by somebody/model)")]
-    assert set(marked["hypothesis"]) == {"compare(twice(capital), once(capital))"}
+    assert set(marked["hypothesis"]) == {"compare(twice(capital), once(0, capital))"}
     assert (found["n_tried"] == alone.labels.n_tried + 3).all() and marked["p"].between(0, 1).all()

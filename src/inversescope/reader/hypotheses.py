@@ -128,8 +128,10 @@ class LabelTable:
         Args:
             whose: what is said of them beside their meaning.
         """
-        result = copy.copy(self)
-        result.whose = self.whose | dict.fromkeys(functions, f" ({whose})")
+        result, known = copy.copy(self), {one for same in self.names for one in same}
+        result.whose = self.whose | dict.fromkeys(
+            [one for one in functions if one not in known], f" ({whose})"
+        )
         result._seen = set(self._seen)
         result._add(functions)
         return result
