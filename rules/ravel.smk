@@ -146,6 +146,7 @@ rule classify_attributes:
             "kernel",
             "fcr",
             "probe",
+            "attributes",
             "studied_variants",
             "sampling/decodings",
             "sae/published",

@@ -41,6 +41,7 @@ class Schedule:
     warmup: int = 100
     shape: str = "cosine"
     clip: float | None = 1.0
+    decay_all: bool = False
 
     def rate(self, step: int) -> float:
         """Learning rate at a step: linear warm-up, then constant or cosine to zero."""
@@ -64,7 +65,10 @@ class _Optimised:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [
             {"params": [p for p in self.parameters if p.dim() > 1], "weight_decay": schedule.weight_decay},
-            {"params": [p for p in self.parameters if p.dim() <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for p in self.parameters if p.dim() <= 1],
+                "weight_decay": schedule.weight_decay if schedule.decay_all else 0.0,
+            },
         ]
         optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=schedule.betas, fused=True)
         self.optimizer: Any = self.accelerator.prepare(optimizer)

@@ -169,7 +169,7 @@ def test_time_and_memory(study: Study) -> None:
 
 
 def test_prior_is_the_papers(study: Study) -> None:
-    assert study.context.task.size == 3_035_136
+    assert study.context.task.size == 3_095_040
     assert study.context.plan.shape == (study.depth, 12)
 
 

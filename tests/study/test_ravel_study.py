@@ -17,6 +17,7 @@ from inversescope.config import load_config, merge
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.context import Context
 from inversescope.store import read_activations, read_json, read_table, write_table
+from inversescope.studies.ravel.attributes import attributes_by_template
 from inversescope.studies.ravel.stages import GENERAL, corpus_texts
 from inversescope.workflow import paths
 
@@ -181,8 +182,8 @@ def test_targets_and_prior_share_no_entity(study: Path) -> None:
 def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     table = scores(study)
     methods = (
-        "always_no default default_mixed default_top exact exact_centred exact_raw exact_top nearest nearest_other paper "
-        "paper_mixed paper_top prior probe sae_general sae_ravel sae_ravel_published"
+        "always_no default default_mixed default_template default_top exact exact_centred exact_raw exact_top nearest "
+        "nearest_other paper paper_mixed paper_template paper_top prior probe sae_general sae_ravel sae_ravel_published"
     ).split()
     for _, part in table.groupby(["group", "site"]):
         assert sorted(part["method"]) == methods
@@ -194,6 +195,27 @@ def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     ).all()
     no = table[table["method"] == "always_no"]
     assert (no["accuracy"] == 0).all() and (no["accuracy_one_vs_rest"] > 0.7).all()
+
+
+def test_what_the_papers_match_of_templates_changes_is_told(study: Path) -> None:
+    config = load_config([study / "config/config.yaml"])
+    context = Context(study, config.of("ravel", MODEL), "ravel", MODEL)
+    seen = context.task.counted(context.prompt_ids("test"))
+    for (site, variant), part in scores(study).groupby(["site", "method"]):
+        if variant not in ("paper", "default"):
+            continue
+        drawn = read_table(context.samples_path("inversescope", str(variant), str(site)))
+        drawn = drawn[np.isclose(drawn["epsilon"], 0.5) & (drawn["decoding"] == "plain")]
+        texts = drawn["text"].tolist()
+        strange = ~drawn["parsed"] & (context.task.features_of_texts(texts)["attribute"] < 0)
+        named = strange & (attributes_by_template(context.task, texts) >= 0)
+        table = scores(study).query("site == @site").set_index(["group", "method"])
+        for group, ours in part.set_index("group").iterrows():
+            theirs = table.loc[(group, f"{variant}_template")]
+            own = seen[drawn["target_id"]] == (group == "seen")
+            assert ours["null_draws"] == pytest.approx(strange[own].mean())
+            assert ours["null_draws"] - theirs["null_draws"] == pytest.approx(named[own].mean())
+            assert theirs["accuracy"] >= ours["accuracy"] - 1e-6
 
 
 def test_raw_and_centred_distance_are_read_at_their_best_bandwidth(study: Path) -> None:

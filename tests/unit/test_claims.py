@@ -16,7 +16,8 @@ from inversescope.config import load_config
 from inversescope.config.tasks import TranslationConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
-from inversescope.generator.inversescope import ControlLayer
+from inversescope.generator.backbone import BackboneShape
+from inversescope.generator.inversescope import ControlLayer, GeneratorShape
 from inversescope.store import write_table
 from inversescope.studies.ioi.stability import plateau, rank_agreement
 from inversescope.studies.variants.claims import METRICS, changes, training_losses
@@ -109,10 +110,11 @@ def test_heads_won() -> None:
 
 def test_values_that_start_at_random() -> None:
     """Values alone differ at the start; zero ones leave the backbone as it is."""
-    layers = []
+    layers, backbone = [], BackboneShape(9, 4, n_layers=1, n_heads=2, d_model=8, d_mlp=16)
     for zero in (True, False):
         torch.manual_seed(3)
-        layers.append(ControlLayer(8, 6, 2, 4, zero))
+        shape = GeneratorShape(backbone, {}, {}, n_heads=2, d_head=4, d_condition=6, zero_values=zero)
+        layers.append(ControlLayer(shape))
     told, h = torch.randn(1, 6), torch.randn(1, 3, 8)
     silent, loud = (layer(h, *layer.fold(told)) for layer in layers)
     assert not silent.any() and loud.abs().min() > 0

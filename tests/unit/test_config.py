@@ -105,6 +105,67 @@ def test_a_delta_on_a_base_reaches_its_descendants(tmp_path: Path, whole: Config
         assert config.variants[name] == whole.variants[name]
 
 
+#: Section 3.1 and Appendix C, whatever is said of it; AdamW is PyTorch's.
+PLAIN_ADAMW = {
+    "learning_rate": 1e-5,
+    "weight_decay": 0.01,
+    "decay_all": True,
+    "betas": (0.9, 0.999),
+    "clip": None,
+}
+CONTROL = {
+    "n_heads": 32,
+    "d_head": 64,
+    "d_condition": None,
+    "warmup": 1000,
+    "schedule": "constant",
+    "site_map_blocks": 0,
+}
+CONTROL |= dict.fromkeys(("normed_queries", "scaled_scores", "scaled_inputs", "zero_biases"), False)
+CONTROL |= {
+    "pairs": "noise",
+    "noise_space": "model",
+    "norm_band": 0.1,
+    "see_norm": True,
+    "freeze_backbone": True,
+}
+
+
+@pytest.mark.parametrize("name", ["paper", "paper_ravel"])
+def test_paper_is_to_the_letter_at_the_papers_size(name: str) -> None:
+    config = load_config([CONFIG / "config.yaml", CONFIG / f"{name}.yaml"])
+    for experiment in config.experiments:
+        view = config.view(experiment)
+        own = [v for v in (*view.studied_variants, *view.study_variants) if v.startswith("paper")]
+        assert "paper" in own
+        for variant in own:
+            found = view.variants[variant].model_dump()
+            assert {key: found[key] for key in (PLAIN_ADAMW | CONTROL)} == PLAIN_ADAMW | CONTROL, variant
+        found = view.backbone.model_dump()
+        backbone = PLAIN_ADAMW | {
+            "init": "hub",
+            "targets": "samples",
+            "tilt": 0.0,
+            "warmup": 0,
+            "schedule": "constant",
+        }
+        # Nothing of ours ends a run that follows the paper.
+        backbone |= {"gate_in_prior": 0.0, "gate_repeated_name": 1.0}
+        assert {key: found[key] for key in backbone} == backbone
+
+
+def test_the_letter_is_said_once_and_paper_stays_as_it_was(whole: Config) -> None:
+    letter, paper = whole.variants["letter"], whole.variants["paper"]
+    told = {"base", "change", "study", "steps", "sites", "label", "colour"}
+    assert whole.variants["paper_letter"].model_dump(exclude=told) == letter.model_dump(exclude=told)
+    rate = whole.variants["paper_letter_rate"].model_dump(exclude=told | {"learning_rate"})
+    assert rate == letter.model_dump(exclude=told | {"learning_rate"})
+    fitted = dict.fromkeys(("normed_queries", "scaled_scores", "scaled_inputs", "zero_biases"), True)
+    fitted |= {"decay_all": False, "betas": (0.9, 0.98), "clip": 1.0, "learning_rate": 3e-3, "d_head": 16}
+    assert {key: getattr(paper, key) for key in fitted} == fitted
+    assert (whole.backbone.betas, whole.backbone.clip, whole.backbone.decay_all) == ((0.9, 0.98), 1.0, False)
+
+
 def test_a_file_is_laid_over_what_it_includes_and_its_own_entries_come_first(tmp_path: Path) -> None:
     (tmp_path / "below.yaml").write_text("models: {b: {source: local}}\nseed: 1\nsave_every: 7\n")
     (tmp_path / "own.yaml").write_text("include: [below.yaml]\nseed: 2\nmodels: {a: {}, b: {path: here}}\n")

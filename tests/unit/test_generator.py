@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -12,12 +13,13 @@ from bench.gpt2 import to_hf
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from inversescope.config import Config, load_config
 from inversescope.config.methods import VariantConfig
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
-from inversescope.generator.base import Rows
+from inversescope.generator.base import Materials, Rows
 from inversescope.generator.build import GENERATORS
-from inversescope.generator.condition import Condition
+from inversescope.generator.condition import Condition, encode_prompts
 from inversescope.generator.inversescope import ControlLayer, GeneratorShape, InverseScope
 from inversescope.generator.loss import conditional_loss
 from inversescope.generator.neighbours import NeighbourWords
@@ -25,6 +27,7 @@ from inversescope.generator.pairs import Batch
 from inversescope.ops import ByOwner
 from inversescope.training import Schedule, train
 
+CONFIG = Path(__file__).parents[2] / "config"
 BACKBONE = BackboneShape(vocab_size=29, n_positions=12, n_layers=3, n_heads=2, d_model=16, d_mlp=40)
 SITES = {"L0H1": 4, "L2.resid_post": 6}
 SHAPE = GeneratorShape(
@@ -36,6 +39,7 @@ SHAPE = GeneratorShape(
     d_condition=7,
 )
 FULL = replace(SHAPE, site_map_blocks=2, eps_input=True, d_embedding=11, neighbour_logits=True)
+LETTER = replace(SHAPE, normed_queries=False, scaled_scores=False)
 
 
 def trained(shape: GeneratorShape) -> InverseScope:
@@ -127,6 +131,41 @@ def test_untrained_generator_is_the_backbone_bit_for_bit() -> None:
         assert torch.equal(logp, torch.log_softmax(logits, -1))
 
 
+def built(**changes: object) -> InverseScope:
+    """An untrained generator of a variant that is `letter` but for its sizes and some changes."""
+    letter = load_config([CONFIG / "config.yaml"]).variants["letter"]
+    variant = letter.model_copy(update={"n_heads": 5, "d_condition": 7, **changes})
+    prompts = encode_prompts([np.arange(2, 6, dtype=np.int32)], 0)
+    torch.manual_seed(0)
+    backbone = Backbone(BACKBONE)
+    scales = {label: d**0.5 for label, d in SITES.items()}
+    return InverseScope.build(Materials(Config(), variant, backbone, SITES, scales, prompts, 16))
+
+
+def test_letter_begins_as_the_paper_says() -> None:
+    """V is zero; all else, biases too, is uniform up to the inverse root of what a layer takes (Kaiming, as PyTorch has it)."""
+    model = built()
+    for layer in model.control:
+        assert isinstance(layer, ControlLayer) and isinstance(layer.norm, nn.Identity) and layer.scale == 1.0
+        assert not layer.value.weight.any()
+        for linear in (layer.query, layer.key):
+            bound = linear.in_features**-0.5
+            assert 0.95 * bound < linear.weight.abs().max() <= bound
+        for linear in (layer.query, layer.key, layer.value):
+            assert 0.9 * linear.in_features**-0.5 < linear.bias.abs().max() <= linear.in_features**-0.5
+    fitted = built(zero_biases=True)
+    assert not any(p.any() for n, p in fitted.control.named_parameters() if n.endswith("bias"))
+
+
+@torch.no_grad()
+def test_letter_takes_activations_as_they_are() -> None:
+    model, z = built(), 30.0 * torch.randn(4, 6)
+    torch.testing.assert_close(model.scaled("L2.resid_post", z), z)
+    site_map = model.site_maps["L2_resid_post"]
+    latent = model.encode(Condition({"L2.resid_post": z}))
+    torch.testing.assert_close(latent, z @ site_map.weight.T + site_map.bias)
+
+
 def batch(rows: int = 4, length: int = 8) -> Batch:
     rng = np.random.default_rng(0)
     return Batch(
@@ -165,11 +204,15 @@ def test_frozen_backbone_does_not_move(frozen: bool) -> None:
 def unfolded(layer: ControlLayer, h: Tensor, c: Tensor) -> Tensor:
     """Section 3.1 position by position and head by head: h (B, T, D), c (B, C) -> control (B, T, D).
 
-    q = Q norm(h) + q0, k = K c + k0, v = V c + v0, w = tanh(<q, k> / sqrt(d_head)), output = sum over heads of w v.
+    q = Q h + q0, k = K c + k0, v = V c + v0, w = tanh(<q, k>), output = sum over heads of w v; fitted to small models, norm(h)
+    stands for h, and <q, k> / sqrt(d_head) for <q, k>.
     """
     H, K, D = layer.n_heads, layer.d_head, h.shape[-1]
-    mean, variance = h.mean(-1, keepdim=True), h.var(-1, unbiased=False, keepdim=True)
-    normed = (h - mean) / torch.sqrt(variance + layer.norm.eps) * layer.norm.weight + layer.norm.bias
+    normed, divisor = h, 1.0
+    if isinstance(layer.norm, nn.LayerNorm):
+        mean, variance = h.mean(-1, keepdim=True), h.var(-1, unbiased=False, keepdim=True)
+        normed = (h - mean) / torch.sqrt(variance + layer.norm.eps) * layer.norm.weight + layer.norm.bias
+        divisor = K**0.5
     out = torch.zeros_like(h)
     for b in range(h.shape[0]):
         for head in range(H):
@@ -178,13 +221,14 @@ def unfolded(layer: ControlLayer, h: Tensor, c: Tensor) -> Tensor:
             v = layer.value.weight[value_rows] @ c[b] + layer.value.bias[value_rows]
             for i in range(h.shape[1]):
                 q = layer.query.weight[key_rows] @ normed[b, i] + layer.query.bias[key_rows]
-                out[b, i] += torch.tanh(q @ k / K**0.5) * v
+                out[b, i] += torch.tanh(q @ k / divisor) * v
     return out
 
 
+@pytest.mark.parametrize("shape", [FULL, LETTER], ids=["fitted", "letter"])
 @torch.no_grad()
-def test_folded_control_is_the_papers_formula() -> None:
-    model = trained(FULL)
+def test_folded_control_is_the_papers_formula(shape: GeneratorShape) -> None:
+    model = trained(shape)
     c = model.encode(condition())
     h = torch.randn(6, 4, 16)
     for layer in model.control:

@@ -21,6 +21,7 @@ from conftest import default_values
 from inversescope.cli import main
 from inversescope.config.tasks import RavelConfig
 from inversescope.errors import InputError
+from inversescope.studies.ravel.attributes import attributes_by_template
 from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import facts
 from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch_tables, limited, read_tables
@@ -133,6 +134,44 @@ def test_texts_slots_and_indices_are_inverse(embedded: RavelTask, two_types: Rav
         parsed = task.parse(task.texts(index))
         np.testing.assert_array_equal(parsed, np.where(index < task.size, index, -1))
         np.testing.assert_array_equal(task.in_prior(index), index < task.size)
+
+
+def test_a_template_alone_tells_the_attribute_by_the_papers_match(two_types: RavelTask) -> None:
+    told = {
+        "The Xyz flows through": "river:Continent",
+        "The Xyz of old is said to be": "river:Length",
+        "They blorp now; yesterday they": "verb:Past",
+        "The White Nile flows through": "river:Continent",
+        "The flows through": None,  # nothing in the entity's place
+        "of Xyz, one": None,  # stands for two attributes, so it is no template of the task
+        "the Xyz runs on": None,
+    }
+    names = two_types.feature_values["attribute"]
+    found = [None if code < 0 else names[code] for code in attributes_by_template(two_types, list(told))]
+    assert found == list(told.values())
+    # Ours asks for a known entity too.
+    strict = two_types.features_of_texts(list(told))["attribute"]
+    assert [names[code] for code in strict if code >= 0] == ["river:Continent"] and strict[3] >= 0
+
+
+def test_of_several_templates_that_match_the_longest_one_tells(tmp_path: Path) -> None:
+    river = TABLES["river"] | {
+        "attribute_to_prompts": {
+            "Continent": ["The %s is", "of %s in"],
+            "Length": ["The %s now is", "is %s:"],
+        },
+        "prompt_to_split": {
+            "The %s is": "train",
+            "of %s in": "train",
+            "The %s now is": "train",
+            "is %s:": "test",
+        },
+    }
+    fetch_tables(tmp_path / SOURCE, write(tmp_path / "mirror", {"river": river}))
+    task = RavelTask(RavelConfig(source="upstream"), tmp_path)
+    names = task.feature_values["attribute"]
+    found = attributes_by_template(task, ["The Xyz now is", "The Xyz is"])
+    assert [names[code] for code in found] == ["river:Length", "river:Continent"]
 
 
 def test_prior_is_training_entities_in_training_templates(two_types: RavelTask) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -17,14 +18,16 @@ from transformers import PreTrainedTokenizerFast
 
 from inversescope.config.tasks import IOIConfig
 from inversescope.errors import InputError
-from inversescope.tasks import SPLITS, TASKS, Task, get_task
+from inversescope.tasks import SPLITS, TASKS, Task, get_task, ioi
 from inversescope.tasks.automata import Grammar, TextEncoder, end_token, token_ids, write_grammar
 from inversescope.tasks.base import mixed_radix
-from inversescope.tasks.ioi import NAMES, TEMPLATES, IOITask
+from inversescope.tasks.ioi import LISTS, IOITask
 from inversescope.workflow.sources import module_of, modules_of
 
+TEMPLATES, NAMES = LISTS["own"].templates, LISTS["own"].names
 EMBEDDED_TEMPLATES = 8
-PAPER = IOIConfig(n_names=39, n_templates=16)
+#: As in config/paper.yaml.
+PAPER = IOIConfig(lists="conmy", n_names=31, n_templates=26)
 
 
 class WordEncoder:
@@ -60,14 +63,47 @@ def test_sizes(embedded: IOITask) -> None:
     assert abs(IOITask(PAPER).size - 3_000_000) < 100_000
 
 
-def test_lists_are_clean() -> None:
-    assert len(set(NAMES)) == len(NAMES) >= 100
-    assert len(set(TEMPLATES)) == len(TEMPLATES) >= 16
-    for template in TEMPLATES:
+@pytest.mark.parametrize("lists", list(LISTS))
+def test_lists_are_clean(lists: str) -> None:
+    known = LISTS[lists]
+    assert all(len(set(some)) == len(some) for some in known)
+    for template in known.templates:
         assert not template.startswith("[") and template.endswith((" to", " for"))
         assert all(template.count(slot) == 1 for slot in ("[A]", "[B]", "[S]", "[PLACE]"))
+        assert "[OBJECT]" in template
         assert template.index("[A]") < template.index("[B]") < template.index("[S]")
-        assert not set(re.findall(r"\w+", re.sub(r"\[\w+\]", "", template))) & set(NAMES)
+        words = set(re.findall(r"\w+", re.sub(r"\[\w+\]", "", template)))
+        assert not words & {*known.names, *known.places, *known.items}
+
+
+def test_the_papers_lists_are_those_of_conmy_et_al() -> None:
+    """Two lists of 15 templates, of which two each name no place; 99 names, 8 places, 8 objects; what the paper shows is in it."""
+    known = LISTS["conmy"]
+    assert [len(some) for some in known] == [26, 99, 8, 8]
+    file = Path(ioi.__file__).parent / "data/ioi/conmy.json"
+    rows = json.loads(file.read_text())["templates"]
+    numbers = [number for number in range(1, 16) if number not in (5, 13)]
+    stands_for = [f"BABA_{kind}TEMPLATES {number}" for kind in ("", "LONG_") for number in numbers]
+    assert [row["stands_for"] for row in rows] == stands_for
+    assert [row["stands_for"] for row in rows if row["wording"] == "theirs"] == [
+        *(f"BABA_TEMPLATES {number}" for number in (1, 2, 6, 7, 8, 11, 12, 14)),
+        "BABA_LONG_TEMPLATES 14",
+    ]
+    shown = [
+        "After John and Mary went to the store, Mary gave a drink to",
+        "Then, Anthony and Shannon went to the restaurant. Shannon gave a drink to",
+        "When Elizabeth and John got a drink at the hospital, Elizabeth decided to give it to",
+        "When Erin and John got a computer at the garden, Erin decided to give the computer to",
+        "After the lunch, Lindsey and John went to the garden. Lindsey gave a drink to",
+        "Then, Danielle and John had a lot of fun at the hospital. Danielle gave a drink to",
+        "Afterwards, Robert and Jeffrey went to the office. Robert gave a drink to",
+        "The school James and Jesse went to had a drink. James gave it to",
+        "The local big house Aaron and Jose went to had a drink. Aaron gave it to",
+    ]
+    task = IOITask(PAPER)
+    assert (task.parse(shown) >= 0).all()
+    index = np.random.default_rng(0).integers(0, task.size, size=2_000)
+    np.testing.assert_array_equal(task.parse(task.texts(index)), index)
 
 
 def test_embedded_templates_differ_in_length_and_structure() -> None:

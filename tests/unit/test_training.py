@@ -216,11 +216,12 @@ def test_stop_ends_the_run_and_is_logged() -> None:
     assert seen == list(range(1, 14)) and log["step"].tolist() == [13]
 
 
-def test_weights_decay_and_offsets_do_not() -> None:
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_weights_decay_and_offsets_only_if_asked(decay_all: bool) -> None:
     model = nn.Linear(2, 2)
     nn.init.ones_(model.weight)
     nn.init.ones_(model.bias)
-    schedule = Schedule(1, 0.1, weight_decay=0.5, warmup=0, shape="constant")
+    schedule = Schedule(1, 0.1, weight_decay=0.5, warmup=0, shape="constant", decay_all=decay_all)
     train(
         model,
         lambda step: (0.0 * (model.weight.sum() + model.bias.sum()), {}),
@@ -230,7 +231,7 @@ def test_weights_decay_and_offsets_do_not() -> None:
         echo=lambda line: None,
     )
     torch.testing.assert_close(model.weight, torch.full((2, 2), 0.95))
-    torch.testing.assert_close(model.bias, torch.ones(2))
+    torch.testing.assert_close(model.bias, torch.full((2,), 0.95 if decay_all else 1.0))
 
 
 def test_gradients_are_clipped_by_their_norm() -> None:

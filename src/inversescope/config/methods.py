@@ -13,6 +13,8 @@ from inversescope.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
+DECAY_ALL = "Weight decay of biases and norms too (PyTorch's default, paper), not of matrices alone."
+CLIP = "Gradient norm; None = no clipping (PyTorch's default, paper)."
 
 
 class Bandwidth(NamedTuple):
@@ -108,8 +110,11 @@ class BackboneConfig(Strict):
     steps: int = Field(3000, ge=1, description="Training steps.")
     learning_rate: float = Field(2e-3, gt=0, description="Of AdamW, after the warm-up.")
     weight_decay: float = Field(0.1, ge=0, description="Of AdamW.")
+    decay_all: bool = Field(False, description=DECAY_ALL)
+    betas: tuple[Share, Share] = Field((0.9, 0.98), description="Of AdamW.")
     warmup: int = Field(100, ge=0, description="Steps over which the learning rate grows.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate after the warm-up.")
+    clip: float | None = Field(1.0, gt=0, description=CLIP)
     gate_in_prior: float = Field(0.9, ge=0, le=1)
     """Share of unconditional samples that must be in the prior."""
     gate_repeated_name: float = Field(0.01, ge=0, le=1)
@@ -123,7 +128,7 @@ SWEPT = ("dimension", "misleads", "misleads_words", "length")
 
 
 class VariantConfig(Strict):
-    """One way to make a generator. The defaults are the paper's method; each ablation changes one field of its `base`."""
+    """One way to make a generator. The defaults are the paper's method, fitted to small models; an ablation changes its `base`."""
 
     generator: Literal["inversescope", "inversionview"] = "inversescope"
     """Architecture: backbone with control layers, or InversionView's decoder."""
@@ -182,6 +187,14 @@ class VariantConfig(Strict):
     """Width of the latent space; of InversionView's site embedding. None = d_model of the target."""
     site_map_blocks: int = Field(0, ge=0)
     """Residual MLP blocks after the linear site map (paper: 0), or before InversionView's decoder (6)."""
+    normed_queries: bool = True
+    """A layer norm stands before Q; the paper's formula has none."""
+    scaled_scores: bool = True
+    """<q, k> is divided by the root of a head's width; in the paper it is not."""
+    scaled_inputs: bool = True
+    """Activations are brought to unit scale, by their site's root mean square norm; in the paper they are not."""
+    zero_biases: bool = True
+    """Biases of Q, K and V begin at zero. Otherwise all but the matrix V begins as PyTorch's linear layers do (paper: Kaiming)."""
     decoder: ArchitectureConfig | None = None
     """InversionView's own decoder, trained from scratch; None = the shape of the backbone."""
     decoder_init: Literal["scratch", "backbone"] = "scratch"
@@ -194,11 +207,11 @@ class VariantConfig(Strict):
     """Sites that a step reads, drawn at random; None = all."""
     learning_rate: float = Field(3e-3, gt=0, description="Of AdamW, after the warm-up.")
     weight_decay: float = Field(0.01, ge=0, description="Of AdamW.")
+    decay_all: bool = Field(False, description=DECAY_ALL)
     betas: tuple[Share, Share] = Field((0.9, 0.98), description="Of AdamW.")
     warmup: int = Field(100, ge=0, description="Steps over which the learning rate grows.")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate after the warm-up.")
-    clip: float | None = Field(1.0, gt=0)
-    """Gradient norm; None = no clipping (PyTorch's default, paper)."""
+    clip: float | None = Field(1.0, gt=0, description=CLIP)
 
     @model_validator(mode="after")
     def _trainable(self) -> VariantConfig:
@@ -377,6 +390,14 @@ class ProbeConfig(Strict):
     strengths: list[float] = Field([0.01, 0.1, 1.0], min_length=1)
     """Inverse regularisations C; validation prompts choose."""
     max_iter: int = Field(500, ge=1, description="Iterations of the solver, at most.")
+
+
+class AttributesConfig(Strict):
+    """Which candidates outside of the prior have an attribute (ravel)."""
+
+    match: Literal["entity", "template"] = "entity"
+    """Those in which a template holds an entity of its type (ours), or in which it holds anything (paper, D.2.4). Tables have the
+    scores of both."""
 
 
 class PatchingConfig(Strict):

@@ -15,6 +15,7 @@ from inversescope.config.check import check
 from inversescope.config.entries import Misplaced, merge
 from inversescope.config.methods import (
     SWEPT,
+    AttributesConfig,
     BackboneConfig,
     Bandwidth,
     FcrConfig,
@@ -57,6 +58,7 @@ class Settings(Strict):
     figures: FigureConfig = FigureConfig()
     sae: SaeConfig = SaeConfig()
     probe: ProbeConfig = ProbeConfig()
+    attributes: AttributesConfig = AttributesConfig()
     patching: PatchingConfig = PatchingConfig()
     labeller: LabellerConfig | None = None
     """Chat model that labels the tasks of few-shot candidates; none if absent."""

@@ -29,7 +29,9 @@ class Prior(Strict):
 class IOIConfig(Prior):
     """The prior of the indirect object identification task (paper, D.1.1)."""
 
-    n_names: int = Field(32, ge=4, description="Names, from the first of the package's list.")
+    lists: Literal["own", "conmy"] = "own"
+    """Whose templates, names, places and objects: the package's, or those of Conmy et al. (2023), which the paper takes (D.1.1)."""
+    n_names: int = Field(32, ge=4, description="Names, from the first of the list.")
     n_templates: int = Field(8, ge=1, description="Sentence templates, each in both orders of the names.")
     n_places: int = Field(8, ge=1, description="Places.")
     n_items: int = Field(8, ge=1, description="Objects that are given.")
@@ -45,7 +47,7 @@ class IOIConfig(Prior):
 class SmallIOIConfig(IOIConfig):
     """The same with fewer words: on a language model, all of its prompts can be run."""
 
-    n_names: int = Field(12, ge=4, description="Names, from the first of the package's list.")
+    n_names: int = Field(12, ge=4, description="Names, from the first of the list.")
     n_places: int = Field(4, ge=1, description="Places.")
     n_items: int = Field(4, ge=1, description="Objects that are given.")
 

@@ -40,7 +40,7 @@ class Materials:
     Attributes:
         backbone: the decoder that was fine-tuned on the prior.
         sites: label -> dimension of the activations that it will be given.
-        scales: label -> root mean square norm of the site's activations.
+        scales: label -> root mean square norm of the site's activations; the root of their dimension if they stay as they are.
         prompts: those that are cached.
         log_epsilons: label -> log of the middle of its bandwidths, where each site has its own.
         target_width: width of the target's residual stream.
@@ -127,7 +127,7 @@ class ConditionalGenerator(nn.Module):
         return F.log_softmax(self.logits(tokens, folded, rows or Rows()), dim=-1)
 
     def scaled(self, label: str, z: Tensor) -> Tensor:
-        """Activations (b, d) of a site at unit scale: by the site's root mean square norm, or each by its own.
+        """Activations (b, d) of a site: over its scale, or each over its own norm, times the root of d.
 
         Raises:
             InputError: the generator was not trained on the site.

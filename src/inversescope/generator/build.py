@@ -77,6 +77,8 @@ def untrained_generator(
             sites=pairs.dimensions,
             scales={
                 label: float(np.sqrt((z.astype(np.float64) ** 2).sum(-1).mean()))
+                if settings.scaled_inputs
+                else pairs.dimensions[label] ** 0.5
                 for label, z in pairs.activations.items()
             },
             prompts=pairs.prompts,

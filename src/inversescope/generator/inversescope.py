@@ -32,7 +32,7 @@ class GeneratorShape:
 
     backbone: BackboneShape
     sites: dict[str, int]  # label -> dimension of what the site map takes
-    scales: dict[str, float]  # label -> root mean square norm of the site's activations, divided out
+    scales: dict[str, float]  # label -> what the site's activations are divided by (`base.Materials`)
     n_heads: int = 32
     d_head: int = 16
     d_condition: int = 64
@@ -45,6 +45,8 @@ class GeneratorShape:
     zero_values: bool = True  # V starts at zero
     words: tuple[int, ...] = ()  # W tokens by which neighbours are attended to; none = they are not
     log_epsilons: dict[str, float] = field(default_factory=dict)  # label -> what log eps is relative to
+    normed_queries: bool = True
+    scaled_scores: bool = True
 
     def log_epsilon(self, label: str) -> float:
         """What log eps of a site is relative to."""
@@ -71,32 +73,39 @@ class Folded:
 class ControlLayer(nn.Module):
     """One control layer (paper, 3.1): q = Q h + q0, k = K c + k0, v = V c + v0, output sum over heads of tanh(<q, k>) v.
 
-    h passes a layer norm first (omitted in the paper's formula too); <q, k> is divided by the root of the head's width, which is
-    a matter of K's scale alone.
+    Where the paper's formula is not followed to the letter, h passes a layer norm first (`normed_queries`), and <q, k> is divided
+    by the root of the head's width (`scaled_scores`).
     """
 
-    def __init__(
-        self, d_model: int, d_condition: int, n_heads: int, d_head: int, zero_values: bool = True
-    ) -> None:
+    def __init__(self, shape: GeneratorShape) -> None:
         super().__init__()
-        self.n_heads, self.d_head = n_heads, d_head
-        self.norm = nn.LayerNorm(d_model)
+        self.n_heads, self.d_head = shape.n_heads, shape.d_head
+        n_heads, d_head, d_model = shape.n_heads, shape.d_head, shape.backbone.d_model
+        self.scale = d_head**-0.5 if shape.scaled_scores else 1.0
+        self.norm = nn.LayerNorm(d_model) if shape.normed_queries else nn.Identity()
         self.query = Linear(d_model, n_heads * d_head)
-        self.key = Linear(d_condition, n_heads * d_head)
-        self.value = Linear(d_condition, n_heads * d_model)
-        drawn = [self.query, self.key] if zero_values else [self.query, self.key, self.value]
+        self.key = Linear(shape.d_condition, n_heads * d_head)
+        self.value = Linear(shape.d_condition, n_heads * d_model)
+        drawn = [self.query, self.key] if shape.zero_values else [self.query, self.key, self.value]
         for layer in drawn:
             nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
             nn.init.zeros_(layer.bias)
-        if zero_values:
+        if shape.zero_values:
             # The untrained generator is the backbone, exactly (paper, C.2).
             nn.init.zeros_(self.value.weight)
             nn.init.zeros_(self.value.bias)
 
+    def begin_as_pytorch(self, zero_values: bool = True) -> None:
+        """Initial weights and biases of PyTorch's linear layers (Kaiming), but for a V of zeros (paper, C.2)."""
+        for layer in (self.query, self.key, self.value):
+            layer.reset_parameters()
+        if zero_values:
+            nn.init.zeros_(self.value.weight)
+
     def fold(self, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Fold latent conditions (B, C) into keys (B, H, D), offsets (B, H) and values (B, H, D)."""
         B = c.shape[0]
-        k = self.key(c).view(B, self.n_heads, self.d_head) * self.d_head**-0.5
+        k = self.key(c).view(B, self.n_heads, self.d_head) * self.scale
         weight = self.query.weight.view(self.n_heads, self.d_head, -1)
         keys = torch.bmm(k.transpose(0, 1), weight).transpose(0, 1)
         offsets = torch.einsum("bhk,hk->bh", k, self.query.bias.view(self.n_heads, self.d_head))
@@ -143,10 +152,7 @@ class InverseScope(ConditionalGenerator):
             if shape.words
             else None
         )
-        self.control = nn.ModuleList(
-            ControlLayer(shape.backbone.d_model, C, shape.n_heads, shape.d_head, shape.zero_values)
-            for _ in range(shape.backbone.n_layers)
-        )
+        self.control = nn.ModuleList(ControlLayer(shape) for _ in range(shape.backbone.n_layers))
 
     @classmethod
     def build(cls, materials: Materials) -> InverseScope:
@@ -168,8 +174,14 @@ class InverseScope(ConditionalGenerator):
             zero_values=variant.zero_values,
             words=tuple(prompts.words()) if variant.neighbour_words else (),
             log_epsilons=materials.log_epsilons,
+            normed_queries=variant.normed_queries,
+            scaled_scores=variant.scaled_scores,
         )
         model = cls(shape)
+        if not variant.zero_biases:
+            for layer in model.control:
+                assert isinstance(layer, ControlLayer)
+                layer.begin_as_pytorch(shape.zero_values)
         model.backbone.load_state_dict(materials.backbone.state_dict())
         if model.neighbour_words is not None:
             model.neighbour_words.set_prior(torch.from_numpy(prompts.tokens.astype(np.int64)))

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,16 +27,34 @@ from inversescope.tasks.automata import (
 )
 from inversescope.tasks.base import Task, first, held_out, of_each
 
-_DATA = json.loads((Path(__file__).parent / "data/ioi/words.json").read_text(encoding="utf-8"))
+_FOLDER = Path(__file__).parent / "data/ioi"
+
+
+class Lists(NamedTuple):
+    """What prompts are made of: texts each, and for templates of somebody else's what they stand for and whose words they are."""
+
+    templates: list[str]
+    names: list[str]
+    places: list[str]
+    items: list[str]
+
+
+def _lists(file: str) -> Lists:
+    """A file of lists. A template is a text, or a table of `text`, `stands_for` and `wording`."""
+    data = json.loads((_FOLDER / file).read_text(encoding="utf-8"))
+    templates = [one if isinstance(one, str) else one["text"] for one in data["templates"]]
+    return Lists(templates, data["names"], data["places"], data["items"])
+
+
 # [A] and [B] are the first and second name in the text, [S] the one that is repeated. No template starts with a slot, because a
-# word at the start of a text is another token than the same word after a space. The first ten are the paper's own wordings
-# (section 4.1, Table 1, section E.1), the others ours, in the same manner.
-TEMPLATES: list[str] = _DATA["templates"]
-# Common English first names, each a single token of GPT-2's vocabulary after a space. The embedded study uses the first 32.
-NAMES: list[str] = _DATA["names"]
-# All places and the first five items stand in the samples that the paper shows (Table 1, section 4.1).
-PLACES: list[str] = _DATA["places"]
-ITEMS: list[str] = _DATA["items"]
+# word at the start of a text is another token than the same word after a space.
+#
+# `own`: the first ten templates are the paper's own wordings (section 4.1, Table 1, section E.1), the others ours, in the same
+# manner. Names are common English first names, each a single token of GPT-2's vocabulary after a space; the embedded study uses the
+# first 32. All places and the first five items stand in the samples that the paper shows (Table 1, section 4.1).
+#
+# `conmy`: the lists of Conmy et al. (2023), which D.1.1 names; the file says which templates are in their words.
+LISTS = {"own": _lists("words.json"), "conmy": _lists("conmy.json")}
 ORDERS = ("ABA", "ABB")
 
 _SLOT = re.compile(r"(\[[A-Z]+\])")
@@ -68,10 +87,11 @@ class IOITask(Task):
     enlarging = ("raise ioi.n_names", "ioi.held_out_pairs")
 
     def __init__(self, config: IOIConfig, root: Path = Path(".")) -> None:
-        templates = first("ioi.n_templates", config.n_templates, TEMPLATES)
-        self.names = first("ioi.n_names", config.n_names, NAMES)
-        places = first("ioi.n_places", config.n_places, PLACES)
-        items = first("ioi.n_items", config.n_items, ITEMS)
+        known = LISTS[config.lists]
+        templates = first("ioi.n_templates", config.n_templates, known.templates)
+        self.names = first("ioi.n_names", config.n_names, known.names)
+        places = first("ioi.n_places", config.n_places, known.places)
+        items = first("ioi.n_items", config.n_items, known.items)
         self.config, self.features = config, config.feature_names
         shared = {"template": templates, "order": list(ORDERS), "place": places, "item": items}
         values = shared | dict.fromkeys(
@@ -408,6 +428,6 @@ def _known(pieces: tuple[str, ...], codes: Mapping[str, int]) -> _Rest:
     asked = {"[A]", "[B]"} if "[S]" in pieces else set()
     asked |= {piece[:-1] for piece in pieces if piece.endswith("]=")}
     known = {piece: code for piece, code in codes.items() if piece in asked}
-    if known.get("[B]", len(NAMES)) < known.get("[A]", -1):
+    if "[A]" in known and known.get("[B]", known["[A]"]) < known["[A]"]:
         known["[A]"], known["[B]"] = known["[B]"], known["[A]"]
     return pieces, tuple(sorted(known.items()))

@@ -19,6 +19,7 @@ from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
 from inversescope.studies.ravel.sae import from_arrays, gemma_scope_path, read_gemma_scope, representatives
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
 from inversescope.studies.ravel.stages import GENERAL, labels_of
+from inversescope.tasks.base import Task, of_each
 from inversescope.workflow import paths
 
 #: Bandwidths that are compared on validation prompts beside those of the configuration.
@@ -37,11 +38,12 @@ BLOCK = 16384
 def classify_attributes(context: Context, site: str) -> None:
     """Let every method say which attribute each target's activation encodes, and score them all by one function.
 
-    Methods: both variants of InverseScope (accepted draws; draws that match no template are "null" and count), the exact
-    posterior, both autoencoders, linear probe, nearest neighbour, and two without an activation: the prior's shares, and a
-    classifier that always says no; `exact_top`, `default_top`, `paper_top` call the most likely attribute alone. `exact_raw` and
-    `exact_centred` are the exact posterior at the best bandwidth of either distance, `nearest_other` the nearest neighbour that is
-    worded otherwise. Intervals are over entities. Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and
+    Methods: both variants of InverseScope (accepted draws; draws that match no template are "null" and count; `paper_template` or
+    `paper_entity` is the same by the match that `attributes.match` does not name), the exact posterior, both autoencoders, linear
+    probe, nearest neighbour, and two without an activation: the prior's shares, and a classifier that always says no; `exact_top`,
+    `default_top`, `paper_top` call the most likely attribute alone. `exact_raw` and `exact_centred` are the exact posterior at the
+    best bandwidth of either distance, `nearest_other` the nearest neighbour that is worded otherwise. Intervals are over entities.
+    Writes results/{task}/{model}/attributes/{site}.parquet (decisions) and
     {site}.csv (scores), and results/{task}/{model}/bandwidth/{site}.csv: what the exact posterior reads from validation prompts by
     distance (raw or centred) and bandwidth; the best one of each distance is `chosen`.
     """
@@ -165,16 +167,44 @@ def _by_generators(reading: Reading) -> Iterator[tuple[str, np.ndarray, np.ndarr
         index = np.where(samples["parsed"].to_numpy(bool), samples["prompt_id"].to_numpy(np.int64), -1)
         drawn = task.features_of(index)["attribute"].astype(np.int64)
         unparsed = np.flatnonzero(index < 0)
-        strict = task.features_of_texts(samples["text"].iloc[unparsed].tolist())["attribute"]
-        null = np.zeros(len(samples), bool)
-        null[unparsed] = strict < 0
-        # A draw counts if it was accepted, or if nothing is known but that it matches no template.
-        weight = (samples["accepted"].to_numpy(bool) | null).astype(float)
+        texts = samples["text"].iloc[unparsed].tolist()
+        # Nothing is known of a draw without a known entity, but its words.
+        strange = np.zeros(len(samples), bool)
+        strange[unparsed] = task.features_of_texts(texts)["attribute"] < 0
+        by_template = np.full(len(samples), -1, np.int64)
+        by_template[unparsed] = attributes_by_template(task, texts)
+        # A draw counts if it was accepted, or if it is strange.
+        weight = (samples["accepted"].to_numpy(bool) | strange).astype(float)
         owner = samples["target_id"].to_numpy(np.int64)
-        share = from_labels(np.where(null, -1, drawn), weight, owner, (n, k))
         drawn_of = np.maximum(np.bincount(owner, minlength=n), 1)
         method = variant if decoding == "plain" else f"{variant}_{decoding}"
-        yield method, share, np.bincount(owner[null], minlength=n) / drawn_of
+        for match, label in (("entity", -1), ("template", by_template)):
+            labels = np.where(strange, label, drawn)
+            own = method if match == config.attributes.match else f"{method}_{match}"
+            if own == method or decoding == "plain":
+                null = np.bincount(owner[strange & (labels < 0)], minlength=n) / drawn_of
+                yield own, from_labels(labels, weight, owner, (n, k)), null
+
+
+def attributes_by_template(task: Task, texts: Sequence[str]) -> np.ndarray:
+    """Attribute codes (N,) of texts by the template that they match, whatever stands for the entity (paper, D.2.4); -1: none.
+
+    Of several templates the one counts that holds most of the text.
+    """
+    every = task.features_of(np.arange(task.universe))
+    template, first = np.unique(every["template"], return_index=True)
+    written = [task.slot_values["template"][code] for code in template.tolist()]
+    known = zip((text.split("%s") for text in written), every["attribute"][first].tolist(), strict=True)
+    longest_first = sorted(known, key=lambda one: -len(one[0][0] + one[0][1]))
+
+    def attribute_of(text: str) -> int:
+        for (before, after), attribute in longest_first:
+            inside = len(text) > len(before) + len(after)
+            if inside and text.startswith(before) and text.endswith(after):
+                return int(attribute)
+        return -1
+
+    return np.array(of_each(texts, attribute_of), np.int64)
 
 
 def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:

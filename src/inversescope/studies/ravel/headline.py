@@ -14,8 +14,8 @@ from inversescope.figures.tables import MIXED, PLAIN, VARIANTS
 from inversescope.studies.ravel.shown import RavelStudy
 
 METHODS = (
-    "exact default paper default_mixed paper_mixed exact_top default_top paper_top sae_ravel sae_ravel_published "
-    "sae_general probe nearest nearest_other exact_raw exact_centred"
+    "exact default paper default_template paper_template default_entity paper_entity default_mixed paper_mixed exact_top "
+    "default_top paper_top sae_ravel sae_ravel_published sae_general probe nearest nearest_other exact_raw exact_centred"
 ).split()
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 GROUPS = {"seen": "templates of the prior", "new": "templates outside of the prior"}
