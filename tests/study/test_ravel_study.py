@@ -213,9 +213,9 @@ def test_what_the_papers_match_of_templates_changes_is_told(study: Path) -> None
         for group, ours in part.set_index("group").iterrows():
             theirs = table.loc[(group, f"{variant}_template")]
             own = seen[drawn["target_id"]] == (group == "seen")
-            assert ours["null_draws"] == pytest.approx(strange[own].mean())
-            assert ours["null_draws"] - theirs["null_draws"] == pytest.approx(named[own].mean())
-            assert theirs["accuracy"] >= ours["accuracy"] - 1e-6
+            assert ours["null_draws"] == pytest.approx(strange[own].mean(), abs=1e-5)
+            assert ours["null_draws"] - theirs["null_draws"] == pytest.approx(named[own].mean(), abs=1e-5)
+            assert theirs["accuracy"] >= ours["accuracy"]
 
 
 def test_raw_and_centred_distance_are_read_at_their_best_bandwidth(study: Path) -> None:
