@@ -1,8 +1,9 @@
 """Goals that were set before the runs, and whether they are met: `python -m bench goals`.
 
 Each row of goals.csv names tables below results/, conditions on the rows that count (patterns, parted by semicolons), a column,
-what is taken over these rows (`top 4`: the fourth highest), and a limit. A limit `who=NAME` compares each row with that of NAME beside it. Headline numbers
-have further columns: `size` (of the value, whatever its sign), `error` (of the value against the exact one) and `above_chance`.
+what is taken over these rows (`top 4`: the fourth highest), and a limit. A limit `who=NAME` compares each row with that of NAME
+beside it. Headline numbers have further columns: `size` (of the value, whatever its sign), `error` (of the value against the
+exact one) and `above_chance`.
 """
 
 from __future__ import annotations
