@@ -18,6 +18,8 @@ CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSOR
 CONFIG ?=
 # What `make figures` makes: everything, or the studies of some tasks: make figures STUDIES="ioi ravel"
 STUDIES ?= all
+# How many jobs use the GPU at a time, where there is one.
+GPUS ?= $(if $(shell nvidia-smi --list-gpus 2>/dev/null),1)
 # Any further options of Snakemake: make figures SNAKEMAKE_OPTIONS=--dry-run
 SNAKEMAKE_OPTIONS ?=
 # What `make adopt` asks to be up to date, and where `make restore` fetches from, if not from the default.
@@ -32,7 +34,7 @@ version = $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2]
 LOCK_STAMP := $(VENV)/.locked-$(call hash,$(LOCK))
 PACKAGE_STAMP := $(VENV)/.installed-$(call hash,$(LOCK) pyproject.toml)
 PIP := $(VENV)/bin/python -m pip --quiet --disable-pip-version-check --no-input
-SNAKEMAKE := snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(SNAKEMAKE_OPTIONS)
+SNAKEMAKE := snakemake --cores $(CORES) $(if $(CONFIG),--configfile $(CONFIG)) $(if $(GPUS),--resources gpu=$(GPUS)) $(SNAKEMAKE_OPTIONS)
 # Two one-thread processes use two cores better than one process with two threads; jobs get theirs from the rules.
 WORKERS := $(shell n=$(CORES); echo $$(( n < 2 ? n : 2 )))
 comma := ,

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "neighbours": True,
     "training": True,
     "sae": True,
+    "device": True,
     "study": False,
     "overhead": False,
     "icl": False,

@@ -29,6 +29,7 @@ for experiment in PLAN.experiments:
         threads: 1
         resources:
             mem_mb=memory(3000, 16000),
+            gpu=lambda w: of(w).gpus,
             runtime=minutes(20, 240),
         params:
             used=lambda w: used(w, f"models/{w.model}/dtype", f"models/{w.model}/device_map"),

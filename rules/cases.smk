@@ -20,6 +20,7 @@ rule check_causes:
     threads: 1
     resources:
         mem_mb=memory(2000, 16000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched", "patching/n_partners"),
@@ -49,6 +50,7 @@ rule trace_answers:
     threads: 1
     resources:
         mem_mb=memory(2000, 16000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "patched", "patching/n_partners"),
@@ -165,6 +167,7 @@ rule compare_distances:
     threads: 1
     resources:
         mem_mb=memory(3000, 64000),
+        gpu=lambda w: of(w).gpus if of(w).recomputed_by else 0,
         runtime=minutes(15, 240),
     params:
         used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr", "studied_variants"),
@@ -198,6 +201,7 @@ rule check_completeness:
     threads: 1
     resources:
         mem_mb=memory(3000, 64000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(15, 240),
     params:
         used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr", "studied_variants"),

@@ -1,6 +1,5 @@
 # What all rules share. No rules; what is derived from the configuration is in the package, typed and tested: inversescope.workflow.
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -68,9 +67,9 @@ def target_files(wildcards) -> list[str]:
     return of(wildcards).target_files
 
 
-def options(wildcards, threads) -> str:
-    """Options of every command. It asks for the threads, so Snakemake does not record it: where files lie makes nothing stale."""
-    return " ".join(f"--config {shlex.quote(file)}" for file in CONFIG_FILES)
+def options(wildcards, threads, resources) -> str:
+    """Options of every command. It asks for threads and GPUs, so Snakemake does not record it: where jobs run makes nothing stale."""
+    return place.options(CONFIG_FILES, resources.get("gpu"))
 
 
 def shown(stage: str, category: str, about: str = "{task} on {model}") -> list[str]:
@@ -113,8 +112,5 @@ def minutes(small: int, large: int):
 
 
 def launch(wildcards, resources, threads) -> str:
-    """What starts a training: a process for each GPU that the job was given, if there are several. Like `options`, not recorded."""
-    gpus = int(resources.get("gpu", 0) or 0)
-    # Port 0: a free one, so that trainings may share a node.
-    several = f"accelerate launch --multi_gpu --num_machines 1 --num_processes {gpus} --main_process_port 0"
-    return f"{several} --mixed_precision no --dynamo_backend no --no_python " if gpus > 1 else ""
+    """What starts a training, by the GPUs that the job was given. Like `options`, not recorded."""
+    return place.launcher(resources.get("gpu"))

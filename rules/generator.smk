@@ -5,6 +5,7 @@ rule train_backbone:
     input:
         source=source("train_backbone"),
         target=target_files,
+        hub=lambda w: of(w).fetched,
     output:
         fill(paths.BACKBONE, file=paths.CHECKPOINT_FILES),
         log="results/{task}/{model}/training/backbone.csv",
@@ -19,6 +20,7 @@ rule train_backbone:
     threads: 1
     resources:
         mem_mb=memory(2000, 16000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(20, 1440),
     params:
         used=lambda w: used(w, "seed", "budget", w.task, "backbone"),
@@ -51,6 +53,7 @@ rule train_generator:
     threads: 1
     resources:
         mem_mb=memory(3000, 64000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(30, 2880),
     params:
         used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "backbone/init", f"training/{w.variant}"),

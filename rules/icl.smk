@@ -56,6 +56,7 @@ rule patch_task_vectors:
     threads: 1
     resources:
         mem_mb=memory(2000, 24000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(10, 120),
     params:
         used=lambda w: used(
@@ -81,6 +82,7 @@ rule label_tasks:
         prompts=fill(paths.PROMPTS, split="test"),
         samples=lambda w: of(w).samples(of(w).studied),
         chat=lambda w: PLAN.chat_model(of(w)),
+        hub=lambda w: of(w).fetched,
     output:
         labels="results/{task}/{model}/labels.parquet",
         agreement="results/{task}/{model}/label_agreement.csv",
@@ -95,6 +97,7 @@ rule label_tasks:
     threads: 1
     resources:
         mem_mb=memory(4000, 16000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(30, 600),
     params:
         used=lambda w: used(w, w.task, "labeller", "fcr/confidence"),
@@ -128,6 +131,7 @@ rule rate_labels:
     threads: 1
     resources:
         mem_mb=memory(4000, 16000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(30, 600),
     params:
         used=lambda w: used(w, "seed", w.task, "labeller", *HEADLINE, "fcr/bootstrap", "fcr/confidence"),

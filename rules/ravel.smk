@@ -64,6 +64,7 @@ for block in blocks(RAVEL):
         threads: 1
         resources:
             mem_mb=memory(2000, 32000),
+            gpu=lambda w: of(w).gpus,
             runtime=minutes(10, 240),
         params:
             used=lambda w: used(w, "seed", w.task, *of(w).target.training.corpus),
@@ -99,6 +100,7 @@ for block in blocks(RAVEL):
         threads: 1
         resources:
             mem_mb=memory(2000, 64000),
+            gpu=lambda w: of(w).gpus,
             runtime=minutes(20, 1440),
         params:
             used=lambda w: used(w, "seed", w.task, "sae"),
@@ -119,6 +121,7 @@ rule classify_attributes:
         prompts=lambda w: of(w).prompts(paths.ALL_SPLITS),
         activations=lambda w: of(w).activations(paths.ALL_SPLITS, [w.site]),
         target=fill(paths.TARGET, file="target.json"),
+        hub=lambda w: of(w).fetched,
         saes=lambda w: of(w).autoencoders(**w),
         samples=lambda w: of(w).samples(of(w).studied, w.site),
     output:
@@ -137,6 +140,7 @@ rule classify_attributes:
     threads: 1
     resources:
         mem_mb=memory(2000, 32000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(10, 240),
     params:
         used=lambda w: used(

@@ -29,6 +29,7 @@ for block in blocks(PLAN.experiments, by_variant=True):
         threads: 1
         resources:
             mem_mb=memory(3000, 16000),
+            gpu=lambda w: of(w).gpus,
             runtime=minutes(20, 360),
         params:
             used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "figures", f"drawing/{w.variant}"),
@@ -68,6 +69,7 @@ for block in blocks(e for e in PLAN.experiments if e.has_chains):
         threads: 1
         resources:
             mem_mb=memory(2000, 16000),
+            gpu=lambda w: of(w).gpus if of(w).recomputed_by else 0,
             runtime=minutes(20, 240),
         params:
             used=lambda w: used(w, "seed", "budget", w.task, *HEADLINE, "fcr/mcmc_evaluations"),

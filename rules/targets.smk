@@ -18,6 +18,7 @@ rule train_target:
     threads: 1
     resources:
         mem_mb=memory(2000, 2000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(15, 15),
     params:
         used=lambda w: used(
@@ -52,6 +53,7 @@ rule score_target:
     threads: 1
     resources:
         mem_mb=memory(2000, 2000),
+        gpu=lambda w: of(w).gpus,
         runtime=minutes(10, 10),
     params:
         used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/features"),
@@ -161,6 +163,33 @@ rule fetch_target:
         "Fetching target {wildcards.model} at its pinned revision and checking its tokenizer"
     shell:
         "inversescope fetch_target --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule fetch_models:
+    input:
+        source=source("fetch_models"),
+    output:
+        paths.FETCHED,
+    log:
+        "logs/fetch_models/{task}/{model}.log",
+    benchmark:
+        "benchmarks/fetch_models/{task}/{model}.tsv"
+    priority: 120
+    localrule: True
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(1000, 2000),
+        runtime=minutes(30, 120),
+    params:
+        used=lambda w: {"from_hub": of(w).from_hub},
+        options=options,
+    message:
+        "Fetching what else is read from the hub for {wildcards.task} on {wildcards.model}"
+    shell:
+        "inversescope fetch_models --task {wildcards.task} --model {wildcards.model}"
         " {params.options} --threads {threads} --log {log}"
 
 

@@ -87,7 +87,7 @@ def seed() -> Iterator[None]:
     """One seed of PyTorch's for each test, whatever ran before it."""
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
 
@@ -124,7 +124,11 @@ def run(root: Path, stage: str, *options: str) -> int:
     from inversescope.cli import main
 
     return main(
-        [stage, "--model", MODEL, "--root", str(root), "--config", str(root / "config/config.yaml"), *options]
+        [
+            *(stage, "--model", MODEL, "--root", str(root), "--config", str(root / "config/config.yaml")),
+            *("--device", "cpu"),
+            *options,
+        ]
     )
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-from inversescope import __version__
+from inversescope import __version__, device
 from inversescope.errors import InputError, neutral
 from inversescope.workflow.paths import ALL_SPLITS
 from inversescope.workflow.stages import STAGES
@@ -54,6 +54,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
     "log": {"type": Path, "help": "also write the progress to this file"},
     "threads": {"type": int, "default": 1, "help": "threads of this process"},
+    "device": {
+        "default": "auto",
+        "metavar": "DEVICE",
+        "help": "cpu, cuda, cuda:N, or auto: a GPU if this process sees one (default)",
+    },
     "config": {"action": "append", "help": "YAML file, may be repeated; later ones win"},
     "root": {"type": Path, "default": Path("."), "help": "where data/ and results/ lie"},
     "study": {"flag": "study", "help": "a task, or the beginning of its name"},
@@ -115,7 +120,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "remote": {"help": "a remote's name, a directory or a URL; the default remote if absent"},
 }
 #: What every stage takes beside its own options.
-OF_STAGES = ("task", "model", "log", "threads", "config", "root")
+OF_STAGES = ("task", "model", "log", "threads", "device", "config", "root")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -326,6 +331,7 @@ COMMANDS = {
             "config",
             "root",
             "cores",
+            "device",
         ),
         _read,
     ),
@@ -368,6 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             log.parent.mkdir(parents=True, exist_ok=True)
             handle = log.open("w", encoding="utf-8")
             sys.stderr = _Tee(*filter(None, (stderr, handle)))  # standard error may be closed
+        device.choose(getattr(arguments, "device", device.CPU))
         status = arguments.run(arguments) or 0
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,12 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from inversescope import device
 from inversescope.errors import InputError
 from inversescope.progress import Progress
 from inversescope.store import load_state, save_state, write_table
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 LossFunction = Callable[[int], tuple[Tensor, dict[str, float]]]
 
@@ -56,11 +54,12 @@ class Schedule:
 class _Optimised:
     """A model and its optimiser, on the device and among the processes that the job has."""
 
-    def __init__(self, model: nn.Module, schedule: Schedule, on_cpu: bool) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         from accelerate import Accelerator
 
         self.model, self.clip = model, schedule.clip
-        self.accelerator = Accelerator(cpu=on_cpu or not torch.cuda.is_available())
+        device.process()  # before accelerate decides by itself
+        self.accelerator = Accelerator(cpu=device.on_cpu())
         model.to(self.accelerator.device)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         groups = [
@@ -179,9 +178,8 @@ def train(
     stop: Callable[[int], bool] | None = None,
     rate: Callable[[int], float] | None = None,
     on_step: Callable[[int], None] | None = None,
-    on_cpu: bool = False,
 ) -> pd.DataFrame:
-    """Minimise `loss(step)` over the trainable parameters of `model`, on the GPU of this process if there is one.
+    """Minimise `loss(step)` over the trainable parameters of `model`, on the device of this process; there the model stays.
 
     With several processes, `loss` gives this one's share and their sum is minimised; the first one alone writes and speaks.
 
@@ -193,7 +191,6 @@ def train(
         stop: asked after each step; True ends the run early.
         rate: learning rate at a step, if not the schedule's.
         on_step: called after each step (evaluation).
-        on_cpu: stay on the processor, whatever there is.
 
     Returns:
         The log: step, seconds, loss (mean since the last row), learning_rate, tokens_per_second, and the extra values.
@@ -201,7 +198,7 @@ def train(
     Raises:
         InputError: the loss became NaN or infinite.
     """
-    optimised, log = _Optimised(model, schedule, on_cpu), _Log(tokens_per_step)
+    optimised, log = _Optimised(model, schedule), _Log(tokens_per_step)
     leading = optimised.accelerator.is_main_process
     echo = echo if leading else _silent
     training = json.loads(json.dumps({"schedule": asdict(schedule), "made_from": made_from}, default=str))
@@ -262,13 +259,6 @@ def _silent(line: str) -> None:
     """What processes but the first say."""
 
 
-def this_process() -> PartialState:
-    """Which of the processes of a training this is: `process_index` of `num_processes`, on `device`."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
-
-
 def processor() -> str:
     """What the last digits of a training depend on: the device's name or PyTorch's vector instructions, and NumPy's BLAS kernel."""
     from threadpoolctl import threadpool_info
@@ -278,7 +268,8 @@ def processor() -> str:
         for found in threadpool_info()
         if found["user_api"] == "blas"
     ]
-    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    here = None if device.on_cpu() else device.device()
+    gpu = [torch.cuda.get_device_name(here)] if here is not None and here.type == "cuda" else []
     return ", ".join(
         [*gpu, f"PyTorch {torch.backends.cpu.get_cpu_capability()}", *(f"NumPy {name}" for name in blas[:1])]
     )

@@ -18,8 +18,9 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from test_training import SCHEDULE, make_model, loss_of
-from inversescope.training import this_process, train
-model, process = make_model(), this_process()
+from inversescope import device
+from inversescope.training import train
+model, process = make_model(), device.process()
 index, of = process.process_index, process.num_processes
 assert of == 2
 

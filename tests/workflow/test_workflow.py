@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from inversescope.lineage.planned import Graph, figures, graph
 from inversescope.lineage.records import CONFIG_FILE, configured, read_records
 from inversescope.sites import expand_sites
 from inversescope.workflow.figures import of_the_paper
-from inversescope.workflow.plan import Plan
+from inversescope.workflow.plan import ExperimentPlan, Plan
+from inversescope.workflow.sources import source_files
 from inversescope.workflow.stages import stage_of
 
 STUDY_TARGETS = ("all", "study")
@@ -127,6 +130,8 @@ def expected(config: Config) -> Counter[str]:
     counts.update(make_prompts=len({e.task for e in config.experiments.values() if e.n_val}))
     read = {e.model for e in config.experiments.values()}
     counts.update(import_gguf=sum(config.models[model].gguf is not None for model in read))
+    plans = (ExperimentPlan(config.of(e.task, e.model), e.task, e.model) for e in config.experiments.values())
+    counts.update(fetch_models=sum(bool(plan.from_hub) for plan in plans))
     if config.ravel.source == "upstream" and "ravel" in tasks:
         counts.update(fetch_ravel=1)
     if config.icl_translation.words == "lists" and "icl_translation" in tasks:
@@ -270,64 +275,79 @@ def test_figures_of_the_paper_are_listed_by_number(workflow: Path) -> None:
     assert list(found)[0] == "make_prompts" and found["make_prompts"] == "3"
 
 
-# A Snakefile that says of each rule on which partition and with how many GPUs its jobs are, and in which group if a loop made it.
+# A Snakefile that says of each rule whether its jobs are submitted, how many GPUs they ask for, and in which group they come.
 TOLD = """
 from snakemake.settings.types import GroupSettings
 include: "Snakefile"
 workflow.group_settings = GroupSettings(overwrite_groups={"compute_exact": "sites", "estimate_fcr": "sites"})
 for one in workflow.rules:
-    found = [one.resources[name].raw for name in ("slurm_partition", "gpu")]
-    print("RULE", one.name, *found, one._group and one._group({}))
+    asked = one.resources["gpu"].raw or "asked" if "gpu" in one.resources else "none"
+    where = "here" if one.name in workflow._localrules else "submitted"
+    print("RULE", one.name, where, asked, one._group and one._group({}))
 """
 
 
-def test_what_the_slurm_profile_says_of_a_stage_holds_for_all_of_its_rules(tmp_path: Path) -> None:
-    root = copy_workflow(tmp_path)
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Rule -> what `TOLD` says of it, on a cluster; three GPUs are given to a stage of several rules."""
+    root = copy_workflow(tmp_path_factory.mktemp("told"))
     (root / "told.smk").write_text(TOLD)
-    options = ["--snakefile", "told.smk", "--profile", "profiles/slurm", "--configfile"]
-    told = snakemake(root, "--dry-run", *options, "config/config.yaml", "config/paper.yaml", "--", "prompts")
-    found = {name: rest for name, *rest in map(str.split, re.findall(r"^RULE (.*)$", told, flags=re.M))}
-    assert found["make_prompts"] == ["cpu", "0", "None"] and found["train_generator"] == ["gpu", "1", "None"]
-    assert found["sample_prompts_ioi_paper"] == ["gpu", "1", "None"]
-    in_groups = [name for name in found if stage_of(name) in ("compute_exact", "estimate_fcr")]
-    assert {"compute_exact_ioi", "estimate_fcr_ioi", "estimate_fcr_ioi_baseline"} <= set(in_groups)
-    assert all(found[name] == ["cpu", "0", "sites"] for name in in_groups)
-
-
-def test_the_slurm_profile_knows_every_rule_that_needs_no_gpu() -> None:
-    profile = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
-    on_cpu = {rule for rule, wants in profile["set-resources"].items() if wants["gpu"] == 0}
-    rules = "\n".join(file.read_text() for file in (ROOT / "rules").glob("*.smk"))
-    submitted = [
-        rule
-        for rule in re.split(r"^(?= *(?:use )?rule )", rules, flags=re.M)
-        if "localrule: True" not in rule
+    options = [
+        "--snakefile",
+        "told.smk",
+        "--profile",
+        "profiles/slurm",
+        "--set-resources",
+        "estimate_fcr:gpu=3",
     ]
-    names = re.findall(
-        r"^ *(?:use )?rule (?:\w+ as )?(\w+)(?: with)?:|^ *name:\s+f\"(\w+)_{", "".join(submitted), flags=re.M
+    files = ["config/config.yaml", "config/paper.yaml", "upstream.yaml"]
+    (root / files[-1]).write_text(
+        "ravel: {source: upstream}\nonly: [ioi, icl_gemma2, ioi_smollm2, ravel_smollm2]\n"
     )
-    named = {plain or looped for plain, looped in names}
-    grouped = {entry.partition("=")[0] for entry in profile["groups"]}
-    assert on_cpu | grouped <= named, f"no rules: {sorted((on_cpu | grouped) - named)}"
-    assert grouped <= on_cpu, "no group holds a GPU for jobs that need none"
-    reading_a_model = {
-        "extract_activations",
-        "train_backbone",
-        "train_generator",
-        "sample_prompts",
-        "run_mcmc",
-        "collect_positions",
-        "train_sae",
-        "classify_attributes",
-        "patch_task_vectors",
-        "label_tasks",
-        "rate_labels",
-        "check_causes",
-        "trace_answers",
-        "compare_distances",
-        "check_completeness",
+    said = snakemake(root, "--dry-run", *options, "--configfile", *files, "--", "prompts")
+    return {name: rest for name, *rest in map(str.split, re.findall(r"^RULE (.*)$", said, flags=re.M))}
+
+
+def test_what_a_profile_says_of_a_stage_holds_for_all_of_its_rules(told: dict[str, list[str]]) -> None:
+    in_groups = [name for name in told if stage_of(name) in ("compute_exact", "estimate_fcr")]
+    assert {"compute_exact_ioi", "estimate_fcr_ioi", "estimate_fcr_ioi_baseline"} <= set(in_groups)
+    for name in in_groups:
+        gpus = "3" if stage_of(name) == "estimate_fcr" else "none"
+        assert told[name] == ["submitted", gpus, "sites"]
+
+
+def test_a_gpu_is_asked_for_where_a_model_runs(told: dict[str, list[str]]) -> None:
+    """Stages that load PyTorch run a model, but for one that copies weights, and those that fetch."""
+    asked = {stage_of(name) for name, (_, gpus, _) in told.items() if gpus == "asked"}
+    submitted = {stage_of(name) for name, (where, _, _) in told.items() if where == "submitted"}
+    loads = {
+        stage
+        for stage in submitted & STAGES.keys()
+        for file in source_files(stage, None)
+        if re.search(r"^ *(import|from) torch\b", (ROOT / file).read_text(), flags=re.M)
     }
-    assert named - on_cpu <= reading_a_model, "list what needs no GPU in profiles/slurm/config.yaml"
+    # Trained targets have rules too, whatever is read here.
+    assert asked == loads - {"select_target"} >= {"train_target", "score_target", "sample_prompts"}
+    grouped = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["groups"]
+    assert not asked & {entry.partition("=")[0] for entry in grouped}, "a group would ask for all its GPUs"
+
+
+def test_what_fetches_runs_where_snakemake_runs(told: dict[str, list[str]]) -> None:
+    """Nodes of a cluster often have no network."""
+    fetching = {name for name in told if name.startswith(("fetch_", "import_"))}
+    here = {name for name, (where, _, _) in told.items() if where == "here"}
+    every = {stage for stage in STAGES if stage.startswith(("fetch_", "import_"))}
+    assert fetching == every == {name for name in here if name in STAGES}
+
+
+def test_the_partition_follows_from_what_a_job_asks_for() -> None:
+    from snakemake_executor_plugin_slurm.partitions import get_best_partition, read_partition_file
+
+    partitions = read_partition_file(ROOT / "profiles/slurm/partitions.yaml")
+    for gpus, partition in ((None, "cpu"), (0, "cpu"), (1, "gpu"), (4, "gpu")):
+        asked = {"mem_mb": 64000, "runtime": 2880} | ({} if gpus is None else {"gpu": gpus})
+        job = SimpleNamespace(name="one", threads=1, resources=asked)
+        assert get_best_partition(partitions, job, logging.getLogger()) == partition  # type: ignore[arg-type]
 
 
 def test_commands_of_jobs(workflow: Path) -> None:
@@ -337,10 +357,35 @@ def test_commands_of_jobs(workflow: Path) -> None:
     shell = snakemake(workflow, *more, *options, "--", "generators")
     several = r"accelerate launch .*--num_processes 4 .*--no_python inversescope train_generator "
     assert len(re.findall(several, shell)) == shell.count("accelerate launch") == len({"paper", "default"})
-    assert "inversescope train_backbone " in shell, "which has one GPU, hence no launcher"
+    assert "inversescope train_backbone " in shell, "which has no GPU, hence no launcher"
     told = " ".join(f"--config {file}" for file in (*FILES, "told.yaml"))
     commands = re.findall(r"^.*\binversescope \w+ --.*$", shell, flags=re.M)
     assert len(commands) > 9 and all(told in " ".join(command.split()) for command in commands)
+    # Who was given no GPU touches none.
+    for command in commands:
+        assert ("--device cpu" in command) == ("train_generator" not in command)
+
+
+def test_gpus_of_jobs(workflow: Path) -> None:
+    """Models of others get one, those that were trained here none; what looks up or only counts gets none; `gpu=0` is for all."""
+    files = ["config/config.yaml", "config/paper.yaml"]
+
+    def given(*more: str) -> dict[str, bool]:
+        options = ["--dry-run", "--printshellcmds", *more, "--configfile", *files]
+        shell = " ".join(snakemake(workflow, *options, "--", "ioi").split())
+        commands = re.findall(r"inversescope (\w+) (.*?) --log", shell)
+        return {stage: "--device cpu" not in rest for stage, rest in commands}
+
+    found = given()
+    assert {stage for stage, gpu in found.items() if gpu} >= {
+        "extract_activations",
+        "sample_prompts",
+        "run_mcmc",
+    }
+    assert not any(
+        found[stage] for stage in ("fetch_target", "compute_exact", "estimate_fcr", "plot_figures")
+    )
+    assert not any(given("--resources", "gpu=0").values())
 
 
 def test_where_a_job_runs_does_not_make_it_stale(everything: Path) -> None:

@@ -79,6 +79,10 @@ class GemmaScopeConfig(Strict):
     width: str = Field("16k", pattern=r"^\w+$", description="Width in the files' names.")
     l0: dict[int, int] = Field(..., description="Layer -> average L0 in the file's name.")
 
+    def file(self, layer: int) -> str:
+        """The file of a layer. Raises `KeyError` if no L0 is named for it."""
+        return f"layer_{layer}/width_{self.width}/average_l0_{self.l0[layer]}/params.npz"
+
     @model_validator(mode="after")
     def _pinned(self) -> GemmaScopeConfig:
         if self.source == "hub" and not self.revision:
@@ -129,7 +133,9 @@ class ModelConfig(Strict):
     sha256: dict[str, str] = Field(default_factory=dict)
     """File name -> SHA-256 of the wheel (required) and of the GGUF file."""
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
-    device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
+    device_map: str | None = Field(
+        None, description="None: one GPU, or the processor. auto: spread over all GPUs of the job."
+    )
     large: bool | None = None
     """A job reads one site of it, and asks for more memory and time; if absent, so it is for hub and local models."""
     n_layers: int | None = None
@@ -239,7 +245,9 @@ class LabellerConfig(Strict):
     path: str | None = Field(None, description="Hub repository or local directory.")
     revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
-    device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
+    device_map: str | None = Field(
+        None, description="None: one GPU, or the processor. auto: spread over all GPUs of the job."
+    )
     batch_tokens: int = Field(8192, ge=1, description="Tokens of a pass, at most.")
     max_texts: int = Field(20_000, ge=1)
     """Distinct candidates that are labelled, at most: as many of each variant and site."""

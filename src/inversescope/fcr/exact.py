@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from inversescope.kernel.arrays import Array
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 
@@ -49,7 +50,7 @@ class Exact:
 
 
 def exact_reference(
-    queries: np.ndarray,
+    queries: Array,
     reference: np.ndarray,
     query_labels: dict[str, np.ndarray],
     reference_labels: dict[str, np.ndarray],
@@ -72,17 +73,15 @@ def exact_reference(
     """
     metric, order = distance_of(distance), np.argsort(epsilons)
     ascending = np.asarray(epsilons, np.float64)[order]
-    radius = np.float32(support_radius(float(ascending[-1]), kind))
+    radius = support_radius(float(ascending[-1]), kind)
     sums = _Sums(len(queries), ascending, kind, 2 + len(query_labels))
     for low in range(0, len(reference), block):
         part = slice(low, low + block)
-        keys = np.asarray(reference[part])
-        d = metric.between(queries, keys if prepared else metric.prepare(keys))
-        flat = np.flatnonzero(d < radius)
-        owner, row = np.divmod(flat, d.shape[1])
+        keys = reference[part] if prepared else metric.prepare(np.asarray(reference[part]))
+        owner, row, d = metric.within(queries, keys, radius)
         same = [query_labels[name][owner] == reference_labels[name][part][row] for name in query_labels]
         surprise = None if log_prior is None else -log_prior[part][row]
-        sums.add(owner, d.ravel()[flat], [np.ones(len(row)), surprise, *same])
+        sums.add(owner, d, [np.ones(len(row)), surprise, *same])
     back = np.argsort(order)
     count, total, log_mass = sums.results()
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from inversescope.kernel.arrays import Array
 from inversescope.kernel.bandwidths import PAIRS
 from inversescope.kernel.distances import distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 
 
 def exact_posteriors(
-    queries: np.ndarray,
+    queries: Array,
     reference: np.ndarray,
     labels: Mapping[str, np.ndarray],
     sizes: Mapping[str, int],
@@ -36,14 +37,12 @@ def exact_posteriors(
         feature -> (Q, V); a row is NaN where no prompt with a value is within reach.
     """
     block = block or min(16_384, max(256, PAIRS // max(1, len(queries))))
-    metric, radius = distance_of(distance), np.float32(support_radius(epsilon, kind))
+    metric, radius = distance_of(distance), support_radius(epsilon, kind)
     sums = {name: np.zeros((len(queries), size)) for name, size in sizes.items()}
     for low in range(0, len(reference), block):
         part = slice(low, low + block)
-        d = metric.between(queries, metric.prepare(np.asarray(reference[part])))
-        flat = np.flatnonzero(d < radius)
-        owner, row = np.divmod(flat, d.shape[1])
-        weight = kernel_values(d.ravel()[flat], epsilon, kind)
+        owner, row, d = metric.within(queries, metric.prepare(np.asarray(reference[part])), radius)
+        weight = kernel_values(d, epsilon, kind)
         for name, total in sums.items():
             total += label_sums(owner, labels[name][part][row], weight, *total.shape)
     return {name: as_shares(total) for name, total in sums.items()}

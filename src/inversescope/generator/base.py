@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -99,6 +100,11 @@ class ConditionalGenerator(nn.Module):
         """A generator of the shape that a checkpoint describes: `dataclasses.asdict` of it, from JSON."""
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
         return cls(cls.shape_type(**{**values, "backbone": BackboneShape(**values["backbone"])}))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters lie."""
+        return self.backbone.wte.weight.device
 
     def fold(self, condition: Condition) -> Any:
         """Compute what B activations contribute to every token. Raises `InputError` for an unknown site."""

@@ -9,6 +9,7 @@ import torch
 
 from inversescope.config.methods import Bandwidth
 from inversescope.context import Context, need
+from inversescope.device import device
 from inversescope.errors import InputError
 from inversescope.generator.backbone import Backbone, BackboneShape, from_hf
 from inversescope.generator.base import ConditionalGenerator, Materials
@@ -56,7 +57,7 @@ def load_generator(
     check_provenance(meta, directory / "meta.json", target=context.identity)
     model = kind.from_shape(meta["shape"])
     model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in tensors.items()})
-    return model.eval().requires_grad_(False), meta
+    return model.to(device()).eval().requires_grad_(False), meta
 
 
 def untrained_generator(

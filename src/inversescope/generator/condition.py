@@ -35,6 +35,11 @@ class Condition:
     scalars: Tensor | None = None
     embedding: Tensor | None = None
 
+    def to(self, device: torch.device) -> Condition:
+        """The same on a device."""
+        scalars, embedding = (x if x is None else x.to(device) for x in (self.scalars, self.embedding))
+        return Condition({label: z.to(device) for label, z in self.z.items()}, scalars, embedding)
+
 
 @dataclass
 class Prompts:
@@ -171,4 +176,4 @@ def make_condition(
         scalars = torch.from_numpy(scalar_inputs(near, told, model.shape.log_epsilon(label)))
     elif model.shape.eps_input:
         scalars = torch.from_numpy(bandwidth_scalars(told, model.shape.log_epsilon(label)))
-    return Condition({label: torch.from_numpy(padded)}, scalars, embedding)
+    return Condition({label: torch.from_numpy(padded)}, scalars, embedding).to(model.device)

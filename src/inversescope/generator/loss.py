@@ -31,14 +31,12 @@ class ExampleLoss:
         return value, {"bayes_floor": batch.floor}
 
 
-def condition_of(batch: Batch, device: torch.device | str = "cpu") -> Condition:
+def condition_of(batch: Batch) -> Condition:
     """The generator's inputs of a batch, as tensors."""
-    from inversescope.generator.condition import Condition
-
     return Condition(
-        z={label: torch.from_numpy(z).to(device) for label, z in batch.z.items()},
-        scalars=None if batch.scalars is None else torch.from_numpy(batch.scalars).to(device),
-        embedding=None if batch.embedding is None else torch.from_numpy(batch.embedding).to(device),
+        z={label: torch.from_numpy(z) for label, z in batch.z.items()},
+        scalars=None if batch.scalars is None else torch.from_numpy(batch.scalars),
+        embedding=None if batch.embedding is None else torch.from_numpy(batch.embedding),
     )
 
 
@@ -48,7 +46,7 @@ def conditional_loss(model: ConditionalGenerator, batch: Batch) -> Tensor:
     With soft targets the label at position t is the weighted next-token distribution among the target sequences that share the
     path's first t tokens: the same expected gradient as one drawn neighbour, with far less variance.
     """
-    device = next(model.parameters()).device
+    device = model.device
     path = torch.from_numpy(batch.path.astype(np.int64)).to(device)
     length = int(batch.lengths.max())
     path = path[:, :length]
@@ -62,7 +60,7 @@ def conditional_loss(model: ConditionalGenerator, batch: Batch) -> Tensor:
             bags = model.neighbour_words.bags(neighbours)
             scores = model.neighbour_words.along(path[:, :-1], bags)
             evidence = model.neighbour_words.evidence(scores, weight[:, None] > 0, bags)
-    folded = model.fold(condition_of(batch, device))
+    folded = model.fold(condition_of(batch).to(device))
     logp = model.log_probabilities(path[:, :-1], folded, Rows(None, counts, evidence))
     inside = (torch.arange(1, length)[None] < torch.from_numpy(batch.lengths)[:, None]).to(device)
     if batch.targets is None or batch.target_weight is None:

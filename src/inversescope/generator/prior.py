@@ -90,14 +90,15 @@ def unconditional_texts(
     end, everyone = int(tokenizer.eos_token_id), np.arange(GATE_SAMPLES)
     uniforms = stream_uniforms(seed, "train_backbone", np.array([0]), everyone, length)[0]
     cache = backbone.take_cache(GATE_SAMPLES, length)
-    token = torch.full((GATE_SAMPLES,), end)
+    device = backbone.wte.weight.device
+    token = torch.full((GATE_SAMPLES,), end, device=device)
     rows = np.full((GATE_SAMPLES, length), end, np.int64)
     alive = np.ones(GATE_SAMPLES, bool)
     for position in range(length):
         p = torch.softmax(backbone.logits(backbone.step(token, position, cache)).double(), -1)
         drawn = inverse_cdf(p, everyone, uniforms[:, position])
         rows[alive, position] = drawn[alive]
-        token = torch.from_numpy(rows[:, position].copy())
+        token = torch.from_numpy(rows[:, position].copy()).to(device)
         alive &= rows[:, position] != end
     return decode_texts(tokenizer, rows, end)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inversescope import __version__
+from inversescope import __version__, device
 from inversescope.config.methods import BackboneConfig
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
@@ -33,7 +33,7 @@ from inversescope.store import save_checkpoint, write_table
 from inversescope.streams import stream
 from inversescope.targets.fitness import check_round_trip, some_of
 from inversescope.targets.tokenizers import check_single_tokens, encode, tokenizer_hash
-from inversescope.training import Schedule, processor, this_process, train
+from inversescope.training import Schedule, processor, train
 from inversescope.workflow import paths
 
 
@@ -63,7 +63,7 @@ def train_backbone(context: Context) -> None:
     state = context.data / "state" / "backbone.safetensors"
     log = train(
         backbone,
-        PriorLoss(backbone, task, tokenizer, settings, config.seed, this_process().device),
+        PriorLoss(backbone, task, tokenizer, settings, config.seed, device.device()),
         Schedule(
             steps,
             settings.learning_rate,
@@ -87,7 +87,7 @@ def train_backbone(context: Context) -> None:
         save_every=config.save_every,
         echo=echo,
     )
-    texts = unconditional_texts(backbone.cpu(), tokenizer, needed, config.seed)
+    texts = unconditional_texts(backbone, tokenizer, needed, config.seed)
     frame = table_of_texts(task, texts)
     write_table(frame, context.path(paths.PRIOR_SAMPLES))
     rates = {
@@ -125,7 +125,7 @@ def train_generator(context: Context, generator: str, variant: str) -> None:
 
     Writes the checkpoint, and the log with the loss beside its Bayes floor.
     """
-    config, settings, process = context.config, context.config.variant(variant), this_process()
+    config, settings, process = context.config, context.config.variant(variant), device.process()
     kind = generator_class(context, generator, variant)
     backbone, backbone_meta = load_backbone(context)
     tokenizer = backbone_tokenizer(context)

@@ -3,7 +3,7 @@
 The same activations have the same distances on every processor, to the last bit. Matrix products differ in their last digits from
 one processor's routines to another's, and training makes much of little: a millionth in what a generator is told can be a tenth of
 its loss thirty steps later. So activations are prepared as whole multiples of a step, small enough that float64 holds all products
-and sums of them exactly, whatever their order.
+and sums of them exactly, whatever their order. A GPU gives the same bits too (`arrays`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from inversescope.errors import InputError
+from inversescope.kernel.arrays import Array, below, double, empty, fetched, one_minus, placed, root, single
 from inversescope.kernel.kernel import check_bandwidth
 from inversescope.kernel.noise import sample_angles, sample_radii
 
@@ -21,9 +22,12 @@ BITS = 24
 BLOCK = 16_384  # keys whose products are held in float64 at a time
 
 
-def on_grid(z: np.ndarray, exponent: np.ndarray | int) -> np.ndarray:
+def on_grid(z: Array, exponent: np.ndarray | int) -> Array:
     """Activations (..., d) rounded to multiples of 2^(exponent - BITS), float32; their norms are at most about 2^exponent."""
     steps = np.ldexp(np.float32(1.0), BITS - np.clip(exponent, -100, 100))[..., None]
+    if not isinstance(z, np.ndarray):
+        steps = placed(steps)
+        return (single(z) * steps).round() / steps
     result = np.multiply(z, steps, dtype=np.float32)
     np.rint(result, out=result)
     result /= steps
@@ -35,10 +39,15 @@ def norms(z: np.ndarray) -> np.ndarray:
     return np.sqrt((z * z).sum(-1, dtype=np.float64))
 
 
-def products(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def products(queries: Array, keys: Array) -> Array:
     """Inner products (Q, N) of prepared activations (Q, d) and (N, d): float64, and exact."""
-    found: np.ndarray = queries.astype(np.float64) @ keys.astype(np.float64).T
-    return found
+    return double(queries) @ double(keys).T
+
+
+def squares(x: Array) -> Array:
+    """Squared norms (N,) of prepared activations (N, d): float64, and exact."""
+    x = double(x)
+    return (x * x).sum(-1)
 
 
 class Distance(ABC):
@@ -48,12 +57,15 @@ class Distance(ABC):
     relative = True
 
     @abstractmethod
-    def prepare(self, z: np.ndarray) -> np.ndarray:
-        """Bring activations (..., d) into the form that `between` takes, float32: on a grid, so that `products` are exact."""
+    def prepare(self, z: np.ndarray) -> Array:
+        """Bring activations (..., d) into the form that `between` takes, float32: on a grid, so that `products` are exact.
+
+        What is prepared lies on the device of this process.
+        """
 
     @abstractmethod
-    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """Distances (Q, N), float32, of prepared queries (Q, d) to prepared keys (N, d)."""
+    def compare(self, queries: Array, keys: Array) -> Array:
+        """Distances (Q, N), float32, of prepared queries (Q, d) to prepared keys (N, d), where these lie."""
 
     @abstractmethod
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -94,19 +106,33 @@ class Distance(ABC):
         u = rng.random((2, len(z)))
         return self.displace(z, rng.standard_normal(z.shape), u, epsilon, kind, norm_band)
 
-    def between(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    def between(self, queries: Array, keys: Array) -> np.ndarray:
         """Distances (Q, N), float32, of prepared queries (Q, d) to prepared keys (N, d).
 
         Keys (N, P, d) are prompts with P positions each: a prompt's distance is the least over its positions.
         """
+        return fetched(self.distances(queries, keys))
+
+    def within(
+        self, queries: Array, keys: Array, radius: float | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Query, key and distance (n,) of the pairs of `between` that are nearer than a radius, one for all or one a query.
+
+        They come query by query, in the order of the keys.
+        """
+        radius = np.broadcast_to(np.asarray(radius, np.float32), (len(queries),))
+        return below(self.distances(queries, keys), radius)
+
+    def distances(self, queries: Array, keys: Array) -> Array:
+        """The same as `between`, where the prepared activations lie."""
         if keys.ndim == 3:
             count, positions, width = keys.shape
-            each = self.between(queries, keys.reshape(count * positions, width)).reshape(-1, count, positions)
-            nearest: np.ndarray = each.min(-1)
-            return nearest
+            each = self.distances(queries, keys.reshape(count * positions, width))
+            each = each.reshape(-1, count, positions)
+            return each.min(-1) if isinstance(each, np.ndarray) else each.amin(-1)
         if len(keys) <= BLOCK:
             return self.compare(queries, keys)
-        result = np.empty((len(queries), len(keys)), np.float32)
+        result = empty((len(queries), len(keys)), queries)
         for low in range(0, len(keys), BLOCK):
             result[:, low : low + BLOCK] = self.compare(queries, keys[low : low + BLOCK])
         return result
@@ -130,7 +156,7 @@ class Distance(ABC):
 class Cosine(Distance):
     """1 - cos of the angle between two activations. The norm of Appendix B's noise is confined to a band."""
 
-    def prepare(self, z: np.ndarray) -> np.ndarray:
+    def prepare(self, z: np.ndarray) -> Array:
         """Unit vectors. Raises `InputError` for an activation that is exactly zero."""
         norm = norms(z)[..., None]
         if bool((norm == 0).any()):
@@ -138,14 +164,13 @@ class Cosine(Distance):
                 "an activation is exactly zero, so its cosine distance is undefined",
                 "choose another site or distance",
             )
-        return on_grid(z / norm.astype(z.dtype), 0)
+        return on_grid(placed(z) / placed(norm.astype(z.dtype)), 0)
 
     def resolution(self, z: np.ndarray) -> float:
         return 1e-6
 
-    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        product = products(queries, keys)
-        return np.subtract(1.0, product, out=np.empty(product.shape, np.float32), casting="same_kind")
+    def compare(self, queries: Array, keys: Array) -> Array:
+        return one_minus(products(queries, keys))
 
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         norms = np.linalg.norm(queries, axis=-1) * np.linalg.norm(z, axis=-1)
@@ -173,18 +198,18 @@ class Euclidean(Distance):
 
     relative = False
 
-    def prepare(self, z: np.ndarray) -> np.ndarray:
-        return on_grid(z, np.frexp(norms(z))[1])
+    def prepare(self, z: np.ndarray) -> Array:
+        return on_grid(placed(z), np.frexp(norms(z))[1])
 
-    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        return np.sqrt(self.squared(queries, keys)).astype(np.float32)
+    def compare(self, queries: Array, keys: Array) -> Array:
+        return single(root(self.squared(queries, keys)))
 
     @staticmethod
-    def squared(queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    def squared(queries: Array, keys: Array) -> Array:
         """Squared Euclidean distances (Q, N), float64, cut off at 0."""
-        q2, k2 = (np.square(x, dtype=np.float64).sum(-1) for x in (queries, keys))
+        q2, k2 = squares(queries), squares(keys)
         squared = q2[:, None] + k2[None, :] - 2.0 * products(queries, keys)
-        return np.maximum(squared, 0.0, out=squared)
+        return squared.clip(0.0)
 
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         return np.linalg.norm(queries - z, axis=-1)
@@ -205,9 +230,8 @@ class NormalisedEuclidean(Euclidean):
     def resolution(self, z: np.ndarray) -> float:
         return 1e-3
 
-    def compare(self, queries: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        q2 = np.square(queries, dtype=np.float64).sum(-1)
-        return np.sqrt(self.squared(queries, keys) / q2[:, None]).astype(np.float32)
+    def compare(self, queries: Array, keys: Array) -> Array:
+        return single(root(self.squared(queries, keys) / squares(queries)[:, None]))
 
     def compare_pairs(self, queries: np.ndarray, z: np.ndarray) -> np.ndarray:
         return super().compare_pairs(queries, z) / np.linalg.norm(queries, axis=-1)

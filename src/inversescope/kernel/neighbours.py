@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from inversescope.kernel.arrays import Array, fetched, lowest
 from inversescope.kernel.distances import distance_of
 
 
@@ -76,13 +77,13 @@ class Cache:
         self.keys = self.distance.prepare(z)
         self.size = int(z.shape[0])
 
-    def prepare(self, queries: np.ndarray) -> np.ndarray:
+    def prepare(self, queries: np.ndarray) -> Array:
         """Bring raw queries (Q, d) into the form that `search` takes."""
         return self.distance.prepare(queries)
 
     def search(
         self,
-        queries: np.ndarray,
+        queries: Array,
         radius: float | np.ndarray,
         exclude: np.ndarray | None = None,
         limit: int | None = None,
@@ -107,10 +108,8 @@ class Cache:
         while done < length and active.size:
             low = (first + done) % self.size
             high = min(low + step, self.size, low + length - done)
-            d = self.distance.between(queries[active], self.keys[low:high])
-            flat = np.flatnonzero(d < radius[active][:, None])
-            query, column = np.divmod(flat, high - low)
-            owner, row, value = active[query], column + low, d.ravel()[flat]
+            query, column, value = self.distance.within(queries[active], self.keys[low:high], radius[active])
+            owner, row = active[query], column + low
             if exclude is not None:
                 keep = row != exclude[owner]
                 owner, row, value = owner[keep], row[keep], value[keep]
@@ -128,24 +127,22 @@ class Cache:
         near = Neighbours(start, rows[order], value[order].astype(np.float32), scanned)
         return near if limit is None else near.first(limit)
 
-    def counts(self, queries: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    def counts(self, queries: Array, radii: np.ndarray) -> np.ndarray:
         """Count cached rows nearer than each radius: (Q, len(radii)) int64, for prepared queries (Q, d)."""
         radii = np.asarray(radii, np.float32)
         result = np.zeros((len(queries), len(radii)), np.int64)
         for low in range(0, self.size, self.block):
-            d = self.distance.between(queries, self.keys[low : low + self.block])
+            d = self.distance.distances(queries, self.keys[low : low + self.block])
             for column, radius in enumerate(radii):
-                result[:, column] += (d < radius).sum(-1)
+                result[:, column] += fetched((d < radius).sum(-1))
         return result
 
-    def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries: Array) -> tuple[np.ndarray, np.ndarray]:
         """Row and distance of each prepared query's nearest cached activation: two (Q,) arrays."""
         row = np.zeros(len(queries), np.int64)
         best = np.full(len(queries), np.inf, np.float32)
         for low in range(0, self.size, self.block):
-            d = self.distance.between(queries, self.keys[low : low + self.block])
-            at = d.argmin(-1)
-            value = d[np.arange(len(queries)), at]
+            at, value = lowest(self.distance.distances(queries, self.keys[low : low + self.block]))
             better = value < best
             row[better], best[better] = at[better] + low, value[better]
         return row, best

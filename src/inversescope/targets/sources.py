@@ -5,7 +5,7 @@ A published checkpoint (`targets.published`) and a GGUF file (`targets.quantised
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from inversescope.device import device, on_cpu
 from inversescope.errors import InputError, first_line
 from inversescope.store import file_hash, read_json
 from inversescope.targets.files import (
@@ -63,12 +64,17 @@ class Location:
         return check_files(Path(file).parent, CONFIG_CHECKS)
 
     def model(self, dtype: str = "float32", device_map: str | None = None) -> PreTrainedModel:
-        """Load the model from safetensors, in evaluation mode: exactly the weights that its files hold.
+        """Load the model from safetensors onto the device, in evaluation mode: exactly the weights that its files hold.
+
+        Args:
+            dtype: of the weights.
+            device_map: `auto` spreads the model over the GPUs that this process sees, whichever of them is its device.
 
         Raises:
             InputError: it cannot be loaded, or files and configuration are not those of one model.
         """
-        options: dict[str, Any] = {"device_map": device_map} if device_map else {}
+        spread = device_map is not None and not on_cpu()
+        options: dict[str, Any] = {"device_map": device_map} if spread else {}
         if self.file is None:
             self.check()
             options |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
@@ -76,7 +82,8 @@ class Location:
         with quiet(self.revision is None):
             model, info = self._load(AutoModelForCausalLM, **options)
         check_loaded(self.file or self.path, type(model).__name__, info)
-        return model.eval().requires_grad_(False)
+        model = model.eval().requires_grad_(False)
+        return model if spread or on_cpu() else model.to(device())
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Load the fast tokenizer as tokenizer.json has it, but for truncation and padding. Raises `InputError` if there is none.
@@ -113,6 +120,13 @@ def repository(path: str, revision: str) -> Location:
     """A repository of the hub."""
     remedy = "Set 'source: local' and 'path' to a folder that holds it, or HF_HOME to a cache that does"
     return Location(path, revision, remedy)
+
+
+def download(path: str, revision: str, files: Sequence[str]) -> None:
+    """Bring files of a repository of the hub into its cache, by name or pattern. Raises `InputError` if that fails."""
+    repository(path, revision)._tried(
+        lambda: snapshot_download(path, revision=revision, allow_patterns=list(files))
+    )
 
 
 def folder_or_repository(path: str, revision: str | None) -> Location:

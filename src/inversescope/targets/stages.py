@@ -1,4 +1,4 @@
-"""Stages `train_target`, `select_target`, `fetch_target`: where the target model comes from."""
+"""Stages `train_target`, `select_target`, `fetch_target`, `fetch_models`: where the target, and other models, come from."""
 
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def train_target(context: Context, candidate: str) -> None:
         "delay_layers": settings.delay_layers,
     }
     target = training.target
-    save_trained(context.candidate_dir(candidate), target.model, target.tokenizer, target.name, meta)
+    model = target.model.to("cpu")
+    save_trained(context.candidate_dir(candidate), model, target.tokenizer, target.name, meta)
     verdict = "passed" if passed else f"MISSED the gate of {settings.gate_accuracy}"
     echo(f"train_target {candidate}: held-out accuracy {accuracy:.3f}, {verdict}")
 
@@ -165,3 +166,23 @@ def fetch_target(context: Context) -> Target:
     write_json({**about, **sizes}, directory / "target.json")
     echo(f"fetch_target: {context.model_name} from {config.source} {path}")
     return target
+
+
+def fetch_models(context: Context) -> None:
+    """Bring into the hub's cache what jobs read from there beside the target: backbone, chat model, released autoencoders.
+
+    It runs where Snakemake runs, since the nodes of a cluster often have no network. Writes data/{task}/{model}/fetched.json: what
+    was brought.
+
+    Raises:
+        InputError: something cannot be had; names it and what to set instead.
+    """
+    from inversescope.targets.sources import download
+
+    for path, revision, files in context.plan.from_hub:
+        with waiting(f"fetch_models: {path}", echo):
+            download(path, revision, files)
+        echo(f"fetch_models: {path} at {revision}")
+    keys = ("path", "revision", "files")
+    brought = [dict(zip(keys, one, strict=True)) for one in context.plan.from_hub]
+    write_json(brought, context.path(paths.FETCHED))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inversescope.config.targets import TargetCandidate
 from inversescope.config.targets import TargetTraining as Settings
+from inversescope.device import device, on_cpu
 from inversescope.errors import InputError
 from inversescope.targets.hooks import without_attention
 from inversescope.targets.models import Target, build_model
@@ -70,7 +71,8 @@ class TargetTraining:
         task.check_tokenizer(lambda texts: encode(tokenizer, texts))
         width = spec.shape.initializer_range
         model = build_model(spec.shape, len(tokenizer), spec.seed, initializer_range=width)
-        self.target = Target(model, tokenizer, name)
+        # Training leaves it on the device: lessons and tests follow it.
+        self.target = Target(model if on_cpu() else model.to(device()), tokenizer, name)
         self.level = 0
         self.passed_at: int | None = None
         self._recent: list[float] = []
@@ -105,7 +107,6 @@ class TargetTraining:
                 echo=self.echo,
                 stop=self._stop,
                 rate=self._rate,
-                on_cpu=True,
             )
 
     def gate_accuracy(self) -> float:
@@ -134,7 +135,9 @@ class TargetTraining:
         return tokens, answer_mask(tokens, starts, lengths), groups
 
     def _padded(self, questions: list[str], texts: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-        tokens, starts, lengths = padded(self.target.tokenizer, questions, texts)
+        tokens, starts, lengths = (
+            x.to(self.target.model.device) for x in padded(self.target.tokenizer, questions, texts)
+        )
         positions, longest = self.spec.shape.n_positions, int(lengths.max())
         if longest > positions:
             raise InputError(
@@ -233,7 +236,7 @@ def padded(
 
 def answer_mask(tokens: Tensor, starts: Tensor, lengths: Tensor) -> Tensor:
     """Which of the tokens (B, T) behind the first are answers, bool (B, T - 1); lengths as from `padded`."""
-    place = torch.arange(1, tokens.shape[1])
+    place = torch.arange(1, tokens.shape[1], device=tokens.device)
     return (place >= starts[:, None]) & (place < lengths[:, None])
 
 
@@ -241,6 +244,7 @@ def answered_right(model: PreTrainedModel, tokens: Tensor, answered: Tensor) -> 
     """Whether the model gives each answer in all its tokens, each after the true ones, bool (N,); arguments as from
     `answer_tokens`. Leaves the model in evaluation mode."""
     model.eval()
+    tokens, answered = tokens.to(model.device), answered.to(model.device)
     with torch.inference_mode():
         right = model(tokens).logits[:, :-1].argmax(-1) == tokens[:, 1:]
-    return np.asarray((right | ~answered).all(1))
+    return np.asarray((right | ~answered).all(1).cpu())

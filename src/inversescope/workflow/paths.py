@@ -20,6 +20,8 @@ TARGET = "data/{task}/{model}/target/{file}"
 CANDIDATE = "data/{task}/{model}/target/candidates/{candidate}/{file}"
 #: The float32 weights of a GGUF file, which all tasks on the model read.
 WEIGHTS = "data/models/{model}/{file}"
+#: What the hub's cache holds for an experiment beside its target.
+FETCHED = "data/{task}/{model}/fetched.json"
 #: Files of a model that is trained or imported here; others stay in the hub's cache or in their own directory.
 TARGET_FILES = ("target.json", "model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
 

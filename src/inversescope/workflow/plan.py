@@ -35,6 +35,8 @@ IOI = ("ioi", "ioi_small")
 FEW_SHOT = ("icl_translation", "icl_words")
 #: Variants whose estimates lie in one folder: those of the main part, and further ones in `study` and the others.
 GROUPS = ("", "study", "frontier", "baseline")
+#: Files of a model in a repository of the hub.
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja"]
 #: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
 OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     **dict.fromkeys(IOI, {"figures": ("plot_figures",)}),
@@ -85,6 +87,11 @@ class ExperimentPlan:
     def target(self) -> ModelConfig:
         """How the target model is configured."""
         return self.config.models[self.model]
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that a job asks for which runs a model: one, but for a target that was trained here: a core serves it as well."""
+        return int(self.target.is_fetched)
 
     # ----------------------------------------------------------------------------------------------------------- sites
     @cached_property
@@ -278,6 +285,28 @@ class ExperimentPlan:
         """Files of the target model that is read: of one from elsewhere its description, and its weights if they are here."""
         own = ["target.json"] if self.target.is_fetched else paths.TARGET_FILES
         return self.files(paths.TARGET, file=own) + self.weights
+
+    @property
+    def from_hub(self) -> list[tuple[str, str, list[str]]]:
+        """What jobs read from the hub beside the target: repository, revision, and names of files or patterns."""
+        read: list[tuple[Any, list[str]]] = []
+        if self.config.backbone.init == "hub":
+            read.append((self.config.backbone, MODEL_FILES))
+        chat = self.config.labeller if self.task in FEW_SHOT else None
+        if chat is not None:
+            model = self.config.models[chat.model] if chat.model else chat
+            if model.source == "hub" and not (isinstance(model, ModelConfig) and model.gguf):
+                read.append((model, MODEL_FILES))
+        scope = self.target.gemma_scope
+        if scope is not None and scope.source == "hub":
+            layers = {site.layer for site in self.sites} & scope.l0.keys()
+            read.append((scope, [scope.file(layer) for layer in sorted(layers)]))
+        return [(str(one.path), str(one.revision), files) for one, files in read]
+
+    @property
+    def fetched(self) -> list[str]:
+        """The file that says that all of this is in the hub's cache, where there is any."""
+        return self.files(paths.FETCHED) if self.from_hub else []
 
     @property
     def recomputed_by(self) -> list[str]:

@@ -20,6 +20,7 @@ STAGES = {
     "select_target": Stage("targets.stages"),
     "import_gguf": Stage("targets.quantised"),
     "fetch_target": Stage("targets.stages"),
+    "fetch_models": Stage("targets.stages"),
     "fetch_word_lists": Stage("studies.icl.stages"),
     "import_checkpoint": Stage("targets.published"),
     "extract_activations": Stage("activations.stages", ("split",)),

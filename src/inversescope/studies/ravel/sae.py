@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inversescope.errors import InputError, first_line
+from inversescope.kernel.arrays import fetched, placed
 
 if TYPE_CHECKING:
     from inversescope.config.targets import GemmaScopeConfig
@@ -43,7 +44,7 @@ class JumpReLU:
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """Feature activations (N, width) of activations (N, d); 0 = not active."""
-        z = x.astype(np.float32) @ self.W_enc + self.b_enc
+        z = fetched(placed(x.astype(np.float32)) @ placed(self.W_enc)) + self.b_enc
         z[z <= self.threshold] = 0.0
         return np.maximum(z, 0.0, out=z)
 
@@ -59,7 +60,7 @@ class JumpReLU:
 
     def reconstruct(self, features: np.ndarray) -> np.ndarray:
         """Activations (N, d) from features (N, width)."""
-        return features @ self.W_dec + self.b_dec
+        return fetched(placed(features) @ placed(self.W_dec)) + self.b_dec
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, for a checkpoint."""
@@ -122,7 +123,7 @@ def gemma_scope_path(config: GemmaScopeConfig, layer: int) -> Path:
         raise InputError(
             f"no Gemma Scope file is named for layer {layer}", f"add {layer}: L0 to models.*.gemma_scope.l0"
         )
-    name = f"layer_{layer}/width_{config.width}/average_l0_{config.l0[layer]}/params.npz"
+    name = config.file(layer)
     if config.source == "local":
         return Path(config.path) / name
     from huggingface_hub import hf_hub_download

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from inversescope.config.methods import SaeConfig
+from inversescope.device import device
 from inversescope.studies.ravel.sae import JumpReLU, from_arrays
 from inversescope.training import Schedule, train
 
@@ -112,13 +113,13 @@ def train_sae(
     Returns:
         The autoencoder on raw activations, and the log (a row every 50 steps: loss, mse, l0).
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    here = device()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Autoencoder(d, config).to(device)
+        model = Autoencoder(d, config).to(here)
 
     def loss(step: int) -> tuple[Tensor, dict[str, float]]:
-        x = torch.from_numpy(np.asarray(batch(step), np.float32) / np.float32(scale)).to(device)
+        x = torch.from_numpy(np.asarray(batch(step), np.float32) / np.float32(scale)).to(here)
         return model.loss(x, sparsity * min(1.0, (step + 1) / config.sparsity_warmup))
 
     @torch.no_grad()
