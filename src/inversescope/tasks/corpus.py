@@ -164,7 +164,7 @@ def loading(config: CorpusConfig) -> Iterator[None]:
     """Keep `datasets` from drawing bars and writing logs; whatever it raises becomes one error that names the corpus."""
     import datasets
 
-    level, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
@@ -181,7 +181,7 @@ def loading(config: CorpusConfig) -> Iterator[None]:
         raise InputError(f"{config.named} cannot be had {reason}", remedy) from error
     finally:
         datasets.logging.set_verbosity(level)
-        if bars:
+        if not hidden:
             datasets.enable_progress_bars()
 
 
