@@ -14,7 +14,7 @@ from inversescope.sites import SITE_PATTERN
 from inversescope.workflow import paths, place
 from inversescope.workflow.figures import DRAWN, captions_of, drawn_of, left_out
 from inversescope.workflow.paths import fill
-from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, blocks, files_in, one_of, variant_options
+from inversescope.workflow.plan import IOI, SPELLED, ExperimentPlan, Plan, blocks, one_of, variant_options
 from inversescope.workflow.sources import source_file, source_files
 from inversescope.workflow.used import COMPARED, HEADLINE, used as values_of
 

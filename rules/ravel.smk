@@ -1,6 +1,7 @@
 # RAVEL beside what every task has: its data set, sparse autoencoders, all methods scored as classifiers of attributes, figures.
 
 from inversescope.config.tasks import COPIED
+from inversescope.workflow.plan import files_in
 
 RAVEL = PLAN.on("ravel")
 
