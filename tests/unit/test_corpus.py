@@ -59,7 +59,8 @@ def repository(
             place = folder / name / f"{split}.{kind}"
             place.parent.mkdir(parents=True, exist_ok=True)
             if kind == "parquet":
-                pq.write_table(pa.Table.from_pylist(rows), place)
+                strings = pa.schema([(column, pa.string()) for column in rows[0]])
+                pq.write_table(pa.Table.from_pylist(rows, schema=strings), place)
             else:
                 place.write_text("".join(json.dumps(row) + "\n" for row in rows))
         files = [{"split": split, "path": f"{name}/{split}.{kind}"} for split in splits]

@@ -87,7 +87,11 @@ def copy_corpus(
         InputError: the data set cannot be had, lacks a column, or is empty.
     """
     places, n_rows = config.places(columns), 0
-    with waiting(f"fetching {config.named}", echo), atomic_path(folder / COPY) as part:
+    with (
+        waiting(f"fetching {config.named}", echo),
+        loading(config),
+        atomic_path(folder / COPY) as part,
+    ):
         tables = _tables(_hub, config, Path(config.path), places)
         first = next(tables, None)
         if first is None:
@@ -133,11 +137,11 @@ def _kind(config: CorpusConfig, path: Path, key: str) -> str:
         _check_copy(config, path)
         return "parquet"
     kind = config.format or ("folder" if path.is_dir() else _SUFFIXES.get(path.suffix))
-    if kind is None:
-        raise InputError(f"{config.named} has no known suffix ({', '.join(_SUFFIXES)})", "set its format")
-    if kind != "folder" and not path.is_file():
+    if not path.exists() or (path.is_dir() and kind != "folder"):
         found = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{config.named} {found}", f"set {key} to the file of prompts")
+    if kind is None:
+        raise InputError(f"{config.named} has no known suffix ({', '.join(_SUFFIXES)})", "set its format")
     return kind
 
 
@@ -147,10 +151,8 @@ def _check_copy(config: CorpusConfig, path: Path) -> None:
     told = path.parent / MANIFEST
     if not path.is_file() or not told.is_file():
         raise InputError(f"{config.named} was not fetched: {path} and its manifest do not exist", again)
-    manifest = read_json(told)
-    if any(
-        manifest.get(name) != value for name, value in config.model_dump(mode="json", include=_TOLD).items()
-    ):
+    manifest, wanted = read_json(told), config.model_dump(mode="json", include=_TOLD)
+    if {name: manifest.get(name) for name in wanted} != wanted:
         raise InputError(f"{path} was made of another data set than {config.named}", again)
     if manifest.get("sha256") != file_hash(path):
         raise InputError(f"{path} is not the file that {told} vouches for", again)
@@ -202,7 +204,9 @@ def _folder(config: CorpusConfig, path: Path) -> Any:
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return load_dataset(str(path), config.configuration, split=config.split, streaming=True)
+        with tempfile.TemporaryDirectory() as cache:  # for a lock alone: nothing is kept
+            how = {"split": config.split, "streaming": True, "cache_dir": cache}
+            return load_dataset(str(path), config.configuration, **how)
     data = load_from_disk(path)
     return data[config.split] if isinstance(data, DatasetDict) else data
 
@@ -211,7 +215,7 @@ def _file(kind: str, config: CorpusConfig, path: Path) -> Any:
     """A file, read in batches."""
     from datasets import Dataset
 
-    with tempfile.TemporaryDirectory() as cache:  # for a lock alone: nothing is kept
+    with tempfile.TemporaryDirectory() as cache:  # as above
         return getattr(Dataset, f"from_{kind}")(str(path), streaming=True, cache_dir=cache)
 
 
