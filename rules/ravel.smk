@@ -20,7 +20,7 @@ if CONFIG.ravel.source != "embedded" and RAVEL:
                 if CONFIG.ravel.source == "upstream" and CONFIG.ravel.mirror is not None
                 else []
             ),
-            copy=files_in(CONFIG.ravel.hub.own) if CONFIG.ravel.source == "hub" else [],
+            own=files_in(CONFIG.ravel.hub.own) if CONFIG.ravel.source == "hub" else [],
         output:
             PLAN.data_of("ravel"),
         log:
