@@ -1,5 +1,36 @@
 # Prompts of the task's prior (paper, D.1.1): the cache, the targets, and draws for the exact values.
 
+TEXT = PLAN.on("text")
+
+
+if CONFIG.text.source == "hub" and TEXT:
+
+    rule fetch_corpus:
+        input:
+            source=source_files("fetch_corpus", "text"),
+        output:
+            fill("data/text/{name}", name=CONFIG.text.files),
+        log:
+            "logs/fetch_corpus.log",
+        benchmark:
+            "benchmarks/fetch_corpus.tsv"
+        priority: 120
+        localrule: True
+        conda:
+            "../envs/environment.yaml"
+        threads: 1
+        resources:
+            mem_mb=memory(4000, 4000),
+            runtime=minutes(60, 60),
+        params:
+            used=used(TEXT[0], "text"),
+            options=options,
+            where=TEXT[0].options,
+        message:
+            "Fetching the corpus of the task text at its pinned revision"
+        shell:
+            "inversescope fetch_corpus {params.where} {params.options} --threads {threads} --log {log}"
+
 
 rule make_prompts:
     input:

@@ -1,9 +1,12 @@
 # RAVEL beside what every task has: its data set, sparse autoencoders, all methods scored as classifiers of attributes, figures.
 
+from inversescope.config.tasks import COPIED
+from inversescope.workflow.plan import files_in
+
 RAVEL = PLAN.on("ravel")
 
 
-if CONFIG.ravel.source == "upstream" and RAVEL:
+if CONFIG.ravel.source != "embedded" and RAVEL:
 
     rule fetch_ravel:
         input:
@@ -14,9 +17,10 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
                     for kind in CONFIG.ravel.types or ["*"]
                     for file in sorted(Path(CONFIG.ravel.mirror).glob(f"ravel_{kind}_*.json"))
                 ]
-                if CONFIG.ravel.mirror is not None
+                if CONFIG.ravel.source == "upstream" and CONFIG.ravel.mirror is not None
                 else []
             ),
+            own=files_in(CONFIG.ravel.hub.own) if CONFIG.ravel.source == "hub" else [],
         output:
             PLAN.data_of("ravel"),
         log:
@@ -31,13 +35,74 @@ if CONFIG.ravel.source == "upstream" and RAVEL:
             mem_mb=memory(1000, 1000),
             runtime=minutes(5, 10),
         params:
-            used=used(RAVEL[0], "ravel/source", "ravel/mirror", "ravel/archive_sha256", "ravel/types"),
+            used=used(
+                RAVEL[0], *(f"ravel/{key}" for key in ("source", "mirror", "archive_sha256", "types", "hub"))
+            ),
             options=options,
             where=RAVEL[0].options,
         message:
             "Fetching RAVEL and checking its checksums"
         shell:
             "inversescope fetch_ravel {params.where} {params.options} --threads {threads} --log {log}"
+
+
+rule fetch_general_text:
+    input:
+        source=source("fetch_general_text"),
+    output:
+        fill(paths.GENERAL, file=COPIED),
+    log:
+        "logs/fetch_general_text/{task}/{model}.log",
+    benchmark:
+        "benchmarks/fetch_general_text/{task}/{model}.tsv"
+    wildcard_constraints:
+        task="ravel",
+    priority: 120
+    localrule: True
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(4000, 4000),
+        runtime=minutes(60, 60),
+    params:
+        used=lambda w: used(w, "sae/general"),
+        options=options,
+    message:
+        "Fetching general text for {wildcards.model} at its pinned revision"
+    shell:
+        "inversescope fetch_general_text --task {wildcards.task} --model {wildcards.model}"
+        " {params.options} --threads {threads} --log {log}"
+
+
+rule fetch_autoencoder:
+    input:
+        source=source("fetch_autoencoder"),
+        target=fill(paths.TARGET, file="target.json"),
+    output:
+        fill(paths.AUTOENCODER, corpus="general", file=paths.CHECKPOINT_FILES),
+    log:
+        "logs/fetch_autoencoder/{task}/{model}/{site}.log",
+    benchmark:
+        "benchmarks/fetch_autoencoder/{task}/{model}/{site}.tsv"
+    wildcard_constraints:
+        task="ravel",
+        model=one_of(PLAN.models_that(lambda model: model.gemma_scope)),
+    localrule: True
+    conda:
+        "../envs/environment.yaml"
+    threads: 1
+    resources:
+        mem_mb=memory(2000, 4000),
+        runtime=minutes(60, 60),
+    params:
+        used=lambda w: used(w, f"models/{w.model}/gemma_scope"),
+        options=options,
+    message:
+        "Fetching the released autoencoder of {wildcards.model} at {wildcards.site}"
+    shell:
+        "inversescope fetch_autoencoder --task {wildcards.task} --model {wildcards.model} --site {wildcards.site}"
+        " {params.options} --threads {threads} --log {log}"
 
 
 for block in blocks(RAVEL):
@@ -48,6 +113,7 @@ for block in blocks(RAVEL):
         input:
             source=source("collect_positions"),
             corpus=lambda w: [source_file(f"tasks/{name}") for name in of(w).target.training.corpus],
+            general=block.experiment.general_text,
             prompts=fill(paths.PROMPTS, split="train"),
             target=target_files,
         output:
@@ -67,7 +133,7 @@ for block in blocks(RAVEL):
             gpu=lambda w: of(w).gpus,
             runtime=minutes(10, 240),
         params:
-            used=lambda w: used(w, "seed", w.task, *of(w).target.training.corpus),
+            used=lambda w: used(w, "seed", w.task, "sae/general", *of(w).target.training.corpus),
             options=options,
             sites=block.options,
         message:
@@ -85,8 +151,16 @@ for block in blocks(RAVEL):
             prompts=block.experiment.prompts(["train", "val"]),
             positions=fill(paths.POSITIONS, corpus=block.experiment.corpora, site=block.sites),
             activations=block.experiment.activations(["train", "val"], block.sites),
+            released=[
+                file
+                for corpus in block.experiment.corpora
+                if corpus not in block.experiment.trained_corpora
+                for file in fill(
+                    paths.AUTOENCODER, corpus=corpus, site=block.sites, file=paths.CHECKPOINT_FILES
+                )
+            ],
         output:
-            block.experiment.autoencoders(site=block.sites),
+            block.experiment.autoencoders(trained_here=True, site=block.sites),
             tables=fill(paths.SITE_TABLE, table="sae", site=block.sites),
         log:
             f"logs/train_sae/{{task}}/{{model}}/{block.sites[0]}.log",
@@ -121,7 +195,6 @@ rule classify_attributes:
         prompts=lambda w: of(w).prompts(paths.ALL_SPLITS),
         activations=lambda w: of(w).activations(paths.ALL_SPLITS, [w.site]),
         target=fill(paths.TARGET, file="target.json"),
-        hub=lambda w: of(w).fetched,
         saes=lambda w: of(w).autoencoders(**w),
         samples=lambda w: of(w).samples(of(w).studied, w.site),
     output:
@@ -154,7 +227,6 @@ rule classify_attributes:
             "studied_variants",
             "sampling/decodings",
             "sae/published",
-            f"models/{w.model}/gemma_scope",
         ),
         options=options,
     message:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -400,8 +402,6 @@ def test_missing_tables_name_their_rule(
 def test_autoencoder_of_another_width_is_refused(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shutil
-
     root = tmp_path / "copy"
     shutil.copytree(study, root)
     from inversescope.store import load_checkpoint, save_checkpoint
@@ -420,6 +420,53 @@ def test_autoencoder_of_another_width_is_refused(
     prompts = root / "data/ravel/prompts/reference.parquet"
     write_table(read_table(prompts).iloc[:-1], prompts)
     refused(capsys, run(root, "train_sae", "--site", "L0.resid_post"), "activations", "prompt hash")
+
+
+def test_a_released_autoencoder_is_judged_by_general_text(study: Path, tmp_path: Path) -> None:
+    """Of a corpus on disk; what it is judged by are its features' L0 and what it leaves unexplained, computed here anew."""
+    root, site = tmp_path / "copy", SITES[1]
+    shutil.copytree(study, root)
+    texts = read_table(root / "data/ravel/prompts/train.parquet")["text"].tolist()
+    # The tokenizer knows the prompts' words alone, the first one without a space: as they begin, prompts are four of its words.
+    begun = [(text, " ".join(text.split()[:4])) for text in texts]
+    pages = [four for text, four in begun if text.startswith(four) and all(map(str.isalnum, four.split()))]
+    (root / "general.jsonl").write_text("".join(json.dumps({"page": page}) + "\n" for page in pages))
+    rng, width, d = np.random.default_rng(0), 40, 16
+    arrays = {
+        "W_enc": (d, width),
+        "W_dec": (width, d),
+        "b_enc": (width,),
+        "b_dec": (d,),
+        "threshold": (width,),
+    }
+    released = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in arrays.items()}
+    place = root / "scope/layer_1/width_16k/average_l0_7/params.npz"
+    place.parent.mkdir(parents=True)
+    np.savez(place, **released)
+    shutil.rmtree(root / f"data/ravel/{MODEL}/sae/general")
+    general = {"path": "general.jsonl", "columns": {"text": "page"}, "words": 4, "n_passages": 5}
+    scope = {"source": "local", "path": str(root / "scope"), "l0": {1: 7}}
+    delta = {
+        "experiments": {"ravel": {"settings": {"sae": {"general": general}}}},
+        "models": {MODEL: {"gemma_scope": scope}},
+    }
+    config = yaml.safe_load((root / "config/config.yaml").read_text())
+    (root / "config/config.yaml").write_text(yaml.safe_dump(merge(config, delta)))
+    assert run(root, "fetch_autoencoder", "--site", site) == 0
+    assert run(root, "collect_positions", "--site", site) == 0
+    assert run(root, "train_sae", "--site", site) == 0
+    assert run(root, "classify_attributes", "--site", site) == 0
+    z, meta = read_activations(root / f"data/ravel/{MODEL}/positions/general/{site}.safetensors")
+    pre = z @ released["W_enc"] + released["b_enc"]
+    features = np.maximum(pre, 0) * (pre > released["threshold"])
+    left = ((features @ released["W_dec"] + released["b_dec"] - z) ** 2).sum(1).mean()
+    log = read_table(root / f"results/ravel/{MODEL}/sae/{site}.csv").set_index("corpus")
+    row = log.loc["general"]
+    assert (row["width"], row["released_l0"], row["chosen"]) == (width, 7, True)
+    assert row["l0"] == pytest.approx((features > 0).sum(1).mean(), rel=1e-3)
+    assert row["unexplained"] == pytest.approx(left / ((z - z.mean(0)) ** 2).sum(1).mean(), rel=1e-3)
+    table = read_table(root / f"results/ravel/{MODEL}/attributes/{site}.csv")
+    assert {"sae_general", "sae_ravel"} <= set(table["method"])
 
 
 def test_splits_that_a_task_has_not(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

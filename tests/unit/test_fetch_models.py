@@ -34,9 +34,7 @@ def test_what_the_papers_studies_read_from_the_hub() -> None:
     assert [path for path, _, _ in icl.from_hub] == [gpt2, chat]
     assert icl.fetched == ["data/icl_translation/gemma-2-2b/fetched.json"]
     ravel = plan_of("ravel_2b", "paper.yaml", "paper_ravel.yaml")
-    (_, (path, revision, files)) = ravel.from_hub
-    assert path == "google/gemma-scope-2b-pt-res" and len(revision) == 40
-    assert len(files) == 26 and all(file.endswith("params.npz") for file in files)
+    assert [path for path, _, _ in ravel.from_hub] == [gpt2], "autoencoders have a stage of their own"
     assert plan_of("ioi_smollm2").fetched == []
 
 

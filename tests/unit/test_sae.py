@@ -202,6 +202,7 @@ def test_general_text_of_a_model_that_others_trained_is_pythons_manual(tmp_path:
     )
     context = Context(tmp_path, config.of("ravel", "m"), "ravel", "m")
     assert context.plan.corpora == ["ravel", "general"]
+    assert context.plan.trained_corpora == ["ravel", "general"] and not context.plan.general_text
     texts = corpus_texts(context, "general")
     assert texts == corpus_texts(context, "general") and len(texts) == 300
     # Each passage stands in the manual as it is, but for white space and marks.

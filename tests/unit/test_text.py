@@ -67,7 +67,7 @@ def write(root: Path, records: list[dict[str, Any]], name: str = "corpus.jsonl")
 
 def settings(**changes: Any) -> TextConfig:
     values: dict[str, Any] = {
-        "file": "corpus.jsonl",
+        "path": "corpus.jsonl",
         "prompt": "{form} {country}",
         "answer": "code",
         "weight": "copies",
@@ -184,13 +184,13 @@ def test_other_files(tmp_path: Path, kind: str) -> None:
     if kind == "parquet":
         pd.DataFrame(rows()).to_parquet(tmp_path / "corpus.parquet")
         write(tmp_path, [])
-        task = TextTask(settings(file="corpus.parquet"), tmp_path)
+        task = TextTask(settings(path="corpus.parquet"), tmp_path)
         assert task.size == 24 and task.weight[0] == 3
         return
     texts = [f"{row['form']} {row['country']}" for row in rows()]
     (tmp_path / "corpus.txt").write_text("\n\n".join([*texts, texts[0]]) + "\n")
     features = {"asks": FEATURES["asks"]}
-    task = TextTask(TextConfig.model_validate({"file": "corpus.txt", "features": features}), tmp_path)
+    task = TextTask(TextConfig.model_validate({"path": "corpus.txt", "features": features}), tmp_path)
     assert task.size == 24 and task.weight[0] == 2 and task.texts(everything(task)) == texts
     assert task.continuations(np.array([0])) == [""]
 
@@ -250,7 +250,7 @@ def test_line_ends_and_byte_order_marks_are_none_of_the_text(
     texts = [f"{row['form']} {row['country']}" for row in rows()]
     lines = [json.dumps({"text": text}, ensure_ascii=False) if kind == "jsonl" else text for text in texts]
     (tmp_path / f"corpus.{kind}").write_bytes((mark + ends.join([*lines, ""])).encode())
-    values = {"file": f"corpus.{kind}", "features": {"asks": FEATURES["asks"]}}
+    values = {"path": f"corpus.{kind}", "features": {"asks": FEATURES["asks"]}}
     assert TextTask(TextConfig.model_validate(values), tmp_path)._texts == texts
 
 
@@ -320,37 +320,37 @@ def test_grammar_needs_a_lossless_tokenizer(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- bad input
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "missing file": ({"file": "none.jsonl"}, "corpus none.jsonl does not exist"),
-    "path that escapes": ({"file": "../corpus.jsonl"}, "'../corpus.jsonl' leads out of the project"),
-    "absolute path": ({"file": "/etc/hostname", "format": "text"}, "'/etc/hostname' leads out of the project"),
-    "link that escapes": ({"file": "link.jsonl"}, "'link.jsonl' leads out of the project"),
-    "unknown suffix": ({"file": "corpus.csv"}, "corpus corpus.csv has no known suffix"),
-    "no JSON": ({"file": "broken.jsonl"}, "corpus broken.jsonl, line 2: no JSON"),
-    "no object": ({"file": "list.jsonl"}, "corpus list.jsonl, line 1: no JSON object"),
-    "no Parquet": ({"file": "broken.jsonl", "format": "parquet"}, "corpus broken.jsonl is no Parquet file"),
-    "no UTF-8": ({"file": "latin.txt"}, "corpus latin.txt is not UTF-8"),
-    "empty file": ({"file": "empty.jsonl"}, "corpus empty.jsonl has no prompt"),
-    "empty text": ({"file": "empty.txt", "prompt": "{text}"}, "corpus empty.txt has no prompt"),
+    "missing file": ({"path": "none.jsonl"}, "corpus none.jsonl does not exist"),
+    "path that escapes": ({"path": "../corpus.jsonl"}, "'../corpus.jsonl' leads out of the project"),
+    "absolute path": ({"path": "/etc/hostname", "format": "text"}, "'/etc/hostname' leads out of the project"),
+    "link that escapes": ({"path": "link.jsonl"}, "'link.jsonl' leads out of the project"),
+    "unknown suffix": ({"path": "corpus.tsv"}, "corpus corpus.tsv has no known suffix"),
+    "no JSON": ({"path": "broken.jsonl"}, "corpus broken.jsonl, line 2: no JSON"),
+    "no object": ({"path": "list.jsonl"}, "corpus list.jsonl, line 1: no JSON object"),
+    "no Parquet": ({"path": "broken.jsonl", "format": "parquet"}, "corpus broken.jsonl cannot be read (ArrowInvalid: "),
+    "no UTF-8": ({"path": "latin.txt"}, "corpus latin.txt is not UTF-8"),
+    "empty file": ({"path": "empty.jsonl"}, "corpus empty.jsonl has no prompt"),
+    "empty text": ({"path": "empty.txt", "prompt": "{text}"}, "corpus empty.txt has no prompt"),
     "missing column": ({"prompt": "{city}"}, "corpus corpus.jsonl has no column 'city'"),
     "missing answer": ({"answer": "reply"}, "corpus corpus.jsonl has no column 'reply'"),
-    "gap": ({"file": "gap.jsonl"}, "corpus gap.jsonl, line 2: column 'country' is empty"),
-    "blank prompt": ({"prompt": "{blank}", "file": "gap.jsonl"}, "line 1: the prompt is empty"),
+    "gap": ({"path": "gap.jsonl"}, "corpus gap.jsonl, line 2: column 'country' is empty"),
+    "blank prompt": ({"prompt": "{blank}", "path": "gap.jsonl"}, "line 1: the prompt is empty"),
     "weight": ({"weight": "country"}, "line 1: weight 'France' in column 'country' is no count"),
-    "folder": ({"file": "own", "format": "jsonl"}, "corpus own is a folder"),
-    "UTF-16": ({"file": "wide.txt"}, "corpus wide.txt is not UTF-8 (line 1: invalid start byte)"),
-    "half of a pair": ({"file": "half.jsonl"}, "line 1: column 'country' holds the character U+D83D, which is no text"),
-    "mark inside": ({"file": "inside.jsonl"}, "line 2: column 'country' holds the character U+FEFF"),
-    "carriage return": ({"file": "inside.parquet"}, "line 1: column 'country' holds the character U+000D"),
-    "end of text": ({"file": "end.jsonl"}, "line 1: column 'country' holds <|endoftext|>"),
+    "folder": ({"path": "own", "format": "jsonl"}, "corpus own is a folder"),
+    "UTF-16": ({"path": "wide.txt"}, "corpus wide.txt is not UTF-8 (line 1: invalid start byte)"),
+    "half of a pair": ({"path": "half.jsonl"}, "line 1: column 'country' holds the character U+D83D, which is no text"),
+    "mark inside": ({"path": "inside.jsonl"}, "line 2: column 'country' holds the character U+FEFF"),
+    "carriage return": ({"path": "inside.parquet"}, "line 1: column 'country' holds the character U+000D"),
+    "end of text": ({"path": "end.jsonl"}, "line 1: column 'country' holds <|endoftext|>"),
     "end in the template": ({"prompt": "<|endoftext|>{country}"}, "text.prompt holds <|endoftext|>"),
-    "two forms": ({"file": "forms.jsonl"}, "lines 1 and 2: column 'country' holds 'Pérou' in two Unicode normal forms"),
-    "truth": ({"file": "types.jsonl", "prompt": "{truth}"}, "line 1: column 'truth' holds True, a bool"),
-    "fraction": ({"file": "types.jsonl", "prompt": "{large}"}, "line 1: column 'large' holds 1e+16, a float"),
-    "mixed types": ({"file": "types.jsonl", "prompt": "{year}"}, "line 2: column 'year' holds '1969', but line 1 1969"),
-    "one key twice": ({"file": "twice.jsonl"}, "corpus twice.jsonl, line 1: no JSON ('form' stands there twice)"),
-    "one column twice": ({"file": "twice.parquet"}, "corpus twice.parquet is no Parquet file (Multiple matches"),
-    "endless nesting": ({"file": "deep.jsonl"}, "corpus deep.jsonl, line 1: no JSON"),
-    "weight that is true": ({"file": "types.jsonl", "weight": "truth", "prompt": "{form}"}, "in column 'truth' is no count"),
+    "two forms": ({"path": "forms.jsonl"}, "lines 1 and 2: column 'country' holds 'Pérou' in two Unicode normal forms"),
+    "truth": ({"path": "types.jsonl", "prompt": "{truth}"}, "line 1: column 'truth' holds True, a bool"),
+    "fraction": ({"path": "types.jsonl", "prompt": "{large}"}, "line 1: column 'large' holds 1e+16, a float"),
+    "mixed types": ({"path": "types.jsonl", "prompt": "{year}"}, "line 2: column 'year' holds '1969', but line 1 1969"),
+    "one key twice": ({"path": "twice.jsonl"}, "corpus twice.jsonl, line 1: no JSON ('form' stands there twice)"),
+    "one column twice": ({"path": "twice.parquet"}, "corpus twice.parquet cannot be read (ArrowInvalid: Multiple matches"),
+    "endless nesting": ({"path": "deep.jsonl"}, "corpus deep.jsonl, line 1: no JSON"),
+    "weight that is true": ({"path": "types.jsonl", "weight": "truth", "prompt": "{form}"}, "in column 'truth' is no count"),
     "no feature": ({"prompt": "{code}", "features": {}}, "corpus corpus.jsonl has no feature"),
     "pattern in no prompt": ({"features": {"x": {"pattern": "(Atlantis)"}}}, "pattern '(Atlantis)' of feature 'x' is in no"),
     "one group of prompts": ({"held_out": 0.01}, "has 24 prompts, of which a share of 0.01 is 0"),
@@ -385,7 +385,7 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(root, rows())
     write(folder, rows())
     (root / "link.jsonl").symlink_to(folder / "corpus.jsonl")
-    (root / "corpus.csv").write_text("form,country\n")
+    (root / "corpus.tsv").write_text("form\tcountry\n")
     (root / "broken.jsonl").write_text('{"form": "a"}\n{"form": \n')
     (root / "list.jsonl").write_text("[1]\n")
     (root / "latin.txt").write_bytes("Orléans\n".encode("latin-1"))
@@ -458,7 +458,7 @@ def test_bad_corpus_is_one_sentence_of_the_command(
     assert run(tmp_path, "make_prompts", "--split", "train") == 2
     assert (
         capsys.readouterr().err
-        == "error: corpus corpus.jsonl does not exist. set text.file to the file of prompts.\n"
+        == "error: corpus corpus.jsonl does not exist. set text.path to the file of prompts.\n"
     )
 
 

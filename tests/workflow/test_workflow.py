@@ -94,6 +94,7 @@ CASE = {**CAUSES, "compare_distances": 1, "check_completeness": 1, "plot_cases":
 
 def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks: int) -> dict[str, int]:
     """Jobs that an experiment has beside what every task has, by task."""
+    general = config.sae.general
     few_shot = {"patch_task_vectors": 1, "plot_icl": 1, "label_tasks": int(config.labeller is not None)}
     if config.labeller is not None and config.labeller.targets:
         few_shot |= {"rate_labels": 1, "plot_labels": 1}
@@ -112,6 +113,9 @@ def further(experiment: ExperimentConfig, config: Config, n_sites: int, n_blocks
             "collect_positions": n_blocks,
             "train_sae": n_blocks,
             "classify_attributes": n_sites,
+            "fetch_general_text": int(general is not None and general.source == "hub"),
+            # Released autoencoders.
+            "fetch_autoencoder": n_sites if config.models[experiment.model].gemma_scope else 0,
         },
         "icl_translation": few_shot,
         "icl_words": few_shot,
@@ -132,7 +136,7 @@ def expected(config: Config) -> Counter[str]:
     counts.update(import_gguf=sum(config.models[model].gguf is not None for model in read))
     plans = (ExperimentPlan(config.of(e.task, e.model), e.task, e.model) for e in config.experiments.values())
     counts.update(fetch_models=sum(bool(plan.from_hub) for plan in plans))
-    if config.ravel.source == "upstream" and "ravel" in tasks:
+    if config.ravel.source != "embedded" and "ravel" in tasks:
         counts.update(fetch_ravel=1)
     if config.icl_translation.words == "lists" and "icl_translation" in tasks:
         counts.update(fetch_word_lists=1)
@@ -253,6 +257,7 @@ def test_paper_configuration_of_ravel_has_the_right_jobs(workflow: Path) -> None
     found, behind = with_figures(workflow, files)
     assert found == expected(paper)
     assert found["classify_attributes"] == 26 + 4 + 4
+    assert (found["fetch_general_text"], found["fetch_autoencoder"]) == (3, 26)
     assert behind.behind("figure_10") == behind.behind("figure_6")
     assert behind.behind("table_2")["train_sae"] == 26 + 4 + 4
 

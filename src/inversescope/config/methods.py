@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.strict import Strict
 from inversescope.config.targets import ArchitectureConfig
+from inversescope.config.tasks import GeneralTextConfig
 from inversescope.errors import InputError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -376,6 +377,8 @@ class SaeConfig(Strict):
     bandwidth: float = Field(0.05, gt=0)
     """Width of the rectangle of the pseudo-gradients (Gemma Scope: 0.001)."""
     initial_threshold: float = Field(0.05, gt=0, description="Gemma Scope: 0.001.")
+    general: GeneralTextConfig | None = None
+    """Corpus of SAE (General), by which a released one is judged; text at hand if absent (docs/ravel.md)."""
 
     @model_validator(mode="after")
     def _tried(self) -> SaeConfig:

@@ -271,7 +271,7 @@ class Config(Settings):
 def to_schema() -> str:
     """JSON schema of the hand-written form: entries of which a base, or another layer, may say the rest."""
     schema = Config.model_json_schema()
-    for name in ("ExperimentConfig", "VariantConfig", "ModelConfig", "StudyConfig"):
+    for name in ("ExperimentConfig", "VariantConfig", "ModelConfig", "StudyConfig", "GeneralTextConfig"):
         schema["$defs"][name].pop("required", None)
     for name in ("studied_variants", "study_variants"):
         del schema["properties"][name]

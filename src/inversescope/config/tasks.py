@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import regex
 from pydantic import Field, field_validator, model_validator
 
+from inversescope.config.entries import Misplaced
 from inversescope.config.strict import Strict
 
 TaskName = Literal[
     "ioi", "ioi_small", "ravel", "icl_translation", "icl_words", "counting", "addition", "text"
 ]
+#: Folder of what is fetched for a prior, and the files of a data set that is copied from the hub.
+FETCHED = "source"
+COPIED = ("corpus.parquet", "manifest.json")
 SPLIT_SEED = "Another seed holds other ones out."
 
 
@@ -52,11 +57,68 @@ class SmallIOIConfig(IOIConfig):
     n_items: int = Field(4, ge=1, description="Objects that are given.")
 
 
+class CorpusConfig(Strict):
+    """A data set: of the hub at a pinned revision, or local (docs/text.md)."""
+
+    source: Literal["hub", "local"] = Field("local", description="Where it is.")
+    path: str = Field(..., min_length=1)
+    """Local file or folder inside the project, or owner/name on the hub."""
+    revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")
+    """Commit of the hub's data set; required for source: hub."""
+    configuration: str | None = Field(None, description="Of a data set that has several.")
+    split: str = Field("train", min_length=1, description="Of a data set that has several.")
+    rows: int | None = Field(None, ge=1)
+    """Rows that are read, from the first: of the hub they are streamed. All if absent: the whole split is downloaded."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name of a column -> the data set's, where it differs; a.b is the field b of the column a."""
+    format: Literal["parquet", "jsonl", "csv", "text"] | None = None
+    """Of a local file; if absent, its suffix says: .parquet, .jsonl, .csv, .txt."""
+
+    @model_validator(mode="after")
+    def _pinned(self) -> CorpusConfig:
+        if self.source == "hub" and self.revision is None:
+            raise ValueError("source: hub needs a pinned 'revision', the commit of the data set")
+        # Other names mean something else to `datasets`: one of its own readers, or a folder.
+        if self.source == "hub" and not regex.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
+            raise Misplaced(("path",), f"is no owner/name of a data set on the hub: {self.path!r}")
+        return self
+
+    @property
+    def named(self) -> str:
+        """What it is called in messages."""
+        if self.source == "local":
+            return f"corpus {self.path}"
+        told = [self.configuration, self.split, f"revision {(self.revision or '')[:8]}"]
+        return f"data set {self.path} of the hub ({', '.join(one for one in told if one)})"
+
+    @property
+    def own(self) -> list[str]:
+        """The project's own file or folder that it is read from, if it is local."""
+        return [self.path] if self.source == "local" else []
+
+    def places(self, names: Sequence[str]) -> dict[str, str]:
+        """Our names of columns -> where they are in the data set."""
+        return {name: self.columns.get(name, name) for name in names}
+
+
+class GeneralTextConfig(CorpusConfig):
+    """A corpus of general text, in its column `text`: what sparse autoencoders are trained on, or judged by."""
+
+    words: int = Field(
+        16, ge=2, description="Words of a passage: texts are cut into so many, rests are left out."
+    )
+    n_passages: int | None = Field(None, ge=1, description="Passages; as many as cached prompts if absent.")
+
+
 class RavelConfig(Prior):
     """The RAVEL task (paper, 4.2 and D.2): where its fact tables come from, and how much of them is used."""
 
-    source: Literal["embedded", "upstream"] = "embedded"
-    """The table of the package, or what `fetch_ravel` brings: upstream's files."""
+    source: Literal["embedded", "upstream", "hub"] = "embedded"
+    """The table of the package, or what `fetch_ravel` brings: upstream's files, or its authors' copy on the hub."""
+    hub: CorpusConfig = CorpusConfig(
+        source="hub", path="hij/ravel", revision="2c45eb232b9944c235509db5320345eaba563e07"
+    )
+    """The copy on the hub, or a folder that holds it; columns: entity type -> the column of its names, where none is found."""
     mirror: str | None = None
     """Folder that holds upstream's files; upstream's archive is downloaded if absent."""
     archive_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
@@ -68,7 +130,7 @@ class RavelConfig(Prior):
     @property
     def files(self) -> list[str]:
         """Fetched files that the prior is made of, below data/ravel; none where the tables come with the package."""
-        return ["source/manifest.json"] if self.source == "upstream" else []
+        return [] if self.source == "embedded" else [f"{FETCHED}/manifest.json"]
 
     @property
     def feature_names(self) -> tuple[str, ...]:
@@ -178,13 +240,11 @@ class TextFeatureConfig(Strict):
         return self
 
 
-class TextConfig(Prior):
-    """The prior of a corpus: the prompts of a file, as often as they stand there (InversionView's factual recall, for one)."""
+class TextConfig(Prior, CorpusConfig):
+    """The prior of a corpus: its prompts, as often as they stand there (InversionView's factual recall, for one)."""
 
-    file: str = "data/text/corpus.jsonl"
-    """Parquet, JSON lines, or plain text (one prompt a line), inside the project."""
-    format: Literal["parquet", "jsonl", "text"] | None = None
-    """Of the file; if absent, its suffix says: .parquet, .jsonl, .txt."""
+    path: str = "data/text/corpus.jsonl"
+    """Local file or folder inside the project, or owner/name on the hub."""
     prompt: str = "{text}"
     """The prompt: columns in braces (named slots), and what stands between them. Plain text has the column text."""
     answer: str | None = None
@@ -231,9 +291,21 @@ class TextConfig(Prior):
         return (*self.described, *(name for name in self.features if name not in self.described))
 
     @property
+    def used_columns(self) -> list[str]:
+        """Columns that the prior is made of."""
+        slots = [name for _, name in self.pieces if name is not None]
+        others = [self.answer, self.weight, self.split_by]
+        return list(dict.fromkeys([*slots, *self.described.values(), *filter(None, others)]))
+
+    @property
+    def files(self) -> list[str]:
+        """Fetched files that the prior is made of, below data/text; none of a local corpus."""
+        return [f"{FETCHED}/{name}" for name in COPIED] if self.source == "hub" else []
+
+    @property
     def sources(self) -> list[str]:
-        """Files of the project that the prior is made of: the corpus, and modules of its functions."""
+        """The project's own files that the prior is made of: a local corpus, and modules of functions."""
         named = [f.function.split(":")[0] for f in self.features.values() if f.function is not None]
         own = [name for name in named if name.split(".")[0] != "inversescope"] if self.functions else []
         modules = [Path(self.functions or "", *name.split(".")).with_suffix(".py").as_posix() for name in own]
-        return [self.file, *dict.fromkeys(modules)]
+        return [*self.own, *dict.fromkeys(modules)]

@@ -1,4 +1,4 @@
-"""Stage `make_prompts`: draw the prompts of a split from the prior."""
+"""Stages `fetch_corpus` and `make_prompts`: bring a corpus of the hub, and draw the prompts of a split from the prior."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from inversescope.store import write_table
 from inversescope.streams import stream
 
 SPLITS = ("train", "test", "reference", "val")
+
+
+def fetch_corpus(context: Context) -> None:
+    """Copy the columns that the task `text` reads of its data set to data/text/source, and look through the prior that they make.
+
+    Raises:
+        InputError: the corpus is local, the data set cannot be had, or it is no prior (see `TextTask`).
+    """
+    from inversescope.config.tasks import FETCHED
+    from inversescope.tasks.corpus import copy_corpus
+
+    config = context.config.text
+    if config.source == "local":
+        raise InputError("the corpus of the task text is local: it needs no download", "set text.source: hub")
+    folder = context.root / "data/text" / FETCHED
+    manifest = copy_corpus(config, config.used_columns, folder, echo)
+    echo(f"fetch_corpus: {manifest['n_rows']} rows of {config.named}, {context.task.size} prompts")
 
 
 def make_prompts(context: Context, split: str) -> None:

@@ -292,10 +292,10 @@ def write_corpus(
     elif isinstance(prompts, str | Path):
         about = validated(
             TextConfig,
-            {"text": {"file": str(prompts), "prompt": template, "format": text.pop("format", None)}},
+            {"text": {"path": str(prompts), "prompt": template, "format": text.pop("format", None)}},
             ("text",),
         )
-        frame = read_corpus(Path(prompts), about)
+        frame = read_corpus(about, Path(prompts))
     else:
         frame = pd.DataFrame({"text": list(prompts)}, dtype=object)
     rows = frame.to_dict("records")
@@ -322,7 +322,7 @@ def write_corpus(
         told = {name: {"pattern": pattern} for name, pattern in PLAIN_FEATURES.items()}
     with atomic_path(root / "corpus.jsonl") as part:
         part.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
-    return {"held_out": HELD_OUT, **text, "file": "corpus.jsonl", "prompt": template, "features": told}
+    return {"held_out": HELD_OUT, **text, "path": "corpus.jsonl", "prompt": template, "features": told}
 
 
 def model_entry(

@@ -1,4 +1,4 @@
-"""Fact tables in RAVEL's file format (Huang et al., 2024): read, checked, and brought from upstream or a local mirror.
+"""Fact tables in RAVEL's file format (Huang et al., 2024): read, checked, and brought from upstream, a local mirror or the hub.
 
 A folder holds four JSON files an entity type: `ravel_{type}_entity_attributes.json` {entity: {attribute: value}},
 `..._attribute_to_prompts.json` {attribute: [templates with one %s]}, `..._entity_to_split.json` and `..._prompt_to_split.json`
@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inversescope.config.tasks import CorpusConfig
 from inversescope.errors import InputError
 from inversescope.store import atomic_path, checked, fetch, write_json
+from inversescope.tasks.facts_hub import contents_of
 
 SPLITS = ("train", "val", "test")
 KINDS = ("entity_attributes", "attribute_to_prompts", "entity_to_split", "prompt_to_split")
@@ -242,6 +244,21 @@ def read_sums(path: Path) -> dict[str, str]:
     return {Path(name.lstrip("* ")).name: digest for digest, name in lines}
 
 
+def copy_tables(
+    destination: Path, copy: CorpusConfig, root: Path, types: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Bring the data set from its copy on the hub to a folder, as the files of upstream's archive; returns the manifest.
+
+    No file has a sum that is pinned: the revision says what they hold.
+
+    Raises:
+        InputError: the copy cannot be had, or the tables are not sound (see `read_tables`).
+    """
+    contents, several = contents_of(copy, root, types)
+    told = {"origin": copy.path, "revision": copy.revision, "ambiguous_entities": several}
+    return _written(destination, contents, {}, tables_of(contents, copy.path, types), told)
+
+
 def fetch_tables(
     destination: Path,
     mirror: Path | None,
@@ -276,12 +293,21 @@ def fetch_tables(
         contents = _contents(mirror, names)
     if not contents and types is None:
         raise InputError(f"{mirror or url} holds no ravel_TYPE_entity_attributes.json", "check ravel.mirror")
-    files: dict[str, dict[str, Any]] = {}
     for name, content in contents.items():
         checked(content, sums.get(name), mirror / name if mirror else name)
-        files[name] = {"sha256": hashlib.sha256(content).hexdigest(), "pinned": name in sums}
     # Checked where they come from, so that messages name what has to be mended, and nothing half-fetched is left.
     tables = tables_of(contents, str(mirror or url), types)
+    return _written(destination, contents, sums, tables, {"origin": "local mirror" if mirror else url})
+
+
+def _written(
+    destination: Path,
+    contents: Mapping[str, bytes],
+    sums: Mapping[str, str],
+    tables: Sequence[FactTable],
+    told: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write files and their manifest, which is returned; told: where they come from."""
     destination.mkdir(parents=True, exist_ok=True)
     for stale in (destination / MANIFEST, *destination.glob("ravel_*.json")):
         stale.unlink(missing_ok=True)
@@ -289,7 +315,7 @@ def fetch_tables(
         with atomic_path(destination / name) as part:
             part.write_bytes(content)
     manifest = {
-        "origin": url if mirror is None else "local mirror",
+        **told,
         "types": {
             t.kind: {
                 "entities": len(t.facts),
@@ -301,7 +327,10 @@ def fetch_tables(
             for t in tables
         },
         "ambiguous_templates": ambiguous_templates(tables),
-        "files": files,
+        "files": {
+            name: {"sha256": hashlib.sha256(content).hexdigest(), "pinned": name in sums}
+            for name, content in contents.items()
+        },
     }
     write_json(manifest, destination / MANIFEST)
     return manifest

@@ -1,7 +1,7 @@
-"""A corpus as a prior: the prompts of a file, as often as they stand in it (InversionView's factual recall; Huang et al., 2024).
+"""A corpus as a prior: its prompts, as often as they stand in it (InversionView's factual recall; Huang et al., 2024).
 
-Prompts are rows of a Parquet, JSON-lines or plain-text file, written by a template of its columns (named slots). The prior is the
-file's empirical distribution, weighted where a column says so, so that it can be looked through: exact values are exact. Features
+Prompts are rows of a data set (`tasks.corpus`), written by a template of its columns (named slots). The prior is the
+corpus's empirical distribution, weighted where a column says so, so that it can be looked through: exact values are exact. Features
 are columns, regular expressions, or functions that the project holds.
 """
 
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inversescope.config.tasks import TextConfig
+from inversescope.config.tasks import FETCHED, TextConfig
 from inversescope.errors import InputError
 from inversescope.tasks.automata import PromptTree, TextEncoder
 from inversescope.tasks.base import Task, held_out, split_words
-from inversescope.tasks.corpus import Labeller, as_strings, check_text, inside, labeller, read_corpus
+from inversescope.tasks.corpus import COPY, as_strings, check_text, inside, read_corpus
+from inversescope.tasks.labels import Labeller, labeller
 
 #: Label of prompts of the corpus in which a regular expression finds nothing.
 NONE = "(none)"
@@ -37,11 +38,11 @@ class TextTask(Task):
     Indices count the distinct prompts in order of their first occurrence. Equal prompts are one, of as much weight as all together.
 
     Args:
-        config: the file, what of it is prompt, answer, weight and feature, and the split.
-        root: the project's root, which the file and the functions must lie in.
+        config: the data set, what of it is prompt, answer, weight and feature, and the split.
+        root: the project's root, which a local file and the functions must lie in.
 
     Raises:
-        InputError: the file is missing, outside the project, unreadable or empty, lacks a column, or holds an empty prompt or a
+        InputError: the corpus is missing, outside the project, unreadable or empty, lacks a column, or holds an empty prompt or a
             weight that is no whole number; equal prompts differ in a column that is used; or a feature cannot be read.
     """
 
@@ -51,9 +52,10 @@ class TextTask(Task):
     def __init__(self, config: TextConfig, root: Path = Path(".")) -> None:
         self.config, self.features = config, config.feature_names
         self.token_unit = config.token_unit
-        self._where = f"corpus {config.file}"
-        path = inside(root, config.file, "text.file")
-        frame = read_corpus(path, config)
+        self._where = config.named
+        local = config.source == "local"
+        path = inside(root, config.path, "text.path") if local else root / "data" / self.name / FETCHED / COPY
+        frame = read_corpus(config, path, config.used_columns, "text.path")
         if frame.empty:
             raise InputError(f"{self._where} has no prompt", "give a file with one prompt a row")
         pieces, described = config.pieces, config.described
@@ -89,14 +91,11 @@ class TextTask(Task):
     # Reading
 
     def _strings(self, frame: pd.DataFrame, column: str) -> list[str]:
-        """A column as strings. Raises `InputError` if it is missing, empty somewhere, or no column of one kind (`as_strings`)."""
+        """A column as strings. Raises `InputError` if it is empty somewhere, or no column of one kind (`as_strings`)."""
         return as_strings(self._values(frame, column), frame.index.tolist(), self._where, column)
 
     def _values(self, frame: pd.DataFrame, column: str) -> list[Any]:
-        """A column. Raises `InputError` if it is missing, or empty somewhere."""
-        if column not in frame.columns:
-            known = ", ".join(map(str, frame.columns)) or "none"
-            raise InputError(f"{self._where} has no column '{column}'", f"its columns are: {known}")
+        """A column. Raises `InputError` if it is empty somewhere."""
         values = frame[column].tolist()
         for line, value in zip(frame.index, values, strict=True):
             if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):

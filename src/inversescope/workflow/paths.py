@@ -51,7 +51,8 @@ SITE_TABLE = "results/{task}/{model}/{table}/{site}.csv"
 POSTERIORS = "results/{task}/{model}/posteriors.parquet"
 ANSWERS = "results/{task}/{model}/{group}answers.parquet"
 
-#: Shuffled activations of a corpus at all positions but the first, and the sparse autoencoders that are trained on them.
+#: General text that is copied from the hub; shuffled activations of a corpus at all positions but the first; autoencoders on them.
+GENERAL = "data/{task}/{model}/general/{file}"
 POSITIONS = "data/{task}/{model}/positions/{corpus}/{site}.safetensors"
 AUTOENCODER = "data/{task}/{model}/sae/{corpus}/{site}/{file}"
 #: The one of the sparsity that the configuration calls published.

@@ -9,11 +9,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from inversescope.config import Config, ExperimentConfig
 from inversescope.config.methods import ALONE, Bandwidth
 from inversescope.config.targets import ModelConfig
+from inversescope.config.tasks import COPIED
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
 from inversescope.workflow import paths
@@ -227,8 +229,21 @@ class ExperimentPlan:
 
     @property
     def corpora(self) -> list[str]:
-        """What sparse autoencoders are trained on: the task's prompts and, where no release stands for it, general text."""
-        return [self.task] if self.target.gemma_scope is not None else [self.task, "general"]
+        """What sparse autoencoders are about: the task's prompts, and general text."""
+        return [self.task, "general"]
+
+    @property
+    def trained_corpora(self) -> list[str]:
+        """Those of which autoencoders are trained here: of general text, where no release has them."""
+        return [self.task] if self.target.gemma_scope is not None else self.corpora
+
+    @property
+    def general_text(self) -> list[str]:
+        """Files of the corpus of general text; none if text at hand stands for it."""
+        corpus = self.config.sae.general
+        if corpus is None:
+            return []
+        return files_in(corpus.own) or self.files(paths.GENERAL, file=COPIED)
 
     # ---------------------------------------------------------------------------------------------------------- splits
     @property
@@ -297,10 +312,6 @@ class ExperimentPlan:
             model = self.config.models[chat.model] if chat.model else chat
             if model.source == "hub" and not (isinstance(model, ModelConfig) and model.gguf):
                 read.append((model, MODEL_FILES))
-        scope = self.target.gemma_scope
-        if scope is not None and scope.source == "hub":
-            layers = {site.layer for site in self.sites} & scope.l0.keys()
-            read.append((scope, [scope.file(layer) for layer in sorted(layers)]))
         return [(str(one.path), str(one.revision), files) for one, files in read]
 
     @property
@@ -348,13 +359,17 @@ class ExperimentPlan:
         """The table of each site's epsilons, where bandwidths are shares of the prior."""
         return self.files(paths.BANDWIDTHS) if self.config.shares else []
 
-    def autoencoders(self, **named: str | Sequence[str]) -> list[str]:
-        """Files of autoencoders, names not given left open: of each corpus the chosen one, of the task's the published one too."""
+    def autoencoders(self, trained_here: bool = False, **named: str | Sequence[str]) -> list[str]:
+        """Files of autoencoders, names not given left open: of each corpus the chosen one, of the task's the published one too.
+
+        All of them, or those alone that are trained here: of general text they may be released ones.
+        """
         published = [self.task] if self.config.sae.published is not None else []
+        corpora = self.trained_corpora if trained_here else self.corpora
         return [
             file
-            for pattern, corpora in ((paths.AUTOENCODER, self.corpora), (paths.PUBLISHED, published))
-            for file in fill(pattern, corpus=corpora, file=paths.CHECKPOINT_FILES, **named)
+            for pattern, of in ((paths.AUTOENCODER, corpora), (paths.PUBLISHED, published))
+            for file in fill(pattern, corpus=of, file=paths.CHECKPOINT_FILES, **named)
         ]
 
     @property
@@ -502,6 +517,14 @@ def weights_note(config: Config, prefix: str) -> str:
     return " ".join(f"{name}: {weights}." for name, weights in models.items() if weights)
 
 
+def files_in(places: Iterable[str]) -> list[str]:
+    """Files of the project's owner: those that are named, and all that are in folders that are named."""
+    found: list[Path] = []
+    for place in map(Path, places):
+        found += [file for file in sorted(place.rglob("*")) if file.is_file()] if place.is_dir() else [place]
+    return [file.as_posix() for file in found]
+
+
 def one_of(names: Iterable[str]) -> str:
     """Regular expression that matches these names and nothing else."""
     return "|".join(map(re.escape, names)) or "(?!)"
@@ -579,7 +602,7 @@ class Plan:
         """Files that a task's prior is made of: downloaded ones, and those that the project's owner puts there."""
         about = getattr(self.config, task)
         downloaded = [f"data/{task}/{file}" for file in getattr(about, "files", [])]
-        return downloaded + list(getattr(about, "sources", []))
+        return downloaded + files_in(getattr(about, "sources", []))
 
     def chat_model(self, experiment: ExperimentPlan) -> list[str]:
         """Files of an experiment's labeller, if it is an entry of `models` whose weights are here."""

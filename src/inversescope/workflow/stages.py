@@ -14,6 +14,7 @@ class Stage(NamedTuple):
 
 #: Name of the rule, the command and the function -> its stage.
 STAGES = {
+    "fetch_corpus": Stage("prompts.stages"),
     "make_prompts": Stage("prompts.stages", ("split",)),
     "train_target": Stage("targets.stages", ("candidate",)),
     "score_target": Stage("fcr.scan", ("candidate",)),
@@ -35,6 +36,8 @@ STAGES = {
     "sample_prompts": Stage("sampling.stages", ("generator", "variants", "sites")),
     "run_mcmc": Stage("sampling.stages", ("sites",)),
     "fetch_ravel": Stage("studies.ravel.stages"),
+    "fetch_general_text": Stage("studies.ravel.stages"),
+    "fetch_autoencoder": Stage("studies.ravel.stages", ("site",)),
     "collect_positions": Stage("studies.ravel.stages", ("sites",)),
     "train_sae": Stage("studies.ravel.stages", ("sites",)),
     "classify_attributes": Stage("studies.ravel.attributes", ("site",)),

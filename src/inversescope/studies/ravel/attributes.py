@@ -16,9 +16,9 @@ from inversescope.kernel.distances import Distance, distance_of
 from inversescope.kernel.kernel import kernel_values
 from inversescope.store import check_provenance, load_checkpoint, read_json, write_table
 from inversescope.studies.ravel.probe import linear_probe, nearest_neighbour
-from inversescope.studies.ravel.sae import from_arrays, gemma_scope_path, read_gemma_scope, representatives
+from inversescope.studies.ravel.sae import from_arrays, representatives
 from inversescope.studies.ravel.scores import decisions, from_labels, most_likely, score
-from inversescope.studies.ravel.stages import GENERAL, labels_of
+from inversescope.studies.ravel.stages import labels_of
 from inversescope.tasks.base import Task, of_each
 from inversescope.workflow import paths
 
@@ -227,9 +227,6 @@ def _by_readers(reading: Reading) -> Iterator[tuple[str, np.ndarray]]:
         arrays, meta = load_checkpoint(need(folder / "meta.json", "train_sae").parent)
         check_provenance(meta, folder / "meta.json", target=context.identity)
         models[name] = from_arrays(arrays, width, str(folder))
-    scope = context.plan.target.gemma_scope
-    if scope is not None:
-        models[GENERAL] = read_gemma_scope(gemma_scope_path(scope, context.site(reading.site).layer), width)
     for corpus, model in models.items():
         feature, _ = representatives(model, *train, reading.k)
         yield f"sae_{corpus}", (model.only(feature).features(z["test"]) > 0).astype(float)

@@ -67,8 +67,8 @@ class JumpReLU:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def from_arrays(arrays: dict[str, np.ndarray], d: int, source: str) -> JumpReLU:
-    """Make an autoencoder of named arrays for activations of width `d`.
+def from_arrays(arrays: dict[str, np.ndarray], d: int | None, source: str) -> JumpReLU:
+    """Make an autoencoder of named arrays for activations of width `d`; of whatever width they are for, if it is not known.
 
     Raises:
         InputError: an array is missing, not finite, or of another shape than the site asks for; names `source` and the array.
@@ -79,6 +79,7 @@ def from_arrays(arrays: dict[str, np.ndarray], d: int, source: str) -> JumpReLU:
         if name not in arrays:
             raise InputError(f"{source} has no array '{name}'", remedy)
     width = int(arrays["threshold"].size)
+    d = int(arrays["b_dec"].size) if d is None else d
     wanted = {
         "W_enc": (d, width),
         "W_dec": (width, d),
@@ -97,8 +98,8 @@ def from_arrays(arrays: dict[str, np.ndarray], d: int, source: str) -> JumpReLU:
     return JumpReLU(**{name: np.asarray(arrays[name], np.float32) for name in names})
 
 
-def read_gemma_scope(path: Path, d: int) -> JumpReLU:
-    """Read a file `params.npz` of Gemma Scope's release, for activations of width `d`; nothing is unpickled.
+def read_gemma_scope(path: Path, d: int | None) -> JumpReLU:
+    """Read a file `params.npz` of Gemma Scope's release, for activations of width `d` if that is known; nothing is unpickled.
 
     Raises:
         InputError: the file is missing or broken, or does not fit the site (see `from_arrays`).

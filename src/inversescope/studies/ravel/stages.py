@@ -19,14 +19,22 @@ from inversescope.progress import Progress
 from inversescope.store import (
     check_provenance,
     file_hash,
+    load_checkpoint,
     read_activations,
     save_checkpoint,
     write_activations,
     write_table,
 )
-from inversescope.studies.ravel.general_text import passages
-from inversescope.studies.ravel.sae import JumpReLU, representatives
+from inversescope.studies.ravel.general_text import corpus_passages, manual
+from inversescope.studies.ravel.sae import (
+    JumpReLU,
+    from_arrays,
+    gemma_scope_path,
+    read_gemma_scope,
+    representatives,
+)
 from inversescope.studies.ravel.scores import decisions, score
+from inversescope.tasks.corpus import COPY, copy_corpus, inside
 from inversescope.workflow import paths
 
 SHARD = 1024  # prompts whose activations at all positions are shuffled together
@@ -34,25 +42,31 @@ GENERAL = "general"
 
 
 def fetch_ravel(context: Context) -> None:
-    """Bring upstream's files to data/ravel/source, from a local mirror or the pinned archive (see `facts.fetch_tables`).
+    """Bring RAVEL to data/ravel/source: from a local mirror, the pinned archive or the hub (see `facts`).
 
     Raises:
         InputError: the study reads the embedded tables, there is nothing to fetch, or something is not sound.
     """
-    from inversescope.tasks.facts import fetch_tables
+    from inversescope.tasks.facts import copy_tables, fetch_tables
     from inversescope.tasks.ravel import SOURCE
 
     config = context.config.ravel
-    if config.source != "upstream":
+    destination, types = context.root / SOURCE, config.types
+    if config.source == "embedded":
         raise InputError(
             "the embedded tables of RAVEL need no download", "set ravel.source: upstream to fetch the others"
         )
-    mirror = None if config.mirror is None else Path(config.mirror)
-    manifest = fetch_tables(context.root / SOURCE, mirror, config.archive_sha256, types=config.types)
+    if config.source == "hub":
+        manifest = copy_tables(destination, config.hub, context.root, types)
+    else:
+        mirror = None if config.mirror is None else Path(config.mirror)
+        manifest = fetch_tables(destination, mirror, config.archive_sha256, types=types)
+    for name in manifest.get("ambiguous_entities", []):
+        echo(f"fetch_ravel: '{name}' stands for several entities: left out")
     for text, labels in manifest["ambiguous_templates"].items():
         echo(f"fetch_ravel: template '{text}' stands for {' and '.join(labels)}: left out")
     unpinned = [name for name, file in manifest["files"].items() if not file["pinned"]]
-    if unpinned:
+    if unpinned and config.source == "upstream":
         echo(f"fetch_ravel: no pinned checksum for {', '.join(unpinned)}: taken as they are")
     for kind, sizes in manifest["types"].items():
         echo(f"fetch_ravel: {kind}, {sizes['entities']} entities, {sizes['templates']} templates")
@@ -64,6 +78,57 @@ def fetch_ravel(context: Context) -> None:
             )
 
 
+def fetch_general_text(context: Context) -> None:
+    """Copy the general text that `sae.general` names from the hub to data/{task}/{model}/general.
+
+    Raises:
+        InputError: it is not of the hub, or the data set cannot be had.
+    """
+    general = context.config.sae.general
+    if general is None or general.source == "local":
+        raise InputError("the general text is at hand: it needs no download", "set sae.general.source: hub")
+    path = _general_path(context)
+    manifest = copy_corpus(general, ["text"], path.parent, echo)
+    n_passages = len(corpus_passages(general, path))
+    echo(f"fetch_general_text: {manifest['n_rows']} rows of {general.named}, {n_passages} passages")
+
+
+def _general_path(context: Context) -> Path:
+    """Where the corpus of general text lies."""
+    general = context.config.sae.general
+    assert general is not None
+    if general.source == "hub":
+        return context.path(paths.GENERAL, file=COPY)
+    return inside(context.root, general.path, "sae.general.path")
+
+
+def fetch_autoencoder(context: Context, site: str) -> None:
+    """Bring the released autoencoder of a layer (models.*.gemma_scope) to data/{task}/{model}/sae/general/{site}/.
+
+    Raises:
+        InputError: none is released for the layer, or it cannot be fetched or does not fit the site.
+    """
+    scope = context.plan.target.gemma_scope
+    if scope is None:
+        raise InputError(
+            "no release of autoencoders is named", f"see models.{context.model_name}.gemma_scope"
+        )
+    layer = context.site(site).layer
+    model = read_gemma_scope(gemma_scope_path(scope, layer), None)
+    about = {
+        "corpus": GENERAL,
+        "site": site,
+        "released": scope.path,
+        "revision": scope.revision,
+        "l0": scope.l0[layer],
+    }
+    about |= {"target": context.identity, "package_version": __version__}
+    save_checkpoint(
+        context.path(paths.AUTOENCODER, corpus=GENERAL, site=site, file=""), model.arrays(), about
+    )
+    echo(f"fetch_autoencoder {site}: {model.width} features of {scope.path}")
+
+
 # -------------------------------------------------------------------------------------------------------------- autoencoders
 
 
@@ -72,7 +137,7 @@ def corpus_texts(context: Context, corpus: str) -> list[str]:
 
     Of a target that was trained here these are answered prompts, in equal numbers, of all tasks that it learned, with entities of
     the prior alone: those of validation and test prompts are as new to autoencoders as to the other methods. What others trained
-    their models on is not at hand: passages of Python's manual stand for it.
+    their models on is not at hand: passages of Python's manual stand for it, or those of a corpus that `sae.general` names.
     """
     from inversescope.tasks import get_task
 
@@ -80,8 +145,12 @@ def corpus_texts(context: Context, corpus: str) -> list[str]:
         return context.prompts("train", columns=["text"])["text"].tolist()
     n = context.plan.settings.n_train
     order = stream(context.config.seed, "collect_positions", corpus)
+    general = context.config.sae.general
+    if general is not None:
+        found = corpus_passages(general, _general_path(context))
+        return [found[i] for i in order.permutation(len(found))[: general.n_passages or n]]
     if context.plan.target.source != "trained":
-        found = passages()
+        found = manual()
         return [found[i] for i in order.permutation(len(found))[:n]]
     names = [context.task_name, *context.plan.target.training.corpus]
     texts: list[str] = []
@@ -189,6 +258,8 @@ class Stream:
 def train_sae(context: Context, sites: Sequence[str]) -> None:
     """Train an autoencoder for every corpus and site at each configured sparsity, and keep the best on validation prompts.
 
+    Of general text a released one is kept where there is one (`fetch_autoencoder`): its quality is measured in the same way.
+
     Best is the macro-F1 of "the representative feature is active" (paper, D.2.3) on validation entities. Writes
     data/{task}/{model}/sae/{corpus}/{site}/ and, in published/ there, the one of the task's prompts whose sparsity is called so;
     and results/{task}/{model}/sae/{site}.csv: every run with its L0, mean squared error relative to the activations' variance, and
@@ -197,7 +268,8 @@ def train_sae(context: Context, sites: Sequence[str]) -> None:
     for label in sites:
         rows: list[dict[str, Any]] = []
         for corpus in context.plan.corpora:
-            rows += _train_at(context, corpus, label)
+            is_trained = corpus in context.plan.trained_corpora
+            rows += _train_at(context, corpus, label) if is_trained else _judge_at(context, corpus, label)
         write_table(pd.DataFrame(rows), context.results / "sae" / f"{label}.csv")
 
 
@@ -249,6 +321,22 @@ def _save(
     about = {"corpus": corpus, "site": label, "sparsity": sparsity, "package_version": __version__}
     about |= {name: made_from[name] for name in ("target", "prompt_hash", "corpus_hash")}
     save_checkpoint(context.path(where, corpus=corpus, site=label, file=""), model.arrays(), about)
+
+
+def _judge_at(context: Context, corpus: str, label: str) -> list[dict[str, Any]]:
+    """Tell of a released autoencoder: its features active, L0, stand beside the number that the release names it by."""
+    positions = need(context.path(paths.POSITIONS, corpus=corpus, site=label), "collect_positions")
+    x, meta = read_activations(positions)
+    check_provenance(meta, positions, target=context.identity)
+    folder = context.path(paths.AUTOENCODER, corpus=corpus, site=label, file="")
+    arrays, about = load_checkpoint(need(folder / "meta.json", "fetch_autoencoder").parent)
+    model = from_arrays(arrays, x.shape[1], str(folder))
+    row = {"corpus": corpus, "site": label, "width": model.width, "released_l0": about["l0"]}
+    row |= _quality(context, model, label, np.asarray(x[: 1 << 14], np.float64))
+    echo(
+        f"train_sae {corpus} {label}: L0 {row['l0']:.1f}, {about['l0']} as released, unexplained {row['unexplained']:.3f}"
+    )
+    return [row | {"chosen": True}]
 
 
 def _quality(context: Context, model: JumpReLU, label: str, sample: np.ndarray) -> dict[str, float]:
