@@ -362,6 +362,22 @@ def test_bootstrap_intervals_cover() -> None:
     assert ((wide - narrow) < 0.5 * (high - low)[:20]).all()
 
 
+def test_bootstrap_intervals_are_scipys() -> None:
+    values = np.random.default_rng(0).random((3, 30))
+    theirs = stats.bootstrap(
+        (values,),
+        np.mean,
+        axis=-1,
+        vectorized=True,
+        n_resamples=700,
+        confidence_level=0.9,
+        method="percentile",
+        rng=np.random.default_rng([3, 7]),
+    ).confidence_interval
+    _, low, high = bootstrap_means(values, 700, 0.9, seed=3)
+    np.testing.assert_allclose([low, high], [theirs.low, theirs.high], rtol=1e-12)
+
+
 def test_missing_targets_are_left_out_of_their_row_alone() -> None:
     rng = np.random.default_rng(0)
     values = rng.random((4, 30))

@@ -38,14 +38,23 @@ class Estimate:
         return Estimate(math.nan, 0, 0.0)
 
 
+class Weighed:
+    """Samples with non-negative weights (n,), of which the share is asked that matches in one feature after the other."""
+
+    def __init__(self, weight: np.ndarray) -> None:
+        self.weight, self.total = weight, float(weight.sum())
+        self.n, self.ess = int((weight > 0).sum()), effective_sample_size(weight)
+
+    def share(self, match: np.ndarray) -> Estimate:
+        """Self-normalised weighted mean of matches (n,)."""
+        if self.total <= 0.0:
+            return Estimate.missing()
+        return Estimate(float((match * self.weight).sum()) / self.total, self.n, self.ess)
+
+
 def weighted_match(match: np.ndarray, weight: np.ndarray) -> Estimate:
     """Self-normalised weighted mean of matches (n,) with non-negative weights (n,)."""
-    total = float(weight.sum())
-    if total <= 0.0:
-        return Estimate.missing()
-    return Estimate(
-        float((match * weight).sum()) / total, int((weight > 0).sum()), effective_sample_size(weight)
-    )
+    return Weighed(weight).share(match)
 
 
 def relative_weights(log_weight: np.ndarray) -> np.ndarray:
@@ -53,14 +62,18 @@ def relative_weights(log_weight: np.ndarray) -> np.ndarray:
     return np.exp(log_weight - log_weight.max()) if log_weight.size else log_weight
 
 
-def reweighted(match: np.ndarray, kernel: np.ndarray, log_prior: np.ndarray, log_q: np.ndarray) -> Estimate:
-    """Importance weights kernel * prior / q of candidates (n,), truncated, self-normalised.
+def importance_weights(kernel: np.ndarray, log_prior: np.ndarray, log_q: np.ndarray) -> np.ndarray:
+    """Importance weights kernel * prior / q of the accepted ones of candidates (n,), truncated.
 
     `kernel` is 0 for refused candidates; `log_q` is under the decoding rule that drew them.
     """
     keep = kernel > 0
-    weight = relative_weights(np.log(kernel[keep]) + log_prior[keep] - log_q[keep])
-    return weighted_match(match[keep], truncate_weights(weight))
+    return truncate_weights(relative_weights(np.log(kernel[keep]) + log_prior[keep] - log_q[keep]))
+
+
+def reweighted(match: np.ndarray, kernel: np.ndarray, log_prior: np.ndarray, log_q: np.ndarray) -> Estimate:
+    """Mean of matches (n,) by `importance_weights`, self-normalised."""
+    return weighted_match(match[kernel > 0], importance_weights(kernel, log_prior, log_q))
 
 
 @dataclass

@@ -15,10 +15,10 @@ from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import (
     CacheDraws,
     GeneratorDraws,
-    combined,
+    Weighed,
+    combined_weights,
+    importance_weights,
     refusal,
-    reweighted,
-    weighted_match,
 )
 from inversescope.kernel.kernel import kernel_values
 
@@ -137,7 +137,7 @@ class VariantCells:
         outcome = refusal(
             drawn.index >= 0, drawn.accepted, drawn.log_q, copies, drawn.log_prior, drawn.marginal
         )
-        truth = self.site.exact.loc[(epsilon, target)]
+        truth = self.site.truth[epsilon, target]
         return {
             "target_id": target,
             "n": outcome.n,
@@ -166,25 +166,28 @@ class VariantCells:
         """
         site = self.site
         # Candidates follow P(x; z), kernel and all: a plain mean over the accepted ones (equation 1).
-        plain = drawn.accepted.astype(float)
+        plain = Weighed(drawn.accepted.astype(float))
+        accepted = drawn.kernel > 0
+        weighed = Weighed(importance_weights(drawn.kernel, drawn.log_prior, drawn.log_q))
         # As if they were another target's: a control.
         other = (target - 1) % len(site.test)
         mixes = names["decoding"] == "plain" and not self.alone
         rows, cached = self.cache_draws(target, epsilon, cached_q)
+        draws = GeneratorDraws(cached.match, drawn.kernel, drawn.log_prior, drawn.log_density, drawn.log_q)
+        both = Weighed(combined_weights(cached, draws)) if mixes else None
+        alone = Weighed(cached.kernel) if mixes and len(self.rows) != len(site.train) else None
         for feature, labels in site.labels.items():
             match = (drawn.labels[feature] == labels[target]).astype(float)
             shuffled = (drawn.labels[feature] == labels[other]).astype(float)
-            weighed = reweighted(match, drawn.kernel, drawn.log_prior, drawn.log_q)
-            site.add(feature, target, epsilon, "generated", weighted_match(match, plain), **names)
-            site.add(feature, target, epsilon, "reweighted", weighed, **names)
-            site.add(feature, other, epsilon, "shuffled", weighted_match(shuffled, plain), **names)
-            if mixes:
-                draws = GeneratorDraws(match, drawn.kernel, drawn.log_prior, drawn.log_density, drawn.log_q)
-                cached.match = (site.train_labels[feature][rows] == labels[target]).astype(float)
-                site.add(feature, target, epsilon, "combined", combined(cached, draws), **names)
-                if len(self.rows) != len(site.train):
-                    cache = weighted_match(cached.match, cached.kernel)
-                    site.add(feature, target, epsilon, "cache", cache, **names)
+            site.add(feature, target, epsilon, "generated", plain.share(match), **names)
+            site.add(feature, target, epsilon, "reweighted", weighed.share(match[accepted]), **names)
+            site.add(feature, other, epsilon, "shuffled", plain.share(shuffled), **names)
+            if both is not None:
+                near = (site.train_labels[feature][rows] == labels[target]).astype(float)
+                share = both.share(np.concatenate([near, match[accepted]]))
+                site.add(feature, target, epsilon, "combined", share, **names)
+                if alone is not None:
+                    site.add(feature, target, epsilon, "cache", alone.share(near), **names)
 
     def cache_draws(
         self, target: int, epsilon: float, cached_q: pd.Series | None

@@ -96,8 +96,11 @@ class NeighbourWords(nn.Module):
 
     def evidence(self, scores: Tensor, present: Tensor, bags: Tensor) -> Tensor:
         """Smoothed log ratio (B, T, W) of votes to prior, from scores (B, T, K) and present (B, T or 1, K) bool."""
-        a = torch.softmax(scores.masked_fill(~present, -1e4), -1) * present
-        n = present.any(-1, keepdim=True) / (a * a).sum(-1, keepdim=True).clamp_min(1e-9)
+        some = present.any(-1, keepdim=True)
+        a = (
+            torch.softmax(scores.masked_fill(~present, -1e4), -1) * some
+        )  # of one that is absent: 0 beside one that is present
+        n = some / (a * a).sum(-1, keepdim=True).clamp_min(1e-9)
         vote, kappa = torch.bmm(a, bags)[..., :-1], torch.exp(self.log_kappa)
         return torch.log((n * vote + kappa * self.prior) / ((n + kappa) * self.prior))
 

@@ -10,7 +10,7 @@ import torch
 from inversescope.generator.backbone import Readout
 from inversescope.generator.base import ConditionalGenerator, Folded, Rows
 from inversescope.generator.condition import Condition, Prompts
-from inversescope.sampling.mixing import Mixer
+from inversescope.sampling.mixing import Mixer, Place
 from inversescope.sampling.tree import Tree, WordScores, grammar_mask
 
 if TYPE_CHECKING:
@@ -97,8 +97,9 @@ def log_q_marginal(
     return result
 
 
-def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Counts (E, T - 1, V) along cached prompts (E, T), each left out of its own counts if it is among the neighbours."""
+def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, Place]:
+    """Counts (E, T - 1, V) along cached prompts (E, T), each left out of its own counts if it is among the neighbours; and where
+    each ends."""
     places = [neighbours.roots(owner)]
     for following in tokens.T[1:]:
         places.append(places[-1].descend(following))
@@ -107,7 +108,7 @@ def _counts_along(neighbours: Mixer, owner: np.ndarray, tokens: np.ndarray) -> n
     result = np.stack([place.counts() for place in places[:-1]], 1)
     rows, positions = np.indices(result.shape[:2])
     result[rows, positions, tokens[:, 1:]] -= own[:, None]
-    return result
+    return result, places[-1]
 
 
 @torch.inference_mode()
@@ -179,12 +180,14 @@ class _Others:
         device: torch.device,
     ) -> None:
         self.model, self.of = model, of
-        self.counts = _counts_along(neighbours, of, tokens)
+        self.counts, end = _counts_along(neighbours, of, tokens)
         self.words: WordScores | None = None
         if model.neighbour_words is not None:
             self.words = WordScores(model.neighbour_words, neighbours, device)
-            table, present = neighbours.padded()
-            self.present = present[of] & (table[of] != tokens[:, None, 1:]).any(-1)
+            self.present = neighbours.padded()[1][of]
+            own = np.flatnonzero(end.count)
+            first = np.cumsum(neighbours.root_count) - neighbours.root_count
+            self.present[own, neighbours.order[end.start[own]] - first[of[own]]] = False
 
     def readout(self, folded: Folded, tree: Tree, position: int) -> Readout | None:
         """The function that adds to the logits (m, V) of the sequences that have not ended what the others say."""

@@ -28,8 +28,8 @@ class Mixer:
         self.alpha, self.vocabulary, self.sequences = alpha, vocabulary, sequences
         owner = np.repeat(np.arange(len(sequences)), [len(s) for s in sequences])
         tokens = np.concatenate(sequences).astype(np.int64)
-        order = np.lexsort((*tokens.T[::-1], owner))
-        tokens, node = tokens[order], owner[order]
+        self.order = np.lexsort((*tokens.T[::-1], owner))  # (rows,) number of each row among all sequences
+        tokens, node = tokens[self.order], owner[self.order]
         self.root_count = np.bincount(owner, minlength=len(sequences))
         # Per depth: sorted child keys (parent node, token), first row of each child, its number of rows.
         self.keys: list[np.ndarray] = []
