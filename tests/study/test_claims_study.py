@@ -44,9 +44,9 @@ def test_changes_beside_runs_that_change_nothing(study: Path, tmp_path: Path) ->
         "values start at random",
     }
     told = table.set_index(["change", "group", "metric"])
-    refused = rows[rows["change"].isna() & (rows["group"] == "heads")]["refusal_rate"].mean()
+    refused = rows[(rows["change"].fillna("") == "") & (rows["group"] == "heads")]["refusal_rate"].mean()
     assert abs(told.loc[("no noise", "heads", "refusal_rate"), "unchanged"] - refused) < 1e-6
-    # Of its own activation without noise a prompt is easier to tell, and random values spoil what the backbone knows.
-    assert told.loc[("no noise", "heads", "loss_end"), "difference"] < 0
-    assert told.loc[("values start at random", "heads", "loss_start"), "difference"] > 0
+    logs = [read_table(results / f"ioi/{MODEL}/training/inversescope/clean_s{seed}.csv") for seed in (0, 1)]
+    started = sum(log["loss"].iloc[0] for log in logs) / 2
+    assert abs(told.loc[("no noise", "residual", "loss_start"), "value"] - started) < 1e-4
     assert "no noise" in (results / f"tables/ioi_{MODEL}_claims.md").read_text()
