@@ -65,6 +65,7 @@ class Tabular(nn.Module):
                 self.prefixes.setdefault(tuple(row[:t].tolist()), len(self.prefixes))
         self.logits = nn.Parameter(torch.zeros(len(z), len(self.prefixes), VOCABULARY))
         self.shape = SimpleNamespace(backbone=SimpleNamespace(vocab_size=VOCABULARY))
+        self.device = torch.device("cpu")
 
     def fold(self, condition: Condition) -> Tensor:
         (z,) = condition.z.values()
@@ -244,7 +245,8 @@ def test_soft_target_is_the_next_token_distribution_among_prefix_sharers() -> No
     )
     weight = np.array([[0.5, 1.0, 2.0, 0.0]], np.float32)
     logp = torch.log_softmax(torch.randn(1, 3, VOCABULARY, generator=torch.Generator().manual_seed(0)), -1)
-    model = nn.Linear(1, 1)
+    model = nn.Module()
+    model.device = torch.device("cpu")  # type: ignore[assignment]
     model.fold = lambda condition: None  # type: ignore[assignment]
     model.log_probabilities = lambda tokens, folded, rows: logp  # type: ignore[assignment]
     batch = Batch(

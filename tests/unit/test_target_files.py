@@ -319,7 +319,7 @@ def prior(root: Path, rows: list[dict[str, str]] | None = None, prompt: str = "{
     """A corpus as a prior."""
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows or ROWS]
     (root / "corpus.jsonl").write_text("".join(lines), encoding="utf-8")
-    about = {"file": "corpus.jsonl", "prompt": prompt, "answer": "code", "held_out": 0.25}
+    about = {"path": "corpus.jsonl", "prompt": prompt, "answer": "code", "held_out": 0.25}
     return TextTask(TextConfig.model_validate(about), root)
 
 

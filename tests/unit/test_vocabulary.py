@@ -54,7 +54,7 @@ def context_of(
         "ioi": {"n_names": 6, "n_templates": 4, "n_places": 2, "n_items": 2},
         "ravel": {"types": ["country"], "n_entities": 40, "n_templates": 3},
         "icl_translation": {"n_concepts": 10},
-        "text": {"file": "corpus.txt", "features": {"last": {"pattern": r"(?P<label>\w)\.$"}}},
+        "text": {"path": "corpus.txt", "features": {"last": {"pattern": r"(?P<label>\w)\.$"}}},
         "fcr": {"features": [FEATURE[task]]},
         "backbone": backbone or {"shape": shape, "steps": 2, "targets": "grammar", **gates},
         "models": {"far": {"source": "local", "path": "model", "n_layers": 2, "n_heads": 2}},

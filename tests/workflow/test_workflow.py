@@ -74,7 +74,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy in which all studies of the default configuration have run, likewise: the real model's at the sites of its study."""
     root = copy_workflow(tmp_path_factory.mktemp("everything"))
     sites = load_config([ROOT / "config/config.yaml"]).variant("paper_wide_s0_x1").sites
-    edit_config(root, {"experiments": {"ioi_smollm2": {"sites": sites, "patched": sites}}})
+    variants = {"paper_share0.01": {"sites": sites}}
+    change = {"sites": sites, "patched": sites, "settings": {"variants": variants}}
+    edit_config(root, {"experiments": {"ioi_smollm2": change}})
     return as_if_run(root, *STUDY_TARGETS)
 
 
@@ -204,7 +206,9 @@ def test_embedded_study_has_the_right_jobs(workflow: Path, config: Config) -> No
 def test_study_uses_the_same_rules(workflow: Path, config: Config) -> None:
     found = jobs(snakemake(workflow, "--dry-run", "--", "study"))
     views = [config.of(e.task, e.model) for e in config.experiments.values()]
-    studied = [set(view.study_variants) for view in views if view.study_variants]
+    # Figure 5's generator is among the main job's.
+    of_view = [{v for v in view.study_variants if view.variant(v).study != "baseline"} for view in views]
+    studied = [variants for variants in of_view if variants]
     # The frontier's readers stand beside `paper` and `default`.
     assert found["train_generator"] == sum(map(len, studied)) + 2 > 90
     assert found["collect_study"] == found["plot_study"] == len(studied) == 3
@@ -305,9 +309,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "--set-resources",
         "estimate_fcr:gpu=3",
     ]
-    files = ["config/config.yaml", "config/paper.yaml", "upstream.yaml"]
+    files = ["config/config.yaml", "config/paper.yaml", "config/paper_text.yaml", "upstream.yaml"]
     (root / files[-1]).write_text(
-        "ravel: {source: upstream}\nonly: [ioi, icl_gemma2, ioi_smollm2, ravel_smollm2]\n"
+        "ravel: {source: upstream}\nonly: [ioi, icl_gemma2, ioi_smollm2, ravel_smollm2, factual]\n"
+        f"text: {{source: hub, path: some/pages, revision: {'0' * 40}}}\n"
     )
     said = snakemake(root, "--dry-run", *options, "--configfile", *files, "--", "prompts")
     return {name: rest for name, *rest in map(str.split, re.findall(r"^RULE (.*)$", said, flags=re.M))}
@@ -322,7 +327,8 @@ def test_what_a_profile_says_of_a_stage_holds_for_all_of_its_rules(told: dict[st
 
 
 def test_a_gpu_is_asked_for_where_a_model_runs(told: dict[str, list[str]]) -> None:
-    """Stages that load PyTorch run a model, but for one that copies weights, and those that fetch."""
+    """Stages that load PyTorch run a model, but for one that copies weights, those that fetch, and those of hypotheses: there a
+    model is asked only where one is configured."""
     asked = {stage_of(name) for name, (_, gpus, _) in told.items() if gpus == "asked"}
     submitted = {stage_of(name) for name, (where, _, _) in told.items() if where == "submitted"}
     loads = {
@@ -332,7 +338,11 @@ def test_a_gpu_is_asked_for_where_a_model_runs(told: dict[str, list[str]]) -> No
         if re.search(r"^ *(import|from) torch\b", (ROOT / file).read_text(), flags=re.M)
     }
     # Trained targets have rules too, whatever is read here.
-    assert asked == loads - {"select_target"} >= {"train_target", "score_target", "sample_prompts"}
+    assert (
+        asked
+        == loads - {"select_target", "find_hypotheses", "collect_hypotheses"}
+        >= {"train_target", "score_target", "sample_prompts"}
+    )
     grouped = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["groups"]
     assert not asked & {entry.partition("=")[0] for entry in grouped}, "a group would ask for all its GPUs"
 
