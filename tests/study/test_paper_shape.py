@@ -35,7 +35,7 @@ from inversescope.tasks import Task, get_task
 CONFIG = Path(__file__).parents[2] / "config"
 VOCABULARY = 50257
 VARIANTS = ("paper", "default")
-N_TRAIN, N_TEST, N_REFERENCE, DRAWS, STEPS = 64, 4, 256, 2, 2
+N_TRAIN, N_TEST, N_REFERENCE, DRAWS, STEPS = 256, 4, 256, 2, 2
 #: What is made small, laid over the paper's configuration; sites depend on the depth.
 SMALL: dict[str, Any] = {
     "experiments": {

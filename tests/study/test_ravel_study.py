@@ -503,7 +503,7 @@ def test_gemma_from_elsewhere_is_run_behind_its_begin_token(tmp_path: Path, aske
     folder, label = tmp_path / "gemma", SITES[0]
     scope = {"source": "local", "path": str(tmp_path), "l0": {0: 1}}
     model = {"source": "local", "path": str(folder), "n_layers": 2, "n_heads": 2, "gemma_scope": scope}
-    general = {"path": "general.jsonl", "columns": {"text": "text"}, "words": 4, "n_passages": 5}
+    general = {"path": "general.jsonl", "columns": {"text": "text"}, "words": 2, "n_passages": 5}
     sae = {"experiments": {"ravel": {"settings": {"sae": {"general": general}}}}}
     changes = {"models": {MODEL: model | ({} if asked is None else {"bos": asked})}} | sae
     (tmp_path / "config").mkdir()
@@ -519,9 +519,11 @@ def test_gemma_from_elsewhere_is_run_behind_its_begin_token(tmp_path: Path, aske
     assert run(tmp_path, "fetch_target") == 0
     for split in ("test", "reference", "val"):
         assert run(tmp_path, "extract_activations", "--split", split) == 0
-    # General text in the task's own words: this tokenizer knows no others.
+    # General text of the words that prompts begin with: this tokenizer knows no others there.
     texts = read_table(tmp_path / "data/ravel/prompts/train.parquet")["text"]
-    (tmp_path / "general.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "general.jsonl").write_text(
+        "".join(json.dumps({"text": " ".join(text.split()[:2])}) + "\n" for text in texts)
+    )
     assert run(tmp_path, "collect_positions", "--site", label) == 0
     context = Context(tmp_path, config.of("ravel", MODEL), "ravel", MODEL)
     target, behind = load_target(context.target_dir), asked is None

@@ -312,7 +312,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     files = ["config/config.yaml", "config/paper.yaml", "config/paper_text.yaml", "upstream.yaml"]
     (root / files[-1]).write_text(
         "ravel: {source: upstream}\nonly: [ioi, icl_gemma2, ioi_smollm2, ravel_smollm2, factual]\n"
-        f"text: {{source: hub, path: some/pages, revision: {'0' * 40}}}\n"
+        f"text: {{source: hub, path: some/pages, revision: {'a' * 40}}}\n"
     )
     said = snakemake(root, "--dry-run", *options, "--configfile", *files, "--", "prompts")
     return {name: rest for name, *rest in map(str.split, re.findall(r"^RULE (.*)$", said, flags=re.M))}
