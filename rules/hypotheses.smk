@@ -12,6 +12,7 @@ for block in blocks(PLAN.experiments):
             prompts=block.experiment.prompts(["test", block.experiment.drawn_split]),
             activations=block.experiment.activations(["test", block.experiment.drawn_split], block.sites),
             samples=block.samples_of([block.experiment.leading] * bool(block.experiment.leading)),
+            hub=block.experiment.fetched if PLAN.config.hypotheses.proposer else [],
         output:
             fill(paths.SITE_TABLE, table="hypotheses", site=block.sites),
         log:
@@ -25,8 +26,9 @@ for block in blocks(PLAN.experiments):
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 4000),
-            runtime=minutes(10, 60),
+            mem_mb=memory(2000, 4000) if PLAN.config.hypotheses.proposer is None else memory(4000, 16000),
+            runtime=minutes(10, 60) if PLAN.config.hypotheses.proposer is None else minutes(30, 600),
+            gpu=int(PLAN.config.hypotheses.proposer is not None),
         params:
             used=lambda w: used(w, "seed", w.task, *HEADLINE, "fcr/confidence", "hypotheses"),
             options=options,

@@ -38,6 +38,12 @@ def test_what_the_papers_studies_read_from_the_hub() -> None:
     assert plan_of("ioi_smollm2").fetched == []
 
 
+def test_a_model_that_proposes_hypotheses_is_fetched_too(tmp_path: Path) -> None:
+    chat = {"source": "hub", "path": "some/chat", "revision": REVISION}
+    config = parse_config(merge(BASE, {"hypotheses": {"proposer": chat}})).of("ioi", MODEL)
+    assert ExperimentPlan(config, "ioi", MODEL).from_hub == [("some/chat", REVISION, MODEL_FILES)]
+
+
 def context(root: Path, backbone: dict[str, Any]) -> Context:
     config = parse_config(merge(BASE, {"backbone": backbone})).of("ioi", MODEL)
     return Context(root, config, "ioi", MODEL)

@@ -169,7 +169,7 @@ def fetch_target(context: Context) -> Target:
 
 
 def fetch_models(context: Context) -> None:
-    """Bring into the hub's cache what jobs read from there beside the target: backbone, chat model, released autoencoders.
+    """Bring into the hub's cache what jobs read from there beside the target: the backbone, and chat models.
 
     It runs where Snakemake runs, since the nodes of a cluster often have no network. Writes data/{task}/{model}/fetched.json: what
     was brought.

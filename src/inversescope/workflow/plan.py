@@ -312,6 +312,9 @@ class ExperimentPlan:
             model = self.config.models[chat.model] if chat.model else chat
             if model.source == "hub" and not (isinstance(model, ModelConfig) and model.gguf):
                 read.append((model, MODEL_FILES))
+        proposer = self.config.hypotheses.proposer
+        if proposer is not None and proposer.source == "hub":
+            read.append((proposer, MODEL_FILES))
         return [(str(one.path), str(one.revision), files) for one, files in read]
 
     @property
