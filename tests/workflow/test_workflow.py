@@ -327,8 +327,8 @@ def test_what_a_profile_says_of_a_stage_holds_for_all_of_its_rules(told: dict[st
 
 
 def test_a_gpu_is_asked_for_where_a_model_runs(told: dict[str, list[str]]) -> None:
-    """Stages that load PyTorch run a model, but for one that copies weights, those that fetch, and those of hypotheses: there a
-    model is asked only where one is configured."""
+    """Stages that load PyTorch run a model, but for one that copies weights, those that fetch, and one that gathers what
+    others proposed."""
     asked = {stage_of(name) for name, (_, gpus, _) in told.items() if gpus == "asked"}
     submitted = {stage_of(name) for name, (where, _, _) in told.items() if where == "submitted"}
     loads = {
@@ -340,7 +340,7 @@ def test_a_gpu_is_asked_for_where_a_model_runs(told: dict[str, list[str]]) -> No
     # Trained targets have rules too, whatever is read here.
     assert (
         asked
-        == loads - {"select_target", "find_hypotheses", "collect_hypotheses"}
+        == loads - {"select_target", "collect_hypotheses"}
         >= {"train_target", "score_target", "sample_prompts"}
     )
     grouped = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())["groups"]
