@@ -25,8 +25,8 @@ MANY_SITES = 48
 def panel_letters(axes: Iterable[Axes], start: int = 0) -> None:
     """Put a, b, c ... at the upper left of each panel, in reading order."""
     for letter, ax in zip(string.ascii_lowercase[start:], axes, strict=False):
-        title = ax.get_title() or ax.get_title(loc="left")
-        ax.set_title(title, loc="center")
+        if not ax.get_title():
+            ax.set_title(ax.get_title(loc="left"))
         ax.annotate(
             letter,
             (0, 1),

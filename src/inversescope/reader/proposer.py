@@ -44,14 +44,11 @@ def chat_with(settings: ProposerConfig) -> Chat:
     import torch
 
     from inversescope.targets.sources import folder_or_repository
+    from inversescope.targets.tokenizers import check_chat
 
     location = folder_or_repository(settings.path, settings.revision if settings.source == "hub" else None)
     model, tokenizer = location.model(settings.dtype, settings.device_map), location.tokenizer()
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"{settings.path} has no chat template",
-            "use an instruction-tuned model, such as google/gemma-2-2b-it",
-        )
+    check_chat(tokenizer, settings.path)
 
     def answer(text: str) -> str:
         turn = [{"role": "user", "content": text}]

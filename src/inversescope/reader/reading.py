@@ -342,7 +342,7 @@ def summary(about: dict[str, Any]) -> str:
     """One line on a site: where, how wide, how many neighbours."""
     asked = "" if math.isnan(about["share"]) else f"{100 * about['share']:.3g}% of the prior, "
     line = (
-        f"{about['site']}: {asked}epsilon {about['epsilon']:.3g}; the ball holds {100 * about['ball']:.2g}% of the "
+        f"{about['site']}: {asked}epsilon {about['epsilon']:.3g}; the ball holds {100 * about['ball']:.3g}% of the "
         f"prior; {about['neighbours']} of {about['cached']} cached prompts are neighbours, effectively {about['ess']:.0f}"
     )
     if about["generators"]:

@@ -192,6 +192,13 @@ def _unpadded(backend: tokenizers.Tokenizer) -> Iterator[None]:
             backend.enable_truncation(**truncation)
 
 
+def check_chat(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Raise `InputError` if a tokenizer, said to be of `name`, has no chat template."""
+    if not tokenizer.chat_template:
+        remedy = "use an instruction-tuned model, such as google/gemma-2-2b-it"
+        raise InputError(f"{name} has no chat template", remedy)
+
+
 def check_single_tokens(tokenizer: PreTrainedTokenizerFast, words: Sequence[str]) -> None:
     """Check that each word, after a space, is one token that decodes to itself.
 

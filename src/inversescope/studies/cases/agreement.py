@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from inversescope.figures.tables import spearman
 
 RESAMPLES = 2000
 SAME = 1e-3  # logits: effects that differ by less on every pair are one effect
@@ -71,9 +72,9 @@ def _agreement(table: pd.DataFrame, features: list[str], confidence: float, seed
         np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
         for _ in range(RESAMPLES)
     ]
-    values = np.array([[_spearman(x[d], y[d]) for x, y in zip(fcr, size, strict=True)] for d in drawn])
+    values = np.array([[spearman(x[d], y[d]) for x, y in zip(fcr, size, strict=True)] for d in drawn])
     own, signed = (
-        np.array([_spearman(x, y) for x, y in zip(fcr, many, strict=True)]) for many in (size, effect)
+        np.array([spearman(x, y) for x, y in zip(fcr, many, strict=True)]) for many in (size, effect)
     )
     if len(features) > 1:
         features = [*features, "mean"]
@@ -85,11 +86,3 @@ def _agreement(table: pd.DataFrame, features: list[str], confidence: float, seed
     low, high = np.array(intervals).T
     found = {"feature": features, "spearman": own, "low": low, "high": high, "signed": signed}
     return pd.DataFrame(found).assign(n_sites=len(labels), n_distinct=len(members))
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of two samples (n,); NaN where one of them is constant, or all are missing but one."""
-    known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 2 or not np.ptp(x[known]) > 0 < np.ptp(y[known]):
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(x[known]), stats.rankdata(y[known]))[0, 1])

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 from inversescope.errors import InputError
-from inversescope.targets.tokenizers import encode
+from inversescope.targets.tokenizers import check_chat, encode
 
 Progress = Callable[[int, int], None]
 
@@ -67,11 +67,7 @@ class Labeller:
     _known: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.chat_template:
-            raise InputError(
-                f"{self.identity} has no chat template",
-                "use an instruction-tuned model, such as google/gemma-2-2b-it",
-            )
+        check_chat(self.tokenizer, self.identity)
         if self.tokenizer.eos_token_id is None:
             raise InputError(f"the tokenizer of {self.identity} has no end token", "set its eos_token")
         if self.null not in self.labels:

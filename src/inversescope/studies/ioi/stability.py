@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from inversescope.config.methods import Bandwidth
 from inversescope.figures.registry import Page, table
 from inversescope.figures.save import interval, markdown_table
-from inversescope.figures.tables import best_heads
+from inversescope.figures.tables import best_heads, spearman
 from inversescope.studies.ioi.distance import fig8_table
 from inversescope.studies.ioi.heatmaps import ROWS, fig9_rates
 from inversescope.studies.ioi.samples import fig8_points
@@ -42,7 +41,7 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
             both = wide[[first, second]].dropna()
             values = both.to_numpy(float).T
             draws = np.random.default_rng([seed, 37]).integers(len(both), size=(_RESAMPLES, len(both)))
-            resampled = [_spearman(*values[:, drawn]) for drawn in draws]
+            resampled = [spearman(*values[:, drawn]) for drawn in draws]
             low, high = np.nanquantile(resampled, [tail, 1.0 - tail])
             change = values[1] - values[0]
             change_low, change_high = np.quantile(change[draws].mean(1), [tail, 1.0 - tail])
@@ -53,7 +52,7 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
                     "first": first,
                     "second": second,
                     "n_heads": len(both),
-                    "spearman": _spearman(*values),
+                    "spearman": spearman(*values),
                     "low": low,
                     "high": high,
                     "shared": len(best[0] & best[1]),
@@ -63,13 +62,6 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
                 }
             )
     return pd.DataFrame(found)
-
-
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation; NaN where one of the samples is constant."""
-    if not np.ptp(x) or not np.ptp(y):
-        return float("nan")
-    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
 
 
 @table(

@@ -86,7 +86,7 @@ def misleads(study: Study) -> Drawing:
         len(bandwidths), len(panels), squeeze=False, sharex="col", sharey="row", height_ratios=heights
     )
     for ax, panel in zip(grid[0], panels, strict=True):
-        ax.set_title("refused" if panel == "refusal_rate" else f"{panel} FCR")
+        ax.set_title("refused" if panel == "refusal_rate" else f"{panel} FCR", fontsize=6.5)
     for line, one in zip(grid, bandwidths, strict=True):
         for ax, panel in zip(line, panels, strict=True):
             feature = features[0] if panel == "refusal_rate" else panel
@@ -161,7 +161,7 @@ def _name_sites(ax: Axes, data: pd.DataFrame, sites: list[str]) -> None:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%" if np.isfinite(share) else ""
+    return f"{100 * share:.3g}%" if np.isfinite(share) else ""
 
 
 @table("misleads", "plot_study", title="Where Appendix B's noise misleads, site by site")
