@@ -13,7 +13,7 @@ for experiment in PLAN.experiments:
         input:
             source=source("extract_activations"),
             prompts=paths.PROMPTS,
-            target=target_files,
+            target=lambda w: of(w).target_files,
         output:
             fill(paths.ACTIVATIONS, site=block.sites),
         log:
@@ -23,7 +23,7 @@ for experiment in PLAN.experiments:
         wildcard_constraints:
             **block.constraints,
             split=one_of(experiment.extracted),
-        priority: 110
+        priority: ordered(110)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -52,7 +52,7 @@ rule choose_bandwidths:
         "logs/choose_bandwidths/{task}/{model}.log",
     benchmark:
         "benchmarks/choose_bandwidths/{task}/{model}.tsv"
-    priority: 110
+    priority: ordered(110)
     conda:
         "../envs/environment.yaml"
     threads: 1

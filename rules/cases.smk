@@ -4,7 +4,7 @@
 rule check_causes:
     input:
         source=source("check_causes"),
-        target=target_files,
+        target=lambda w: of(w).target_files,
         reference=fill(paths.PROMPTS, split="reference"),
         activations=lambda w: of(w).activations(["reference"], of(w).patched_and_held),
     output:
@@ -14,7 +14,7 @@ rule check_causes:
         "logs/check_causes/{task}/{model}.log",
     benchmark:
         "benchmarks/check_causes/{task}/{model}.tsv"
-    priority: 30
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -35,7 +35,7 @@ rule check_causes:
 rule trace_answers:
     input:
         source=source("trace_answers"),
-        target=target_files,
+        target=lambda w: of(w).target_files,
         reference=fill(paths.PROMPTS, split="reference"),
     output:
         answers="results/{task}/{model}/answers.csv",
@@ -44,7 +44,7 @@ rule trace_answers:
         "logs/trace_answers/{task}/{model}.log",
     benchmark:
         "benchmarks/trace_answers/{task}/{model}.tsv"
-    priority: 30
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -161,7 +161,7 @@ rule compare_distances:
         "logs/compare_distances/{task}/{model}.log",
     benchmark:
         "benchmarks/compare_distances/{task}/{model}.tsv"
-    priority: 30
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -183,7 +183,7 @@ rule check_completeness:
     input:
         source=source("check_completeness"),
         bandwidths=lambda w: of(w).bandwidth_table,
-        target=target_files,
+        target=lambda w: of(w).target_files,
         prompts=lambda w: of(w).prompts(paths.SPLITS),
         activations=lambda w: of(w).activations(paths.SPLITS, of(w).labels),
         generators=lambda w: of(w).of_variants(paths.CHECKPOINT, of(w).studied, file="meta.json"),
@@ -195,7 +195,7 @@ rule check_completeness:
         "logs/check_completeness/{task}/{model}.log",
     benchmark:
         "benchmarks/check_completeness/{task}/{model}.tsv"
-    priority: 30
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -52,6 +52,11 @@ def of(wildcards) -> ExperimentPlan:
     return next(e for e in PLAN.experiments if all(getattr(e, n) == getattr(wildcards, n) for n in asked))
 
 
+def ordered(priority: int):
+    """Priority of a job: studies come in the order of the configuration, and the stages of a study by this number."""
+    return lambda wildcards: priority + 1000 * (len(PLAN.experiments) - PLAN.experiments.index(of(wildcards)))
+
+
 def used(wildcards, *keys: str) -> dict[str, object]:
     """Parts of the configuration, for `params`: a job reruns when one of them changes, and only then."""
     return values_of(of(wildcards), *keys)
@@ -60,11 +65,6 @@ def used(wildcards, *keys: str) -> dict[str, object]:
 def source(stage: str):
     """Input function: source files that a stage depends on; of the tasks, only the job's."""
     return lambda wildcards: source_files(stage, wildcards.get("task"))
-
-
-def target_files(wildcards) -> list[str]:
-    """Input function: files of the target model that is read."""
-    return of(wildcards).target_files
 
 
 def options(wildcards, threads, resources) -> str:
@@ -84,7 +84,7 @@ def shown(stage: str, category: str, about: str = "{task} on {model}") -> list[s
 
 def parts_of(*parts: str, experiments: list[ExperimentPlan] = PLAN.experiments) -> list[str]:
     """Files of some parts of experiments; to be asked for behind the rules that make them."""
-    planned = [e.parts(lambda rule: getattr(rules, rule).output) for e in experiments]
+    planned = (e.parts(lambda rule: getattr(rules, rule).output) for e in experiments)
     return [file for found in planned for part in parts for file in found.get(part, [])]
 
 

@@ -21,7 +21,7 @@ for block in blocks(PLAN.experiments):
             f"benchmarks/compute_exact/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 105
+        priority: ordered(105)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -67,7 +67,7 @@ for block in [block for group in GROUPS for block in blocks(PLAN.experiments, gr
             f"benchmarks/estimate_fcr/{{task}}/{{model}}/{block.folder}{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 50
+        priority: ordered(50)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -102,7 +102,7 @@ rule collect_tables:
         "logs/collect_tables/{task}/{model}.log",
     benchmark:
         "benchmarks/collect_tables/{task}/{model}.tsv"
-    priority: 50
+    priority: ordered(50)
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -4,7 +4,7 @@
 rule train_backbone:
     input:
         source=source("train_backbone"),
-        target=target_files,
+        target=lambda w: of(w).target_files,
         hub=lambda w: of(w).fetched,
     output:
         fill(paths.BACKBONE, file=paths.CHECKPOINT_FILES),
@@ -14,7 +14,7 @@ rule train_backbone:
         "logs/train_backbone/{task}/{model}.log",
     benchmark:
         "benchmarks/train_backbone/{task}/{model}.tsv"
-    priority: 100
+    priority: ordered(100)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -37,7 +37,7 @@ rule train_generator:
         source=source("train_generator"),
         bandwidths=lambda w: of(w).bandwidth_table,
         prompts=lambda w: of(w).prompts(["train"]),
-        target=target_files,
+        target=lambda w: of(w).target_files,
         activations=lambda w: of(w).activations(["train"], of(w).labels_of([w.variant])),
         backbone=fill(paths.BACKBONE, file=paths.CHECKPOINT_FILES),
     output:
@@ -47,7 +47,7 @@ rule train_generator:
         "logs/train_generator/{task}/{model}/{generator}/{variant}.log",
     benchmark:
         "benchmarks/train_generator/{task}/{model}/{generator}/{variant}.tsv"
-    priority: 100
+    priority: ordered(100)
     conda:
         "../envs/environment.yaml"
     threads: 1

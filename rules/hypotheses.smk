@@ -21,7 +21,7 @@ for block in blocks(PLAN.experiments):
             f"benchmarks/find_hypotheses/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 40
+        priority: ordered(40)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -51,7 +51,7 @@ rule collect_hypotheses:
         "logs/collect_hypotheses/{task}/{model}.log",
     benchmark:
         "benchmarks/collect_hypotheses/{task}/{model}.tsv"
-    priority: 50
+    priority: ordered(50)
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -18,7 +18,7 @@ if ICL and CONFIG.icl_translation.words == "lists":
             "logs/fetch_word_lists/icl_translation.log",
         benchmark:
             "benchmarks/fetch_word_lists/icl_translation.tsv"
-        priority: 90
+        priority: ordered(90)
         localrule: True
         conda:
             "../envs/environment.yaml"
@@ -39,7 +39,7 @@ if ICL and CONFIG.icl_translation.words == "lists":
 rule patch_task_vectors:
     input:
         source=source("patch_task_vectors"),
-        target=target_files,
+        target=lambda w: of(w).target_files,
     output:
         rates="results/{task}/{model}/patching.csv",
         by_task="results/{task}/{model}/patching_by_task.csv",

@@ -17,7 +17,7 @@ rule plot_layers:
         "benchmarks/plot_layers/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(IOI),
-    priority: 110
+    priority: ordered(110)
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -14,7 +14,7 @@ if CONFIG.text.source == "hub" and TEXT:
             "logs/fetch_corpus.log",
         benchmark:
             "benchmarks/fetch_corpus.tsv"
-        priority: 120
+        priority: ordered(120)
         localrule: True
         conda:
             "../envs/environment.yaml"
@@ -42,7 +42,7 @@ rule make_prompts:
         "logs/make_prompts/{task}/{split}.log",
     benchmark:
         "benchmarks/make_prompts/{task}/{split}.tsv"
-    priority: 90
+    priority: ordered(90)
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -57,7 +57,7 @@ rule fetch_general_text:
         "benchmarks/fetch_general_text/{task}/{model}.tsv"
     wildcard_constraints:
         task="ravel",
-    priority: 120
+    priority: ordered(120)
     localrule: True
     conda:
         "../envs/environment.yaml"
@@ -115,7 +115,7 @@ for block in blocks(RAVEL):
             corpus=lambda w: [source_file(f"tasks/{name}") for name in of(w).target.training.corpus],
             general=block.experiment.general_text,
             prompts=fill(paths.PROMPTS, split="train"),
-            target=target_files,
+            target=lambda w: of(w).target_files,
         output:
             fill(paths.POSITIONS, corpus=block.experiment.corpora, site=block.sites),
         log:
@@ -124,7 +124,7 @@ for block in blocks(RAVEL):
             f"benchmarks/collect_positions/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 60
+        priority: ordered(60)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -168,7 +168,7 @@ for block in blocks(RAVEL):
             f"benchmarks/train_sae/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 60
+        priority: ordered(60)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -207,7 +207,7 @@ rule classify_attributes:
         "benchmarks/classify_attributes/{task}/{model}/{site}.tsv"
     wildcard_constraints:
         task="ravel",
-    priority: 40
+    priority: ordered(40)
     conda:
         "../envs/environment.yaml"
     threads: 1

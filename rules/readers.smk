@@ -16,7 +16,7 @@ rule score_readers:
         "logs/score_readers/{task}/{model}.log",
     benchmark:
         "benchmarks/score_readers/{task}/{model}.tsv"
-    priority: 40
+    priority: ordered(40)
     conda:
         "../envs/environment.yaml"
     threads: 1

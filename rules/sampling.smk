@@ -23,7 +23,7 @@ for block in blocks(PLAN.experiments, by_variant=True):
             f"benchmarks/sample_prompts/{{task}}/{{model}}/{{generator}}/{{variant}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 60
+        priority: ordered(60)
         conda:
             "../envs/environment.yaml"
         threads: 1
@@ -63,7 +63,7 @@ for block in blocks(e for e in PLAN.experiments if e.has_chains):
             f"benchmarks/run_mcmc/{{task}}/{{model}}/{block.sites[0]}.tsv"
         wildcard_constraints:
             **block.constraints,
-        priority: 20
+        priority: ordered(20)
         conda:
             "../envs/environment.yaml"
         threads: 1

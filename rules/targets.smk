@@ -12,7 +12,7 @@ rule train_target:
         "logs/train_target/{task}/{model}/{candidate}.log",
     benchmark:
         "benchmarks/train_target/{task}/{model}/{candidate}.tsv"
-    priority: 80
+    priority: ordered(80)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -47,7 +47,7 @@ rule score_target:
         "logs/score_target/{task}/{model}/{candidate}.log",
     benchmark:
         "benchmarks/score_target/{task}/{model}/{candidate}.tsv"
-    priority: 80
+    priority: ordered(80)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -80,7 +80,7 @@ rule select_target:
         "benchmarks/select_target/{task}/{model}.tsv"
     wildcard_constraints:
         model=one_of(PLAN.models_that(lambda model: model.source == "trained")),
-    priority: 80
+    priority: ordered(80)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -108,7 +108,7 @@ rule import_gguf:
         "benchmarks/import_gguf/{model}.tsv"
     wildcard_constraints:
         model=one_of(PLAN.models_that(lambda model: model.gguf)),
-    priority: 120
+    priority: ordered(120)
     localrule: True
     conda:
         "../envs/environment.yaml"
@@ -148,7 +148,7 @@ rule fetch_target:
         "benchmarks/fetch_target/{task}/{model}.tsv"
     wildcard_constraints:
         model=one_of(PLAN.models_that(lambda model: model.is_fetched)),
-    priority: 80
+    priority: ordered(80)
     localrule: True
     conda:
         "../envs/environment.yaml"
@@ -175,7 +175,7 @@ rule fetch_models:
         "logs/fetch_models/{task}/{model}.log",
     benchmark:
         "benchmarks/fetch_models/{task}/{model}.tsv"
-    priority: 120
+    priority: ordered(120)
     localrule: True
     conda:
         "../envs/environment.yaml"
@@ -206,7 +206,7 @@ rule import_checkpoint:
         "benchmarks/import_checkpoint/{task}/{model}.tsv"
     wildcard_constraints:
         model=one_of(PLAN.models_that(lambda model: model.source == "checkpoint")),
-    priority: 80
+    priority: ordered(80)
     localrule: True
     conda:
         "../envs/environment.yaml"
