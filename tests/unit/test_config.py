@@ -239,6 +239,25 @@ def test_an_experiment_names_studies_or_single_runs(tmp_path: Path, whole: Confi
     ]
 
 
+def test_a_study_with_sweeps_is_compared_by_seed_and_steps(tmp_path: Path, whole: Config) -> None:
+    """No code names it. Ablations, claims and the frontier are told otherwise; so is a run that changes something."""
+    swept = {one.study for name, one in whole.variants.items() if whole.is_swept(name)}
+    assert swept == {"dimension", "misleads", "misleads_words"}
+    runs = {
+        "narrow": {"base": "paper", "epsilon": 0.05},
+        "all": {"base": "default"},
+        "one": {"base": "default", "change": "one head", "n_heads": 1},
+    }
+    study = {"sweeps": [{"name": "{run}_mine_s{seed}", "seeds": [0, 1]}], "runs": runs}
+    delta = {"studies": {"mine": study}, "experiments": {"ioi": {"studies": ["mine"]}}}
+    own = with_delta(tmp_path, yaml.safe_dump(delta)).of("ioi", "gpt2-embedded")
+    assert [name for name in own.study_variants if own.is_swept(name)] == [
+        f"{run}_mine_s{seed}" for run in ("narrow", "all") for seed in (0, 1)
+    ]
+    read = {name: [one.value for one in own.bandwidths_of(f"{name}_mine_s0")] for name in runs}
+    assert read == {"narrow": [0.05], "all": [0.05, 0.1], "one": [0.1]}
+
+
 def test_an_entry_with_the_name_of_a_run_changes_the_run(tmp_path: Path) -> None:
     config = with_delta(tmp_path, "variants: {paper_s0_x1: {steps: 7}}\n")
     assert [config.variants[name].steps for name in ("paper_s0_x1", "paper_s1_x1")] == [7, 320]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inversescope.config.entries import Entries, fault, merge, section, validated
-from inversescope.config.schema import ExperimentConfig, StudyConfig
+from inversescope.config.schema import ExperimentConfig, StudyConfig, SweepConfig
 
 #: What describes a variant alone: those that name it as their base do not take it over.
 ITS_OWN = ("study", "change", "label", "colour")
@@ -119,7 +119,7 @@ def _runs(tree: Entries) -> Entries:
             if base is None or "study" in entry:
                 raise fault(tree, path, "needs a 'base' and no 'study'", "name the variant that it changes")
             steps = entry.get("steps", settings.steps.get(base))
-            for sweep in settings.sweeps:
+            for sweep in settings.sweeps or [SweepConfig()]:
                 for seed in sweep.seeds[:1] if run in settings.once else sweep.seeds:
                     for times in sweep.times:
                         name = sweep.name.format(run=run, seed=seed, times=f"{times:g}")

@@ -124,8 +124,8 @@ class BackboneConfig(Strict):
 
 #: Studies that compare generators alone: nobody asks what the cache adds.
 ALONE = ("frontier", "baseline")
-#: Studies that repeat their runs over seeds and multiples of the steps, at sites of several dimensions.
-SWEPT = ("dimension", "misleads", "misleads_words", "length")
+#: The study of what the paper says of its training.
+CLAIMS = "claims"
 
 
 class VariantConfig(Strict):
@@ -271,7 +271,11 @@ class DecodingConfig(Strict):
         return len(self.temperature) > 1 or any(self.noise)
 
 
-BUILT_IN = ("plain", "masked", "mixed", "noised")
+#: The decoding in which variants are compared: nothing but the generator.
+PLAIN = "plain"
+#: The same with cache mixing.
+MIXED = "mixed"
+BUILT_IN = (PLAIN, "masked", MIXED, "noised")
 
 
 class SamplingConfig(Strict):
@@ -310,7 +314,7 @@ class SamplingConfig(Strict):
         if name not in BUILT_IN:
             known = ", ".join([*BUILT_IN[:3], *self.settings])
             raise InputError(f"unknown decoding setting {name!r}", f"choose one of {known}, or add it")
-        return DecodingConfig(temperature=[self.temperature], masked=name == "masked", mixed=name == "mixed")
+        return DecodingConfig(temperature=[self.temperature], masked=name == "masked", mixed=name == MIXED)
 
 
 class FcrConfig(Strict):

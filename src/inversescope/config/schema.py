@@ -14,7 +14,9 @@ from pydantic import Field, field_validator, model_validator
 from inversescope.config.check import check
 from inversescope.config.entries import Misplaced, merge
 from inversescope.config.methods import (
-    SWEPT,
+    ALONE,
+    CLAIMS,
+    PLAIN,
     AttributesConfig,
     BackboneConfig,
     Bandwidth,
@@ -122,8 +124,9 @@ class StudyConfig(Strict):
     sites: list[str] | None = Field(None, description="Sites of the runs that do not say their own.")
     steps: dict[str, int] = Field(default_factory=dict)
     """Base -> training steps of the runs that do not say their own."""
-    sweeps: list[SweepConfig] = Field([SweepConfig()], min_length=1)
-    """Each trains all runs; if absent, once, under their own names."""
+    sweeps: list[SweepConfig] = Field(default_factory=list)
+    """Each trains all runs; if absent, they are trained once, under their own names. Runs without a `change` are then compared
+    by seed and steps."""
     once: list[str] = Field(default_factory=list, description="Runs of each sweep's first seed alone.")
     runs: dict[str, dict[str, Any]]
     """Entries as in `variants`; `base` is the variant that they change."""
@@ -208,6 +211,14 @@ class Config(Settings):
             raise InputError(f"unknown variant {name!r}", f"choose one of {', '.join(self.variants)}")
         return self.variants[name]
 
+    def is_swept(self, name: str) -> bool:
+        """Whether a variant is its base once more, at a seed and a number of steps: a run without a `change` of a study that has
+        `sweeps`, and no table of its own."""
+        variant = self.variant(name)
+        study = self.studies.get(variant.study)
+        own_table = variant.study in (*ALONE, CLAIMS)
+        return study is not None and bool(study.sweeps) and not own_table and not variant.change
+
     def bandwidth_of(self, name: str) -> Bandwidth:
         """The bandwidth that a variant is trained for or, if epsilon is one of its inputs, at which most of it is read."""
         variant = self.variant(name)
@@ -230,7 +241,7 @@ class Config(Settings):
         variant = self.variant(name)
         if variant.eps_input and (name in self.studied_variants or variant.study == "sparse"):
             return self.kernel.bandwidths
-        if variant.eps_input and variant.study in SWEPT:
+        if variant.eps_input and self.is_swept(name):
             beside = [one for one in self.study_variants if self.variant(one).study == variant.study]
             return sorted({self.bandwidth_of(one) for one in beside})
         return [self.bandwidth_of(name)]
@@ -260,12 +271,12 @@ class Config(Settings):
         """Decoding rules under which a variant is read: 'plain' always, the others at its own bandwidth (`bandwidth_of`)."""
         variant = self.variant(name)
         if not own:
-            return ["plain"]
+            return [PLAIN]
         if variant.settings:
             return list(variant.settings)
         if name not in ("paper", "default"):
-            return ["plain"]
-        return ["plain", *(d for d in self.sampling.decodings if d != "noised" or is_head)]
+            return [PLAIN]
+        return [PLAIN, *(d for d in self.sampling.decodings if d != "noised" or is_head)]
 
 
 def to_schema() -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 from scipy.stats import t as student
 
+from inversescope.config.methods import MIXED, PLAIN
 from inversescope.errors import InputError
 from inversescope.workflow.plan import VARIANTS as VARIANTS
 
@@ -30,10 +30,10 @@ _TEXT = (
 )
 _GROUP_ORDER = {"heads": 0, "residual": 1, "other": 2}
 
-#: The decoding in which variants are compared: nothing but the generator, at temperature 1.
-PLAIN = "plain"
-#: The same with cache mixing.
-MIXED = "mixed"
+#: Decodings that are compared, in words.
+DECODINGS = {PLAIN: "plain", MIXED: "cache mixing"}
+#: A site tells a feature for certain from this exact rate on.
+CERTAIN = 0.95
 
 
 def group_of(site: str) -> str:
@@ -249,14 +249,6 @@ def t_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
         return float(values[0]) if len(values) else np.nan, np.nan
     half = student.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return float(values.mean()), float(half)
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rank correlation of two samples (n,); NaN where one of them is constant, or all are missing but one."""
-    known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 2 or not np.ptp(x[known]) > 0 < np.ptp(y[known]):
-        return float("nan")
-    return float(np.corrcoef(rankdata(x[known]), rankdata(y[known]))[0, 1])
 
 
 def estimator_rows(fcr: pd.DataFrame, estimator: str, features: list[str]) -> pd.DataFrame:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import PLAIN
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.fcr.cells import SiteCells
@@ -308,4 +309,4 @@ def _candidates(cells: VariantCells, epsilon: float) -> tuple[pd.DataFrame, dict
         samples = samples.assign(accepted=samples["parsed"].astype(bool) & (samples["distance"] < radius))
     known = log_q[log_q["epsilon"] == epsilon].groupby("target_id")
     q_of = {int(t): pd.Series(g["logq"].to_numpy(), index=g["row"].to_numpy()) for t, g in known}
-    return samples, q_of, decoding == "plain" and not cells.alone
+    return samples, q_of, decoding == PLAIN and not cells.alone

@@ -10,10 +10,10 @@ import pandas as pd
 
 from inversescope.errors import InputError
 from inversescope.fcr.intervals import bootstrap_means
+from inversescope.fcr.resampling import RESAMPLES
 from inversescope.reader.site import Asked
 from inversescope.sites import Site
 from inversescope.streams import stream
-from inversescope.studies.cases.agreement import RESAMPLES
 from inversescope.studies.cases.causes import compared_pairs, spelled_answers
 from inversescope.studies.cases.patched import have_path, patched_effects
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import PLAIN
 from inversescope.reader.browser import BrowserData, Draws, Source, Texts, page
 from inversescope.reader.reading import Reading, SiteReading
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 NEAREST = 400
 PRIOR = "prior"
 GREY, GREEN = "#767676", "#009E73"
-PLAIN = "plain"
 
 
 def page_of(reading: Reading) -> str:

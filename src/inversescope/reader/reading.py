@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from inversescope.config.methods import Bandwidth
+from inversescope.config.methods import PLAIN, Bandwidth
 from inversescope.fcr.estimators import LOW_ESS
 from inversescope.reader.site import Asked, Drawn, Question
 
@@ -52,7 +52,7 @@ def read_question(question: Question, bandwidth: Bandwidth, drawn: Sequence[Draw
     features = question.features(estimates)
     rows, weight = question.cells.cached(0, question.epsilon)
     total, squares = float(weight.sum()), float((weight**2).sum())
-    plain = [one.samples[one.samples["decoding"] == "plain"] for one in drawn]
+    plain = [one.samples[one.samples["decoding"] == PLAIN] for one in drawn]
     about = {
         "site": question.reader.label,
         "bandwidth": str(bandwidth),

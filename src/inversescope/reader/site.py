@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import PLAIN
 from inversescope.context import Context
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import LOW_ESS
@@ -381,7 +382,7 @@ def headline(told: pd.DataFrame) -> dict[str, Any]:
     """The estimate that a reading shows first: cached neighbours and candidates combined, of `default` rather than of another
     variant; cached neighbours alone where there is no generator. `few` says that too few prompts stand behind it."""
     known = told[np.isfinite(told["value"].astype(float))]
-    mixed = known[(known["estimator"] == "combined") & (known["decoding"] == "plain")]
+    mixed = known[(known["estimator"] == "combined") & (known["decoding"] == PLAIN)]
     cached = known[(known["estimator"] == "cache") & (known["variant"] == "")]
     for choice in (mixed[mixed["variant"] == "default"], mixed, cached):
         if len(choice):

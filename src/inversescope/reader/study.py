@@ -13,7 +13,7 @@ import pandas as pd
 
 from inversescope.config import Config, load_config
 from inversescope.config.check import SHARE_REMEDY, too_few
-from inversescope.config.methods import Bandwidth
+from inversescope.config.methods import PLAIN, Bandwidth
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.kernel.bandwidths import ASKED, epsilons_of_shares, one_position
@@ -407,7 +407,7 @@ class Study:
         target = None if context.plan.is_enumerated else self.target
         told = activations_of(context, target)([reader.site])
         recomputer = Recomputer(told, {reader.site: z}, config.kernel.distance)
-        samples = candidates(sampler, recomputer, question.epsilon, "plain")
+        samples = candidates(sampler, recomputer, question.epsilon, PLAIN)
         return samples, sampler.cached_log_q(question.epsilon)
 
     @cached_property

@@ -16,11 +16,12 @@ from jinja2 import Environment, StrictUndefined, UndefinedError
 
 from inversescope import __version__
 from inversescope.config import Config
+from inversescope.config.methods import PLAIN
 from inversescope.context import Context, need
 from inversescope.errors import InputError, neutral
 from inversescope.figures.headline import by_section, headline_files, read_headlines
 from inversescope.figures.study import Study
-from inversescope.figures.tables import MIXED, PLAIN, VARIANTS, full_cache, select
+from inversescope.figures.tables import DECODINGS, VARIANTS, full_cache, select
 from inversescope.store import atomic_path, read_table
 from inversescope.workflow import paths
 from inversescope.workflow.figures import Shown, all_of
@@ -30,7 +31,7 @@ from inversescope.workflow.plan import FEW_SHOT, IOI, ExperimentPlan, Plan, weig
 CAPTIONS = Path(__file__).resolve().parents[3] / "report"
 #: The page; jinja2 escapes whatever is put into it.
 TEMPLATE = Path(__file__).resolve().with_name("page.html.j2")
-#: What each study is about.
+#: What studies are about; of a task that is not named here nothing is said.
 ABOUT = {
     "ioi": "Sections 4.1 and E of the paper: which names do attention heads and the residual stream encode? docs/ioi.md",
     "ioi_small": "The same with fewer words, so that all prompts are run on a language model. docs/ioi.md",
@@ -77,7 +78,7 @@ class Section:
         shown = [one for one in drawn if one.kind == "figure"]
         pictures = [picture(root, self.prefix, one, plan.config) for one in shown]
         headline = [(title, grid(table)) for title, table in by_section(numbers).items()]
-        about = f"{ABOUT[plan.task]} {weights_note(plan.config, self.prefix)}".strip()
+        about = f"{ABOUT.get(plan.task, '')} {weights_note(plan.config, self.prefix)}".strip()
         text = {"name": self.name, "title": self.title, "about": about}
         return text | {"headline": headline, "figures": pictures}
 
@@ -232,7 +233,7 @@ def _rates(study: Study, feature: str) -> tuple[str, dict[str, Any]]:
 
 def _refusal(study: Study) -> dict[str, Any]:
     """Refusal with its interval, entropy gap and FCR error of every site, variant and decoding."""
-    rows = select(study.refusals, "refusal.csv", variant=list(VARIANTS), decoding=[PLAIN, MIXED])
+    rows = select(study.refusals, "refusal.csv", variant=list(VARIANTS), decoding=list(DECODINGS))
     rows = full_cache(rows).drop_duplicates(["site", "variant", "decoding"])
     refused = [f"{r.refusal_rate:.3f} [{r.ci_low:.3f}, {r.ci_high:.3f}]" for r in rows.itertuples()]
     about = {"site": "site", "variant": "variant", "decoding": "decoding", "refused": "refused"}
@@ -245,7 +246,7 @@ def _refusal(study: Study) -> dict[str, Any]:
     }
     bits = {"bits": "bits (exact)", "bits_generated": "bits (generated)"}
     names = about | numbers | bits | {"n_candidates": "candidates"}
-    decoding = rows["decoding"].map({PLAIN: "plain", MIXED: "cache mixing"})
+    decoding = rows["decoding"].map(DECODINGS)
     table = rows.assign(refused=refused, decoding=decoding)[list(names)].rename(columns=names)
     found = grid(table, dict.fromkeys(numbers.values(), ".3f") | dict.fromkeys(bits.values(), ".2f"))
     return found | {"numeric": [*found["numeric"], "refused"]}

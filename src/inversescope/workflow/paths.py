@@ -60,7 +60,6 @@ PUBLISHED = "data/{task}/{model}/sae/{corpus}/{site}/published/{file}"
 
 #: What is made of all sites of an experiment.
 RESULT = "results/{task}/{model}/{file}"
-FIGURE = "results/figures/{task}_{model}_{name}.{suffix}"
 TABLE = "results/tables/{task}_{model}_{name}.{suffix}"
 BROWSER = "results/browser/{task}_{model}.html"
 

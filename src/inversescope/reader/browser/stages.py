@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import PLAIN
 from inversescope.context import Context, echo, need
 from inversescope.figures.style import GREEN, GREY
-from inversescope.figures.tables import PLAIN
 from inversescope.kernel.kernel import support_radius
 from inversescope.kernel.neighbours import Cache
 from inversescope.progress import Progress

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from inversescope.figures.tables import spearman
+from inversescope.fcr.resampling import correlations, intervals_of_correlations, resamples
 
-RESAMPLES = 2000
 SAME = 1e-3  # logits: effects that differ by less on every pair are one effect
 
 
@@ -67,22 +66,13 @@ def _agreement(table: pd.DataFrame, features: list[str], confidence: float, seed
         .to_numpy()
         for column in ("fcr", "effect")
     )
-    rng, size = np.random.default_rng([seed, 31]), np.abs(effect)
-    drawn = [
-        np.concatenate([members[c] for c in rng.integers(len(members), size=len(members))])
-        for _ in range(RESAMPLES)
-    ]
-    values = np.array([[spearman(x[d], y[d]) for x, y in zip(fcr, size, strict=True)] for d in drawn])
-    own, signed = (
-        np.array([spearman(x, y) for x, y in zip(fcr, many, strict=True)]) for many in (size, effect)
-    )
-    if len(features) > 1:
-        features = [*features, "mean"]
-        own, signed = np.append(own, own.mean()), np.append(signed, signed.mean())
-        values = np.column_stack([values, values.mean(1)])
-    tail = (1.0 - confidence) / 2
-    sound = [column[np.isfinite(column)] for column in values.T]
-    intervals = [np.quantile(one, [tail, 1.0 - tail]) if len(one) else (np.nan, np.nan) for one in sound]
-    low, high = np.array(intervals).T
-    found = {"feature": features, "spearman": own, "low": low, "high": high, "signed": signed}
+    size, draws = np.abs(effect), resamples(members, np.random.default_rng([seed, 31]))
+    low, high = intervals_of_correlations(fcr, size, draws, confidence).T
+    found = {
+        "feature": [*features, "mean"] if len(features) > 1 else features,
+        "spearman": correlations(fcr, size),
+        "low": low,
+        "high": high,
+        "signed": correlations(fcr, effect),
+    }
     return pd.DataFrame(found).assign(n_sites=len(labels), n_distinct=len(members))

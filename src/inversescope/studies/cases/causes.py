@@ -23,12 +23,13 @@ from inversescope.context import Context, centre_of, echo
 from inversescope.errors import InputError
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
+from inversescope.fcr.resampling import RESAMPLES
 from inversescope.kernel.bandwidths import headline_at
 from inversescope.kernel.distances import distance_of
 from inversescope.sites import Site
 from inversescope.store import write_table
 from inversescope.streams import stream
-from inversescope.studies.cases.agreement import RESAMPLES, rank_agreement, same_effects
+from inversescope.studies.cases.agreement import rank_agreement, same_effects
 from inversescope.studies.cases.patched import (
     Answered,
     Pairs,

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import MIXED, PLAIN
 from inversescope.figures.headline import Row, headline_page, number, with_interval
 from inversescope.figures.registry import Page, table
-from inversescope.figures.tables import VARIANTS
+from inversescope.figures.tables import DECODINGS, VARIANTS
 from inversescope.store import read_table
 from inversescope.studies.icl.shown import FEATURES, PARTS, IclStudy
 
 #: Rates are compared at sites with this many reference prompts in the ball.
 FEWEST_IN_BALL = 30
 #: Estimators whose largest error is shown, by decoding.
-ERRORS = (("generated", "plain"), ("generated", "mixed"), ("reweighted", "plain"), ("combined", "plain"))
+ERRORS = (("generated", PLAIN), ("generated", MIXED), ("reweighted", PLAIN), ("combined", PLAIN))
 #: What is shown of patching.csv, rates of `task`, by kind.
 PATCHING = {
     "residual": "l to l, as in the paper",
@@ -63,7 +64,7 @@ def _rates(study: IclStudy) -> Iterator[Row]:
     rates = study.layers[study.context.model_name]
     exact = rates[rates["estimator"] == "exact"]
     known = exact.set_index(["layer", "feature"])["rate"]
-    drawn = rates[(rates["estimator"] == "generated") & (rates["decoding"] == "plain")]
+    drawn = rates[(rates["estimator"] == "generated") & (rates["decoding"] == PLAIN)]
     for feature in FEATURES + PARTS:
         rows = [exact, *(drawn[drawn["variant"] == v] for v in VARIANTS if feature in FEATURES)]
         for part in rows:
@@ -107,7 +108,7 @@ def _errors(study: IclStudy) -> Iterator[Row]:
     )
     section = f"estimate − exact, furthest of sites with at least {FEWEST_IN_BALL} prompts in the ball"
     for estimator, decoding in ERRORS:
-        how = f"{estimator}, {'plain' if decoding == 'plain' else 'cache mixing'}"
+        how = f"{estimator}, {DECODINGS[decoding]}"
         of = rates[(rates["estimator"] == estimator) & (rates["decoding"] == decoding)]
         for variant in VARIANTS:
             part = of[of["variant"] == variant]

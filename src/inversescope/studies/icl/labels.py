@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+from inversescope.config.methods import PLAIN
 from inversescope.config.targets import LabellerConfig, ModelConfig
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.fcr.intervals import bootstrap_means
-from inversescope.figures.tables import PLAIN
 from inversescope.progress import Progress
 from inversescope.sites import Site
 from inversescope.store import identity, read_json, read_table, write_table

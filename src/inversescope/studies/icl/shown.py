@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import MIXED, PLAIN
 from inversescope.context import Context, need
 from inversescope.fcr.intervals import bootstrap_means
 from inversescope.figures.study import Study, at_headline
-from inversescope.figures.tables import PLAIN
 from inversescope.store import read_table, write_table
 from inversescope.workflow import paths
 
@@ -99,7 +99,7 @@ def rates_by_layer(context: Context) -> pd.DataFrame:
         found = found[
             found["feature"].isin(names)
             & found["estimator"].isin(ESTIMATORS)
-            & found["decoding"].isin(["", "plain", "mixed"])
+            & found["decoding"].isin(["", PLAIN, MIXED])
         ]
         found["n_ball"] = found["site"].map(table.groupby("site")["n_ball"].first())
         table = pd.concat([table, found[[c for c in table.columns if c in found]]], ignore_index=True)

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch as Swatch
 
+from inversescope.config.methods import PLAIN
 from inversescope.context import Context
 from inversescope.figures.panels import error_bars, key, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, figure
@@ -158,7 +159,7 @@ def tasks_labelled(study: IclStudy) -> Drawing:
     drawn = new_figure(WIDTH, 3.3)
     left, right = drawn.subplots(1, 2, sharey=True)
     exact = rates[rates["estimator"] == "exact"]
-    query = rates[(rates["estimator"] == "generated") & (rates["decoding"] == "plain")]
+    query = rates[(rates["estimator"] == "generated") & (rates["decoding"] == PLAIN)]
     query = query[query["feature"] == "query"]
     for feature in FEATURES:
         own = exact[exact["feature"] == feature]
@@ -242,7 +243,7 @@ def _fcr(ax: Axes, rates: pd.DataFrame) -> None:
     for feature, (colour, _, line, _) in PART_STYLE.items():
         part = exact[exact["feature"] == feature]
         ax.plot(part["layer"], part["rate"], color=colour, linestyle=line, linewidth=0.9, zorder=2)
-    generated = rates[(rates["estimator"] == "generated") & (rates["decoding"] == "plain")]
+    generated = rates[(rates["estimator"] == "generated") & (rates["decoding"] == PLAIN)]
     for feature in FEATURES:
         colour = FEATURE_COLOUR[feature]
         own = exact[exact["feature"] == feature]

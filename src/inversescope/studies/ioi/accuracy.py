@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from inversescope.config.methods import MIXED, PLAIN
 from inversescope.context import need
 from inversescope.figures.panels import (
     MANY_SITES,
@@ -38,8 +39,6 @@ from inversescope.figures.style import (
     new_figure,
 )
 from inversescope.figures.tables import (
-    MIXED,
-    PLAIN,
     VARIANTS,
     estimator_rows,
     fcr_errors,

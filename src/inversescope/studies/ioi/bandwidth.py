@@ -10,11 +10,12 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 
+from inversescope.config.methods import PLAIN
 from inversescope.figures.panels import MANY_SITES, key, log_axis, panel_letters, share_axis, spread
 from inversescope.figures.registry import Drawing, figure
 from inversescope.figures.save import as_written
 from inversescope.figures.style import GREY, RED, WIDTH, new_figure
-from inversescope.figures.tables import PLAIN, full_cache, select
+from inversescope.figures.tables import full_cache, select
 from inversescope.studies.ioi.shown import IoiStudy
 
 CURVES = {

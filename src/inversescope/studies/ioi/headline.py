@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from inversescope.config.methods import Bandwidth
+from inversescope.config.methods import PLAIN, Bandwidth
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.registry import Page, table
 from inversescope.figures.tables import (
-    MIXED,
-    PLAIN,
+    DECODINGS,
     VARIANTS,
     estimator_rows,
     fcr_errors,
@@ -26,7 +25,6 @@ from inversescope.studies.ioi.shown import IoiStudy
 GROUPS = {"heads": "heads", "residual": "residual sites"}
 #: Bandwidths at which the estimators are compared; with smaller caches, where at least this share of targets has no neighbour.
 ESTIMATOR_EPSILONS, SPARSE = (0.1, 0.02, 0.005), 0.1
-DECODINGS = {PLAIN: "plain", MIXED: "cache mixing"}
 
 
 @table("headline", "plot_figures", title="Headline numbers")

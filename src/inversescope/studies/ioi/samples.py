@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from inversescope.config.methods import PLAIN
 from inversescope.figures.registry import Page, table
 from inversescope.figures.save import markdown, markdown_table
-from inversescope.figures.tables import PLAIN, VARIANTS, parsed_mask, select
+from inversescope.figures.tables import VARIANTS, parsed_mask, select
 from inversescope.studies.ioi.shown import SHOWN_TARGET, IoiStudy
 
 #: Samples shown for each head and method beside Figure 2, and in Table 1; failures of each kind.

@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 
 from inversescope.config.methods import Bandwidth
+from inversescope.fcr.resampling import RESAMPLES, correlations, ends, intervals_of_correlations, resamples
 from inversescope.figures.registry import Page, table
 from inversescope.figures.save import interval, markdown_table
-from inversescope.figures.tables import best_heads, spearman
+from inversescope.figures.tables import best_heads
 from inversescope.studies.ioi.distance import fig8_table
 from inversescope.studies.ioi.heatmaps import ROWS, fig9_rates
 from inversescope.studies.ioi.samples import fig8_points
 from inversescope.studies.ioi.shown import IoiStudy
 
-_RESAMPLES = 2000
 #: Distances between which agreement is compared; the paper says that it stays high below the second one.
 STEPS = {"near": (0.0, 0.1), "next": (0.1, 0.2), "beyond": (0.2, 0.4)}
 
@@ -34,17 +34,16 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
         at the one are among the five best at the other; change, change_low, change_high: second rate minus first, mean over heads.
     """
     found: list[dict[str, Any]] = []
-    tail = (1.0 - confidence) / 2
     for row, part in rates.groupby("row", sort=False):
         wide = part.pivot(index="site", columns="bandwidth", values="fcr")
         for first, second in combinations(dict.fromkeys(part["bandwidth"]), 2):
             both = wide[[first, second]].dropna()
             values = both.to_numpy(float).T
-            draws = np.random.default_rng([seed, 37]).integers(len(both), size=(_RESAMPLES, len(both)))
-            resampled = [spearman(*values[:, drawn]) for drawn in draws]
-            low, high = np.nanquantile(resampled, [tail, 1.0 - tail])
+            heads = np.split(np.arange(len(both)), len(both))
+            draws = resamples(heads, np.random.default_rng([seed, 37]))
+            low, high = intervals_of_correlations(values[:1], values[1:], draws, confidence)[0]
             change = values[1] - values[0]
-            change_low, change_high = np.quantile(change[draws].mean(1), [tail, 1.0 - tail])
+            change_low, change_high = ends(change[np.array(draws)].mean(1), confidence)
             best = [set(best_heads(part[part["bandwidth"] == one])) for one in (first, second)]
             found.append(
                 {
@@ -52,7 +51,7 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
                     "first": first,
                     "second": second,
                     "n_heads": len(both),
-                    "spearman": spearman(*values),
+                    "spearman": correlations(values[:1], values[1:])[0],
                     "low": low,
                     "high": high,
                     "shared": len(best[0] & best[1]),
@@ -126,11 +125,9 @@ def _ends(points: pd.DataFrame, confidence: float, seed: int) -> tuple[float, fl
     if own.empty:
         return float("nan"), float("nan")
     sums = own.groupby("target_id")["agreement"].agg(["sum", "count"]).to_numpy(float)
-    draws = np.random.default_rng([seed, 41]).integers(len(sums), size=(_RESAMPLES, len(sums)))
+    draws = np.random.default_rng([seed, 41]).integers(len(sums), size=(RESAMPLES, len(sums)))
     total, count = sums[draws].sum(1).T
-    tail = (1.0 - confidence) / 2
-    low, high = np.quantile(total / count, [tail, 1.0 - tail])
-    return float(low), float(high)
+    return ends(total / count, confidence)
 
 
 @table(

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from inversescope.config.methods import PLAIN
 from inversescope.context import need
 from inversescope.figures.panels import error_bars, key, light_grid, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, markdown_table
 from inversescope.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, new_figure
-from inversescope.figures.tables import PLAIN, VARIANTS
+from inversescope.figures.tables import VARIANTS
 from inversescope.store import read_table
 from inversescope.studies.ravel.scores import confusion as confusion_matrix
 from inversescope.studies.ravel.shown import RavelStudy

@@ -10,7 +10,7 @@ from inversescope.config.methods import Bandwidth
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.registry import Page, table
 from inversescope.figures.study import Study, at_headline
-from inversescope.figures.tables import MIXED, PLAIN, VARIANTS
+from inversescope.figures.tables import DECODINGS, VARIANTS
 from inversescope.studies.ravel.shown import RavelStudy
 
 METHODS = (
@@ -57,7 +57,7 @@ def _refusal(study: RavelStudy) -> Iterator[Row]:
             Study(one).bandwidth_label,
             at_headline(rows[rows["model"] == one.model_name], one.config),
         )
-        for decoding, how in ((PLAIN, "plain"), (MIXED, "cache mixing")):
+        for decoding, how in DECODINGS.items():
             part = here[here["decoding"] == decoding].groupby("variant")[list(columns)]
             for column, name in columns.items():
                 for who in (v for v in VARIANTS if v in part.groups):

@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from inversescope.config.methods import PLAIN
 from inversescope.context import need
 from inversescope.figures.panels import panel_letters, share_axis
 from inversescope.figures.registry import Drawing, figure
 from inversescope.figures.save import as_written
 from inversescope.figures.study import Study, at_headline
 from inversescope.figures.style import WIDTH, new_figure
-from inversescope.figures.tables import PLAIN, VARIANTS, full_cache, select, tidy
+from inversescope.figures.tables import VARIANTS, full_cache, select, tidy
 from inversescope.store import read_table
 from inversescope.workflow import paths
 

@@ -37,10 +37,3 @@ def resampled_error(difference: np.ndarray, draws: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         means = (np.where(known, difference, 0.0) @ count) / (known @ count)
     return np.asarray(np.nanmean(np.abs(means), 0))
-
-
-def ends(resampled: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Percentile interval of resampled values (R,)."""
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.nanquantile(resampled, [tail, 1.0 - tail])
-    return float(low), float(high)

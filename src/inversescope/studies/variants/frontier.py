@@ -11,7 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from inversescope.config.methods import MIXED, PLAIN
 from inversescope.fcr.intervals import wilson
+from inversescope.fcr.resampling import RESAMPLES, ends
 from inversescope.figures.headline import Row, headline_page, number
 from inversescope.figures.panels import (
     key,
@@ -23,26 +25,23 @@ from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
 from inversescope.figures.study import Study
 from inversescope.figures.style import BLACK, WIDTH, new_figure
-from inversescope.figures.tables import select, t_interval
+from inversescope.figures.tables import DECODINGS, select, t_interval
 from inversescope.studies.variants.baseline import histograms
 
 #: Markers of generators, in the order in which the configuration lists them.
 MARKERS = "os^DPXv"
 #: Panels of `refusal_heads`: each method as published, then each at its best here.
 PANELS = (("paper", "inversionview"), ("default", "inversionview_noised"))
-_RESAMPLES = 2000
 #: Marker of each decoding setting in the frontier, where colours are generators.
 SETTING_MARKER = {
-    "plain": "o",
+    PLAIN: "o",
     "cool": "s",
     "cold": "D",
     "noise1": "v",
     "noise4": "^",
     "schedule": ">",
-    "mixed": "*",
+    MIXED: "*",
 }
-#: Settings of `default` that headline numbers compare with.
-REFERENCES = {"plain": "plain", "mixed": "cache mixing"}
 
 
 class FrontierStudy(Study):
@@ -156,7 +155,7 @@ def _line(ax: Axes, rows: pd.DataFrame, colour: str, metric: str) -> None:
         {metric: "mean", "refusal_rate": "mean", "headline": "first"}
     )
     mean = mean.sort_values("refusal_rate", kind="stable")
-    joined = mean.drop("mixed", errors="ignore")
+    joined = mean.drop(MIXED, errors="ignore")
     ax.plot(joined[metric], joined["refusal_rate"], color=colour, linewidth=0.9, alpha=0.6, zorder=1)
     for name, row in mean.iterrows():
         marker = SETTING_MARKER.get(str(name), "x")
@@ -206,7 +205,7 @@ def matched(frontier: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
         own = ours[ours["decoding"] == setting].set_index("seed")
         for other in dict.fromkeys(others["variant"]):
             theirs = others[others["variant"] == other]
-            mixing = theirs["decoding"] == "mixed"
+            mixing = theirs["decoding"] == MIXED
             rows.append(_at_error(setting, own, other, theirs[~mixing], confidence) | {"lent": False})
             if mixing.any():
                 rows.append(_at_error(setting, own, other, theirs, confidence) | {"lent": True})
@@ -313,13 +312,12 @@ def heads_won(heads: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> p
     wide = heads.pivot(index="site", columns="variant", values="refusal_rate")
     ours = list(dict.fromkeys(heads.loc[heads["generator"] == "inversescope", "variant"]))
     others = [name for name in dict.fromkeys(heads["variant"]) if name not in ours]
-    tail, rows = (1.0 - confidence) / 2, []
+    rows = []
     for variant, other in product(ours, others):
         difference = (wide[variant] - wide[other]).dropna().to_numpy(float)
-        draws = np.random.default_rng([seed, 43]).integers(
-            len(difference), size=(_RESAMPLES, len(difference))
-        )
-        low, high = np.quantile(difference[draws].mean(1), [tail, 1.0 - tail])
+        rng = np.random.default_rng([seed, 43])
+        draws = rng.integers(len(difference), size=(RESAMPLES, len(difference)))
+        low, high = ends(difference[draws].mean(1), confidence)
         won = float((difference < 0).mean())
         share_low, share_high = wilson(won, len(difference), confidence)
         rows.append(
@@ -369,9 +367,9 @@ def headline(study: FrontierStudy) -> Page:
 
 def _matched(study: FrontierStudy) -> Iterator[Row]:
     for row in matched(study.frontier, study.config.fcr.confidence).to_dict("records"):
-        if row["reference"] not in REFERENCES:
+        if row["reference"] not in DECODINGS:
             continue
-        section = f"refusal of heads, times that of default ({REFERENCES[row['reference']]}), at an FCR error no larger"
+        section = f"refusal of heads, times that of default ({DECODINGS[row['reference']]}), at an FCR error no larger"
         what = f"{row['other']}{', with our cache mixing' if row['lent'] else ''}"
         ends = {"low": row["ci_low"], "high": row["ci_high"], "n": row["n_reached"]}
         yield number(section, what, "ratio", row["ratio"], **ends)
@@ -387,7 +385,7 @@ def _worst(study: FrontierStudy) -> Iterator[Row]:
     section = "refusal of the worst head, mean over seeds"
     rows = study.frontier[study.frontier["share"] == 1]
     settings = {"headline setting": rows["headline"].astype(bool)}
-    settings["cache mixing"] = rows["decoding"] == "mixed"
+    settings["cache mixing"] = rows["decoding"] == MIXED
     for what, chosen in settings.items():
         by = rows[chosen].groupby("variant")["worst_refusal"]
         for who in study.order(by.groups):

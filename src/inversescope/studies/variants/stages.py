@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inversescope.config.methods import SWEPT, VariantConfig
+from inversescope.config.methods import PLAIN, VariantConfig
 from inversescope.context import Context, echo, need
 from inversescope.errors import InputError
 from inversescope.fcr.intervals import bootstrap_means
+from inversescope.fcr.resampling import ends
 from inversescope.fcr.stages import write_timings
 from inversescope.sites import Site
 from inversescope.store import read_json, read_table, write_table
 from inversescope.streams import stream
 from inversescope.studies.variants.claims import training_losses
-from inversescope.studies.variants.errors import cell_rmse, differences, ends, mean_error, resampled_error
+from inversescope.studies.variants.errors import cell_rmse, differences, mean_error, resampled_error
 
 
 def _estimates(context: Context, group: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -72,22 +73,22 @@ def collect_study(context: Context) -> None:
     groups = {label: _group(context.site(label)) for label in context.plan.labels_of(compared)}
     cells = cells.assign(group=cells["site"].map(groups))
     shortest: dict[str, int] = {}
-    for variant in map(config.variant, compared):
-        if variant.study in SWEPT:
-            shortest[variant.base] = min(variant.steps, shortest.get(variant.base, variant.steps))
+    for name in filter(config.is_swept, compared):
+        variant = config.variant(name)
+        shortest[variant.base] = min(variant.steps, shortest.get(variant.base, variant.steps))
     rows: list[dict[str, Any]] = []
     rates, ablations, claims = [], [], []
     for name in compared:
-        variant = config.variant(name)
+        variant, swept = config.variant(name), config.is_swept(name)
         refused, own = (
-            table[(table["variant"] == name) & (table["decoding"] == "plain")] for table in (refusal, cells)
+            table[(table["variant"] == name) & (table["decoding"] == PLAIN)] for table in (refusal, cells)
         )
-        if variant.study in SWEPT:
+        if swept:
             multiple = round(variant.steps / shortest[variant.base])
             own_rows = list(_dimension_rows(context, name, multiple, refused, own))
             rows += own_rows
             rates.append(_rate_rows(context, pd.DataFrame(own_rows), refused, own))
-        if variant.study not in SWEPT or (variant.seed == 0 and variant.steps == shortest[variant.base]):
+        if not swept or (variant.seed == 0 and variant.steps == shortest[variant.base]):
             for bandwidth in map(str, config.bandwidths_of(name)):
                 for group in ("heads", "residual"):
                     mine = own[(own["bandwidth"] == bandwidth) & (own["group"] == group)]
@@ -173,7 +174,7 @@ def _ablation(
     low, high = ends(resampled_error(difference, draws), settings.confidence)
     near = cells[(cells["estimator"] == "cache") & cells["feature"].eq(settings.features[0])]
     return {
-        "variant": variant.base if variant.study in SWEPT else name,
+        "variant": variant.base if context.config.is_swept(name) else name,
         "base": variant.base,
         "study": variant.study,
         "change": variant.change,
