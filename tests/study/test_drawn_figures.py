@@ -39,7 +39,7 @@ from inversescope.studies.cases import heads
 from inversescope.studies.ioi import accuracy, heatmaps
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi.distance import fig8
-from inversescope.studies.ioi.layers import layers, plot_layers
+from inversescope.studies.ioi.layers import layers, layers_table, plot_layers
 from inversescope.studies.ioi.shown import IoiStudy
 from inversescope.studies.variants import misleads as study
 from inversescope.studies.variants import reported
@@ -150,6 +150,20 @@ def test_what_each_layer_tells_is_drawn_from_exact_values_alone(tmp_path):
     assert (rows["ci_low"] <= rows["fcr"]).all() and (rows["fcr"] <= rows["ci_high"]).all()
     best = rows[rows["group"] == "heads"].sort_values("fcr").iloc[-1]
     assert drawn.axes[2].get_title().startswith(f"order: {best['site']} ")
+    table, _ = layers_table(study)
+    assert list(table["site"].unique()) == [f"L{layer}.resid_post" for layer in range(3)]
+    for row in table.to_dict("records"):
+        assert row["fcr"] == pytest.approx(mean(row["site"], row["feature"]), rel=1e-5)
+    told = {"item": (0.96, 1.0, 0.9), "order": (0.97, 0.2, 0.95), "object": (0.1, 0.6, 0.3)}
+    place = study.exact["layer"].astype(int)
+    rates = [told[name][layer] for name, layer in zip(study.exact["feature"], place, strict=True)]
+    study.exact = study.exact.assign(fcr=rates)
+    _, text = layers_table(study)
+    assert text.splitlines()[-3:] == [
+        "- item: L0.resid_post to L1.resid_post",
+        "- order: L0.resid_post, L2.resid_post",
+        "- object: nowhere; the highest is 0.60, at L1.resid_post",
+    ]
     (results / "exact" / "L1H1.parquet").unlink()
     with pytest.raises(InputError, match="compute_exact"):
         layers(IoiStudy(context_of(tmp_path, config)))

@@ -17,13 +17,11 @@ from inversescope.figures.registry import Drawing, Page, draw, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
 from inversescope.figures.study import EXACT_RATES, Study
 from inversescope.figures.style import BLACK, BLUE, GREY, ORANGE, WIDTH, new_figure
-from inversescope.figures.tables import best_heads
+from inversescope.figures.tables import CERTAIN, best_heads
 from inversescope.studies.cases.agreement import rank_agreement
 
 #: Heads of each feature that are shown, and heads of each scatter that are named.
 SHOWN, NAMED = 5, 4
-#: A head tells a feature for certain from this exact rate on.
-CERTAIN = 0.95
 COLOURS = (BLUE, ORANGE)
 _EFFECT = ("effect", "effect_low", "effect_high", "share")
 

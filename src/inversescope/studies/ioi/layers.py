@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any, cast
 
 import pandas as pd
@@ -20,11 +21,11 @@ from inversescope.figures.panels import (
     share_axis,
     spread,
 )
-from inversescope.figures.registry import Drawing, draw, figure
-from inversescope.figures.save import as_written
+from inversescope.figures.registry import Drawing, Page, draw, figure, table
+from inversescope.figures.save import as_written, markdown_table
 from inversescope.figures.study import EXACT_RATES, Study
 from inversescope.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, new_figure
-from inversescope.figures.tables import best_heads, lift
+from inversescope.figures.tables import CERTAIN, best_heads, lift
 from inversescope.store import write_table
 
 #: Features in the order in which a prompt brings them up, the names last, and their colours and lines.
@@ -61,18 +62,9 @@ def plot_layers(context: Context) -> None:
 @figure("layers", "plot_layers", title="What each layer tells")
 def layers(study: Study) -> Drawing:
     """Exact FCR of each feature along the residual stream, and by head as a share of the way from chance to 1."""
-    rates = study.exact[study.exact["position"] == "last"]
-    rates = rates[rates["feature"].isin(FEATURES) & rates["group"].isin(["heads", "residual"])]
-    if rates.empty:
-        raise InputError(
-            f"experiment {study.context.plan.name} reads no head and no residual stream at the last token",
-            "add L*H* or L*.resid_post to its sites",
-        )
-    rates = rates.assign(told=lift(rates))
-    keep = "group site layer head feature fcr ci_low ci_high chance told epsilon share n_targets".split()
-    data = as_written(rates[keep])
-    stream, heads = (data[data["group"] == group] for group in ("residual", "heads"))
-    features = [name for name in FEATURES if name in set(data["feature"])]
+    data = _rates(study)
+    stream, heads = _stream(data), data[data["group"] == "heads"]
+    features = _features(data)
     across, shape = (2 if layers_across(study.shape) else 4), lines_and_columns(study.shape)
     lines = -(-len(features) // across)
     panel = 0.88 * WIDTH / across * shape[0] / shape[1]
@@ -89,11 +81,63 @@ def layers(study: Study) -> Drawing:
     return drawn, data
 
 
+@table("layers", "plot_layers", title="What each layer tells, along the residual stream")
+def layers_table(study: Study) -> Page:
+    """Exact FCR of each feature along the residual stream; for readers a line a site, and below it where each feature is told."""
+    data = _stream(_rates(study)).drop(columns=["group", "head", "told", "at"])
+    features = _features(data)
+    wide = data.pivot(index="site", columns="feature", values="fcr")
+    wide = wide.reindex(index=list(dict.fromkeys(data["site"])), columns=features)
+    lines = [f"- {name}: {_where(wide[name])}" for name in features]
+    bandwidth = study.config.kernel.headline.label
+    about = f"Exact FCR along the residual stream, {bandwidth}. Below: where it is {CERTAIN:g} or more."
+    return data, "\n".join([about, "", markdown_table(wide.reset_index(), ".2f"), "", *lines])
+
+
+def _where(rates: pd.Series) -> str:
+    """The sites at which a rate is `CERTAIN` or more, the first and the last of each run of them; else the site of the highest."""
+    runs = [
+        [str(site) for site, _ in part]
+        for certain, part in groupby(rates.items(), lambda one: bool(one[1] >= CERTAIN))
+        if certain
+    ]
+    told = [run[0] if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs]
+    return ", ".join(told) or f"nowhere; the highest is {rates.max():.2f}, at {rates.fillna(0).idxmax()}"
+
+
+def _rates(study: Study) -> pd.DataFrame:
+    """Exact rates of heads and of the residual stream at the last token; `told`: how far a rate is on the way from chance to 1.
+
+    Raises:
+        InputError: none of these sites is read.
+    """
+    rates = study.exact[study.exact["position"] == "last"]
+    rates = rates[rates["feature"].isin(FEATURES) & rates["group"].isin(["heads", "residual"])]
+    if rates.empty:
+        raise InputError(
+            f"experiment {study.context.plan.name} reads no head and no residual stream at the last token",
+            "add L*H* or L*.resid_post to its sites",
+        )
+    rates = rates.assign(told=lift(rates))
+    keep = "group site layer head feature fcr ci_low ci_high chance told epsilon share n_targets".split()
+    return as_written(rates[keep])
+
+
+def _features(data: pd.DataFrame) -> list[str]:
+    """Features of which there are rates, in the order in which they are shown."""
+    return [name for name in FEATURES if name in set(data["feature"])]
+
+
+def _stream(data: pd.DataFrame) -> pd.DataFrame:
+    """Rates of the residual stream in its order, with its place in layers (`at`)."""
+    data = data[data["group"] == "residual"]
+    kind = data["site"].str.partition(".")[2]
+    return data.assign(at=data["layer"] + kind.map(_PLACE)).sort_values("at", kind="stable")
+
+
 def _along(drawn: Figure, data: pd.DataFrame, features: list[str]) -> Axes:
     """A line a feature along the residual stream, named at its end; chance levels at the left."""
     ax = drawn.subplots()
-    kind = data["site"].str.partition(".")[2]
-    data = data.assign(at=data["layer"] + kind.map(_PLACE)).sort_values("at", kind="stable")
     low, high = data["at"].min(), data["at"].max()
     room = max(1.0, high - low)  # of the axis; words stand to the left and right of it
     ends: list[tuple[float, str]] = []
