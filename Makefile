@@ -1,4 +1,4 @@
-# make figures   the whole embedded study, from prompts to figures and report
+# make figures   all studies, from prompts to figures and reports
 # make test      linters, types, workflow checks, tests
 # make help      everything else
 #

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inversescope import config
 from inversescope.config import load_config, tasks
 from inversescope.figures.save import markdown_table
 from inversescope.report.results import PAGE, results_page
@@ -189,10 +188,10 @@ def test_the_example_of_a_task_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code is not None
     added = re.search(r"^\+\+\+ .*/config/tasks.py\n(.*?)^\+\+\+", page, flags=re.M | re.S)
     assert added is not None
-    settings = re.findall(r"^\+(.*\n)", added[1], flags=re.M)
+    settings = "".join(re.findall(r"^\+(.*\n)", added[1], flags=re.M))
     names: dict[str, Any] = {**vars(tasks)}
-    exec("".join(line for line in settings if not line.startswith("TaskName")), names)
-    monkeypatch.setattr(config, "ColoursConfig", names["ColoursConfig"], raising=False)
+    exec(settings[settings.index("class ") :], names)
+    monkeypatch.setattr(tasks, "ColoursConfig", names["ColoursConfig"], raising=False)
     exec(code[1], names)
     task = names["ColoursTask"](names["ColoursConfig"](n_colours=4))
     assert set(task.features) == set(task.features_of(np.arange(1)))
