@@ -250,7 +250,7 @@ def test_a_study_with_sweeps_is_compared_by_seed_and_steps(tmp_path: Path, whole
     }
     study = {"sweeps": [{"name": "{run}_mine_s{seed}", "seeds": [0, 1]}], "runs": runs}
     delta = {"studies": {"mine": study}, "experiments": {"ioi": {"studies": ["mine"]}}}
-    own = with_delta(tmp_path, yaml.safe_dump(delta)).of("ioi", "gpt2-embedded")
+    own = with_delta(tmp_path, yaml.safe_dump(delta, sort_keys=False)).of("ioi", "gpt2-embedded")
     assert [name for name in own.study_variants if own.is_swept(name)] == [
         f"{run}_mine_s{seed}" for run in ("narrow", "all") for seed in (0, 1)
     ]

@@ -186,7 +186,7 @@ def test_the_example_of_a_task_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs/extending.md").read_text()
     code = re.search(r"```python\n(.*?class \w+\(Task\).*?)```", page, flags=re.S)
     assert code is not None
-    added = re.search(r"^\+\+\+ .*/config/tasks.py\n(.*?)^\+\+\+", page, flags=re.M | re.S)
+    added = re.search(r"^\+\+\+ \S*/config/tasks.py\n(.*?)^\+\+\+", page, flags=re.M | re.S)
     assert added is not None
     settings = "".join(re.findall(r"^\+(.*\n)", added[1], flags=re.M))
     names: dict[str, Any] = {**vars(tasks)}
