@@ -22,9 +22,11 @@ STUDIES ?= all
 GPUS ?= $(if $(shell nvidia-smi --list-gpus 2>/dev/null),1)
 # Any further options of Snakemake: make figures SNAKEMAKE_OPTIONS=--dry-run
 SNAKEMAKE_OPTIONS ?=
-# What `make adopt` asks to be up to date, and where `make restore` fetches from, if not from the default.
+# What `make adopt` asks to be up to date; where `make restore` fetches from, if not from the default, and whether it may replace
+# results that were made here since.
 TARGETS ?=
 REMOTE ?=
+OVERWRITE ?=
 # What `make audit` asks about: a file, or a file and a line.
 FILE ?= docs/results/figures/ioi_gpt2-embedded_fig4.png
 
@@ -90,9 +92,9 @@ adopt: setup ## Record a finished run in DVC and git, if nothing is stale (TARGE
 	$(call say,Lineage: is the run complete$(comma) then DVC)
 	inversescope adopt $(TARGETS)
 
-restore: setup ## Fetch, check and date what dvc.lock names (REMOTE= a remote's name, a directory or a URL)
+restore: setup ## Fetch, check and date what dvc.lock names (REMOTE= a remote's name, a directory or a URL; OVERWRITE=1)
 	$(call say,Lineage: pull$(comma) check every byte$(comma) date)
-	inversescope restore $(if $(REMOTE),--remote $(REMOTE))
+	inversescope restore $(if $(REMOTE),--remote $(REMOTE)) $(if $(OVERWRITE),--overwrite)
 
 audit: setup ## Where a result comes from, and what became of that: FILE=results/figures/ioi_gpt2-embedded_fig4.png
 	inversescope audit $(FILE)

@@ -118,6 +118,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "predictions": {"flag": "predictions", "type": Path, "help": "answers as docs/score.md says"},
     "drawn": {"flag": "--out", "type": Path, "help": "folder for table and figure"},
     "remote": {"help": "a remote's name, a directory or a URL; the default remote if absent"},
+    "overwrite": {"action": "store_true", "help": "replace or delete results that were made here since"},
 }
 #: What every stage takes beside its own options.
 OF_STAGES = ("task", "model", "log", "threads", "device", "config", "root")
@@ -291,7 +292,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
 def _restore(arguments: argparse.Namespace) -> None:
     from inversescope.lineage.adopt import restore
 
-    count = restore(arguments.root, arguments.remote)
+    count = restore(arguments.root, arguments.remote, arguments.overwrite)
     print(f"{count} files are those of the adopted run; of what it made nothing is to be done")
 
 
@@ -348,7 +349,9 @@ COMMANDS = {
     "adopt": Command(
         "record a finished run in DVC and git, if nothing is stale", ("targets", "root"), _adopt
     ),
-    "restore": Command("fetch, check and date what dvc.lock names", ("remote", "root"), _restore),
+    "restore": Command(
+        "fetch, check and date what dvc.lock names", ("remote", "overwrite", "root"), _restore
+    ),
 }
 
 

@@ -22,6 +22,7 @@ from inversescope.config import load_config
 from inversescope.errors import InputError, neutral
 from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
 from inversescope.lineage.audit import audit
+from inversescope.lineage.dvc import endangered
 from inversescope.lineage.records import (
     ADOPTED,
     Record,
@@ -288,6 +289,45 @@ def test_a_flipped_byte_in_the_remote_is_not_restored(clone: Path, adopted: Path
     with pytest.raises(InputError, match="fetch|after the pull"):
         restore(clone, str(store))
     assert not (clone / "data/ioi/prompts/train.parquet").exists()
+
+
+def test_results_that_were_made_since_are_not_overwritten(
+    restored: Path, adopted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, figure, own = tmp_path / "clone", Path(FIGURE), RESULTS / "own/L1H0.csv"
+    shutil.copytree(restored, root, symlinks=True)
+    # In DVC's cache, as another adopted run is; and damaged: neither is worth keeping.
+    shutil.copyfile(root / PROMPTS, root / RESULTS / "fcr.csv")
+    flip(root / PROMPTS)
+    assert endangered(root, adopted_records(root)) == []
+    for path in (Path(TABLE), figure, own):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text("made since\n")
+
+    def seen() -> dict[str, tuple[bytes, int]]:
+        files = (file for part in ("data", "results", ".snakemake") for file in (root / part).rglob("*"))
+        return {str(file): (file.read_bytes(), file.stat().st_mtime_ns) for file in files if file.is_file()}
+
+    before, asked = (
+        seen(),
+        ["restore", "--root", str(root), "--remote", str(adopted.parent / "inversescope-store")],
+    )
+    capsys.readouterr()
+    assert main(asked) == 2 and seen() == before
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert f"error: 3 files are not those of the adopted run, and are kept nowhere else: {figure}, " in told
+    assert str(own) in told and TABLE in told and "make restore OVERWRITE=1" in told and PROMPTS not in told
+    assert main([*asked, "--overwrite"]) == 0
+    for path, record in adopted_records(root).items():
+        assert record.state(root / path, verify=True) == "unchanged", path
+    assert not (root / own).exists()
+
+
+def test_a_clone_with_nothing_of_its_own_is_restored_without_a_question(clone: Path, restored: Path) -> None:
+    """Nor are files that are the run's already, whatever their times: a restore that was killed goes on."""
+    assert endangered(clone, adopted_records(clone)) == []
+    shutil.copytree(restored / "data", clone / "data", copy_function=shutil.copyfile)
+    assert endangered(clone, adopted_records(clone)) == []
 
 
 def test_restoring_needs_a_lock_and_a_remote(clone: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from inversescope.config import load_config
 from inversescope.errors import InputError
-from inversescope.lineage.dvc import commit, fetch, forget
+from inversescope.lineage.dvc import commit, endangered, fetch, forget
 from inversescope.lineage.records import CONFIG_FILE, adopted_records, restore_records, write_adopted
 from inversescope.lineage.stale import refuse_stale, stale, summary
 from inversescope.report.results import write_results
@@ -67,7 +67,7 @@ def copy_shown(root: Path) -> list[str]:
     return left
 
 
-def restore(root: Path, remote: str | None = None) -> int:
+def restore(root: Path, remote: str | None = None, overwrite: bool = False) -> int:
     """Fetch what dvc.lock names, check every byte of it, and give files the times of the run that made them.
 
     Snakemake's records are restored too, so that nothing is left to do, and an edit of configuration or code since then shows as
@@ -76,16 +76,20 @@ def restore(root: Path, remote: str | None = None) -> int:
     Args:
         root: repository root.
         remote: name of a remote, or a directory or URL to fetch from; the default remote if absent.
+        overwrite: replace or delete what was made here since, and is kept nowhere else.
 
     Returns:
         Number of files that were checked.
 
     Raises:
-        InputError: no run has been adopted, the remote lacks a file, a hash is wrong, or Snakemake would run something.
+        InputError: no run has been adopted, results were made here since (nothing is changed then), the remote lacks a file, a hash
+            is wrong, or Snakemake would run something.
     """
     _refuse_other(root)
-    fetch(root, remote)
     records = adopted_records(root)
+    if not overwrite:
+        _refuse_newer(endangered(root, records))
+    fetch(root, remote)
     states = {path: record.state(root / path, verify=True) for path, record in records.items()}
     wrong = {path: state for path, state in states.items() if state != "unchanged"}
     if wrong:
@@ -106,6 +110,17 @@ def restore(root: Path, remote: str | None = None) -> int:
         "configuration or code differ from those of the run: check out the commit that wrote dvc.lock, or run the workflow",
     )
     return len(records)
+
+
+def _refuse_newer(files: list[str]) -> None:
+    """Raise `InputError` if results would be lost; names the first."""
+    if files:
+        raise InputError(
+            f"{len(files)} files are not those of the adopted run, and are kept nowhere else: {', '.join(files[:3])}"
+            f"{' ...' if len(files) > 3 else ''}",
+            "move data and results away to keep them, or run make restore OVERWRITE=1 (inversescope restore --overwrite), which "
+            "replaces or deletes these files",
+        )
 
 
 def _refuse_other(root: Path) -> None:

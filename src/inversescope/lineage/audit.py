@@ -193,9 +193,12 @@ def _part_with_row(root: Path, record: Record, path: str, line: int) -> str:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    """What a git command prints; empty if it fails or there is no git."""
+    """What a git command prints; empty if it fails or there is no git. A repository above the root is another project's."""
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
     try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, encoding="utf-8")
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, env=environment, capture_output=True, encoding="utf-8"
+        )
     except FileNotFoundError:
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from inversescope.errors import InputError
-from inversescope.lineage.records import file_md5
+from inversescope.lineage.records import Record, file_md5
 
 LOCK = "dvc.lock"
 
@@ -74,6 +75,53 @@ def _write_lock(lock: Path, stages: list[Any]) -> None:
         raise
 
 
+def _locked(repo: Any) -> list[Any]:
+    """Outputs that dvc.lock holds. Raises `InputError` if it, or dvc.yaml, cannot be read."""
+    from dvc.exceptions import DvcException
+
+    try:
+        return [out for stage in repo.index.stages for out in stage.outs if out.hash_info]
+    except DvcException as error:
+        raise InputError(
+            f"DVC cannot read its pipeline: {error}", f"restore dvc.yaml and {LOCK} from git"
+        ) from error
+
+
+def _files_in_place(repo: Any) -> Iterator[str]:
+    """Files that are where dvc.lock has outputs, below the repository's root, but those that DVC ignores."""
+    for out in _locked(repo):
+        if os.path.isfile(out.fs_path):
+            yield os.path.relpath(out.fs_path, repo.root_dir)
+        else:
+            for file in repo.dvcignore.find(repo.fs, out.fs_path):
+                yield os.path.relpath(file, repo.root_dir)
+
+
+def endangered(root: Path, records: Mapping[str, Record]) -> list[str]:
+    """Files that `fetch` would replace or delete, and that could not be had back: DVC's cache does not hold their content.
+
+    A file that has the time of its record is not newer than the run: if it differs, it was damaged, and is not worth keeping.
+
+    Args:
+        root: repository root.
+        records: of the run that is fetched.
+
+    Raises:
+        InputError: DVC cannot read what it is to fetch.
+    """
+    repo = open_repo(root)
+    found = []
+    for path in sorted(_files_in_place(repo)):
+        record = records.get(path)
+        if record is not None and record.dated(root / path):
+            continue
+        md5 = file_md5(root / path)
+        kept = record is not None and md5 == record.md5
+        if not kept and not Path(repo.cache.local.oid_to_path(md5)).is_file():
+            found.append(path)
+    return found
+
+
 def fetch(root: Path, remote: str | None) -> None:
     """Bring what dvc.lock names into the cache and to its place.
 
@@ -99,8 +147,8 @@ def fetch(root: Path, remote: str | None) -> None:
     from dvc.exceptions import DvcException
 
     try:
-        adopted = [stage for stage in repo.index.stages if any(out.hash_info for out in stage.outs)]
-        repo.pull([stage.addressing for stage in adopted], remote=remote, force=True)
+        # Of a stage that was adopted in part no more than what there was.
+        repo.pull([out.fs_path for out in _locked(repo)], remote=remote, force=True)
     except DvcException as error:
         raise InputError(
             f"DVC cannot fetch what dvc.lock names: {error}",

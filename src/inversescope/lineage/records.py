@@ -74,6 +74,11 @@ class Record:
         """Configuration files that the command was given."""
         return tuple(re.findall(r"--config (\S+)", self.command))
 
+    def dated(self, file: Path) -> bool:
+        """Whether a file has the time at which the job wrote it."""
+        # Times are kept in milliseconds.
+        return abs(file.stat().st_mtime - self.ended) < 0.002
+
     def state(self, file: Path, verify: bool) -> str:
         """How a file compares with what was adopted: missing, unchanged, changed, or unrecorded (no hash to compare with).
 
@@ -85,8 +90,7 @@ class Record:
             return "unrecorded"
         about = file.stat()
         if not verify and about.st_size > SMALL:
-            # Times are kept in milliseconds.
-            return "unchanged" if abs(about.st_mtime - self.ended) < 0.002 else "unchecked"
+            return "unchanged" if self.dated(file) else "unchecked"
         return "unchanged" if file_md5(file) == self.md5 else "changed"
 
 
