@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("Snakefile", "rules", "src", "config", "report", "profiles", "envs")
 SNAKEMAKE = (sys.executable, "-m", "snakemake")
 FILES = ("config/config.yaml", "config/test/smallest.yaml")
+#: Where upstream's files lie that some tests read, and are skipped without: RAVEL's tables, word lists, a published model.
+UPSTREAM = Path(os.environ.get("INVERSESCOPE_MIRROR", ROOT.parent / "shared/data"))
 MODEL = "smallest"
 DATA = Path("data/ioi") / MODEL
 RESULTS = Path("results/ioi") / MODEL

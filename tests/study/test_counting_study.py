@@ -17,11 +17,12 @@ import pytest
 import torch
 import yaml
 from conftest import default_values
+from project import ROOT, UPSTREAM
 from safetensors.torch import save_file
 from test_counting import COSINE, TINY, toy_target
 
 from inversescope.cli import main
-from inversescope.config import Config, merge, parse_config
+from inversescope.config import merge, parse_config
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.context import Context
 from inversescope.errors import InputError
@@ -31,8 +32,7 @@ from inversescope.studies.cases.causes import check_causes, trace_answers
 from inversescope.targets.models import build_model, load_target, save_trained
 from inversescope.targets.tokenizers import encode, task_tokenizer
 
-ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = ROOT / str(Config().mirror) / "inversionview" / "counting"
+PUBLISHED = UPSTREAM / "inversionview/counting"
 
 
 def checkpoint(folder: Path, vocabulary: int = 14, kind: str = "pytorch_model.bin", **shape: int) -> Path:
@@ -86,7 +86,6 @@ def study(
             }
         },
         "counting": TINY.model_dump(),
-        "mirror": None,
     }
     return default_values(merge(values, delta or {}))
 
@@ -474,9 +473,7 @@ def test_a_checkpoint_that_answers_wrongly_is_refused(
 
 def test_published_model_answers_fresh_prompts(tmp_path: Path) -> None:
     if not PUBLISHED.is_dir():
-        pytest.skip(
-            f"the published counting model is not in {Config().mirror} (nor anywhere without a network)"
-        )
+        pytest.skip(f"the published counting model is not at {PUBLISHED} (set INVERSESCOPE_MIRROR)")
     (tmp_path / "mirror.yaml").write_text(f"mirror: {PUBLISHED.parents[1]}\n")
     files = [ROOT / "config/config.yaml", ROOT / "config/published.yaml", tmp_path / "mirror.yaml"]
     options = ["--task", "counting", "--model", "counting-published", "--root", str(tmp_path)]

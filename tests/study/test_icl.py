@@ -480,7 +480,7 @@ def test_best_layer_of_a_task_is_where_the_target_answers_most() -> None:
 def elsewhere(tmp_path: Path) -> Path:
     """A local Llama model with random weights, a byte-level tokenizer and a begin token; and the study on the real lists."""
     if not MIRROR.is_dir():
-        pytest.skip("the word lists are not at ../shared/data/translation")
+        pytest.skip(f"the word lists are not at {MIRROR} (set INVERSESCOPE_MIRROR)")
     texts = [f"Input: {a}, Output: {b}\n Input: {b}, Output: {a}" for a, b, *_ in CONCEPTS]
     tokenizer = byte_level(texts, 600)
     tokenizer.bos_token = "<|end|>"

@@ -21,6 +21,7 @@ from inversescope.context import Context
 from inversescope.store import read_activations, read_json, read_table, write_table
 from inversescope.studies.ravel.attributes import attributes_by_template
 from inversescope.studies.ravel.stages import GENERAL, corpus_texts
+from inversescope.tasks.facts import KINDS, PINNED, read_sums
 from inversescope.workflow import paths
 
 MODEL = "tiny"
@@ -339,7 +340,10 @@ def test_configuration_of_real_data_is_valid(delta: str) -> None:
     whole = load_config([root / f"config/{name}.yaml" for name in ("config", delta)])
     (experiment,) = whole.experiments.values()
     config = whole.of(experiment.task, experiment.model)
-    assert config.ravel.source == "upstream" and config.ravel.types is None
+    # Without a mirror too: upstream's archive holds more types, whose sums are not pinned.
+    sums = read_sums(PINNED)
+    assert config.ravel.source == "upstream" and config.ravel.types and config.ravel.mirror is None
+    assert {f"ravel_{kind}_{part}.json" for kind in config.ravel.types for part in KINDS} == set(sums)
     # Templates of upstream are long: target and backbone have room for them.
     shapes = [
         config.backbone.shape,

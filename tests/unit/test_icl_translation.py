@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tokenizers
 from conftest import default_values
+from project import UPSTREAM
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
@@ -23,7 +24,7 @@ from inversescope.targets.tokenizers import encode, word_tokenizer
 from inversescope.tasks import icl_translation, word_lists
 from inversescope.tasks.icl_translation import CONCEPTS, LANGUAGES, TranslationTask
 
-MIRROR = Path(__file__).parents[3] / "shared" / "data" / "translation"
+MIRROR = UPSTREAM / "translation"
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +338,7 @@ def test_missing_and_changed_lists_are_named(tmp_path: Path) -> None:
 @pytest.fixture
 def real(tmp_path: Path) -> TranslationTask:
     if not MIRROR.is_dir():
-        pytest.skip("the word lists are not at ../shared/data/translation")
+        pytest.skip(f"the word lists are not at {MIRROR} (set INVERSESCOPE_MIRROR)")
     folder = tmp_path / "data" / "icl_translation" / "lists"
     word_lists.fetch(folder, MIRROR)
     return TranslationTask(TranslationConfig(words="lists", n_concepts=None), tmp_path)

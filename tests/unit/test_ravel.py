@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 import urllib.request
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import default_values
+from project import UPSTREAM
 
 from inversescope.cli import main
 from inversescope.config.tasks import RavelConfig
@@ -27,10 +27,9 @@ from inversescope.tasks import facts
 from inversescope.tasks.facts import EMBEDDED, KINDS, ambiguous_templates, fetch_tables, limited, read_tables
 from inversescope.tasks.ravel import SOURCE, RavelTask
 
-ROOT = Path(__file__).resolve().parents[2]
-MIRROR = Path(os.environ.get("RAVEL_MIRROR", ROOT.parent / "shared" / "data" / "ravel"))
+MIRROR = UPSTREAM / "ravel"
 upstream = pytest.mark.skipif(
-    not MIRROR.is_dir(), reason=f"no copy of upstream's files at {MIRROR} (set RAVEL_MIRROR)"
+    not MIRROR.is_dir(), reason=f"no copy of upstream's files at {MIRROR} (set INVERSESCOPE_MIRROR)"
 )
 
 #: A table of two types as a mirror might hold it; names of several words, values of several words, spaces at the ends of templates.

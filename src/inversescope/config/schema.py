@@ -147,7 +147,7 @@ class Config(Settings):
     seed: int = Field(0, description="Of all random numbers: each stage, site and target has its own stream.")
     save_every: int = Field(500, ge=1)
     """Training steps between two states that a killed training resumes from; no result depends on it."""
-    mirror: str | None = "../shared/data"
+    mirror: str | None = None
     """Folder in which upstream files are looked for before they are fetched; both are checked by SHA-256."""
     only: list[str] | None = None
     """Names of the experiments that are run; all of them if absent."""
