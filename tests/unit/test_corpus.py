@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -209,11 +210,25 @@ def test_a_copy_of_something_else_is_refused(tmp_path: Path, asked: list[tuple[A
     for other in ({"revision": REVISION[::-1]}, {"rows": 3}, {"path": "owner/other"}, {"split": "val"}):
         with pytest.raises(InputError, match="was made of another data set than"):
             read_corpus(hub(**other), path)
-    content = bytearray(path.read_bytes())
-    content[8] ^= 1
-    path.write_bytes(content)
+    for other, wanted in (({}, ["form", "code"]), ({"columns": {"form": "code"}}, ["form"])):
+        with pytest.raises(InputError, match=r"was made without the column .* \(code of .*run the rule that"):
+            read_corpus(hub(**other), path, wanted)
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0")
     with pytest.raises(InputError, match="is not the file that .* vouches for. run the rule that fetches it"):
         read_corpus(hub(), path)
+    path.write_bytes(content.replace(b"capital", b"capitol"))
+    with pytest.raises(InputError, match=r"parquet cannot be read \(.*run the rule that fetches it"):
+        read_corpus(hub(), path)
+
+
+def test_a_copy_is_hashed_when_it_is_written_and_not_when_it_is_read(
+    tmp_path: Path, asked: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = copy_corpus(hub(), ["form"], tmp_path, print)
+    assert manifest["sha256"] == hashlib.sha256((tmp_path / COPY).read_bytes()).hexdigest()
+    monkeypatch.delattr("inversescope.tasks.corpus.file_hash")
+    assert len(read_corpus(hub(), tmp_path / COPY, ["form"])) == len(ROWS)
 
 
 def test_a_data_set_that_cannot_be_had_is_named_with_the_way_out(

@@ -41,6 +41,7 @@ COPY, MANIFEST = COPIED
 _SUFFIXES = {".parquet": "parquet", ".jsonl": "jsonl", ".csv": "csv", ".txt": "text"}
 #: What tells one data set of the hub from another.
 _TOLD = {"path", "revision", "configuration", "split", "rows"}
+_AGAIN = "run the rule that fetches it, or set source: local and path to a copy of yours"
 #: The line of a row, or its number, and what it holds.
 Records = Iterator[tuple[int, Mapping[str, Any]]]
 
@@ -67,8 +68,8 @@ def read_corpus(
     Raises:
         InputError: it is missing, of an unknown format, not of the one that it should be, or lacks a column; names the line.
     """
-    reader = _READERS[_kind(config, path, key)]
     places = None if columns is None else config.places(columns)
+    reader = _READERS[_kind(config, path, key, places)]
     found = list(islice(reader(config, path, places), config.rows))
     records = [record for _, record in found]
     if records and places is not None:
@@ -82,6 +83,8 @@ def copy_corpus(
     config: CorpusConfig, columns: Sequence[str], folder: Path, echo: Callable[[str], None]
 ) -> dict[str, Any]:
     """Copy what is read of a data set of the hub: these columns, as a Parquet file with a manifest beside it, which is returned.
+
+    The whole file is hashed here, once. Who reads it compares the manifest and the size, and Parquet's checksums of what is read.
 
     Raises:
         InputError: the data set cannot be had, lacks a column, or is empty.
@@ -101,7 +104,14 @@ def copy_corpus(
                 writer.write_table(table)
                 n_rows += len(table)
     about = config.model_dump(mode="json", include=_TOLD)
-    manifest = {**about, "n_rows": n_rows, "columns": places, "sha256": file_hash(folder / COPY)}
+    copied = folder / COPY
+    manifest = {
+        **about,
+        "n_rows": n_rows,
+        "columns": places,
+        "n_bytes": copied.stat().st_size,
+        "sha256": file_hash(copied),
+    }
     write_json(manifest, folder / MANIFEST)
     return manifest
 
@@ -131,10 +141,10 @@ def _place(config: CorpusConfig, root: Path) -> str:
     return config.path if config.source == "hub" else str(inside(root, config.path, "path"))
 
 
-def _kind(config: CorpusConfig, path: Path, key: str) -> str:
+def _kind(config: CorpusConfig, path: Path, key: str, places: Mapping[str, str] | None) -> str:
     """How a corpus is read. Raises `InputError` if it is not there, or if nobody knows."""
     if config.source == "hub":
-        _check_copy(config, path)
+        _check_copy(config, path, places or {})
         return "parquet"
     kind = config.format or ("folder" if path.is_dir() else _SUFFIXES.get(path.suffix))
     if not path.exists() or (path.is_dir() and kind != "folder"):
@@ -145,25 +155,29 @@ def _kind(config: CorpusConfig, path: Path, key: str) -> str:
     return kind
 
 
-def _check_copy(config: CorpusConfig, path: Path) -> None:
-    """Refuse a copy that is absent, was made of another data set, or was changed."""
-    again = "run the rule that fetches it, or set source: local and path to a copy of yours"
+def _check_copy(config: CorpusConfig, path: Path, places: Mapping[str, str]) -> None:
+    """Refuse a copy that is absent, was made of another data set, lacks a column, or is of another size than was written."""
     told = path.parent / MANIFEST
     if not path.is_file() or not told.is_file():
-        raise InputError(f"{config.named} was not fetched: {path} and its manifest do not exist", again)
+        raise InputError(f"{config.named} was not fetched: {path} and its manifest do not exist", _AGAIN)
     manifest, wanted = read_json(told), config.model_dump(mode="json", include=_TOLD)
     if {name: manifest.get(name) for name in wanted} != wanted:
-        raise InputError(f"{path} was made of another data set than {config.named}", again)
-    if manifest.get("sha256") != file_hash(path):
-        raise InputError(f"{path} is not the file that {told} vouches for", again)
+        raise InputError(f"{path} was made of another data set than {config.named}", _AGAIN)
+    for name, place in places.items():
+        if manifest.get("columns", {}).get(name) != place:
+            raise InputError(
+                f"{path} was made without the column '{name}' ({place} of {config.named})", _AGAIN
+            )
+    if manifest.get("n_bytes") != path.stat().st_size:
+        raise InputError(f"{path} is not the file that {told} vouches for", _AGAIN)
 
 
 # --------------------------------------------------------------------------------------------------------------- by `datasets`
 
 
 @contextmanager
-def loading(config: CorpusConfig) -> Iterator[None]:
-    """Keep `datasets` from drawing bars and writing logs; whatever it raises becomes one error that names the corpus."""
+def loading(config: CorpusConfig, copy: Path | None = None) -> Iterator[None]:
+    """Keep `datasets` from drawing bars and writing logs; what it raises becomes one error that names the corpus, or the copy."""
     import datasets
 
     level, hidden = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
@@ -179,6 +193,8 @@ def loading(config: CorpusConfig) -> Iterator[None]:
             raise InputError(
                 f"{config.named} cannot be read {reason}", "mend it, or check its permissions"
             ) from error
+        if copy is not None:
+            raise InputError(f"{copy} cannot be read {reason}", _AGAIN) from error
         remedy = "check its path, revision, configuration and split; or copy it into the project and set source: local"
         raise InputError(f"{config.named} cannot be had {reason}", remedy) from error
     finally:
@@ -212,11 +228,14 @@ def _folder(config: CorpusConfig, path: Path) -> Any:
 
 
 def _file(kind: str, config: CorpusConfig, path: Path) -> Any:
-    """A file, read in batches."""
+    """A file, read in batches; of Parquet with checksums these are compared."""
     from datasets import Dataset
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
+    checked = {"fragment_scan_options": ParquetFragmentScanOptions(page_checksum_verification=True)}
     with tempfile.TemporaryDirectory() as cache:  # as above
-        return getattr(Dataset, f"from_{kind}")(str(path), streaming=True, cache_dir=cache)
+        how = {"streaming": True, "cache_dir": cache, **(checked if kind == "parquet" else {})}
+        return getattr(Dataset, f"from_{kind}")(str(path), **how)
 
 
 def _tables(
@@ -226,7 +245,7 @@ def _tables(
     places: Mapping[str, str] | None,
 ) -> Iterator[pa.Table]:
     """Batches of rows, of no other columns than are asked for."""
-    with loading(config):
+    with loading(config, None if opened is _hub else path):
         for table in opened(config, path).with_format("arrow").iter(batch_size=BATCH):
             if places is not None:
                 table = table.select(_tops(places.values(), table.column_names, config.named))
