@@ -141,7 +141,7 @@ class Place:
 
     def run(self, *command: str) -> str:
         """All that a command prints in this place."""
-        return execute(self.root, *self.wrapper, *command, PYTHONUTF8="", **self.around)
+        return execute(self.root, *self.wrapper, *command, timeout=3600, PYTHONUTF8="", **self.around)
 
 
 def stranger(folder: Path) -> Place:
