@@ -200,6 +200,29 @@ def test_every_method_is_scored_in_both_groups(study: Path) -> None:
     assert (no["accuracy"] == 0).all() and (no["accuracy_one_vs_rest"] > 0.7).all()
 
 
+def test_chains_count_from_their_first_state_in_the_prior(study: Path) -> None:
+    """They begin at targets' prompts, whose entities are in no prompt of the prior."""
+    config = load_config([study / "config/config.yaml"])
+    context = Context(study, config.of("ravel", MODEL), "ravel", MODEL)
+    of_chains = []
+    for site in SITES:
+        states = read_table(context.path(paths.MCMC, site=site))
+        label = context.task.features_of(states["prompt_id"].to_numpy())["attribute"]
+        own = context.task.features_of(context.prompt_ids("test"))["attribute"][states["target_id"]]
+        inside = states.assign(match=label == own)[states["prompt_id"] < context.task.size]
+        cells = read_table(context.path(paths.CELLS, group="", site=site)).query(
+            "estimator == 'mcmc' and feature == 'attribute'"
+        )
+        cells = cells.set_index("target_id").sort_index()
+        assert len(cells) == states["target_id"].nunique()
+        size = inside.groupby("target_id").size().reindex(cells.index, fill_value=0)
+        rate = inside.groupby("target_id")["match"].mean().reindex(cells.index)
+        assert cells["n_samples"].tolist() == size.tolist()
+        np.testing.assert_allclose(cells["value"].astype(float), rate.astype(float))
+        of_chains += size.tolist()
+    assert 0 in of_chains and set(of_chains) - {0}, "some find no prompt of the prior, some do"
+
+
 def test_what_the_papers_match_of_templates_changes_is_told(study: Path) -> None:
     config = load_config([study / "config/config.yaml"])
     context = Context(study, config.of("ravel", MODEL), "ravel", MODEL)

@@ -155,9 +155,12 @@ class SiteCells:
                 self._add_chains(feature, states)
 
     def _add_chains(self, feature: str, states: pd.DataFrame) -> None:
-        target_id = states["target_id"].to_numpy()
-        found = self.context.labels_of(states["prompt_id"].to_numpy().astype(np.int64))[feature]
+        target_id, index = states["target_id"].to_numpy(), states["prompt_id"].to_numpy().astype(np.int64)
+        # A chain that begins outside the prior, as RAVEL's do, counts from its first state inside.
+        inside = np.isfinite(self.context.task.log_prior(index))
+        target_id, found = target_id[inside], self.context.labels_of(index[inside])[feature]
         match = pd.Series((found == self.labels[feature][target_id]).astype(float)).groupby(target_id)
-        for target, value in match.mean().items():
-            estimate = Estimate(float(value), int(match.size()[target]), math.nan)
-            self.add(feature, int(target), self.context.headline(self.site.label), "mcmc", estimate)
+        mean, size = match.mean(), match.size()
+        for target in range(len(self.test)):
+            estimate = Estimate(float(mean.get(target, math.nan)), int(size.get(target, 0)), math.nan)
+            self.add(feature, target, self.context.headline(self.site.label), "mcmc", estimate)
