@@ -12,6 +12,7 @@ for block in blocks(PLAN.experiments):
             prompts=block.experiment.prompts(["test", block.experiment.drawn_split]),
             activations=block.experiment.activations(["test", block.experiment.drawn_split], block.sites),
             samples=block.samples_of([block.experiment.leading] * bool(block.experiment.leading)),
+            chat=lambda w: of(w).proposer_files,
             hub=block.experiment.fetched if PLAN.config.hypotheses.proposer else [],
         output:
             fill(paths.SITE_TABLE, table="hypotheses", site=block.sites),

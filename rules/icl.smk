@@ -81,7 +81,7 @@ rule label_tasks:
         source=source("label_tasks"),
         prompts=fill(paths.PROMPTS, split="test"),
         samples=lambda w: of(w).samples(of(w).studied),
-        chat=lambda w: PLAN.chat_model(of(w)),
+        chat=lambda w: of(w).labeller_files,
         hub=lambda w: of(w).fetched,
     output:
         labels="results/{task}/{model}/labels.parquet",
@@ -115,7 +115,7 @@ rule rate_labels:
         bandwidths=lambda w: of(w).bandwidth_table,
         prompts=fill(paths.PROMPTS, split="test"),
         samples=lambda w: of(w).samples(of(w).studied),
-        chat=lambda w: PLAN.chat_model(of(w)),
+        chat=lambda w: of(w).labeller_files,
         # Both keep what was labelled in one file.
         labels="results/{task}/{model}/labels.parquet",
     output:

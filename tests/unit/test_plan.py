@@ -253,6 +253,30 @@ def test_a_changed_file_of_a_local_model_is_another_input(tmp_path: Path) -> Non
     assert used(Plan(pinned)["ioi", "mine"], "model_files") == {"model_files": {}}
 
 
+def test_files_of_a_chat_model_in_a_folder_are_inputs(tmp_path: Path) -> None:
+    folder = tmp_path / "chat"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors", "notes.txt"):
+        (folder / name).write_text("{}")
+    chat = {"path": str(folder)}
+    files = [f"{folder}/config.json", f"{folder}/model.safetensors"]
+    assert planned().proposer_files == planned().labeller_files == []
+    assert planned({"hypotheses": {"proposer": chat}}).proposer_files == files
+    assert planned({"labeller": chat}).labeller_files == files
+    absent = {"path": str(tmp_path / "absent")}
+    assert planned({"hypotheses": {"proposer": absent}}).proposer_files == [absent["path"]], (
+        "named if missing"
+    )
+    hub = {"source": "hub", "path": "some/chat", "revision": "0" * 40}
+    assert planned({"hypotheses": {"proposer": hub}, "labeller": hub}).proposer_files == []
+
+
+def test_weights_of_a_gguf_file_that_label_are_inputs() -> None:
+    plan = Plan(load_config([Path(__file__).parents[2] / "config/config.yaml"]))
+    (one,) = [e for e in plan.experiments if e.name == "icl_smollm2"]
+    assert one.labeller_files == one.weights != []
+
+
 def test_captions_name_each_bandwidth_with_its_experiments() -> None:
     """Of a variant that is shown at another one too."""
     plan = Plan(load_config([Path(__file__).parents[2] / "config/config.yaml"]))

@@ -537,6 +537,14 @@ def test_a_code_edit_reruns_what_imports_it(finished: Path) -> None:
     assert not {"make_prompts", "extract_activations", "train_generator", "sample_prompts"} & set(found)
 
 
+def test_a_chat_model_in_a_folder_is_an_input_of_hypotheses(workflow: Path) -> None:
+    _, _, added = layer(workflow, {"hypotheses": {"proposer": {"path": "chat"}}}, "proposer")
+    target = f"results/ioi/{MODEL}/hypotheses.csv"
+    command = "--dry-run", "--configfile", *FILES, added, "--", target
+    output = snakemake(workflow, *command, check=False)
+    assert "MissingInputException" in output and re.search(r"^ *chat$", output, flags=re.M), output[-2000:]
+
+
 def test_a_lost_file_is_made_again(finished: Path) -> None:
     lost = next((finished / "results").glob("*/*/cells/*.parquet"))
     lost.rename(lost.with_suffix(".away"))

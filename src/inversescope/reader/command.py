@@ -67,7 +67,8 @@ def show(reading: Reading, console: Console, hypotheses: pd.DataFrame | None = N
         for table in (shown_features(part), shown_samples(part)):
             console.print(texts_table(table))
     if hypotheses is not None:
-        console.print(texts_table(shown_hypotheses(hypotheses)))
+        accepted = shown_hypotheses(hypotheses)
+        console.print(texts_table(accepted) if len(accepted) else "No hypothesis stood the test here.")
     for note in reading.notes:
         console.print(Text(neutral(note), style="italic"), soft_wrap=True)
 

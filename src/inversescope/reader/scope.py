@@ -34,11 +34,13 @@ from inversescope.tasks.corpus import read_corpus
 from inversescope.tasks.text import TextTask
 from inversescope.workflow import paths
 
-#: Prompts of a prior, at least: a tenth of them is held out, and chooses the bandwidth.
+#: Prompts of a prior, at least.
 LEAST = 20
 #: Prompts that the median ball holds, at least, unless a share is asked for; and the share that it holds, at least.
 NEIGHBOURS, SHARE = 20, 0.01
-HELD_OUT = 0.1
+#: Prompts that are held out: they choose the bandwidth, and hypotheses are tested on them. A tenth of all or, of few prompts, so
+#: many, but half of all at most.
+HELD_OUT, HELD = 0.1, 100
 #: What is taken from the project's configuration: how generators are made.
 SHARED = ("backbone", "variants", "sampling")
 MOST_TARGETS, MOST_VALIDATION = 50, 100
@@ -322,7 +324,8 @@ def write_corpus(
         told = {name: {"pattern": pattern} for name, pattern in PLAIN_FEATURES.items()}
     with atomic_path(root / "corpus.jsonl") as part:
         part.write_text("".join(json.dumps(row, default=str) + "\n" for row in rows), encoding="utf-8")
-    return {"held_out": HELD_OUT, **text, "path": "corpus.jsonl", "prompt": template, "features": told}
+    held = min(max(HELD_OUT, HELD / len(set(texts))), 0.5)
+    return {"held_out": held, **text, "path": "corpus.jsonl", "prompt": template, "features": told}
 
 
 def model_entry(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from inversescope.config import Config, ExperimentConfig
-from inversescope.config.methods import ALONE, CLAIMS, Bandwidth
-from inversescope.config.targets import ModelConfig
+from inversescope.config.methods import ALONE, CLAIMS, Bandwidth, ProposerConfig
+from inversescope.config.targets import LabellerConfig, ModelConfig
 from inversescope.config.tasks import COPIED
 from inversescope.errors import InputError
 from inversescope.sites import Site, expand_sites
@@ -37,7 +37,7 @@ IOI = ("ioi", "ioi_small")
 FEW_SHOT = ("icl_translation", "icl_words")
 #: Variants whose estimates lie in one folder: those of the main part, and further ones in `study` and the others.
 GROUPS = ("", "study", "frontier", "baseline")
-#: Files of a model in a repository of the hub.
+#: Files of a model in a repository of the hub, or in a folder.
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja"]
 #: Rules that make what a task's study has beside rates, by the name under which it can be asked for.
 OWN_STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -318,6 +318,21 @@ class ExperimentPlan:
         return [(str(one.path), str(one.revision), files) for one, files in read]
 
     @property
+    def labeller_files(self) -> list[str]:
+        """Files of the chat model that labels, if they are here: dequantised ones, or those of a folder."""
+        chat = self.config.labeller
+        if chat is None or chat.model is None:
+            return model_files(chat)
+        if self.config.models[chat.model].gguf:
+            return fill(paths.WEIGHTS, model=chat.model, file=paths.TARGET_FILES)
+        return model_files(self.config.models[chat.model])
+
+    @property
+    def proposer_files(self) -> list[str]:
+        """Files of the chat model that proposes hypotheses, if they are here."""
+        return model_files(self.config.hypotheses.proposer)
+
+    @property
     def fetched(self) -> list[str]:
         """The file that says that all of this is in the hub's cache, where there is any."""
         return self.files(paths.FETCHED) if self.from_hub else []
@@ -528,6 +543,14 @@ def files_in(places: Iterable[str]) -> list[str]:
     return [file.as_posix() for file in found]
 
 
+def model_files(model: ModelConfig | LabellerConfig | ProposerConfig | None) -> list[str]:
+    """Files of a model that lies in a folder; none of any other."""
+    if model is None or model.source != "local":
+        return []
+    found = sorted(file for pattern in MODEL_FILES for file in Path(str(model.path)).glob(pattern))
+    return [file.as_posix() for file in found] or [str(model.path)]
+
+
 def one_of(names: Iterable[str]) -> str:
     """Regular expression that matches these names and nothing else."""
     return "|".join(map(re.escape, names)) or "(?!)"
@@ -606,12 +629,6 @@ class Plan:
         about = getattr(self.config, task)
         downloaded = [f"data/{task}/{file}" for file in getattr(about, "files", [])]
         return downloaded + files_in(getattr(about, "sources", []))
-
-    def chat_model(self, experiment: ExperimentPlan) -> list[str]:
-        """Files of an experiment's labeller, if it is an entry of `models` whose weights are here."""
-        labeller = experiment.config.labeller
-        read = [e for e in self.experiments if labeller and e.model == labeller.model]
-        return read[0].weights if read else []
 
     def prompts_of(self, task: str) -> list[str]:
         """Files of all splits of a task's prompts."""
