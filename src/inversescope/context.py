@@ -242,21 +242,21 @@ class Context:
         return self.path(paths.ACTIVATIONS, split=split, site=label)
 
     def _extracted(self, split: str, label: str) -> np.ndarray:
-        from inversescope.store import check_provenance, file_hash, read_activations
+        from inversescope.store import check_provenance, file_hash, map_array, read_activations
 
-        if (split, label) in self._checked:
-            return self._checked[split, label]
         path = need(self.activations_path(split, label), "extract_activations")
-        z, meta = read_activations(path)
-        expected = {"prompt_hash": file_hash(self.prompts_path(split)), "target": self.identity}
-        check_provenance(meta, path, **expected)
-        self._checked[split, label] = z
-        return z
+        if path not in self._checked:
+            meta = read_activations(path)[1]
+            expected = {"prompt_hash": file_hash(self.prompts_path(split)), "target": self.identity}
+            check_provenance(meta, path, **expected)
+            self._checked.add(path)
+        # Mapped anew for each caller: what was read of a file counts as memory of the process for as long as it is mapped.
+        return map_array(path, "z")
 
     @cached_property
-    def _checked(self) -> dict[tuple[str, str], np.ndarray]:
-        """Activations (N, ...) by split and site, mapped, as far as they were asked for: a file is checked once."""
-        return {}
+    def _checked(self) -> set[Path]:
+        """Files of activations that were found to be whole and of the present prompts and target."""
+        return set()
 
     def known(self, label: str, *splits: str) -> Known:
         """Activations at a site of all prompts that were run for some splits."""

@@ -123,3 +123,15 @@ def test_a_line_of_progress_comes_within_a_pass(root: Path, monkeypatch: pytest.
     monkeypatch.setattr(Passes, "run", lambda self, batch: told.append(len(seen)) or one(self, batch))
     extracted(root)
     assert min(np.diff(told)) >= 2, "at least once for each of the two blocks"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_activations_of_a_site_are_mapped_only_while_they_are_used(root: Path) -> None:
+    """Pages of a mapped file count as memory, and a job may read hundreds of sites."""
+    extracted(root)
+    context = Context(root, load_config([root / "config/config.yaml"]).of("ioi", MODEL), "ioi", MODEL)
+    for _ in range(2):  # the second time without a check
+        z = context.activations("reference", SITES[0])
+        assert f"/{SITES[0]}.safetensors" in Path("/proc/self/maps").read_text()
+        del z
+        assert f"/{SITES[0]}.safetensors" not in Path("/proc/self/maps").read_text()
