@@ -21,6 +21,7 @@ from bench.tables import options, processor
 import numpy as np
 import pandas as pd
 import torch
+from bench.cost import Control, Decoder, run_target, search, train_generator, write_candidates
 
 from inversescope import device
 from inversescope.activations.capture import capture
@@ -40,8 +41,8 @@ from inversescope.targets.tokenizers import word_tokenizer
 from inversescope.training import Schedule, train
 
 LAYERS, WIDTH, VOCABULARY, TOKENS = 12, 768, 50_257, 18
-#: Parameters of the blocks, and of the output embedding.
-BLOCKS, EMBEDDING = 12 * LAYERS * WIDTH**2, VOCABULARY * WIDTH
+MODEL = Decoder.gpt2(LAYERS, WIDTH, VOCABULARY)
+CONTROL = Control(MODEL, 32, 64, WIDTH)
 #: Steps, the first of which is not timed.
 STEPS = 4
 
@@ -148,7 +149,7 @@ def extraction(target: Target, prompts: int) -> Measured:
     sites = [Site.parse(f"L{layer}H{head}") for layer in range(LAYERS) for head in range(12)]
     capture(target, tokens[:8], sites)
     took = seconds(lambda: capture(target, tokens, sites))
-    return Measured("prompts", prompts / took, prompts * TOKENS * 2 * BLOCKS / took)
+    return Measured("prompts", prompts / took, run_target(prompts * TOKENS, MODEL.P, 1.0) / took)
 
 
 def training(model: InverseScope, sequences: int) -> Measured:
@@ -165,8 +166,7 @@ def training(model: InverseScope, sequences: int) -> Measured:
 
     train(model, loss, Schedule(STEPS, 1e-4), name="", tokens_per_step=1, echo=lambda line: None)
     took = (times[-1] - times[1]) / (STEPS - 2)
-    folded = LAYERS * (2 * WIDTH * 32 * 64 + WIDTH * 32 * 64 + WIDTH * 32 * WIDTH)
-    operations = sequences * (TOKENS * 4 * (BLOCKS + EMBEDDING) + 6 * folded)
+    operations = train_generator(sequences, TOKENS, MODEL, CONTROL.P_c, frozen=True)
     return Measured("tokens", sequences * TOKENS / took, operations / took)
 
 
@@ -178,8 +178,7 @@ def sampling(model: InverseScope, draws: int) -> Measured:
     decode(model, condition, uniforms[:, :1, :2], end=0)
     took = seconds(lambda: decode(model, condition, uniforms, end=0))
     tokens = draws * (TOKENS - 2)
-    operations = tokens * 2 * (BLOCKS + EMBEDDING + 2 * LAYERS * 32 * WIDTH)
-    return Measured("tokens", tokens / took, operations / took)
+    return Measured("tokens", tokens / took, write_candidates(tokens, MODEL, CONTROL.H) / took)
 
 
 def exact(reference: int) -> Measured:
@@ -191,7 +190,7 @@ def exact(reference: int) -> Measured:
     epsilons = [0.85, 0.87, 0.89, 0.9, 0.91]
     queries = distance_of("cosine").prepare(z[:targets])
     took = seconds(lambda: exact_reference(queries, z, own, labels, epsilons))
-    return Measured("distances", targets * reference / took, 2 * targets * reference * WIDTH / took)
+    return Measured("distances", targets * reference / took, search(targets, reference, WIDTH) / took)
 
 
 if __name__ == "__main__":

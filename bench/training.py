@@ -11,11 +11,10 @@ they call different libraries, of which one may know this processor better than 
 
 from __future__ import annotations
 
-import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +25,7 @@ from bench.tables import fastest, finish, options
 # isort: split
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from bench.cost import Operations
 
 from inversescope.cli import run_stage
 from inversescope.config import Config, load_config
@@ -66,11 +65,6 @@ def main() -> int:
         context = prepare(Path(folder), load_config(arguments.config or ["config/config.yaml"]))
         finish([measure(context, variant, peaks) for variant in VARIANTS], arguments.out)
     return 0
-
-
-def linear_operations(x: Sequence[int], weight: Sequence[int], *others: object, **options: object) -> int:
-    """Operations of oneDNN's linear layer, which PyTorch's counter does not know: x (..., n_in), weight (n_out, n_in)."""
-    return 2 * math.prod(x) * weight[0]
 
 
 def matrix_product_peaks() -> dict[str, float]:
@@ -123,15 +117,13 @@ def prepare(root: Path, config: Config) -> Context:
 
 def measure(context: Context, variant: str, peaks: dict[str, float]) -> dict[str, object]:
     """One row: speed of a variant's training steps."""
-    with FlopCounterMode(
-        display=False, custom_mapping={torch.ops.mkldnn._linear_pointwise: linear_operations}
-    ) as counter:
+    with Operations() as counter:
         train(context, variant, 1)
     with recorded() as timeline:
         train(context, variant, WARM_UP + TIMED + 1)
     steps = slice(WARM_UP, WARM_UP + TIMED)
     seconds = timeline.starts[WARM_UP + TIMED] - timeline.starts[WARM_UP]
-    operations = counter.get_total_flops()
+    operations = counter.total
     peak = max(peaks.values())
     return {
         "variant": variant,

@@ -18,7 +18,7 @@ from inversescope.store import read_table, write_table
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi import samples
 from inversescope.studies.ioi.accuracy import training
-from inversescope.studies.ioi.distance import smooth
+from inversescope.studies.ioi.distance import fig8_table, smooth
 from inversescope.studies.ioi.heatmaps import fig2
 from inversescope.studies.ioi.shown import IoiStudy
 from inversescope.studies.variants import misleads as study
@@ -26,6 +26,14 @@ from inversescope.studies.variants.plot import plot_study
 from inversescope.workflow.figures import drawn_of, left_out, registered
 from inversescope.workflow.plan import Plan
 from inversescope.workflow.stages import STAGES
+
+
+def test_figure_8_of_generators_that_leave_the_prior():
+    """No sample of any variant is a prompt of the prior: the exact curve is left."""
+    points = pd.DataFrame(columns=["site", "variant", "target_id", "distance", "agree"])
+    exact = pd.DataFrame({"site": ["L0H0"], "distance": [0.1], "n": [9], "agreement": [0.5]})
+    table = fig8_table(points, exact)
+    assert table["kind"].tolist() == ["exact"] and table["target_id"].isna().all()
 
 
 def test_what_a_configuration_lacks_is_known_beforehand():

@@ -106,10 +106,9 @@ def fig8_table(points: pd.DataFrame, exact: pd.DataFrame) -> pd.DataFrame:
         parts += [part.assign(site=site, variant=variant) for part in (dots, curve)]
     parts.append(exact[["site", "distance", "agreement", "n"]].assign(kind="exact", variant="exact"))
     table = pd.concat(parts, ignore_index=True)
-    table["target_id"] = table["target_id"].astype("Int64")
     numbers = ["distance", "agreement", "ci_low", "ci_high", "n"]
     columns = ["site", "variant", "kind", "target_id", *numbers]
-    return table.reindex(columns=columns).astype(dict.fromkeys(numbers, float))
+    return table.reindex(columns=columns).astype({"target_id": "Int64"} | dict.fromkeys(numbers, float))
 
 
 def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataFrame:
