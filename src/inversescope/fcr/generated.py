@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from inversescope.config.methods import ALONE
+from inversescope.config.methods import ALONE, PLAIN
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import (
     CacheDraws,
@@ -171,7 +171,7 @@ class VariantCells:
         weighed = Weighed(importance_weights(drawn.kernel, drawn.log_prior, drawn.log_q))
         # As if they were another target's: a control.
         other = (target - 1) % len(site.test)
-        mixes = names["decoding"] == "plain" and not self.alone
+        mixes = names["decoding"] == PLAIN and not self.alone
         rows, cached = self.cache_draws(target, epsilon, cached_q)
         draws = GeneratorDraws(cached.match, drawn.kernel, drawn.log_prior, drawn.log_density, drawn.log_q)
         both = Weighed(combined_weights(cached, draws)) if mixes else None

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.config.functions import Function
-from inversescope.config.methods import Bandwidth, ProposerConfig
+from inversescope.config.methods import PLAIN, Bandwidth, ProposerConfig
 from inversescope.context import Context, echo, need
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import GeneratorDraws, mixture_log_weights, relative_weights
@@ -128,7 +128,7 @@ class _Readers:
             return None
         samples = read_table(self._file(label, ".parquet"))
         headline = samples["epsilon"] == context.headline(label, self.variant)
-        return samples[headline & (samples["decoding"] == "plain")]
+        return samples[headline & (samples["decoding"] == PLAIN)]
 
     def _file(self, label: str, suffix: str) -> Path:
         assert self.variant is not None

@@ -303,19 +303,19 @@ class ExperimentPlan:
 
     @property
     def from_hub(self) -> list[tuple[str, str, list[str]]]:
-        """What jobs read from the hub beside the target: repository, revision, and names of files or patterns."""
-        read: list[tuple[Any, list[str]]] = []
+        """What jobs read from the hub beside the target: repository, revision, and patterns of its files."""
+        read: list[Any] = []
         if self.config.backbone.init == "hub":
-            read.append((self.config.backbone, MODEL_FILES))
+            read.append(self.config.backbone)
         chat = self.config.labeller if self.task in FEW_SHOT else None
         if chat is not None:
             model = self.config.models[chat.model] if chat.model else chat
             if model.source == "hub" and not (isinstance(model, ModelConfig) and model.gguf):
-                read.append((model, MODEL_FILES))
+                read.append(model)
         proposer = self.config.hypotheses.proposer
         if proposer is not None and proposer.source == "hub":
-            read.append((proposer, MODEL_FILES))
-        return [(str(one.path), str(one.revision), files) for one, files in read]
+            read.append(proposer)
+        return [(str(one.path), str(one.revision), MODEL_FILES) for one in read]
 
     @property
     def labeller_files(self) -> list[str]:

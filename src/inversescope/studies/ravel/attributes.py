@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
-from inversescope.config.methods import Bandwidth
+from inversescope.config.methods import PLAIN, Bandwidth
 from inversescope.context import Context, centre_of, echo, need
 from inversescope.kernel.bandwidths import epsilons_of_shares
 from inversescope.kernel.distances import Distance, distance_of
@@ -158,7 +158,7 @@ def _by_generators(reading: Reading) -> Iterator[tuple[str, np.ndarray, np.ndarr
     """Method, shares (targets, attributes) of the draws that count, and each target's share of draws that match no template."""
     context, config, task = reading.context, reading.context.config, reading.context.task
     n, k = len(reading.labels["test"]), reading.k
-    rules = ["plain", *(rule for rule in config.sampling.decodings if rule != "noised")]
+    rules = [PLAIN, *(rule for rule in config.sampling.decodings if rule != "noised")]
     for variant, decoding in ((v, d) for v in config.studied_variants for d in rules):
         path = context.samples_path(config.variant(variant).generator, variant, reading.site)
         samples = context.read(path, f"sample_prompts (variant {variant})")
@@ -177,11 +177,11 @@ def _by_generators(reading: Reading) -> Iterator[tuple[str, np.ndarray, np.ndarr
         weight = (samples["accepted"].to_numpy(bool) | strange).astype(float)
         owner = samples["target_id"].to_numpy(np.int64)
         drawn_of = np.maximum(np.bincount(owner, minlength=n), 1)
-        method = variant if decoding == "plain" else f"{variant}_{decoding}"
+        method = variant if decoding == PLAIN else f"{variant}_{decoding}"
         for match, label in (("entity", -1), ("template", by_template)):
             labels = np.where(strange, label, drawn)
             own = method if match == config.attributes.match else f"{method}_{match}"
-            if own == method or decoding == "plain":
+            if own == method or decoding == PLAIN:
                 null = np.bincount(owner[strange & (labels < 0)], minlength=n) / drawn_of
                 yield own, from_labels(labels, weight, owner, (n, k)), null
 
