@@ -1,4 +1,5 @@
 # What all rules share. No rules; what is derived from the configuration is in the package, typed and tested: inversescope.workflow.
+import functools
 import os
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Reason
 from snakemake.logging import logger
+from snakemake.output_index import OutputIndex
 
 from inversescope.config.load import load_config
 from inversescope.errors import InputError
@@ -22,6 +24,8 @@ os.environ.update(PATH=os.pathsep.join([str(Path(sys.executable).parent), os.env
 os.environ.update(PYTHONUTF8="1")
 # An output without a record of its job was not computed here, but copied: it is made anew, as if forced. Snakemake would keep it.
 Reason.no_metadata = Reason.forced
+# Jobs ask for the same files over and over: Snakemake compares each with the patterns of all outputs once, not for each job.
+OutputIndex.match_producers = functools.cache(OutputIndex.match_producers)
 
 # The default configuration, then what --configfile names, in order, as paths that the jobs can be given.
 CONFIG_FILES = list(dict.fromkeys(map(os.path.relpath, ["config/config.yaml", *workflow.configfiles])))
