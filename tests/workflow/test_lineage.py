@@ -330,6 +330,19 @@ def test_a_clone_with_nothing_of_its_own_is_restored_without_a_question(clone: P
     assert endangered(clone, adopted_records(clone)) == []
 
 
+def test_a_lock_of_another_run_than_the_records_is_refused(clone: Path, adopted: Path) -> None:
+    """As after a merge, or a checkout of one of the two files: what came would be taken for damaged."""
+    lock = yaml.safe_load((clone / "dvc.lock").read_text())
+    (report,) = [out for out in lock["stages"]["figures"]["outs"] if out["path"] == "results/report.html"]
+    report["md5"] = "0" * 32
+    (clone / "dvc.lock").write_text(yaml.safe_dump(lock))
+    with pytest.raises(
+        InputError, match="report.html has another hash in dvc.lock than in docs/results/jobs"
+    ):
+        restore(clone, str(adopted.parent / "inversescope-store"))
+    assert not (clone / "data").exists()
+
+
 def test_restoring_needs_a_lock_and_a_remote(clone: Path) -> None:
     with pytest.raises(InputError, match="neither a remote nor a directory"):
         restore(clone, "nowhere")

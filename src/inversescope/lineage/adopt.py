@@ -9,8 +9,8 @@ from pathlib import Path
 
 from inversescope.config import load_config
 from inversescope.errors import InputError
-from inversescope.lineage.dvc import commit, endangered, fetch, forget
-from inversescope.lineage.records import CONFIG_FILE, adopted_records, restore_records, write_adopted
+from inversescope.lineage.dvc import LOCK, commit, endangered, fetch, forget, of_another_run
+from inversescope.lineage.records import ADOPTED, CONFIG_FILE, adopted_records, restore_records, write_adopted
 from inversescope.lineage.stale import refuse_stale, stale, summary
 from inversescope.report.results import write_results
 
@@ -82,11 +82,16 @@ def restore(root: Path, remote: str | None = None, overwrite: bool = False) -> i
         Number of files that were checked.
 
     Raises:
-        InputError: no run has been adopted, results were made here since (nothing is changed then), the remote lacks a file, a hash
-            is wrong, or Snakemake would run something.
+        InputError: no run has been adopted, dvc.lock and records are of two runs, results were made here since (nothing is changed
+            in these cases), the remote lacks a file, a hash is wrong, or Snakemake would run something.
     """
     _refuse_other(root)
     records = adopted_records(root)
+    if other := of_another_run(root, records):
+        raise InputError(
+            f"{other[0]} has another hash in {LOCK} than in {ADOPTED}: they are of two runs",
+            "check out both from one commit",
+        )
     if not overwrite:
         _refuse_newer(endangered(root, records))
     fetch(root, remote)

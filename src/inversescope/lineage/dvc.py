@@ -97,6 +97,16 @@ def _files_in_place(repo: Any) -> Iterator[str]:
                 yield os.path.relpath(file, repo.root_dir)
 
 
+def of_another_run(root: Path, records: Mapping[str, Record]) -> list[str]:
+    """Outputs that have another hash in dvc.lock than in records, folders aside: of these dvc.lock does not tell."""
+    locked = {out.def_path: out.hash_info for out in _locked(open_repo(root))}
+    return [
+        path
+        for path, info in locked.items()
+        if not info.isdir and path in records and info.value != records[path].md5
+    ]
+
+
 def endangered(root: Path, records: Mapping[str, Record]) -> list[str]:
     """Files that `fetch` would replace or delete, and that could not be had back: DVC's cache does not hold their content.
 
