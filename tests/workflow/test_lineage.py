@@ -22,6 +22,7 @@ from inversescope.config import load_config
 from inversescope.errors import InputError, neutral
 from inversescope.lineage.adopt import MAX_TABLE, adopt, restore
 from inversescope.lineage.audit import audit
+from inversescope.lineage.dvc import commit as keep
 from inversescope.lineage.dvc import endangered
 from inversescope.lineage.records import (
     ADOPTED,
@@ -341,6 +342,13 @@ def test_a_lock_of_another_run_than_the_records_is_refused(clone: Path, adopted:
     ):
         restore(clone, str(adopted.parent / "inversescope-store"))
     assert not (clone / "data").exists()
+
+
+def test_a_checkout_without_results_is_not_adopted(clone: Path) -> None:
+    lock = (clone / "dvc.lock").read_bytes()
+    with pytest.raises(InputError, match="no output of a stage of dvc.yaml is here"):
+        keep(clone)
+    assert (clone / "dvc.lock").read_bytes() == lock
 
 
 def test_restoring_needs_a_lock_and_a_remote(clone: Path) -> None:

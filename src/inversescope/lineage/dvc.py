@@ -33,7 +33,7 @@ def commit(root: Path) -> tuple[list[str], dict[str, str]]:
         Names of the stages, and the MD5 of each of their files.
 
     Raises:
-        InputError: DVC fails.
+        InputError: there are none, or DVC fails.
     """
     repo = open_repo(root)
     from dvc.exceptions import DvcException
@@ -44,6 +44,10 @@ def commit(root: Path) -> tuple[list[str], dict[str, str]]:
             stages = [
                 stage for stage in repo.index.stages if any(Path(out.fs_path).exists() for out in stage.outs)
             ]
+            if not stages:
+                raise InputError(
+                    "no output of a stage of dvc.yaml is here", "run a study that it names, then adopt"
+                )
             for stage in stages:
                 stage.save(allow_missing=True, run_cache=False)
                 # Files stay as they are: Snakemake knows them by their times.
