@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from bench.cost import Control, Decoder, run_target, search, train_generator, write_candidates
+from bench.training import matrix_product_peaks
 
 from inversescope import device
 from inversescope.activations.capture import capture
@@ -136,7 +137,10 @@ def wait() -> None:
 
 
 def peak(dtype: torch.dtype) -> Measured:
-    """Operations in a second of a large square product, the best of several."""
+    """Operations in a second of a large square product, the best of several: on the processor in float32, of several libraries."""
+    if device.on_cpu() and dtype == torch.float32:
+        best = max(matrix_product_peaks().values())
+        return Measured("operations", best, best)
     width = 1536 if device.on_cpu() else 8192
     a = torch.randn(width, width, device=device.device()).to(dtype)
     best = min(seconds(lambda: a @ a) for _ in range(4))

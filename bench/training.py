@@ -83,7 +83,8 @@ def matrix_product_peaks() -> dict[str, float]:
 
 def prepare(root: Path, config: Config) -> Context:
     """Everything that `train_generator` reads: prompts, activations of a random target, a random backbone."""
-    name, experiment = next(iter(config.experiments.items()))
+    trained = (item for item in config.experiments.items() if config.models[item[1].model].candidates)
+    name, experiment = next(trained)
     # Only the cache is read: no need to run all of the prior.
     drawn = {name: experiment.model_copy(update={"n_reference": 1})}
     config = config.model_copy(update={"experiments": {**config.experiments, **drawn}})
