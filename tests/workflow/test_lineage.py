@@ -31,6 +31,7 @@ from inversescope.lineage.records import (
     adopted_records,
     made_otherwise,
     snakemake_records,
+    write_adopted,
 )
 from inversescope.lineage.render import render
 from inversescope.lineage.rerun import compare, link_inputs
@@ -273,6 +274,13 @@ def test_after_restoring_an_edit_reruns_its_dependants_alone(restored: Path) -> 
     after |= {"find_hypotheses", "collect_hypotheses"}
     exact = {"check_causes", "plot_causes", "plot_layers", "plot_heads"}
     assert {re.sub("_ioi.*", "", rule) for rule in rules} == after | exact | {"plot_readers"}
+
+
+def test_a_restored_run_is_adopted_again_with_the_same_records(restored: Path, tmp_path: Path) -> None:
+    before = adopted_records(restored)
+    shutil.copytree(restored / ".snakemake/metadata", tmp_path / ".snakemake/metadata")
+    write_adopted(tmp_path, {output: record.md5 for output, record in before.items()})
+    assert adopted_records(tmp_path) == before
 
 
 def test_code_that_was_edited_since_is_not_blessed(clone: Path, adopted: Path) -> None:

@@ -178,7 +178,7 @@ def write_adopted(root: Path, hashes: dict[str, str]) -> None:
             times = [round(1000 * values.pop(name)) for name in ("starttime", "endtime")]
             checksums = values["input_checksums"] or {}
             values["input_checksums"] = {k: v for k, v in checksums.items() if k not in hashes}
-            del values["job_hash"]
+            values.pop("job_hash", None)  # records that were restored have none
             number = jobs.setdefault(json.dumps(values), len(jobs))
             outputs[output] = [number, hashes[output], *times]
     text = json.dumps({"format": 1, "jobs": [json.loads(job) for job in jobs], "outputs": outputs})
