@@ -309,6 +309,16 @@ def test_keys_move_what_is_shown(opened: chromium.Page, data: BrowserData) -> No
     assert opened.run("app.panels.B.node.hidden") is True
 
 
+def test_a_laptop_shows_names_whole(browser: chromium.Page, file: Path) -> None:
+    """Of two panels too: what columns and features are called, and the number of the target prompt."""
+    browser.open(file, width=1280, height=720)
+    assert browser.run("document.querySelectorAll('.panel:not([hidden])').length") == 2
+    cut = "[...document.querySelectorAll('.rates th')].filter((n) => n.scrollWidth > n.clientWidth).map((n) => n.textContent)"
+    assert browser.run(cut) == []
+    for letter in "AB":
+        assert browser.run(f"app.panels.{letter}.target.getBoundingClientRect().width") >= 60
+
+
 def test_refused_samples_stay_on_the_page(opened: chromium.Page, context: Context, data: BrowserData) -> None:
     source = [one.name for one in data.sources].index("paper")
     set_panel(opened, site=0, source=source, target=0, epsilon=0.02)

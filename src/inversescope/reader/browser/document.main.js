@@ -271,7 +271,7 @@ class App {
     this.estimator.append(...this.estimators().map((name) => make("option", { value: name, title: TOLD[name] }, name === LIVE ? "stored samples, live" : name)));
     this.variant = select("variant", (variant) => this.set({ variant }));
     this.bandwidth = select("bandwidth", (bandwidth) => this.set({ bandwidth }));
-    this.bandwidth.append(...study.bandwidths.map((name) => make("option", { value: name }, bandwidthText(name))));
+    this.bandwidth.append(...study.bandwidths.map((name) => make("option", { value: name }, bandwidthText(name).replace("of the prior", "of prior"))));
     this.byQ = make("input", { type: "checkbox", onchange: () => this.set({ byQ: this.byQ.checked }) });
     this.two = make("input", { type: "checkbox", onchange: () => this.set({ two: this.two.checked }) });
     form.append(
@@ -300,12 +300,12 @@ class App {
     if (!rows.length) return;
     const { state } = this, sites = [...new Set(["A", "B"].filter((letter) => letter === "A" || state.two).map((letter) => this.study.sites[state.panels[letter].site].label))];
     const at = Object.fromEntries(columns.map((name, k) => [name, k])), listed = columns.filter((name) => !["site", "meaning", "accepted"].includes(name));
-    const cell = (value) => (typeof value === "number" ? make("td", { class: "n" }, String(Number(value.toPrecision(3)))) : make("td", {}, value === null ? "" : String(value)));
+    const cell = (value) => (typeof value === "number" ? make("td", { class: "n" }, shown(value, value !== 0 && Math.abs(value) < 0.01 ? 4 : 2)) : make("td", {}, value === null ? "" : String(value)));
     const table = (own) => make("table", {}, make("thead", {}, make("tr", {}, listed.map((name, k) => make("th", { class: typeof own[0][at[name]] === "number" ? "n" : null }, name)))),
       make("tbody", {}, own.map((row) => make("tr", { class: row[at.accepted] === false ? "refuted" : null, title: row[at.meaning] ?? null }, listed.map((name) => cell(row[at[name]]))))));
-    node.replaceChildren(...sites.flatMap((site) => {
+    node.replaceChildren(...sites.map((site) => {
       const own = rows.filter((row) => row[at.site] === site);
-      return [make("h2", {}, `Hypotheses at ${site}`), own.length ? make("div", { class: "scroll" }, table(own)) : make("p", { class: "note" }, "Nothing was proposed here.")];
+      return make("div", {}, make("h2", {}, `Hypotheses at ${site}`), own.length ? make("div", { class: "scroll" }, table(own)) : make("p", { class: "note" }, "Nothing was proposed here."));
     }));
   }
 

@@ -207,7 +207,7 @@ class Panel {
         study.effects.length ? number("effect", effect?.effect, effect ? `logits, [${tabledText(effect.effect_low)}, ${tabledText(effect.effect_high)}]` : null) : null);
     });
     const head = (text, title, kind = "n") => make("th", { class: kind, title, scope: "col" }, text);
-    const widths = ["name", "label", "n", "n", "label", "n", "n", "n", "n", ...(study.effects.length ? ["n wide"] : [])];
+    const widths = ["name", "label", "n", "n", "label", "n", "n", "n", "n wide", ...(study.effects.length ? ["n wide"] : [])];
     this.table.replaceChildren(
       make("colgroup", {}, widths.map((kind) => make("col", { class: kind }))),
       make("thead", {},
