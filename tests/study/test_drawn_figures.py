@@ -279,6 +279,18 @@ def test_a_study_of_which_nothing_was_accepted_is_drawn(tmp_path):
         assert (tmp_path / "results" / name.format(f"{TASK}_{MODEL}")).stat().st_size > 0
 
 
+def test_training_without_a_floor_is_drawn(tmp_path):
+    """A log has no column of what was never computed."""
+    config = make_study(tmp_path, Sizes())
+    path = tmp_path / "results" / TASK / MODEL / "training" / "inversescope" / "default.csv"
+    write_table(read_table(path).drop(columns="bayes_floor"), path)
+    study = IoiStudy(context_of(tmp_path, config))
+    drawn, data = accuracy.training(study)
+    of = data.groupby("variant")
+    assert of["bayes_floor"].count()["default"] == 0 < of["bayes_floor"].count()["paper"]
+    assert of["loss"].count().min() > 0 and drawn.axes
+
+
 def test_exact_draws_lie_in_the_ball_and_agreement_is_a_share(study_root):
     root, config = study_root
     draws = read_table(root / "results" / TASK / MODEL / "exact_draws.parquet")

@@ -390,9 +390,9 @@ def training_table(study: IoiStudy) -> pd.DataFrame:
     for variant in VARIANTS:
         path = study.context.training_log(study.config.variant(variant).generator, variant)
         log = read_table(need(path, f"train_generator (variant {variant})"))
-        log = log[["step", "loss", "bayes_floor"]].astype(float).sort_values("step")
+        log = log.reindex(columns=["step", "loss", "bayes_floor"]).astype(float).sort_values("step")
         # Loss and floor belong to the same batches, so both are smoothed over the same window; a missing
-        # floor is the last one.
+        # floor is the last one. Training without any floor leaves out its column.
         window = max(1, len(log) // 20)
         smoothed = log["loss"].rolling(window, min_periods=1, center=True).median()
         floor = log["bayes_floor"].ffill().bfill().rolling(window, min_periods=1, center=True).median()
