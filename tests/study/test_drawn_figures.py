@@ -150,6 +150,18 @@ def test_what_each_layer_tells_is_drawn_from_exact_values_alone(tmp_path):
     assert (rows["ci_low"] <= rows["fcr"]).all() and (rows["fcr"] <= rows["ci_high"]).all()
     best = rows[rows["group"] == "heads"].sort_values("fcr").iloc[-1]
     assert drawn.axes[2].get_title().startswith(f"order: {best['site']} ")
+    # Four heads for certain: their number is told. None but one above chance: one frame.
+    shown, whole = study.exact, study.exact["head"].notna() & study.exact["feature"].isin(["item", "order"])
+    order = {"L0H0": 0.9}
+    rates = shown["site"].map(order).where(shown["feature"] == "order").fillna(shown["chance"])
+    rates = rates.mask((shown["feature"] == "item") & (shown["layer"] < 2), 0.97)
+    study.exact = shown.assign(fcr=shown["fcr"].mask(whole, rates))
+    with publication_style():
+        drawn, _ = layers(study)
+    assert drawn.axes[1].get_title() == "item: L0H0 .97, 4 heads ≥ .95"
+    assert drawn.axes[2].get_title() == "order: L0H0 .90"
+    assert [len(ax.patches) for ax in drawn.axes[1:3]] == [3, 1]
+    study.exact = shown
     table, _ = layers_table(study)
     assert list(table["site"].unique()) == [f"L{layer}.resid_post" for layer in range(3)]
     for row in table.to_dict("records"):
@@ -235,6 +247,37 @@ def test_a_model_of_many_layers_and_heads_is_drawn_whole():
     assert exact.loc[lift.idxmax(), "site"] in set(beside["site"]) and beside["site"].nunique() == 44
 
 
+def test_fig9_leaves_out_a_row_of_few_heads(study_root):
+    """One head of eight is no map; the frames are named."""
+    root, config = study_root
+    read = IoiStudy(context_of(root, config))
+    fcr = read.fcr
+    read.fcr = fcr[~fcr["variant"].str.startswith("paper") | (fcr["site"] == "L0H0")]
+    with publication_style():
+        drawn, data = heatmaps.fig9(read)
+    assert set(data["row"]) == set(heatmaps.ROWS) - {"paper"}
+    assert len(drawn.axes) == 3 * 3 + 1
+    assert [text.get_text() for text in drawn.legends[0].texts] == ["the five highest heads of a panel"]
+
+
+def test_controls_stand_beside_the_exact_rate_at_their_bandwidth(study_root, monkeypatch):
+    """Each panel has the rates of its variant's bandwidth, and says which it is."""
+    root, config = study_root
+    read = IoiStudy(context_of(root, config))
+    at = {"paper": read.bandwidth, "default": "epsilon 0.05"}
+    monkeypatch.setattr(read, "bandwidth_of", at.__getitem__)
+    with publication_style():
+        drawn, data = accuracy.controls(read)
+    for variant, bandwidth in at.items():
+        panel = data[data["panel"] == variant]
+        assert set(panel["bandwidth"]) == {bandwidth}
+        shown = panel[panel["estimator"] == "exact"].set_index(["site", "feature"])["fcr"]
+        want = read.fcr[(read.fcr["estimator"] == "exact") & (read.fcr["bandwidth"] == bandwidth)]
+        want = want.set_index(["site", "feature"])["fcr"].loc[shown.index]
+        np.testing.assert_allclose(shown, want, rtol=1e-5)
+    assert drawn.axes[0].get_ylabel() == "object FCR\npaper,\nε = 0.1"
+
+
 def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):
     root, _ = study_root
     rows = written(root, "fig9")
@@ -246,11 +289,18 @@ def test_fig9_pairs_each_bandwidth_with_its_paper_generator(study_root):
     }
 
 
-def test_fig8_has_the_half_line_and_all_samples(study_root):
+def test_fig8_has_the_half_line_and_all_samples(study_root, monkeypatch):
     root, config = study_root
     data = written(root, "fig8")
     with publication_style():
-        drawn, _ = fig8(IoiStudy(context_of(root, config)))
+        drawn, _ = fig8(read := IoiStudy(context_of(root, config)))
+        # Each panel marks the radius of its own variant.
+        radii = {"paper": 0.2, "default": 0.1}
+        monkeypatch.setattr(type(read.context), "headline", lambda _, site, variant: radii[variant])
+        marked, _ = fig8(read)
+    label = "radius of the bandwidth"
+    found = [line.get_xdata()[0] for ax in marked.axes for line in ax.lines if line.get_label() == label]
+    assert found == [0.2, 0.1] * 2
     assert len(drawn.axes) == 4
     for ax in drawn.axes:
         half = [line for line in ax.lines if list(line.get_ydata()) == [0.5, 0.5]]
@@ -259,7 +309,7 @@ def test_fig8_has_the_half_line_and_all_samples(study_root):
         path = root / "results" / TASK / MODEL / "samples" / "inversescope" / variant / f"{site}.parquet"
         raw = read_table(path)
         assert len(part) == int(((raw["decoding"] == "noised") & raw["parsed"]).sum())
-    smoothed = data[data["kind"] == "smoothed"]
+    smoothed = data[data["kind"] == "smoothed"].dropna(subset="agreement")
     assert (smoothed["ci_low"] <= smoothed["agreement"] + 1e-6).all() and (
         smoothed["agreement"] <= smoothed["ci_high"] + 1e-6
     ).all()

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import MODEL, TASK, Sizes, context_of, make_config, make_study, names_of
+from matplotlib.figure import Figure
 
 from inversescope.config import ExperimentConfig
 from inversescope.errors import InputError
-from inversescope.figures import registry, tables
+from inversescope.figures import panels, registry, tables
 from inversescope.report import page as report
 from inversescope.report.page import make_report
 from inversescope.store import read_table, write_table
@@ -114,6 +115,24 @@ def test_smoothing_recovers_a_known_curve():
     inner = curve[(curve["distance"] > 0.1) & (curve["distance"] < 0.9)]
     np.testing.assert_allclose(inner["agreement"], 1 - inner["distance"], atol=0.04)
     assert smooth(pd.Series([0.1]), pd.Series([1]), pd.Series([0])).empty
+    # Nothing is said where no sample is near.
+    x = pd.Series(np.r_[np.linspace(0, 0.2, 50), np.linspace(0.8, 1, 50)])
+    curve = smooth(x, (x < 0.5).astype(int), pd.Series(np.arange(100) % 10))
+    far = curve["distance"].between(0.23, 0.77)
+    assert far.any() and curve.loc[far, ["agreement", "ci_low", "ci_high"]].isna().all(axis=None)
+    assert curve.loc[~curve["distance"].between(0.2, 0.8), "agreement"].notna().all()
+
+
+def test_sites_are_in_order_of_depth_and_the_first_of_each_kind_is_named():
+    stream = [f"L{layer}.resid_post" for layer in range(60)]
+    frame = pd.DataFrame({"site": ["L0H0", *stream, "L0.resid_mid", "L0.resid_pre"]})
+    sites = list(tables.sort_sites(frame)["site"])
+    assert sites == ["L0H0", "L0.resid_pre", "L0.resid_mid", *stream]
+    ax = Figure().subplots()
+    panels.site_axis(ax, sites)
+    named = [text.get_text() for text in ax.get_xticklabels()]
+    assert named[:5] == ["L0H0", "L0.resid_pre", "L0.resid_mid", "L0.resid_post", "L2.resid_post"]
+    assert len(named) < 36
 
 
 def test_the_configuration_names_heads(tmp_path):

@@ -187,8 +187,13 @@ def bare_share(value: float, form: str) -> str:
 
 
 def site_axis(ax: Axes, sites: list[str]) -> None:
-    """Name the sites below the lowest panel; of many every second, or third."""
-    marks = range(0, len(sites), -(-len(sites) // MANY_SITES))
+    """Name the sites below the lowest panel; of many every second, or third, from the first of each kind on."""
+    step = -(-len(sites) // MANY_SITES)
+    kinds = [site.partition(".")[2] for site in sites]
+    marks: list[int] = []
+    for index, kind in enumerate(kinds):
+        if kinds.index(kind) == index or index - marks[-1] >= step:
+            marks.append(index)
     names = [sites[index] for index in marks]
     ax.set_xticks(marks, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.3)
     ax.tick_params(axis="x", length=0 if len(marks) == len(sites) else 2)

@@ -29,6 +29,8 @@ _TEXT = (
     "bandwidth",
 )
 _GROUP_ORDER = {"heads": 0, "residual": 1, "other": 2}
+#: Places of a layer in the residual stream, by depth.
+_DEPTH = {"resid_pre": 0, "resid_mid": 1, "resid_post": 2}
 
 #: Decodings that are compared, in words.
 DECODINGS = {PLAIN: "plain", MIXED: "cache mixing"}
@@ -63,7 +65,7 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def sort_sites(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows as sites are listed everywhere: heads, then the residual stream, then layer outputs."""
+    """Sort rows as sites are listed everywhere: heads, then the residual stream by depth, then layer outputs."""
     number = frame["site"].str.extract(r"^L(?P<layer>\d+)(?:H(?P<head>\d+))?").astype(float)
     keys = pd.DataFrame(
         {
@@ -72,6 +74,7 @@ def sort_sites(frame: pd.DataFrame) -> pd.DataFrame:
             else frame["site"].map(group_of).map(_GROUP_ORDER),
             "layer": number["layer"],
             "head": number["head"].fillna(-1),
+            "depth": frame["site"].str.partition(".")[2].map(_DEPTH).fillna(-1),
             "site": frame["site"],
         },
         index=frame.index,

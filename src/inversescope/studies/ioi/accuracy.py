@@ -337,17 +337,22 @@ CONTROL_PANELS = {
 
 @figure("controls", "plot_figures", title="FCR beside its controls")
 def controls(study: IoiStudy) -> Drawing:
-    """FCR of every site by every estimator and control beside the exact value, two panels a feature."""
-    rows = full_cache(select(study.rates, feature=study.headline))
+    """FCR of every site by every estimator and control beside the exact value, two panels a feature.
+
+    All rates of a panel are at the bandwidth of its variant.
+    """
     parts = []
     for variant, names in CONTROL_PANELS.items():
+        key_: dict[str, Any] = {"feature": study.headline, "bandwidth": study.bandwidth_of(variant)}
+        rows = full_cache(select(study.fcr, **key_))
         select(rows, variant=variant, decoding=PLAIN)
         own = rows[rows["variant"].isin(["", variant]) & rows["decoding"].isin(["", PLAIN])]
         for name in ["exact", *names]:
             part = own[own["estimator"] == name].drop_duplicates(["site", "feature"])
             parts.append(part.assign(panel=variant))
-    keep = "panel feature site group estimator fcr ci_low ci_high chance n_targets".split()
-    sites = telling_sites(rows[rows["estimator"] == "exact"], MANY_SITES)
+    keep = "panel bandwidth feature site group estimator fcr ci_low ci_high chance n_targets".split()
+    exact = select(study.rates, estimator="exact", feature=study.headline)
+    sites = telling_sites(exact, MANY_SITES)
     data = pd.concat(parts)[keep]
     data = as_written(data[data["site"].isin(sites)])
     panels = [(feature, panel) for feature in study.headline for panel in CONTROL_PANELS]
@@ -359,7 +364,7 @@ def controls(study: IoiStudy) -> Drawing:
         ax.axhline(float(rows["chance"].mean()), color=RED, linewidth=0.8, linestyle="--")
         share_axis(ax)
         part_sites(ax, data, sites)
-        ax.set_ylabel(f"{feature} FCR\n({panel})")
+        ax.set_ylabel(f"{feature} FCR\n{panel},\n{study.config.headline_of(panel).label}")
     site_axis(axes[-1], sites)
     panel_letters(axes)
     handles = [key(n, *style) for n, style in ESTIMATOR_STYLE.items() if (data["estimator"] == n).any()]

@@ -17,6 +17,8 @@ from inversescope.studies.ioi.samples import fig8_points
 from inversescope.studies.ioi.shown import IoiStudy
 
 _GRID = 80
+#: Of the range of distances: nothing is said of a place whose nearest sample is farther than this.
+_NEAR = 1 / 40
 _RESAMPLES = 400
 
 
@@ -38,16 +40,14 @@ def fig8(study: IoiStudy) -> Drawing:
     drawn = new_figure(WIDTH, 2.15 * len(sites) + 0.25)
     axes = drawn.subplots(len(sites), len(VARIANTS), sharey=True, squeeze=False)
     for i, site in enumerate(sites):
-        epsilon = study.context.headline(site)
         here = data[data["site"] == site]
+        radii = {variant: study.context.headline(site, variant) for variant in VARIANTS}
         end = here.loc[here["kind"] == "sample", "distance"].max()
-        end = end if np.isfinite(end) else 2 * epsilon
-        for j, variant in enumerate(VARIANTS):
+        end = max(end if np.isfinite(end) else 0, 1.2 * max(radii.values()))
+        for j, (variant, radius) in enumerate(radii.items()):
             ax = axes[i, j]
             ax.axhline(0.5, color=GREY, linewidth=0.8, label="50%")
-            ax.axvline(
-                epsilon, color=GREY, linewidth=0.8, linestyle=":", label=study.config.kernel.headline.label
-            )
+            ax.axvline(radius, color=GREY, linewidth=0.8, linestyle=":", label="radius of the bandwidth")
             _agreement(ax, here[here["variant"] == variant], study.colour(variant))
             truth = here[(here["kind"] == "exact") & (here["distance"] <= end)]
             for k, piece in enumerate(_unbroken(truth)):
@@ -56,7 +56,8 @@ def fig8(study: IoiStudy) -> Drawing:
                 ax.plot(piece["distance"], piece["agreement"], label=label, **style)
             share_axis(ax, pad=0.06)
             ax.set_xlim(0, end * 1.02)
-            ax.set_title(f"{site} ({study.by_distance[site]}), {study.at_bandwidth(variant)}")
+            at = study.config.headline_of(variant).label
+            ax.set_title(f"{site} ({study.by_distance[site]})\n{variant}, {at}")
             ax.set_xlabel("cosine distance d(z, ẑ)" if i == len(sites) - 1 else "")
             ax.set_ylabel(f"same {study.feature} as the seed" if j == 0 else "")
     panel_letters(axes.flat)
@@ -115,10 +116,10 @@ def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataF
     """Smooth a 0/1 indicator over distance by a Gaussian kernel, with a band that resamples target prompts.
 
     The bandwidth is Silverman's (0.9 min(sd, IQR / 1.34) n^-1/5), at least a hundredth of the range; the
-    curve spans the 1st to the 99th percentile of distances.
+    curve spans the 1st to the 99th percentile of distances, and is missing where no sample is near.
 
     Returns:
-        distance, agreement, ci_low, ci_high on an even grid; empty for fewer than two distinct distances.
+        distance, agreement, ci_low, ci_high on an even grid, NaN far from all samples; empty for fewer than two distinct distances.
     """
     x, y = distance.to_numpy(dtype=float), agree.to_numpy(dtype=float)
     low, high = (np.quantile(x, [0.01, 0.99])) if len(x) else (0.0, 0.0)
@@ -138,6 +139,8 @@ def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataF
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = np.where(bottom @ times > 1e-9, (top @ times) / (bottom @ times), np.nan)
         band = np.nanquantile(draws, [0.025, 0.975], axis=1)
+        rates = np.stack([top.sum(1) / bottom.sum(1), *band])
+    rates[:, np.abs(grid[:, None] - x).min(1) > _NEAR * (high - low)] = np.nan
     return pd.DataFrame(
-        {"distance": grid, "agreement": top.sum(1) / bottom.sum(1), "ci_low": band[0], "ci_high": band[1]}
+        {"distance": grid} | dict(zip(("agreement", "ci_low", "ci_high"), rates, strict=True))
     )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from inversescope.figures.panels import (
     frame_heads,
     head_map,
+    key,
     layers_across,
     lines_and_columns,
     panel_letters,
@@ -47,7 +48,7 @@ def fig4(study: IoiStudy) -> Drawing:
     lines, across = lines_and_columns(study.shape)
     width = WIDTH if across >= 8 else 0.4 * WIDTH * len(columns)
     height = np.clip(0.62 * width / len(columns) * lines / across, 1.3, 1.7 if across < 8 else 2.3)
-    drawn = new_figure(width, len(ROWS) * height + 0.3)
+    drawn = new_figure(width, len(ROWS) * height + 0.5)
     _grid(drawn, data, study.shape, "feature", columns, lambda row, name: f"{name}, {_title(study, row)}")
     return drawn, data
 
@@ -62,12 +63,15 @@ def fig9(study: IoiStudy) -> Drawing:
     """Object FCR of every head at the headline bandwidth and its neighbours; rows: see `ROWS`.
 
     The paper trains and samples at the same bandwidth, so its row uses a variant a bandwidth, and is empty where none was trained;
-    `default` is one generator.
+    `default` is one generator. A row that has less than half of the heads at every bandwidth is left out.
     """
     data = fig9_rates(study)
+    most = data.groupby(["row", "bandwidth"]).size().groupby("row").max()
+    data = data[data["row"].map(most) >= most["exact"] / 2]
+    rows = data["row"].nunique()
     lines, across = lines_and_columns(study.shape)
     height = np.clip(0.8 * WIDTH / 3 * lines / across, 1.0, 2.2)
-    drawn = new_figure(WIDTH, len(ROWS) * height + 0.3)
+    drawn = new_figure(WIDTH, rows * height + 0.5)
     columns = {str(one): one.label.removesuffix(" of the prior") for one in study.three_bandwidths}
     _grid(drawn, data, study.shape, "bandwidth", columns, lambda row, name: f"{ROWS[row]}, {name}")
     return drawn, data
@@ -146,15 +150,18 @@ def _grid(
     columns: dict[Any, str],
     title: Any,
 ) -> None:
-    """Draw a panel for each of `ROWS` and each value of a column, with one colour bar."""
-    axes = drawn.subplots(len(ROWS), len(columns), sharex=True, sharey=True, squeeze=False)
-    for i, row in enumerate(ROWS):
+    """Draw a panel for each of `ROWS` of which there is data and each value of a column, with one colour bar."""
+    rows = [row for row in ROWS if (data["row"] == row).any()]
+    axes = drawn.subplots(len(rows), len(columns), sharex=True, sharey=True, squeeze=False)
+    for i, row in enumerate(rows):
         for j, (value, name) in enumerate(columns.items()):
             panel = data[(data["row"] == row) & (data[column] == value)]
             told = f"{row}: not trained at {name}" if panel.empty else title(row, name)
-            head_map(axes[i, j], panel, shape, told, xlabel=i == len(ROWS) - 1, ylabel=j == 0)
+            head_map(axes[i, j], panel, shape, told, xlabel=i == len(rows) - 1, ylabel=j == 0)
             frame_heads(axes[i, j], panel[panel["top5"]], shape)
     panel_letters(axes.flat)
+    framed = key("the five highest heads of a panel", RED, "s", markerfacecolor="none", markersize=6)
+    drawn.legend(handles=[framed], loc="outside lower center")
     _colour_bar(drawn, list(axes.flat), float(data["chance"].mean()))
 
 

@@ -43,6 +43,8 @@ FEATURES: dict[str, tuple[str, Any]] = {
 _PLACE = {"resid_pre": -1.0, "resid_mid": -0.5, "resid_post": 0.0}
 #: Heads of a feature that are framed.
 _FRAMED = 3
+#: A head that tells less than this beyond chance reads as .00, and is not framed.
+_VISIBLE = 0.005
 _TEXT_GAP = 0.048
 
 
@@ -181,6 +183,10 @@ def _by_head(
         best = part[part["site"].isin(best_heads(part, _FRAMED))]
         first = best.sort_values("fcr", ascending=False, kind="stable").iloc[0]
         title = f"{name}: {first['site']} {bare_share(first['fcr'], '.2f')}"
+        certain = int((part["fcr"] >= CERTAIN).sum())
+        if certain > _FRAMED:
+            title += f", {certain} heads ≥ {bare_share(CERTAIN, '.2f')}"
+        best = best[best["told"] >= _VISIBLE]
         lowest = number + across >= len(features)
         head_map(ax, part, shape, title, xlabel=lowest, ylabel=number % across == 0, value="told")
         frame_heads(ax, best, shape)
