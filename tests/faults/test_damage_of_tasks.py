@@ -73,8 +73,8 @@ TEXTS: dict[str, tuple[str, str, list[str], str]] = {
     "counting: causal effects": (
         "counting",
         f"results/{COUNTING}/causes.csv",
-        ["plot_cases"],
-        "results/tables/counting_tiny_cases.csv",
+        ["plot_causes"],
+        "results/tables/counting_tiny_causes_headline.csv",
     ),
 }
 
