@@ -302,6 +302,20 @@ def test_the_tokenizer_is_that_of_the_folder_without_settings_of_old_calls(tmp_p
     assert tokenizer.backend_tokenizer.normalizer is None
 
 
+def test_dropout_of_a_saved_tokenizer_is_switched_off(tmp_path: Path) -> None:
+    """It belongs to the tokenizer's training: the same text would be other tokens each time."""
+    letters = sorted(set("".join(TEXTS)))
+    names = [END, *letters, "Th", "The", "in"]
+    backend = Tokenizer(
+        models.BPE({name: n for n, name in enumerate(names)}, [("T", "h"), ("Th", "e"), ("i", "n")])
+    )
+    backend.model.dropout = 0.5
+    backend.decoder = decoders.Fuse()
+    tokenizer = opened(saved(tmp_path, tokenizer=backend)).tokenizer
+    found = {tuple(ids) for _ in range(20) for ids in encode(tokenizer, TEXTS[:1])}
+    assert len(found) == 1 and names.index("The") in found.pop()
+
+
 def test_a_begin_token_that_is_wanted_must_be_there(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     with pytest.raises(InputError, match="has no begin token"):

@@ -86,7 +86,7 @@ class Location:
         return model if spread or on_cpu() else model.to(device())
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Load the fast tokenizer as tokenizer.json has it, but for truncation and padding. Raises `InputError` if there is none.
+        """Load the fast tokenizer of tokenizer.json, but for truncation, padding and dropout. Raises `InputError` if there is none.
 
         What transformers makes itself for a type of model may differ from the file.
         """
@@ -97,6 +97,9 @@ class Location:
             raise InputError(f"{self.path} has no fast tokenizer", "Use a model with tokenizer.json")
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+        if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+            # Of BPE: for training, it splits the same text in another way each time.
+            tokenizer.backend_tokenizer.model.dropout = None
         return tokenizer
 
     def _load(self, kind: Any, **options: Any) -> Any:
