@@ -1,6 +1,6 @@
-"""Operations and memory of the stages: the formulas of docs/cost.md, by its symbols, and a counter to check them with.
+"""Operations of the stages: the formulas of docs/cost.md, by its symbols, and a counter of what is run.
 
-tests/study/test_paper_shape.py compares them with what each stage takes; tests/unit/test_cost.py with the numbers of docs/cost.md.
+tests/unit/test_cost.py compares them with the numbers of docs/cost.md. Memory has no function yet: docs/cost.md alone estimates it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-
-#: Bytes of a float32.
-FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,8 @@ def train_backbone(tokens: float, model: Decoder) -> float:
 
 
 def train_generator(sequences: float, T: float, model: Decoder, passed: float, frozen: bool) -> float:
-    """A step on S B sequences of T positions, whose activations pass so many parameters: `Control.P_c`, or `passed_in_blocks`."""
+    """A step on S B sequences of T positions, whose activations pass so many parameters: `Control.P_c`, or P_v of docs/cost.md."""
     return sequences * (T * (4 if frozen else 6) * (model.P + model.P_o) + 6 * passed)
-
-
-def passed_in_blocks(model: Decoder, W: int, blocks: int) -> int:
-    """Parameters that an activation passes in InversionView, in residual blocks of width W, then to the decoder's layers: P_v."""
-    return blocks * 8 * W**2 + model.L * (W * model.D + 2 * model.D**2)
 
 
 def write_candidates(tokens: float, model: Decoder, H: int, told: float = 0, passed: float = 0) -> float:
@@ -94,54 +86,6 @@ def write_candidates(tokens: float, model: Decoder, H: int, told: float = 0, pas
 def search(Q: float, N: float, d: float) -> float:
     """Distances of Q activations to N others: `compute_exact`, neighbours of targets and of training examples."""
     return 2 * Q * N * d
-
-
-def train_sae(steps: float, batch: float, d: float, width: float) -> float:
-    """One autoencoder."""
-    return steps * batch * 10 * d * width
-
-
-# ------------------------------------------------------------------------------------------------------ bytes of memory
-def memory_of_pass(tokens: float, D: int, d_mlp: int, gated: bool, size: int = FLOAT) -> float:
-    """Tokens that a target runs at a time, 8,192 at most: their states in a block of it, of numbers of so many bytes."""
-    return min(tokens, 8192) * size * (5 * D + (3 if gated else 1) * d_mlp)
-
-
-def memory_of_backbone(model: Decoder, tokens: float, texts: int) -> float:
-    """Main memory of `train_backbone`: a step on so many tokens, texts that are written at a time, or the checkpoint."""
-    whole = model.P + model.P_o
-    step = 4 * whole + 3 * tokens * model.V
-    written = 2 * whole + 7 * texts * model.V
-    checkpoint = 2 * whole + 2 * (whole + model.P_o)
-    return FLOAT * max(step, written, checkpoint)
-
-
-def memory_of_generator(
-    model: Decoder, own: float, sequences: float, T: float, control: float, frozen: bool
-) -> float:
-    """Main memory of `train_generator` on a processor: a step, or the checkpoint, when the moments are gone.
-
-    Args:
-        own: parameters beside the backbone's.
-        sequences, T: of a step, and their positions.
-        control: numbers that control layers keep of a sequence.
-    """
-    backbone = model.P + model.P_o
-    trained = own if frozen else own + backbone
-    step = 2 * trained + 3 * sequences * (T * model.V + control)
-    checkpoint = 2 * (own + backbone + model.P_o)
-    # The backbone that training begins with stays beside what is trained.
-    return FLOAT * (own + 2 * backbone + trained + max(step, checkpoint))
-
-
-def memory_of_candidates(
-    model: Decoder, own: float, rows: float, T: float, targets: float, control: float
-) -> float:
-    """Main memory of `sample_prompts`: loading the generator, or writing so many rows of T tokens for so many targets."""
-    whole = own + model.P + model.P_o
-    loading = 2 * (whole + model.P_o)
-    writing = rows * (2 * model.L * model.D * T + 9 * model.V) + targets * control
-    return FLOAT * (whole + max(loading, writing))
 
 
 # ------------------------------------------------------------------------------------------------------------- counter
