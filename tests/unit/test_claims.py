@@ -58,12 +58,14 @@ def of_heads(bandwidth: str, row: str, rates: list[float]) -> pd.DataFrame:
 
 
 def test_ranks_of_heads() -> None:
-    """The same order, the reversed one; a head without a rate is left out."""
+    """The same order, the reversed one; a head without a rate is left out, and so is a row with one head."""
     rates = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
     parts = [of_heads("epsilon 0.1", row, rates) for row in ("same", "reversed")]
     parts += [of_heads("epsilon 0.2", "same", [x**2 for x in rates[:-1]] + [np.nan])]
     parts += [of_heads("epsilon 0.2", "reversed", rates[::-1])]
-    found = rank_agreement(pd.concat(parts)).set_index("row")
+    lone = [of_heads(f"epsilon {epsilon}", "lone", [0.5, np.nan]) for epsilon in (0.1, 0.2)]
+    assert rank_agreement(pd.concat(lone)).empty
+    found = rank_agreement(pd.concat([*parts, *lone])).set_index("row")
     assert found["spearman"].to_dict() == pytest.approx({"same": 1.0, "reversed": -1.0})
     assert found["n_heads"].to_dict() == {"same": 6, "reversed": 7}
     assert found["shared"].to_dict() == {"same": 4, "reversed": 3}

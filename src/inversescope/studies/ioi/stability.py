@@ -20,6 +20,11 @@ from inversescope.studies.ioi.shown import IoiStudy
 
 #: Distances between which agreement is compared; the paper says that it stays high below the second one.
 STEPS = {"near": (0.0, 0.1), "next": (0.1, 0.2), "beyond": (0.2, 0.4)}
+#: Columns of `rank_agreement`.
+RANKS = (
+    *("row", "first", "second", "n_heads", "spearman", "low", "high"),
+    *("shared", "change", "change_low", "change_high"),
+)
 
 
 def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
@@ -32,12 +37,15 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
     Returns:
         row, first, second (bandwidths), n_heads (with a rate at both), spearman, low, high; shared: how many of the five best heads
         at the one are among the five best at the other; change, change_low, change_high: second rate minus first, mean over heads.
+        Where fewer than two heads have a rate at both, there is no row.
     """
     found: list[dict[str, Any]] = []
     for row, part in rates.groupby("row", sort=False):
         wide = part.pivot(index="site", columns="bandwidth", values="fcr")
         for first, second in combinations(dict.fromkeys(part["bandwidth"]), 2):
             both = wide[[first, second]].dropna()
+            if len(both) < 2:
+                continue
             values = both.to_numpy(float).T
             heads = np.split(np.arange(len(both)), len(both))
             draws = resamples(heads, np.random.default_rng([seed, 37]))
@@ -60,7 +68,7 @@ def rank_agreement(rates: pd.DataFrame, confidence: float = 0.95, seed: int = 0)
                     "change_high": change_high,
                 }
             )
-    return pd.DataFrame(found)
+    return pd.DataFrame(found, columns=RANKS)
 
 
 @table(
