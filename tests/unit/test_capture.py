@@ -321,6 +321,36 @@ def test_faster_ways_are_left_where_the_model_is_not_made_for_them(length: int) 
     assert proven(Target(model, tokenizer=None, name="short"), 4) == tuple(WAYS)
 
 
+def turned(kind: str, **rope: Any) -> Target:
+    """A Llama whose positions are scaled for long texts."""
+    spec, _ = SHAPES["llama"]
+    rope |= {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 27}
+    model = build_model(
+        spec.model_copy(update={"n_positions": 64}),
+        VOCABULARY,
+        3,
+        initializer_range=0.3,
+        rope_parameters=rope,
+    )
+    return Target(model, tokenizer=None, name=kind)
+
+
+def test_beginnings_are_not_shared_where_positions_turn_by_the_length_of_the_whole() -> None:
+    """Of 60 tokens 26 are shared: alone they are short, and a cut in the middle (30) would not show that."""
+    target = turned("longrope", short_factor=[1.0] * 4, long_factor=[3.0, 2.0, 5.0, 4.0])
+    rng = np.random.default_rng(0)
+    for length in (20, 60):
+        tokens = rng.integers(0, VOCABULARY, (64, length)).astype(np.int32)
+        tokens[:, : length // 2 - 4] = tokens[0, : length // 2 - 4]
+        tokens[32:, : length - 2] = tokens[32, : length - 2]
+        hidden, _ = reference(target, tokens)
+        got = capture(target, tokens, expand_sites(["L*.resid_pre"], 3, 4))
+        for layer in range(target.n_layers):
+            close(got[f"L{layer}.resid_pre"], hidden[layer][:, -1])
+        assert PREFIXES not in proven(target, length)
+    assert PREFIXES in proven(turned("yarn"), 60)
+
+
 def test_attention_that_differs_is_replaced_by_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The model's own attention, and one way to share beginnings, are wrong: neither is used, and the result is right."""
     target = make_target("llama")

@@ -1,7 +1,7 @@
 """Faster ways of running a model are used only where they give what transformers' plain attention gives for the model at hand.
 
 Each is tried once, at loading, on prompts as long as those that are to be run: a window, or positions that are scaled for long
-texts, show only there.
+texts, show only there. One way is tried at one cut alone: beginnings are shared only where what follows cannot change them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ WAYS: dict[str, Callable[[Target], AbstractContextManager[None]] | None] = {
     "attention": lambda target: _substitutes().short_attention(target.model),
     PREFIXES: None,
 }
+#: Kinds of rotary positions that turn a prompt's first tokens otherwise if it is long: what is shared depends on what follows.
+BY_LENGTH = ("dynamic", "longrope")
 #: Relative difference of a position's residual stream that is rounding, by dtype.
 ROUNDING = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -55,8 +57,11 @@ def proven(target: Target, length: int) -> tuple[str, ...]:
 
     The model's own attention is among what is tried: where it differs, the model is set to the plain one for good.
     """
-    length = min(length, int(target.model.config.max_position_embeddings))
-    known, ways = target.proven or (1, tuple(WAYS))
+    config = target.model.config
+    length = min(length, int(config.max_position_embeddings))
+    turned = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    possible = tuple(way for way in WAYS if way != PREFIXES or turned not in BY_LENGTH)
+    known, ways = target.proven or (1, possible)
     # Short prompts attend by another function than long ones.
     for tried in (min(length, SHORT), length):
         if tried > known:
