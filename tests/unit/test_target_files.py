@@ -120,6 +120,20 @@ def integers(folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def rotated(**factors: list[float]) -> Callable[[Path], None]:
+    """A Llama with factors for long texts; its heads are 8 numbers wide."""
+
+    def save(folder: Path) -> None:
+        sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+        with quiet():
+            LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes)).save_pretrained(folder)
+        rope = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, **factors}
+        rope |= {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 8}
+        described(folder, rope_parameters=rope | {"rope_theta": 1e4})
+
+    return save
+
+
 def classifier(folder: Path) -> None:
     with quiet():
         GPT2ForSequenceClassification(gpt2(pad_token_id=0)).save_pretrained(folder)
@@ -195,6 +209,12 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str, str]] = {
         "activation function 'gelu_fancy'",
         "Name one",
     ),
+    "long factors": (
+        rotated(long_factor=[2.0] * 3),
+        "config.json has a long_factor of length 3, but the model's heads need 4",
+        "saved with the weights",
+    ),
+    "one short factor for all": (rotated(short_factor=[1.0]), "has a short_factor of length 1", "saved with"),
     "family": (
         lambda f: described(f, model_type="opt"),
         "model tiny is of the family 'opt'",
@@ -346,6 +366,13 @@ def letters(normalizer: normalizers.Normalizer | None = None, extra: str = "") -
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=END, unk_token=END)
 
 
+def ended() -> PreTrainedTokenizerFast:
+    """A tokenizer whose end token is `</s>`, and that has a separator."""
+    backend = letters(extra="Chad</s>").backend_tokenizer
+    backend.add_special_tokens(["</s>", "<sep>"])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+
+
 def target(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> Target:
     return Target(GPT2LMHeadModel(gpt2(**changes)).eval(), tokenizer, "tiny")
 
@@ -383,6 +410,26 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown as end": (
         lambda root: checked(prior(root, [row | {"form": row["form"] + "Z"} for row in ROWS]), letters()),
         "turns 'TheZ .*' into 'The<.endoftext.> ",
+    ),
+    "unknown in an answer": (
+        lambda root: checked(prior(root, [row | {"code": row["code"] + "Z"} for row in ROWS]), letters()),
+        "turns 'The .* T.Z' into 'The .*<.endoftext.>'",
+    ),
+    "folded in an answer": (
+        lambda root: checked(
+            prior(root, [row | {"code": f"²{row['code']}"} for row in ROWS]), letters(normalizers.NFKC(), "2")
+        ),
+        "turns 'The .* ²T.' into 'The .* 2T.'",
+    ),
+    "end token as text": (
+        lambda root: checked(prior(root, [*ROWS, ROWS[0] | {"country": "Chad</s>"}]), ended()),
+        "takes </s> for a token of its own, and not for text: prompt 4, 'The Chad</s>'",
+    ),
+    "mark in an answer": (
+        lambda root: checked(
+            prior(root, [*ROWS, {"form": "In", "country": "Chad", "code": "<sep>"}]), ended()
+        ),
+        "takes <sep> for a token of its own, and not for text: prompt 4, 'In Chad <sep>'",
     ),
     "embedding": (
         lambda root: checked(prior(root), letters(), vocab_size=12),
@@ -428,6 +475,11 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
         "gives 'The Peru ' other tokens with its answer than without",
     ),
 }
+
+
+def test_answers_that_nobody_asks_for_are_not_looked_at(tmp_path: Path) -> None:
+    task = prior(tmp_path, [row | {"code": row["code"] + "Z"} for row in ROWS])
+    check_target(target(letters()), task, ["L0H0"], [], np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("case", UNFIT)

@@ -31,7 +31,7 @@ from inversescope.generator.prior import (
 )
 from inversescope.store import save_checkpoint, write_table
 from inversescope.streams import stream
-from inversescope.targets.fitness import check_round_trip, some_of
+from inversescope.targets.fitness import check_kept, some_of
 from inversescope.targets.tokenizers import check_single_tokens, encode, tokenizer_hash
 from inversescope.training import Schedule, processor, train
 from inversescope.workflow import paths
@@ -49,9 +49,10 @@ def train_backbone(context: Context) -> None:
     tokenizer = backbone_tokenizer(context)
     check_single_tokens(tokenizer, task.single_token_words())
     if settings.init != "scratch":
-        texts = task.texts(some_of(task, stream(config.seed, "train_backbone", "check")))
+        index = some_of(task, stream(config.seed, "train_backbone", "check"))
+        texts = task.texts(index)
         name = f"The tokenizer of backbone {settings.path}"
-        check_round_trip(tokenizer, texts, encode(tokenizer, texts), name)
+        check_kept(tokenizer, list(zip(index.tolist(), texts, encode(tokenizer, texts), strict=True)), name)
     backbone = initial_backbone(context, tokenizer)
     needed = longest_prompt(task, tokenizer) + 2
     if backbone.shape.n_positions < needed:

@@ -164,6 +164,25 @@ def _activation(folder: Folder) -> str | None:
     return None
 
 
+def _rotation(folder: Folder) -> str | None:
+    from transformers import CONFIG_MAPPING
+
+    if not (told := folder.config.get("rope_parameters") or folder.config.get("rope_scaling")):
+        return None
+    try:
+        config = CONFIG_MAPPING[folder.config["model_type"]].from_dict(folder.config)
+        whole = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        pairs = int(whole * config.rope_parameters.get("partial_rotary_factor", 1.0)) // 2
+    except Exception:  # of a dozen types: the file is no configuration of that model, which loading it says
+        return None
+    for key in ("short_factor", "long_factor"):
+        factors = told.get(key)
+        if factors is not None and (not isinstance(factors, list) or len(factors) != pairs):
+            found = len(factors) if isinstance(factors, list) else 1
+            return f"{folder.path / CONFIG} has a {key} of length {found}, but the model's heads need {pairs}"
+    return None
+
+
 def _no_tokenizer(folder: Folder) -> str | None:
     return None if folder.has(TOKENIZER) else f"{folder.path} has no {TOKENIZER}"
 
@@ -178,6 +197,7 @@ CONFIG_CHECKS: tuple[tuple[Check, str], ...] = (
     (_own_code, "If transformers' own code computes the same, take auto_map out of that file"),
     (_quantised, "Take the model as it was before, or its GGUF file; or dequantise it and save that"),
     (_activation, "Name one that transformers has"),
+    (_rotation, f"Let {CONFIG} be the one that was saved with the weights"),
 )
 #: The same of a whole folder, in this order: later checks need earlier ones.
 CHECKS: tuple[tuple[Check, str], ...] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,15 @@ from inversescope.tasks import Task
 
 #: Prompts that are looked at, at most: all of a corpus, many of a prior whose slots combine.
 MOST = 50_000
+
+
+class Asked(NamedTuple):
+    """A question, and with its answer; `ids` and `whole` are their tokens as the model reads them."""
+
+    question: str
+    ids: np.ndarray
+    answered: str
+    whole: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,23 +59,26 @@ class Needed:
         return self.task.texts(self.index)
 
     @cached_property
-    def plain(self) -> list[np.ndarray]:
-        """Their tokens, without a begin token."""
-        return encode(self.target.tokenizer, self.texts)
-
-    @cached_property
     def ids(self) -> list[np.ndarray]:
         """Their tokens as the model reads them."""
-        return self.target.begun(self.plain)
+        return self.target.encode(self.texts)
 
     @cached_property
-    def asked(self) -> list[tuple[str, np.ndarray, np.ndarray]]:
-        """Each question, its tokens, and those with the answer; none if no answer is asked."""
-        if not self.patched:
+    def asked(self) -> list[Asked]:
+        """All questions of these prompts; none if no answer is asked."""
+        if not self.patched and not self.task.study_asks:
             return []
-        questions, whole = self.task.questions(self.index), self.task.completed(self.index)
+        questions, answered = self.task.questions(self.index), self.task.completed(self.index)
         ids = self.ids if questions == self.texts else self.target.encode(questions)
-        return list(zip(questions, ids, self.target.encode(whole), strict=True))
+        return list(map(Asked, questions, ids, answered, self.target.encode(answered)))
+
+    @cached_property
+    def read(self) -> list[tuple[int, str, np.ndarray]]:
+        """All that is tokenized: numbers of prompts, texts, and their tokens; with a question's answer stands the question."""
+        answered = [(one.answered, one.whole) for one in self.asked]
+        pairs = [*zip(self.texts, self.ids, strict=True), *answered]
+        numbers = np.resize(self.index, len(pairs)).tolist()
+        return [(number, *pair) for number, pair in zip(numbers, pairs, strict=True)]
 
 
 def _sites(needed: Needed) -> None:
@@ -86,14 +99,15 @@ def _single_tokens(needed: Needed) -> None:
     needed.task.check_tokenizer(lambda texts: encode(needed.target.tokenizer, texts))
 
 
-def _round_trip(needed: Needed) -> None:
-    check_round_trip(needed.target.tokenizer, needed.texts, needed.plain, needed.name)
+def _kept(needed: Needed) -> None:
+    begin = 1 if needed.target.bos else 0
+    texts = [(number, text, ids[begin:]) for number, text, ids in needed.read]
+    check_kept(needed.target.tokenizer, texts, needed.name)
 
 
 def _embedded(needed: Needed) -> None:
     size = needed.target.model.get_input_embeddings().weight.shape[0]
-    asked = [(question, whole) for question, _, whole in needed.asked]
-    for text, ids in [*zip(needed.texts, needed.ids, strict=True), *asked]:
+    for _, text, ids in needed.read:
         if ids.max(initial=0) >= size:
             token = needed.target.tokenizer.convert_ids_to_tokens(int(ids.max()))
             raise InputError(
@@ -104,8 +118,7 @@ def _embedded(needed: Needed) -> None:
 
 def _short(needed: Needed) -> None:
     most = needed.target.model.config.max_position_embeddings
-    asked = [(question, whole) for question, _, whole in needed.asked]
-    for text, ids in [*zip(needed.texts, needed.ids, strict=True), *asked]:
+    for _, text, ids in needed.read:
         if not 0 < len(ids) <= most:
             raise InputError(
                 f"'{text}' has {len(ids)} tokens, but {needed.target.name} takes 1 to {most}",
@@ -131,10 +144,10 @@ def _positions(needed: Needed) -> None:
 
 
 def _answers(needed: Needed) -> None:
-    for question, ids, whole in needed.asked:
-        if len(whole) <= len(ids) or not np.array_equal(whole[: len(ids)], ids):
+    for one in needed.asked:
+        if len(one.whole) <= len(one.ids) or not np.array_equal(one.whole[: len(one.ids)], one.ids):
             raise InputError(
-                f"{needed.name} gives '{question}' other tokens with its answer than without, or it has no answer",
+                f"{needed.name} gives '{one.question}' other tokens with its answer than without, or it has no answer",
                 "End the question where a token ends, give it an answer, or leave the experiment's 'patched' empty",
             )
 
@@ -144,7 +157,7 @@ CHECKS: tuple[Callable[[Needed], None], ...] = (
     _sites,
     _finite,
     _single_tokens,
-    _round_trip,
+    _kept,
     _embedded,
     _short,
     _positions,
@@ -179,22 +192,25 @@ def some_of(task: Task, rng: np.random.Generator) -> np.ndarray:
     return np.arange(n) if n <= MOST else rng.integers(n, size=MOST)
 
 
-def check_round_trip(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], ids: Sequence[np.ndarray], name: str
+def check_kept(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[int, str, np.ndarray]], name: str
 ) -> None:
-    """Check that a tokenizer gives texts back as they were.
+    """Check that a tokenizer gives texts back as they were, and takes nothing in them for a token with a meaning of its own.
 
     Args:
         tokenizer: any fast tokenizer.
-        texts: N texts.
-        ids: their tokens (`tokenizers.encode`).
+        texts: the number of a prompt, its text, and its tokens (`tokenizers.encode`).
         name: how messages call the tokenizer.
 
     Raises:
-        InputError: naming the first one that comes back otherwise.
+        InputError: naming the first one that does not stay what it is.
     """
-    back = tokenizer.backend_tokenizer.decode_batch([one.tolist() for one in ids], skip_special_tokens=False)
-    for text, found in zip(texts, back, strict=True):
+    back = tokenizer.backend_tokenizer.decode_batch(
+        [ids.tolist() for *_, ids in texts], skip_special_tokens=False
+    )
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    special = np.array([*tokenizer.all_special_ids, *added], np.int64)
+    for (number, text, ids), found in zip(texts, back, strict=True):
         if text != found:
             at = next((n for n, (a, b) in enumerate(zip(text, found, strict=False)) if a != b), len(found))
             codes = [
@@ -202,5 +218,11 @@ def check_round_trip(
             ]
             raise InputError(
                 f"{name} turns '{text}' into '{found}' (character {at}: {codes[0]} becomes {codes[1]})",
-                "Write the prompts as it gives them back, or use a model whose tokenizer keeps every character",
+                "Write prompts and answers as it gives them back, or use a model whose tokenizer keeps every character",
+            )
+        if (marks := np.isin(ids, special)).any():
+            token = tokenizer.convert_ids_to_tokens(int(ids[marks.argmax()]))
+            raise InputError(
+                f"{name} takes {token} for a token of its own, and not for text: prompt {number}, '{text}'",
+                "Remove it from prompts and answers",
             )

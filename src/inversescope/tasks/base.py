@@ -125,6 +125,7 @@ class Task(ABC):
         token_unit: what a tokenizer that is made for the task takes for a token.
         uniform: whether all prompts are equally probable; if not, `log_prior` and `draw` say how probable they are.
         question_end: position after which the answer is predicted.
+        study_asks: whether the task's own study asks for answers; those of other tasks are asked where sites are patched.
         counterfactual_features: features of which `counterfactuals` knows how to change one alone.
         position_names: names of positions in a prompt, beside token indices (see `offsets`).
     """
@@ -146,6 +147,7 @@ class Task(ABC):
     token_unit: Literal["word", "character"] = "word"
     uniform: bool = True
     question_end: str = "last"
+    study_asks: bool = False
     counterfactual_features: tuple[str, ...] = ()
     position_names: tuple[str, ...] = ()
 

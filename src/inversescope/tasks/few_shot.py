@@ -74,6 +74,7 @@ class FewShotTask(Task):
     # What the workflow's own tokenizer takes for one token: parts of the template, and words with the space before them.
     word_pattern = r"(?:\n )?Input:|, Output:| ?\w+|[^\w\s]"
     gate_by = "task"
+    study_asks = True
     crossings: tuple[tuple[int, ...], ...]
 
     def __init__(self, examples: Examples, rows: Sequence[str], held_out: float, unordered: bool) -> None:
