@@ -33,7 +33,7 @@ def _substitutes() -> ModuleType:
 
 #: Way -> what prepares a model for it. That prompts share their beginnings needs no preparation.
 WAYS: dict[str, Callable[[Target], AbstractContextManager[None]] | None] = {
-    LINEAR: lambda target: _substitutes().fast_linear_layers(target.body),
+    LINEAR: lambda target: _substitutes().fast_linear_layers(target.model),
     "attention": lambda target: _substitutes().short_attention(target.model),
     PREFIXES: None,
 }

@@ -224,7 +224,8 @@ class KernelPairs(PairSource):
             (epsilon doubled until there is one).
         attend: hand out the neighbours themselves, for attention over them.
         n_condition: neighbours that condition, at most.
-        chunk: steps that share one neighbour search.
+        chunk: steps that share one neighbour search. Where a step reads few of the sites there are more, so that each site is read
+            in a quarter of `chunk` steps on average: a search goes through the whole cache, however few its queries are.
     """
 
     _: KW_ONLY
@@ -242,18 +243,21 @@ class KernelPairs(PairSource):
                 f"a cache of {self.prompts.size} prompts has no neighbours to learn from", "raise n_train"
             )
         self._caches: dict[str, Cache] = {}
+        per_step = min(self.sites_per_step or len(self.activations), len(self.activations))
+        self.chunk = max(self.chunk, -(-self.chunk * len(self.activations) // (4 * per_step)))
         self._chunk_index = -1
-        self._batches: list[Batch] = []
+        self._steps: list[dict[str, _Drawn]] = []
 
     def batch(self, step: int) -> Batch:
         """Examples of one step."""
         index, offset = divmod(step, self.chunk)
         if index != self._chunk_index:
-            self._batches = self._draw_chunk(index)
+            self._steps = self._draw_chunk(index)
             self._chunk_index = index
-        return self._batches[offset]
+        return self._lay_out(self._steps[offset])
 
-    def _draw_chunk(self, index: int) -> list[Batch]:
+    def _draw_chunk(self, index: int) -> list[dict[str, _Drawn]]:
+        """Examples of each of a chunk's steps, by site."""
         rng = np.random.default_rng([self.seed, 102, index])
         steps = [self.sites_at(index * self.chunk + k) for k in range(self.chunk)]
         reads = Counter(label for read in steps for label in read)
@@ -264,14 +268,14 @@ class KernelPairs(PairSource):
             if label in reads
         }
         dealt: Counter[str] = Counter()
-        batches = []
+        drawn = []
         for read in steps:
             parts = {}
             for label in read:
                 parts[label] = sites[label][dealt[label] : dealt[label] + self.per_site]
                 dealt[label] += self.per_site
-            batches.append(self._lay_out(parts))
-        return batches
+            drawn.append(parts)
+        return drawn
 
     def _lay_out(self, sites: dict[str, _Drawn]) -> Batch:
         """One step's examples of all sites as a batch, no wider than they need."""

@@ -55,8 +55,11 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             rows = x.reshape(-1, x.shape[-1])
             (n, d_in), d_out = rows.shape, flat.shape[1]
-            # The first of the two is copied on the way: the narrower, if that is worth a gradient to be turned.
-            if n * d_in + d_in * d_out < n * d_out:
+            # The first of the two is copied on the way, and a gradient in another order than the weight is turned later.
+            turned = d_in * d_out
+            by_input = n * d_in + (turned if weight.is_contiguous() else 0)
+            by_output = n * d_out + (0 if weight.is_contiguous() else turned)
+            if by_input < by_output:
                 to_weight = _product(rows.t(), flat.t(), None).t()
             else:
                 to_weight = _product(flat.t(), rows.t(), None)

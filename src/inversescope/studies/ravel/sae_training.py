@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from inversescope.config.methods import SaeConfig
 from inversescope.device import device
 from inversescope.studies.ravel.sae import JumpReLU, from_arrays
+from inversescope.targets.speed import linear
 from inversescope.training import Schedule, train
 
 
@@ -67,9 +68,9 @@ class Autoencoder(nn.Module):
 
     def loss(self, x: Tensor, weight: float) -> tuple[Tensor, dict[str, float]]:
         """Loss of a batch x (B, d) at a weight of sparsity, and its parts."""
-        z = torch.addmm(self.b_enc, x, self.W_enc)
+        z = linear(x, self.W_enc.t(), self.b_enc)
         f, active = Jump.apply(z, self.log_threshold.exp(), self.bandwidth)
-        error = (torch.addmm(self.b_dec, f, self.W_dec) - x).square().sum() / len(x)
+        error = (linear(f, self.W_dec.t(), self.b_dec) - x).square().sum() / len(x)
         l0 = active / len(x)
         return error + weight * l0, {"mse": float(error.detach()), "l0": float(l0.detach())}
 

@@ -196,7 +196,8 @@ def collect_positions(context: Context, sites: Sequence[str]) -> None:
             ids = target.encode(texts[low : low + SHARD])
             lengths = np.array([len(i) for i in ids])
             pieces: dict[str, list[np.ndarray]] = {label: [] for label in sites}
-            for length in np.unique(lengths[lengths > 1]):
+            # The longest first, so that faster ways of running the target are tried out on that length alone.
+            for length in np.unique(lengths[lengths > 1])[::-1]:
                 same = [ids[i] for i in np.flatnonzero(lengths == length)]
                 asked = {
                     (place.label, p): replace(place, position=str(p))
