@@ -121,6 +121,10 @@ def test_smoothing_recovers_a_known_curve():
     far = curve["distance"].between(0.23, 0.77)
     assert far.any() and curve.loc[far, ["agreement", "ci_low", "ci_high"]].isna().all(axis=None)
     assert curve.loc[~curve["distance"].between(0.2, 0.8), "agreement"].notna().all()
+    # Nor where samples are few: the first of the two far away would be a spike of its own.
+    x = pd.Series(np.r_[np.linspace(0, 0.1, 100), 0.9, 0.95, 1])
+    curve = smooth(x, (x == 0.9).astype(int), pd.Series(np.arange(103) % 10))
+    assert (curve["agreement"].dropna() == 0).all()
 
 
 def test_sites_are_in_order_of_depth_and_the_first_of_each_kind_is_named():

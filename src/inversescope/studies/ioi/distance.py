@@ -17,8 +17,9 @@ from inversescope.studies.ioi.samples import fig8_points
 from inversescope.studies.ioi.shown import IoiStudy
 
 _GRID = 80
-#: Of the range of distances: nothing is said of a place whose nearest sample is farther than this.
-_NEAR = 1 / 40
+#: Nothing is said of a distance if the nearest sample is farther than `_NEAR` of the range, or if the kernel's weights sum to
+#: less than `_FEW` samples.
+_NEAR, _FEW = 1 / 40, 5
 _RESAMPLES = 400
 
 
@@ -116,10 +117,10 @@ def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataF
     """Smooth a 0/1 indicator over distance by a Gaussian kernel, with a band that resamples target prompts.
 
     The bandwidth is Silverman's (0.9 min(sd, IQR / 1.34) n^-1/5), at least a hundredth of the range; the
-    curve spans the 1st to the 99th percentile of distances, and is missing where no sample is near.
+    curve spans the 1st to the 99th percentile of distances, and is missing where few samples are near.
 
     Returns:
-        distance, agreement, ci_low, ci_high on an even grid, NaN far from all samples; empty for fewer than two distinct distances.
+        distance, agreement, ci_low, ci_high on an even grid, NaN where few samples are near; empty for fewer than two distances.
     """
     x, y = distance.to_numpy(dtype=float), agree.to_numpy(dtype=float)
     low, high = (np.quantile(x, [0.01, 0.99])) if len(x) else (0.0, 0.0)
@@ -140,7 +141,8 @@ def smooth(distance: pd.Series, agree: pd.Series, target: pd.Series) -> pd.DataF
         draws = np.where(bottom @ times > 1e-9, (top @ times) / (bottom @ times), np.nan)
         band = np.nanquantile(draws, [0.025, 0.975], axis=1)
         rates = np.stack([top.sum(1) / bottom.sum(1), *band])
-    rates[:, np.abs(grid[:, None] - x).min(1) > _NEAR * (high - low)] = np.nan
+    far = np.abs(grid[:, None] - x).min(1) > _NEAR * (high - low)
+    rates[:, far | (kernel.sum(1) < _FEW)] = np.nan
     return pd.DataFrame(
         {"distance": grid} | dict(zip(("agreement", "ci_low", "ci_high"), rates, strict=True))
     )

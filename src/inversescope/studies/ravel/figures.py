@@ -130,50 +130,43 @@ def _legend(drawn: Figure, methods: list[str]) -> None:
 
 @figure("fig10", "plot_ravel", title="Figure 10: attributes read by size of the target")
 def fig10(study: RavelStudy) -> Drawing:
-    """Accuracy at representative layers of each model (left), and its mean over them by width (right).
+    """Accuracy at representative layers, a panel a model, and its mean over them by width (right).
 
     A line joins models that are read at the same bandwidth: others differ in more than their width.
     """
     scores, representative = study.gathered("scores"), study.representative
     data = scores[(scores["group"] == "seen") & scores["method"].isin(BY_SIZE)]
     keep = [layer in representative[model] for layer, model in zip(data["layer"], data["model"], strict=True)]
-    data = data[keep].sort_values(["d_model", "layer"])
-    data = as_written(data.assign(rank=data.groupby(["model", "method"]).cumcount()))
-    models = list(dict.fromkeys(data["model"]))
+    data = as_written(data[keep].sort_values(["d_model", "layer"]))
+    models, sizes = (list(dict.fromkeys(data[name])) for name in ("model", "d_model"))
     drawn = new_figure(WIDTH, 2.9)
-    left, right = drawn.subplots(1, 2, width_ratios=[2, 1])
-    width = max(len(layers) for layers in representative.values()) + 1
-    start = {model: j * width for j, model in enumerate(models)}
+    widths = [len(representative[model]) for model in models]
+    *panels, right = axes = drawn.subplots(1, len(models) + 1, sharey=True, width_ratios=[*widths, 4])
     for method in BY_SIZE:
         _, colour, marker, line = METHODS[method]
         own = data[data["method"] == method]
-        style = {"color": colour, "marker": marker, "linestyle": line}
-        for model in models:
+        style = {"color": colour, "marker": marker, "linestyle": line, "markersize": 3.4}
+        for ax, model in zip(panels, models, strict=True):
             part = own[own["model"] == model]
-            x = start[model] + part["rank"].to_numpy(float)
-            left.plot(x, part["accuracy"], markersize=3.4, **style)
-            error_bars(left, x, part["accuracy"], part["accuracy_low"], part["accuracy_high"], colour)
+            x, y = part["layer"], part["accuracy"]
+            ax.plot(x, y, **style)
+            error_bars(ax, x, y, part["accuracy_low"], part["accuracy_high"], colour)
+            ax.set_title("\n".join(model.rsplit("-", 1)), fontsize=6.5)
+            ax.set_xticks(representative[model])
+            ax.margins(x=0.12)
         for alike in study.alike:
             mean = own[own["model"].isin(alike)].groupby("d_model")["accuracy"].mean()
-            right.plot(mean.index, mean, markersize=4, **style)
-    ticks = {start[m] + k: str(layer) for m in models for k, layer in enumerate(representative[m])}
-    left.set_xticks(list(ticks), list(ticks.values()), fontsize=6)
-    for model in models:
-        x = start[model] + (len(representative[model]) - 1) / 2
-        left.text(x, 0.02, "\n".join(model.rsplit("-", 1)), ha="center", va="bottom", fontsize=6)
-    left.set_xlabel("representative layer")
-    left.set_ylabel("accuracy")
-    right.set_xscale("log")
-    widths = sorted(data["d_model"].unique())
-    right.set_xticks(widths, [str(w) for w in widths])
-    right.minorticks_off()
-    right.set_xlabel("width of the residual stream")
-    right.set_ylabel("mean accuracy")
-    for ax in (left, right):
+            right.plot([sizes.index(size) for size in mean.index], mean, **style)
+    panels[len(panels) // 2].set_xlabel("representative layer")
+    panels[0].set_ylabel("accuracy")
+    right.set_xticks(range(len(sizes)), sizes)
+    right.set_title("mean of\nthese layers", fontsize=6.5)
+    right.set_xlabel("width")
+    for ax in axes:
         share_axis(ax, "y")
         light_grid(ax)
         ax.set_axisbelow(True)
-    panel_letters([left, right])
+    panel_letters(axes)
     _legend(drawn, BY_SIZE)
     return drawn, data
 

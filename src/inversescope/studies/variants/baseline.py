@@ -52,7 +52,7 @@ class BaselineStudy(Study):
 
 
 def histograms(study: Study, rows: pd.DataFrame, panels: Sequence[Sequence[str]]) -> Figure:
-    """Histograms of refusal over attention heads, logarithmic counts, means as dashed lines; some generators a panel.
+    """Histograms of refusal over attention heads, means as dashed lines; some generators a panel.
 
     Args:
         rows: a row a head: variant, setting, refusal_rate.
@@ -67,17 +67,13 @@ def histograms(study: Study, rows: pd.DataFrame, panels: Sequence[Sequence[str]]
             part, colour = rows[rows["variant"] == variant], study.colour(variant)
             values = part["refusal_rate"].to_numpy(float)
             count, _ = np.histogram(values, BINS)
-            ax.stairs(count, BINS, color=colour, fill=True, alpha=0.35, linewidth=0, baseline=0.5)
-            ax.stairs(count, BINS, color=colour, linewidth=1.1, baseline=0.5, label="_")
+            ax.stairs(count, BINS, color=colour, fill=True, alpha=0.35, linewidth=0)
+            ax.stairs(count, BINS, color=colour, linewidth=1.1, label="_")
             ax.axvline(values.mean(), color=colour, linestyle="--", linewidth=1.2)
             about = f"mean {values.mean():.3f}, worst {values.max():.3f}"
             label = f"{study.label(variant)} ({part['setting'].iloc[0]}): {about}"
             ax.plot([], [], color=colour, linewidth=4, alpha=0.6, label=label)
-        ax.set_yscale("log")
-        ax.set_ylim(0.5, max(2.0, 1.6 * len(rows) / rows["variant"].nunique()))
-        ticks = [n for n in (1, 2, 5, 10, 20, 50, 100, 200) if n <= ax.get_ylim()[1]]
-        ax.set_yticks(ticks, [str(n) for n in ticks])
-        ax.minorticks_off()
+        ax.yaxis.get_major_locator().set_params(integer=True)
         ax.set_xlabel(f"share of draws refused, {study.bandwidth_label}")
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.3), fontsize=6.5)
         share_axis(ax, "x")

@@ -25,7 +25,7 @@ KEYS = ["bandwidth", "steps_multiple", "site", "feature", "base"]
 _SHARED = ["dim", "epsilon", "share", "chance", "exact", "exact_low", "exact_high"]
 _METRICS = ("refusal_rate", "parse_refusal", "fcr", "difference", "entropy_gap")
 #: Height of a site's line in the figure, in inches.
-_LINE = 0.36
+_LINE = 0.32
 
 
 def label_of(bandwidth: str) -> str:
@@ -72,12 +72,12 @@ def readings(rates: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
 def misleads(study: Study) -> Drawing:
     """Refusal and reported rates beside the exact ones, a line a site, by bandwidth; what would mislead a reader is shaded.
 
-    Open marks: the shortest training; filled ones: the longest. Small marks are seeds.
+    Of the first two features; the table has all. Open marks: the shortest training; filled ones: the longest.
     """
-    seeds = study.table("study_rates.csv", "collect_study")
-    data = as_written(readings(seeds, study.config.fcr.confidence))
-    seeds = as_written(tidy(seeds[seeds["bandwidth"].isin(data["bandwidth"])]))
-    bandwidths, features = (list(dict.fromkeys(data[name])) for name in ("bandwidth", "feature"))
+    data = readings(study.table("study_rates.csv", "collect_study"), study.config.fcr.confidence)
+    features = study.features[:2]
+    data = as_written(data[data["feature"].isin(features)])
+    bandwidths = list(dict.fromkeys(data["bandwidth"]))
     sites = {one: list(dict.fromkeys(data.loc[data["bandwidth"] == one, "site"])) for one in bandwidths}
     panels = ["refusal_rate", *features]
     heights = [len(sites[one]) for one in bandwidths]
@@ -90,8 +90,8 @@ def misleads(study: Study) -> Drawing:
     for line, one in zip(grid, bandwidths, strict=True):
         for ax, panel in zip(line, panels, strict=True):
             feature = features[0] if panel == "refusal_rate" else panel
-            here, own = (t[(t["bandwidth"] == one) & (t["feature"] == feature)] for t in (data, seeds))
-            _panel(ax, study, here, own, sites[one], "refusal_rate" if panel == "refusal_rate" else "fcr")
+            here = data[(data["bandwidth"] == one) & (data["feature"] == feature)]
+            _panel(ax, study, here, sites[one], "refusal_rate" if panel == "refusal_rate" else "fcr")
             share_axis(ax, "x")
             ax.tick_params(axis="y", length=0)
         _name_sites(line[0], data[data["bandwidth"] == one], sites[one])
@@ -118,9 +118,7 @@ def _face(colour: str, times: float, ends: list[float]) -> dict[str, Any]:
     return {"markersize": 3.6, "markerfacecolor": colour if times == ends[-1] else "white", "zorder": 3}
 
 
-def _panel(
-    ax: Axes, study: Study, data: pd.DataFrame, seeds: pd.DataFrame, sites: list[str], metric: str
-) -> None:
+def _panel(ax: Axes, study: Study, data: pd.DataFrame, sites: list[str], metric: str) -> None:
     """A line a site: both bases after the shortest and the longest training, and the exact rate where rates are shown."""
     ends = _ends(data)
     slots = [(base, times) for base in VARIANTS for times in ends]
@@ -128,11 +126,9 @@ def _panel(
     for k, (base, times) in enumerate(slots):
         shift = 0.7 * ((k + 0.5) / len(slots) - 0.5)
         colour = study.colour(base)
-        part, own = (t[(t["base"] == base) & (t["steps_multiple"] == times)] for t in (data, seeds))
+        part = data[(data["base"] == base) & (data["steps_multiple"] == times)]
         y = part["site"].map(place) + shift
         error_bars(ax, part[metric], y, part[f"{metric}_low"], part[f"{metric}_high"], colour, "x")
-        style: dict[str, Any] = {"color": colour, "markersize": 2, "alpha": 0.6}
-        ax.plot(own[metric], own["site"].map(place) + shift, ".", **style)
         ax.plot(part[metric], y, "o", color=colour, **_face(colour, times, ends))
         if metric == "fcr":
             half = 0.35 / len(slots)
