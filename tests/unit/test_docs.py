@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
-NUMBER = re.compile(r"\d*\.\d+")
+NUMBER = re.compile(r"\d*\.?\d+(?:e-?\d+)?")
+#: What a text quotes: a value with its interval, or a decimal number.
+QUOTED = re.compile(r"\d*\.?\d+ \[[-+]?\d*\.?\d+, [-+]?\d*\.?\d+\]|\d*\.\d+")
+SITE = re.compile(r"\bL\d+(?:H\d+|\.\w+)")
 
 
 def name(page: Path) -> str:
@@ -79,12 +83,47 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert heading in {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}, link
 
 
+def cited(text: str, folder: Path) -> list[Path]:
+    """The CSV tables of docs/results that a text links."""
+    return [folder / link for link in re.findall(r"\]\(([^)\s]*results/[^)\s]*csv)\)", text)]
+
+
+@functools.cache
+def numbers(tables: tuple[Path, ...]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Lines of tables, and all numbers in them: the line of each, and its value."""
+    lines = [line for table in tables for line in table.read_text().splitlines()]
+    found = [(at, float(n)) for at, line in enumerate(lines) for n in NUMBER.findall(line)]
+    return lines, *np.array(found).reshape(-1, 2).T
+
+
 def unwritten(text: str, tables: list[Path]) -> list[str]:
-    """Decimal numbers of a text that none of the tables holds, rounded to as many places and without their sign."""
-    written = [float(n) for table in tables for n in NUMBER.findall(table.read_text())]
-    quoted = NUMBER.findall(re.sub(r"\]\([^)]*\)", "", text))
-    slack = {n: 0.5 * 10.0 ** -len(n.partition(".")[2]) + 1e-9 for n in quoted}
-    return [n for n in quoted if not any(abs(w - float(n)) <= slack[n] for w in written)]
+    """Decimal numbers of a text that the tables do not hold, rounded to as many places and without their sign.
+
+    A value and its interval must stand in one line. Where lines name a site or a `name` of the sentence, they alone count.
+    """
+    lines, where, values = numbers(tuple(tables))
+    missing = []
+    for sentence in re.split(r"(?<=[.;:])\s", re.sub(r"\]\([^)]*\)", "", text)):
+        counted = set(range(len(lines)))
+        for names in (SITE.findall(sentence), re.findall(r"`([a-z]\w*)`", sentence)):
+            word = re.compile(rf"\b(?:{'|'.join(names)})\b")
+            counted = {at for at in counted if names and word.search(lines[at])} or counted
+        for quoted in QUOTED.findall(sentence):
+            slack = {n: 0.5 * 10.0 ** -len(n.partition(".")[2]) + 1e-9 for n in NUMBER.findall(quoted)}
+            at = [set(where[np.abs(values - float(n)) <= within]) for n, within in slack.items()]
+            if not counted.intersection(*at):
+                missing.append(quoted)
+    return missing
+
+
+def test_a_number_is_looked_for_where_its_sentence_says(tmp_path: Path) -> None:
+    """Another site's number, another variant's, and an interval of another line are not it."""
+    table = tmp_path / "table.csv"
+    table.write_text("L1H0,paper,0.5,0.41,0.6\nL1H1,paper,0.7,0.61,0.8\nL1H1,default,0.9,0.81,1\n")
+    text = "L1H0 has 0.5 [0.41, 0.60]; `default` has 0.90. At L1H1 it is -0.7 for `paper`."
+    assert unwritten(text, [table]) == []
+    wrong = "L1H0 has 0.7; `default` has 0.61. Some have 0.5 [0.41, 0.8], or 0.55."
+    assert unwritten(wrong, [table]) == ["0.7", "0.61", "0.5 [0.41, 0.8]", "0.55"]
 
 
 def test_findings_quote_numbers_that_a_rule_wrote() -> None:
@@ -92,8 +131,8 @@ def test_findings_quote_numbers_that_a_rule_wrote() -> None:
     rows = [line for line in (ROOT / "README.md").read_text().splitlines() if re.match(r"\| \d ", line)]
     assert len(rows) == 5
     for row in rows:
-        tables = [ROOT / t for t in re.findall(r"\]\((docs/results/[^)]*csv)\)", row)]
-        assert tables and NUMBER.search(row) and not unwritten(row, tables), row
+        tables = cited(row, ROOT)
+        assert tables and QUOTED.search(row) and not unwritten(row, tables), row
 
 
 def test_claims_quote_numbers_that_a_rule_wrote() -> None:
@@ -103,21 +142,25 @@ def test_claims_quote_numbers_that_a_rule_wrote() -> None:
     assert len(rows) > 30
     verdicts = {"holds", "in part", "fails", "not shown", "not run"}
     for _, claim, measured, verdict, command in rows:
-        tables = [ROOT / "docs" / t for t in re.findall(r"\]\((results/[^)]*csv)\)", measured)]
+        tables = cited(measured, ROOT / "docs")
         assert verdict.partition(":")[0].partition(";")[0] in verdicts, claim
-        assert (verdict == "not run") == (not tables) == (not NUMBER.search(measured)), claim
+        assert (verdict == "not run") == (not tables) == (not QUOTED.search(measured)), claim
         assert not unwritten(measured, tables), (claim, unwritten(measured, tables))
         assert command.startswith(("make ", "snakemake ")), claim
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_tables_quote_numbers_that_a_rule_wrote(page: Path) -> None:
-    """Each number of a table stands in the tables that the line before it links."""
-    blocks = re.split(r"\n\s*\n", page.read_text())
-    for before, block in zip(blocks, blocks[1:], strict=False):
-        tables = [page.parent / t for t in re.findall(r"\]\(([^)\s]*results/[^)\s]*csv)\)", before)]
-        if block.startswith("|") and tables:
-            assert not unwritten(block, tables), before
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.parent.name == "docs" and p.stem != "claims"], ids=name
+)
+def test_sections_quote_numbers_that_a_rule_wrote(page: Path) -> None:
+    """Each number of a paragraph, list or table stands in the tables that it links; without links, in those of its section."""
+    text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(), flags=re.S)
+    for section in re.split(r"^(?=#+ )", text, flags=re.M):
+        for block in re.split(r"\n\s*\n|\n(?=- )", section):
+            rows = block.splitlines() if block.startswith("|") else [block]
+            for row in rows:
+                tables = cited(row, page.parent) or cited(section, page.parent)
+                assert not tables or not unwritten(row, tables), (unwritten(row, tables), row)
 
 
 def test_the_results_are_those_of_the_adopted_run() -> None:
