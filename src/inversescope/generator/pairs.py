@@ -35,7 +35,7 @@ from inversescope.kernel.neighbours import Cache, Neighbours
 Epsilon = float | tuple[float, float]
 MAX_TARGETS = 128  # neighbours that a soft target averages over, at most
 KEPT_BYTES = (
-    2 << 30
+    7 << 28
 )  # of searchable copies of activations that are kept; those of further sites are made again
 FLOOR_ROWS = 16_384  # cached prompts that the Bayes floor of noise is estimated from, at most
 
