@@ -28,7 +28,7 @@ for experiment in PLAN.experiments:
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(3000, 16000),
+            mem_mb=memory(4000, 16000),
             gpu=lambda w: of(w).gpus,
             runtime=minutes(20, 240),
         params:
@@ -57,7 +57,7 @@ rule choose_bandwidths:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 16000),
+        mem_mb=memory(3000, 16000),
         runtime=minutes(10, 120),
     params:
         used=lambda w: used(w, "kernel/distance", "kernel/centred", "bandwidths", "shares"),

@@ -28,7 +28,7 @@ rule make_browser:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 16000),
+        mem_mb=memory(4000, 16000),
         runtime=minutes(15, 60),
     params:
         used=lambda w: used(

@@ -19,7 +19,7 @@ rule check_causes:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 16000),
+        mem_mb=memory(6000, 16000),
         gpu=lambda w: of(w).gpus,
         runtime=minutes(15, 120),
     params:

@@ -26,7 +26,7 @@ for block in blocks(PLAN.experiments):
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 8000),
+            mem_mb=memory(3000, 8000),
             runtime=minutes(10, 120),
         params:
             used=lambda w: used(w, w.task, *COMPARED, "bandwidths", "functions"),
@@ -72,7 +72,7 @@ for block in [block for group in GROUPS for block in blocks(PLAN.experiments, gr
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 8000),
+            mem_mb=memory(3000, 8000),
             runtime=minutes(10, 60),
         params:
             used=lambda w: used(w, "seed", w.task, "kernel", "fcr", "bandwidths"),

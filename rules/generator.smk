@@ -52,7 +52,7 @@ rule train_generator:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 64000),
+        mem_mb=memory(6000, 64000),
         gpu=lambda w: of(w).gpus,
         runtime=minutes(30, 2880),
     params:

@@ -55,7 +55,7 @@ rule patch_task_vectors:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 24000),
+        mem_mb=memory(3000, 24000),
         gpu=lambda w: of(w).gpus,
         runtime=minutes(10, 120),
     params:

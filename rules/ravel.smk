@@ -129,7 +129,7 @@ for block in blocks(RAVEL):
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 32000),
+            mem_mb=memory(3000, 32000),
             gpu=lambda w: of(w).gpus,
             runtime=minutes(10, 240),
         params:

@@ -21,7 +21,7 @@ rule score_readers:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(3000, 16000),
+        mem_mb=memory(6000, 16000),
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(w, "seed", w.task, "kernel", "fcr/features", "bandwidths"),

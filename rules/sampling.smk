@@ -28,7 +28,7 @@ for block in blocks(PLAN.experiments, by_variant=True):
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(3000, 16000),
+            mem_mb=memory(4000, 16000),
             gpu=lambda w: of(w).gpus,
             runtime=minutes(20, 360),
         params:
@@ -68,7 +68,7 @@ for block in blocks(e for e in PLAN.experiments if e.has_chains):
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(2000, 16000),
+            mem_mb=memory(3000, 16000),
             gpu=lambda w: of(w).gpus if of(w).recomputed_by else 0,
             runtime=minutes(20, 240),
         params:

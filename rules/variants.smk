@@ -57,7 +57,7 @@ rule collect_study:
         "../envs/environment.yaml"
     threads: 1
     resources:
-        mem_mb=memory(2000, 16000),
+        mem_mb=memory(3000, 16000),
         runtime=minutes(15, 120),
     params:
         used=lambda w: used(

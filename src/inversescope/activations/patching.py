@@ -34,6 +34,7 @@ from inversescope.targets.hooks import Done, entered, hooked, run_body, without_
 from inversescope.targets.models import Target
 
 Progress = Callable[[int, int], None]
+BATCH_TOKENS = 8192  # of a pass, at most
 
 
 @dataclass(frozen=True)
@@ -104,21 +105,13 @@ class Readout:
     logits: np.ndarray
 
 
-def record(
-    target: Target,
-    inputs: Inputs,
-    sites: Sequence[Site],
-    cuts: Sequence[Cut] = (),
-    batch_tokens: int = 8192,
-) -> dict[Site, np.ndarray]:
+def record(target: Target, inputs: Inputs, sites: Sequence[Site]) -> dict[Site, np.ndarray]:
     """Record activations as the model holds them: what `patch` writes (unlike `capture`, a head is its z, not z W_O).
 
     Args:
         target: the model.
         inputs: N prompts.
         sites: what to read, all in one pass.
-        cuts: attention that is ablated meanwhile.
-        batch_tokens: tokens of a pass, at most (one prompt at least).
 
     Returns:
         site -> (N, width) float32.
@@ -126,9 +119,9 @@ def record(
     Raises:
         InputError: a site, position or token is out of range.
     """
-    _check(target, sites, cuts)
-    cuts, ways = tuple(cuts), _proven(target, inputs)
-    return _record(target, inputs, {cuts: set(sites)}, batch_tokens, ways, begins=False)[cuts]
+    _check(target, sites, ())
+    ways = _proven(target, inputs)
+    return _record(target, inputs, {(): set(sites)}, BATCH_TOKENS, ways, begins=False)[()]
 
 
 def record_sources(
@@ -137,7 +130,7 @@ def record_sources(
     targets: Inputs,
     interventions: Sequence[Intervention],
     read_at: str = "last",
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Callable[[], None] | None = None,
 ) -> Recorded:
     """Record all that interventions read in source runs, in the very passes in which `patch` runs the target prompts.
@@ -171,7 +164,7 @@ def patch(
     interventions: Sequence[Intervention],
     tokens: np.ndarray | None = None,
     read_at: str = "last",
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Readout:
     """Run the target prompts under each intervention and read the next-token prediction.

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -283,7 +283,6 @@ def build_model(
     spec: ArchitectureConfig,
     vocab_size: int,
     seed: int,
-    attention: Literal["sdpa", "eager"] = "sdpa",
     **overrides: Any,
 ) -> PreTrainedModel:
     """Make a randomly initialised model; the same seed gives the same weights and leaves the global stream
@@ -293,7 +292,6 @@ def build_model(
         spec: its shape.
         vocab_size: number of tokens; token 0 begins and ends a text, as in `word_tokenizer`.
         seed: of the weights.
-        attention: `sdpa` is the fast one; Gemma 2 has only `eager` (its logits are capped).
         **overrides: further keys of the transformers configuration, e.g. `activation_function` or
             `sliding_window`.
 
@@ -301,7 +299,7 @@ def build_model(
         InputError: if heads and widths do not divide.
     """
     config = _transformers_config(spec, vocab_size, overrides)
-    implementation = "eager" if ARCHITECTURES[spec.architecture].eager else attention
+    implementation = "eager" if ARCHITECTURES[spec.architecture].eager else "sdpa"  # the fast one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
