@@ -224,5 +224,5 @@ def check_kept(
             token = tokenizer.convert_ids_to_tokens(int(ids[marks.argmax()]))
             raise InputError(
                 f"{name} takes {token} for a token of its own, and not for text: prompt {number}, '{text}'",
-                "Remove it from prompts and answers",
+                "Remove it from prompts and answers, or from the special tokens of the tokenizer",
             )
