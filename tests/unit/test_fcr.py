@@ -23,6 +23,7 @@ from inversescope.fcr.estimators import (
 )
 from inversescope.fcr.exact import exact_reference
 from inversescope.fcr.intervals import bootstrap_means
+from inversescope.fcr.resampling import ends
 from inversescope.kernel.distances import DISTANCES, distance_of
 from inversescope.kernel.kernel import kernel_values, support_radius
 
@@ -402,3 +403,18 @@ def test_bootstrap_is_repeatable_and_takes_constants() -> None:
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[1], bootstrap_means(values, seed=5)[1])
     np.testing.assert_allclose([x[2] for x in first], 0.25)
+
+
+def test_an_error_lies_in_its_interval() -> None:
+    """Chance raises the mean of absolute values in every resample: above the error itself, where that is small."""
+    rng = np.random.default_rng(3)
+    difference = rng.standard_normal((12, 30))
+    difference -= difference.mean(1, keepdims=True)  # an error of exactly 0 in each of 12 rates
+    difference += 0.02
+    draws = rng.integers(30, size=(400, 30))
+    error = float(np.abs(difference.mean(1)).mean())
+    again = np.abs(difference[:, draws].mean(2)).mean(0)
+    assert ends(again, 0.95)[0] > error, "as they stand, the resamples lie above it"
+    low, high = ends(again, 0.95, error)
+    assert 0.0 <= low <= error <= high
+    assert high - low <= np.diff(ends(again, 0.95))[0] + 1e-12

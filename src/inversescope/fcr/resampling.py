@@ -19,11 +19,19 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.corrcoef(rankdata(x[known]), rankdata(y[known]))[0, 1])
 
 
-def ends(resampled: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Percentile interval of resampled values (R,), of those that are known; NaN if none is."""
+def ends(resampled: np.ndarray, confidence: float, error: float | None = None) -> tuple[float, float]:
+    """Percentile interval of resampled values (R,), of those that are known; NaN if none is.
+
+    Args:
+        error: the value itself, if it is a mean of absolute values. Resamples of such are too high on average, as chance adds to
+            each, so they are moved until that average is the value; the interval holds it then, and begins at 0 at least.
+    """
     known, tail = resampled[np.isfinite(resampled)], (1.0 - confidence) / 2.0
     low, high = np.quantile(known, [tail, 1.0 - tail]) if len(known) else (np.nan, np.nan)
-    return float(low), float(high)
+    if error is None:
+        return float(low), float(high)
+    raised = float(known.mean()) - error if len(known) else np.nan
+    return max(float(low) - raised, 0.0), float(high) - raised
 
 
 def resamples(groups: Sequence[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:

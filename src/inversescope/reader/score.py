@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from inversescope.fcr.intervals import bootstrap_means
+from inversescope.fcr.resampling import ends
 from inversescope.figures.tables import group_of
 
 #: Confidences fall into so many bins of equal width.
@@ -153,7 +154,7 @@ def scores(answers: pd.DataFrame, resamples: int, confidence: float, seed: int) 
 
 
 def _scored(answers: pd.DataFrame, resamples: int, confidence: float, seed: int) -> pd.DataFrame:
-    tail, rows = (1 - confidence) / 2, []
+    rows = []
     for (reader, estimator), part in answers.groupby(READER, sort=False):
         targets = np.unique(part["target_id"])
         means = part.groupby("target_id")[MEANS].mean().to_numpy().T
@@ -163,8 +164,8 @@ def _scored(answers: pd.DataFrame, resamples: int, confidence: float, seed: int)
             row |= {name: value[number], f"{name}_low": low[number], f"{name}_high": high[number]}
         sums = _bin_sums(part, targets)
         again = calibration_error(_resampled(sums, resamples, seed))
-        row["calibration"] = float(calibration_error(sums.sum(0)))
-        row["calibration_low"], row["calibration_high"] = np.quantile(again, [tail, 1 - tail])
+        row["calibration"] = error = float(calibration_error(sums.sum(0)))
+        row["calibration_low"], row["calibration_high"] = ends(again, confidence, error)
         rows.append(row | {"n_questions": len(part), "n_targets": len(targets)})
     table = pd.DataFrame(rows)
     nothing = float(table.loc[table["reader"] == "prior", "bits"].iloc[0])

@@ -171,7 +171,8 @@ def _ablation(
     n = difference.shape[1]
     rng = stream(context.config.seed, "collect_study", name, key["group"])
     draws = rng.integers(n, size=(settings.bootstrap, n))
-    low, high = ends(resampled_error(difference, draws), settings.confidence)
+    error = mean_error(cells, "generated")
+    low, high = ends(resampled_error(difference, draws), settings.confidence, error)
     near = cells[(cells["estimator"] == "cache") & cells["feature"].eq(settings.features[0])]
     return {
         "variant": variant.base if context.config.is_swept(name) else name,
@@ -185,7 +186,7 @@ def _ablation(
         "share_without_neighbour": float(near["value"].isna().mean()) if len(near) else math.nan,
         "refusal_rate": float(refused["refusal_rate"].mean()),
         "entropy_gap": float(refused["entropy_gap"].mean()),
-        "fcr_error": mean_error(cells, "generated"),
+        "fcr_error": error,
         "ci_low": low,
         "ci_high": high,
         "fcr_error_weighted": mean_error(cells, "reweighted"),
@@ -281,14 +282,16 @@ def _frontier_row(
     n = refused_by.shape[1]
     draws = stream(config.seed, "collect_frontier", name, setting).integers(n, size=(config.fcr.bootstrap, n))
     refusal_low, refusal_high = ends(refused_by.mean(0)[draws].mean(1), config.fcr.confidence)
-    low, high = ends(resampled_error(differences(cells, "generated"), draws), config.fcr.confidence)
+    error = mean_error(cells, "generated")
+    again = resampled_error(differences(cells, "generated"), draws)
+    low, high = ends(again, config.fcr.confidence, error)
     method = _method(variant)
     return {
         "generator": method,
         "setting": setting if method == variant.base else f"{variant.base}/{setting}",
         "seed": variant.seed,
         "refusal_rate": float(refused_by.mean()),
-        "fcr_error": mean_error(cells, "generated"),
+        "fcr_error": error,
         "entropy_gap": float(refused["entropy_gap"].mean()),
         "train_seconds": meta["train_seconds"] + seconds,
         "n_parameters": meta["n_parameters"],
