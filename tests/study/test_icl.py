@@ -203,7 +203,10 @@ def test_masking_compares_like_with_like(study: Path) -> None:
         for outcome in ("task", "source"):
             assert at.loc[(kind, outcome)].index.tolist() == [0, 1]
         assert at.loc[(kind, "task"), "chance"].tolist() == pytest.approx([idle] * 2)
-    inside = table[table["kind"] != "remaining"]
+    gained = at.loc[("above_first", "difference"), "rate"]
+    removed = at.loc[("query_removed", "task"), "rate"]
+    assert gained.tolist() == pytest.approx((removed - removed.loc[0]).tolist()), "paired by query"
+    inside = table[~table["kind"].isin(["remaining", "above_first"])]
     assert inside["rate"].between(0, 1).all() and (table["ci_low"] <= table["rate"] + 1e-9).all()
     assert at.loc[("remaining", "share", best), "rate"] == pytest.approx(1.0)
     assert at.loc[("own", "accuracy"), "chance"].tolist() == pytest.approx([1 / 3] * 2, abs=1e-5)

@@ -31,6 +31,7 @@ MASKING = {
     "returned": ("task", "as it is"),
     "recentred": ("task", "with the best layer's mean"),
     "query_removed": ("task", "query's part taken out"),
+    "above_first": ("difference", "query's part taken out, above layer 0"),
     "other_removed": ("task", "control: another query's part taken out"),
     "task_removed": ("task", "control: query's and task's parts taken out"),
     "vector_only": ("task", "all but the task vector taken out"),

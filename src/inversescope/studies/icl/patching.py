@@ -265,7 +265,9 @@ def measure_masking(task: FewShotTask, target: Target, config: Config, best: int
     Returns:
         `MASKING_COLUMNS` without task and model: a row a (kind, layer, outcome). Outcomes of patching are `task` and `source` as in
         patching.csv, their chance is the rate of the target's run alone (kind `none`); that of `own` and `carried` is `accuracy`,
-        that of `remaining` is `share`. Means of the queries of all crossings; `excluded` prompts have two answers that begin alike.
+        that of `remaining` is `share`; that of `above_first` is `difference`, the task rate of `query_removed` less that at the
+        first layer, whose state is little more than the best layer's mean. Means of the queries of all crossings; `excluded`
+        prompts have two answers that begin alike.
     """
     settings = config.patching
     rng = stream(config.seed, "measure_masking")
@@ -275,7 +277,8 @@ def measure_masking(task: FewShotTask, target: Target, config: Config, best: int
     values = np.concatenate([np.stack([one.values[key] for key in keys]) for one in found], axis=1)
     idle = {outcome: i for i, (kind, _, outcome) in enumerate(keys) if kind == "none"}
     chance = {outcome: float(np.nanmean(values[i])) for outcome, i in idle.items()}
-    chance |= {"accuracy": float(np.mean([1 / index.shape[1] for index in crossings])), "share": 0.0}
+    chance |= {"accuracy": float(np.mean([1 / index.shape[1] for index in crossings]))}
+    chance |= {"share": 0.0, "difference": 0.0}
     rates = bootstrap_means(values, config.fcr.bootstrap, config.fcr.confidence, config.seed)
     table = pd.DataFrame(keys, columns=["kind", "layer", "outcome"])
     table[["rate", "ci_low", "ci_high"]] = np.stack(rates, axis=1)
@@ -332,4 +335,6 @@ def _mask(
         for kind, hits in probed(one, streams[best], config.probe.max_iter).items():
             values[kind, layer, "accuracy"] = hits
         values["remaining", layer, "share"] = remaining(one, vectors)
+        first, own = (values["query_removed", at, "task"] for at in (0, layer))
+        values["above_first", layer, "difference"] = own - first
     return _Masked(values, int((~apart).sum()))
