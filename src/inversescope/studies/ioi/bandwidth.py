@@ -95,8 +95,10 @@ def _curves(ax: Axes, rows: pd.DataFrame, named: list[str]) -> None:
         ax.fill_between(low.index, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.vlines(low.index, low, high, color=colour, alpha=0.3, linewidth=2)
         ax.plot(median.index, median, "_--", color=colour, linewidth=1)
-    for site, line in rows[rows["site"].isin(named)].groupby("site", sort=False):
-        line = line[line["fcr"].notna()].sort_values("nominal")
+    # A site all of whose draws were refused has no curve.
+    told = rows[rows["site"].isin(named) & rows["fcr"].notna()]
+    for site, line in told.groupby("site", sort=False):
+        line = line.sort_values("nominal")
         colour = _COLOUR[line["group"].iloc[0]]
         ax.plot(line["nominal"], line["fcr"], color=colour, marker="o", markersize=2.5, zorder=3)
         error_bars(ax, line["nominal"], line["fcr"], line["ci_low"], line["ci_high"], colour)
