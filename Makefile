@@ -50,7 +50,7 @@ export XDG_CACHE_HOME ?= $(if $(shell mkdir -p ~/.cache 2>/dev/null && test -w ~
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup figures study bench test test-fast test-slurm test-faults lint format report adopt restore audit clean
+.PHONY: help setup figures study bench test test-fast test-slurm test-faults test-paper lint format report adopt restore audit clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
@@ -140,6 +140,10 @@ test-slurm: setup ## The small study through a SLURM of its own (installs Debian
 test-faults: setup ## Killed, damaged and starved runs of all studies; the paper's model in full depth
 	$(call say,Faults)
 	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults tests/study/test_paper_shape.py
+
+test-paper: setup ## Every job of a paper configuration at full width, with few layers and prompts: operations and memory
+	$(call say,A paper configuration)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/study/test_paper_jobs.py
 
 format: setup ## Rewrite sources in the project's format
 	ruff check --fix .

@@ -1,6 +1,6 @@
-"""Operations of the stages: the formulas of docs/cost.md, by its symbols, and a counter of what is run.
+"""Operations and memory of the stages: the formulas of docs/cost.md, by its symbols, and a counter to check them with.
 
-tests/unit/test_cost.py compares them with the numbers of docs/cost.md. Memory has no function yet: docs/cost.md alone estimates it.
+tests/study/test_paper_jobs.py compares them with what each stage takes; tests/unit/test_cost.py with the numbers of docs/cost.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+#: Bytes of a float32; of a tensor whose memory goes back to the system once it is freed (the C library's limit).
+FLOAT, SMALL = 4, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,9 @@ def run_target(tokens: float, P: float, s: float) -> float:
 
 
 def check_target(T: int, eager: bool) -> float:
-    """Tokens through all blocks before the first pass, where prompts have up to T tokens: faster ways of running are compared with
-    plain attention, on prompts of up to 24 tokens, and on longer ones if there are any."""
-    prompts = 7.5 if eager else 9.5
-    return prompts * sum({min(T, 24), T})
+    """Tokens through all blocks before prompts of T tokens are run, if none as long were: faster ways are compared with plain
+    attention. A family of `eager` attention has fewer of them."""
+    return (7.5 if eager else 9.5) * T
 
 
 def train_backbone(tokens: float, model: Decoder) -> float:
@@ -74,8 +76,13 @@ def train_backbone(tokens: float, model: Decoder) -> float:
 
 
 def train_generator(sequences: float, T: float, model: Decoder, passed: float, frozen: bool) -> float:
-    """A step on S B sequences of T positions, whose activations pass so many parameters: `Control.P_c`, or P_v of docs/cost.md."""
+    """A step on S B sequences of T positions, whose activations pass so many parameters: `Control.P_c`, or `passed_in_blocks`."""
     return sequences * (T * (4 if frozen else 6) * (model.P + model.P_o) + 6 * passed)
+
+
+def passed_in_blocks(model: Decoder, W: int, blocks: int) -> int:
+    """Parameters that an activation passes in InversionView, in residual blocks of width W, then to the decoder's layers: P_v."""
+    return blocks * 8 * W**2 + model.L * (W * model.D + 2 * model.D**2)
 
 
 def write_candidates(tokens: float, model: Decoder, H: int, told: float = 0, passed: float = 0) -> float:
@@ -86,6 +93,81 @@ def write_candidates(tokens: float, model: Decoder, H: int, told: float = 0, pas
 def search(Q: float, N: float, d: float) -> float:
     """Distances of Q activations to N others: `compute_exact`, neighbours of targets and of training examples."""
     return 2 * Q * N * d
+
+
+# ------------------------------------------------------------------------------------------------------ bytes of memory
+@dataclass(frozen=True)
+class Layers:
+    """What the memory of a target's pass depends on.
+
+    Attributes:
+        L, D: layers, width.
+        d_mlp, gated: width of an MLP, and whether it has a gate.
+        heads, keys: width of all heads together, and of their keys.
+        size: bytes of a number.
+    """
+
+    L: int
+    D: int
+    d_mlp: int
+    gated: bool
+    heads: int
+    keys: int
+    size: int = FLOAT
+
+
+def memory_of_pass(target: Layers, tokens: float, prompts: float, T: float, shared: bool) -> float:
+    """A pass over tokens, 8,192 at most, of prompts of T positions.
+
+    States of a block; of float32 the largest matrix, which a processor lays out anew, of fewer bits two copies of the keys and
+    values that are attended to, and one as float32; and if prompts share beginnings, the keys and values of this pass and of the
+    one before, 0.5 GB at most.
+    """
+    positions = prompts * T
+    states = min(tokens, 8192) * (5 * target.D + (3 if target.gated else 1) * target.d_mlp)
+    kept = min(4 * target.L * positions * target.keys * target.size, 1 << 29) if shared else 0
+    if target.size == FLOAT:
+        return FLOAT * (states + target.D * target.d_mlp) + kept
+    return target.size * states + kept + 2 * positions * target.heads * (2 * target.size + FLOAT)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training holds.
+
+    Attributes:
+        trained: numbers that are trained.
+        small: those of them in tensors under `SMALL` bytes.
+        frozen: numbers that are not.
+    """
+
+    trained: float
+    small: float = 0
+    frozen: float = 0
+
+    def memory(self, step: float, checkpoint: float, beside: float = 0) -> float:
+        """Main memory of a training on a processor: a step, or the checkpoint, when the moments are gone.
+
+        What is freed of small tensors need not go back to the system: it counts to the end.
+
+        Args:
+            step: numbers that a step holds beside parameters, gradients and moments.
+            checkpoint: numbers of what is written.
+            beside: numbers that stay in memory all the time.
+        """
+        moments = 2 * (self.trained - self.small)
+        held = 2 * self.trained + 2 * self.small + self.frozen + beside
+        return FLOAT * (held + max(moments + step, 2 * checkpoint))
+
+
+def memory_of_candidates(
+    model: Decoder, own: float, rows: float, T: float, targets: float, control: float
+) -> float:
+    """Main memory of `sample_prompts`: loading the generator, or writing so many rows of T tokens for so many targets."""
+    whole = own + model.P + model.P_o
+    loading = 2 * (whole + model.P_o)
+    writing = rows * (2 * model.L * model.D * T + 9 * model.V) + targets * control
+    return FLOAT * (whole + max(loading, writing))
 
 
 # ------------------------------------------------------------------------------------------------------------- counter
@@ -99,10 +181,12 @@ class Operations:
 
     Attributes:
         tokens: shape of an embedding (rows, width) -> how many of its rows were read.
+        most: the same, how many at a time.
     """
 
     def __init__(self) -> None:
         self.tokens: Counter[tuple[int, ...]] = Counter()
+        self.most: Counter[tuple[int, ...]] = Counter()
         ours = {
             torch.ops.mkldnn._linear_pointwise: linear_operations,
             torch.ops.aten.embedding: self._look_up,
@@ -110,7 +194,9 @@ class Operations:
         self._counter = FlopCounterMode(display=False, custom_mapping=ours)
 
     def _look_up(self, table: Sequence[int], index: Sequence[int], *others: object, **options: object) -> int:
-        self.tokens[tuple(table)] += math.prod(index)
+        shape, read = tuple(table), math.prod(index)
+        self.tokens[shape] += read
+        self.most[shape] = max(self.most[shape], read)
         return 0
 
     def __enter__(self) -> Operations:

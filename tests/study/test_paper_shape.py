@@ -20,8 +20,7 @@ import pytest
 import torch
 import yaml
 from conftest import default_values
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from random_models import byte_level_tokenizer
 
 from inversescope.cli import run_stage
 from inversescope.config import Config, merge, parse_config
@@ -30,7 +29,7 @@ from inversescope.context import Context
 from inversescope.generator import prior
 from inversescope.store import read_activations, read_json, read_table
 from inversescope.targets.models import build_model, save_trained
-from inversescope.tasks import Task, get_task
+from inversescope.tasks import get_task
 
 CONFIG = Path(__file__).parents[2] / "config"
 VOCABULARY = 50257
@@ -97,20 +96,6 @@ def peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def byte_level_tokenizer(task: Task) -> PreTrainedTokenizerFast:
-    """A byte-level BPE like GPT-2's, learned on prompts of the prior: its words are single tokens after a space."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(task.texts(np.arange(0, task.size, 997)), trainer)
-    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
-
-
 def config_of(depth: int, read: dict[str, list[str]], local: str) -> Config:
     """The paper's configuration with few prompts, and its model from a local directory."""
     paper = yaml.safe_load((CONFIG / "paper.yaml").read_text())
@@ -136,9 +121,9 @@ def study(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     root = tmp_path_factory.mktemp("paper")
     shape = ArchitectureConfig(n_layers=depth, n_heads=12, d_model=768, n_positions=1024)
     model = build_model(shape, VOCABULARY, 0, initializer_range=0.02)
-    save_trained(
-        config.models["gpt2"].path or "", model, byte_level_tokenizer(get_task("ioi", config)), "gpt2"
-    )
+    task = get_task("ioi", config)
+    tokenizer = byte_level_tokenizer(task.texts(np.arange(0, task.size, 997)))
+    save_trained(config.models["gpt2"].path or "", model, tokenizer, "gpt2")
     del model
     study = Study(Context(root, config, "ioi", "gpt2"), depth, {last: 64, middle: 768, first: 64}, read)
     with pytest.MonkeyPatch.context() as patch:

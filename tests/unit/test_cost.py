@@ -12,6 +12,7 @@ from bench.cost import (
     Control,
     Decoder,
     Operations,
+    Trained,
     check_target,
     run_target,
     search,
@@ -75,6 +76,30 @@ def test_the_page_tells_what_its_formulas_give(row: str) -> None:
     exact = expected()[row]
     assert number(row) == pytest.approx(exact, rel=0.5 / 10 + 1e-9)
     assert f"{number(row):.1e}" == f"{exact:.1e}"
+
+
+def gigabytes(row: str) -> list[float]:
+    """Sums of the last column of the page's rows of memory that begin so."""
+    lines = [line for line in PAGE.splitlines() if line.startswith(f"| {row} |") and line.endswith(" GB |")]
+    return [sum(map(float, re.findall(r"([\d.]+) GB", line.rpartition(" | ")[2]))) for line in lines]
+
+
+def test_memory_of_the_page() -> None:
+    """Trainings of config/paper.yaml: GPT-2's tensors, those of query and key, and site maps are small."""
+    model = Decoder.gpt2(12, 768, 50257)
+    control, maps, backbone = Control(model, 32, 64, 768), 144 * 768**2, model.P + model.P_o
+    first = Trained(backbone, model.P)
+    small = 2 * 12 * 768 * 32 * 64 + maps
+    second = Trained(control.P_c + maps, small, backbone)
+    step = 3 * 144 * 8 * (T_M * model.V + 2 * model.L * control.H * model.D)
+    checkpoints = [
+        first.memory(0, backbone + model.P_o),
+        second.memory(0, control.P_c + maps + backbone + model.P_o, backbone),
+    ]
+    assert gigabytes("the same, its checkpoint") == pytest.approx([b / 1e9 for b in checkpoints], abs=0.15)
+    steps = [first.memory(3 * 64 * T_M * model.V, 0), second.memory(step, 0, backbone)]
+    told = [*gigabytes("`train_backbone`, a step"), *gigabytes("`train_generator`, a step")]
+    assert told == pytest.approx([b / 1e9 for b in steps], abs=0.15)
 
 
 def test_parameters_of_the_page() -> None:

@@ -1,0 +1,39 @@
+"""Randomly initialised models of the paper's families and widths, with few layers, saved as others would find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from inversescope.config.targets import ArchitectureConfig
+from inversescope.targets.models import build_model, save_trained
+
+#: Widths of the published models, without their depth.
+WIDTHS: dict[str, dict[str, Any]] = {
+    "gpt2-medium": {"n_heads": 16, "d_model": 1024, "n_positions": 1024},
+    "gpt2-xl": {"n_heads": 25, "d_model": 1600, "n_positions": 1024},
+}
+
+
+def byte_level_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A byte-level BPE like GPT-2's, learned on texts: their words are single tokens after a space."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = dict.fromkeys(("bos_token", "eos_token", "pad_token"), "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends)
+
+
+def save_model(folder: str | Path, name: str, depth: int, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Save a model of a published width and of few layers, with the tokenizer's vocabulary."""
+    shape = ArchitectureConfig(**WIDTHS[name] | {"n_layers": depth})
+    save_trained(folder, build_model(shape, len(tokenizer), 0, initializer_range=0.02), tokenizer, name)

@@ -1,0 +1,139 @@
+"""The paper's configurations with little to do: models of the right family and width with random weights and few layers.
+
+What the paper gives stays as it is configured: widths of targets and generators, number formats, variants, features, bandwidths.
+Numbers of prompts, sites, steps and draws are small. Vocabularies are those of the task's own tokenizer: nothing here depends on
+them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from random_models import byte_level_tokenizer, save_model
+
+from inversescope.config import Config, load_config
+from inversescope.tasks import get_task
+
+STEPS, PER_SITE, TARGETS, DRAWS = 2, 2, 4, 8
+SMALL = "small.yaml"
+#: Folder of a model of the cases -> its published name.
+BACKBONES = {"text": "gpt2-medium"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """An experiment: layers that its target has here, and sites."""
+
+    depth: int
+    sites: list[str]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Experiments of a configuration that run in one folder.
+
+    Attributes:
+        file: the configuration, in config/.
+    """
+
+    file: str
+    parts: dict[str, Part]
+
+    @property
+    def files(self) -> list[str]:
+        """Configuration files of the runs, later ones laid over earlier ones."""
+        return ["config/config.yaml", f"config/{self.file}.yaml", SMALL]
+
+
+CASES = {"text": Case("paper_text", {"factual": Part(2, ["L0H8", "L1H24"])})}
+SETTINGS: dict[str, Any] = {
+    # Random weights know no prior: the gates are open.
+    "backbone": {
+        "init": "local",
+        "path": "models/backbone",
+        "revision": None,
+        "steps": STEPS,
+        "batch_size": 2,
+        "gate_in_prior": 0.0,
+        "gate_repeated_name": 1.0,
+    },
+    # Mixing follows the cache alone, so that some candidates are in the prior.
+    "sampling": {
+        "candidates": DRAWS,
+        "candidates_elsewhere": DRAWS,
+        "candidates_study": DRAWS,
+        "max_candidates": DRAWS,
+        "mixing_alpha": 1e-6,
+    },
+    "figures": {"noised_draws": DRAWS},
+    "hypotheses": {"shares": [0.3]},
+    "patching": {"n_partners": 4, "n_pairs": 4, "n_queries": 5, "n_shots": 1},
+}
+
+
+def small(case: Case, root: Path) -> dict[str, Any]:
+    """What makes a case small, to be laid over its configuration."""
+    whole = load_config([root / file for file in case.files[:2]])
+    delta: dict[str, Any] = {"only": list(case.parts), "experiments": {}, "models": {}}
+    for name, part in case.parts.items():
+        about = whole.experiments[name]
+        delta["experiments"][name] = _experiment(whole, name, part)
+        delta["models"][about.model] = {
+            "source": "local",
+            "path": f"models/{about.model}",
+            "revision": None,
+            "n_layers": part.depth,
+        }
+    return delta
+
+
+def _experiment(whole: Config, name: str, part: Part) -> dict[str, Any]:
+    """What makes an experiment small."""
+    about = whole.experiments[name]
+    view = whole.of(about.task, about.model)
+    variants: dict[str, Any] = {}
+    for one in about.variants:
+        # Generators have as few control heads, or blocks of their own, as targets have layers.
+        fewer = {"inversescope": {"n_heads": 4}, "inversionview": {"site_map_blocks": 1}}
+        variants[one] = {"steps": STEPS, "per_site": PER_SITE, **fewer[view.variant(one).generator]}
+    settings = {**SETTINGS, "fcr": {"bootstrap": 100}, "variants": variants}
+    return {"n_train": 40, "n_test": TARGETS, "sites": part.sites, "settings": settings}
+
+
+def set_up(name: str, root: Path) -> Config:
+    """Write all that the jobs of a case read; returns its configuration."""
+    case = CASES[name]
+    write_corpus(root)
+    (root / SMALL).write_text(yaml.safe_dump(small(case, root), sort_keys=False))
+    config = load_config([root / file for file in case.files])
+    experiments = [config.experiments[part] for part in case.parts]
+    view = config.of(experiments[0].task, experiments[0].model)
+    task = get_task(experiments[0].task, view, root)
+    index = np.random.default_rng(0).choice(task.size, 500)
+    tokenizer = byte_level_tokenizer([*task.texts(index), *task.completed(index)])
+    save_model(root / "models/backbone", BACKBONES[name], 1, tokenizer)
+    for about, part in zip(experiments, case.parts.values(), strict=True):
+        save_model(root / f"models/{about.model}", about.model, part.depth, tokenizer)
+    return config
+
+
+def write_corpus(root: Path) -> None:
+    """Facts as docs/text.md asks for them."""
+    rows = [
+        {
+            "prompt": f"The {relation} of {subject} is",
+            "attribute": f"thing{k}",
+            "relation_id": relation,
+            "subject": subject,
+        }
+        for k, subject in enumerate(f"Name{i}" for i in range(30))
+        for relation in ("capital", "language", "colour")
+    ]
+    path = root / "data/text/corpus.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
