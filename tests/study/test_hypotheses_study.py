@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from conftest import MODEL, SITES, run, write_config
 
 import inversescope as iv
+from inversescope.cli import main
 from inversescope.config import load_config
 from inversescope.config.functions import is_function
 from inversescope.config.methods import ProposerConfig
@@ -121,6 +123,16 @@ def test_figures_and_readings_know_functions(found: Path) -> None:
     assert table.loc["twice(capital)", "rate"] == pytest.approx(table.loc["subject", "rate"])
     other = iv.open_study("ioi", MODEL, found)._labels(other_prompt())
     assert other["subject"] == -1 and other["twice(capital)"] >= 0
+
+
+def test_questions_about_functions_are_asked(found: Path, tmp_path: Path) -> None:
+    """They hold the values of label functions as those of the task's own features."""
+    assert main(["questions", "ioi", MODEL, "--out", str(tmp_path / "new"), "--root", str(found)]) == 0
+    prior = pd.read_parquet(tmp_path / "new/prior.parquet")
+    assert list(prior.columns) == ["text", "feature_subject", *(f"feature_{name}" for name in FUNCTIONS)]
+    assert (prior["feature_twice(capital)"] == prior["feature_subject"]).all()
+    about = json.loads((tmp_path / "new/about.json").read_text())
+    assert sorted(about["features"]["twice(capital)"]) == sorted(about["features"]["subject"])
 
 
 def other_prompt() -> object:

@@ -42,12 +42,11 @@ def write_questions(context: Context, folder: Path, examples: int) -> None:
         raise InputError(f"{folder} is not an empty folder", "name one that does not exist yet")
     task, plan, features = context.task, context.plan, context.config.fcr.features
     targets, progress = asked_targets(context), Progress("questions", len(plan.sites), echo)
-    named = [f"feature_{name}" for name in features]
-    told = ["text", *named]
-    cached = context.prompts("train", told).head(examples) if examples else None
-    write_table(_plain(context.prompts("reference", told), named), folder / "prior.parquet")
+    write_table(_told(context, "reference"), folder / "prior.parquet")
+    values = {name: list(task.feature_values[name]) for name in features}
+    cached = _told(context, "train", examples) if examples else None
     if cached is not None:
-        write_table(_plain(cached, named), folder / "examples.parquet")
+        write_table(cached, folder / "examples.parquet")
     rows = []
     for done, site in enumerate(plan.sites, 1):
         z = np.array(context.activations("test", site.label, raw=True))[targets]
@@ -65,14 +64,16 @@ def write_questions(context: Context, folder: Path, examples: int) -> None:
         progress(done)
     write_table(pd.DataFrame(rows), folder / "sites.csv")
     # Last, so that a folder with this file is whole.
-    values = {name: list(task.feature_values[name]) for name in features}
     write_json(_about(context, len(targets), values), folder / "about.json")
     echo(f"questions: {len(rows)} sites, {len(targets)} targets, features {', '.join(features)} in {folder}")
 
 
-def _plain(prompts: pd.DataFrame, named: list[str]) -> pd.DataFrame:
-    """Prompts with the values of features as text, in the columns' order."""
-    return prompts.assign(**{name: prompts[name].astype(str) for name in named})
+def _told(context: Context, split: str, most: int | None = None) -> pd.DataFrame:
+    """The prompts of a split, or the first of them: their texts, and their values of the headline features as text."""
+    named = {name: f"feature_{name}" for name in context.config.fcr.features}
+    own = [column for name, column in named.items() if name not in context.functions]
+    prompts = context.labelled(context.prompts(split, ["prompt_id", "text", *own]).iloc[:most])
+    return prompts[["text", *named.values()]].astype(dict.fromkeys(named.values(), str))
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
