@@ -186,13 +186,15 @@ def bare_share(value: float, form: str) -> str:
     return format(value, form).removeprefix("0").replace("-0.00", ".00")
 
 
-def site_axis(ax: Axes, sites: list[str]) -> None:
-    """Name the sites below the lowest panel; of many every second, or third, from the first of each kind on."""
-    step = -(-len(sites) // MANY_SITES)
+def site_axis(ax: Axes, sites: list[str], columns: int = 1) -> None:
+    """Name the sites below the lowest panel, one of some columns; of many every second or so, from the first of each kind on."""
+    step = -(-len(sites) * columns // MANY_SITES)
     kinds = [site.partition(".")[2] for site in sites]
     marks: list[int] = []
     for index, kind in enumerate(kinds):
         if kinds.index(kind) == index or index - marks[-1] >= step:
+            if marks and index - marks[-1] < step / 2:
+                marks.pop()
             marks.append(index)
     names = [sites[index] for index in marks]
     ax.set_xticks(marks, names, rotation=60, ha="right", rotation_mode="anchor", fontsize=6.3)

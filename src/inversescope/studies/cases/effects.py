@@ -9,43 +9,81 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from inversescope.figures.headline import Row, headline_page, number
-from inversescope.figures.panels import MANY_SITES, cross, error_bars, heat_map, panel_letters, share_axis
+from inversescope.figures.panels import (
+    MANY_SITES,
+    cross,
+    error_bars,
+    heat_map,
+    key,
+    panel_letters,
+    share_axis,
+    spread,
+)
 from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
 from inversescope.figures.study import Study
-from inversescope.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, WIDTH, new_figure
+from inversescope.figures.style import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    GROUP_MARKER,
+    GROUP_TITLE,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    WIDTH,
+    new_figure,
+)
+from inversescope.figures.tables import group_of
+from inversescope.studies.cases.agreement import rank_agreement
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, BLACK, GREY)
+#: Sites of each kind that a scatter names.
+NAMED = 4
 #: Sites of the largest effects, and heads of each token, that headline numbers name.
 LARGEST, LARGEST_HEADS = 4, 2
 
 
-def _ranked(name: str, row: pd.Series) -> str:
+def _ranked(name: str, row: Any) -> str:
     return f"{name}: ρ = {interval(row['spearman'], row['low'], row['high'], '.2f')}"
 
 
 @figure("causes", "plot_causes", title="FCR against causal effect of single sites")
 def causes(study: Study) -> Drawing:
-    """FCR against effect over sites, for features that an answer tells of; and effects of all features by site.
+    """FCR against effect over sites, a panel a feature that an answer tells of; and effects of all features by site.
 
-    Of more than `MANY_SITES` those with the largest effects, up or down, on any feature are listed.
+    Of more than `MANY_SITES` those with the largest effects, up or down, on any feature are listed, and ranks are by kind of site.
     """
-    data = as_written(study.table("causes.csv", "check_causes"))
-    ranks = study.table("causes_rank.csv", "check_causes")
-    ranks = ranks[ranks["sites"] == "path"].set_index("feature")
+    data = study.table("causes.csv", "check_causes")
+    data = as_written(data.assign(group=data["site"].map(group_of)))
     names = list(dict.fromkeys(data["feature"]))
     largest = data["effect"].abs().groupby(data["site"], sort=False).max().nlargest(MANY_SITES).index
     sites = [site for site in dict.fromkeys(data["site"]) if site in largest]
     colour = dict(zip(names, COLOURS, strict=False))
-    drawn = new_figure(WIDTH, max(3.4, 0.15 * len(sites) + 1.2))
-    left, right = drawn.subplots(1, 2)
-    for name, part in data[data["compared"] != "other"].groupby("feature", sort=False):
-        on, off = part[part["path"]], part[~part["path"]]
-        left.plot(on["fcr"], on["effect"], "o", color=colour[name], label=_ranked(str(name), ranks.loc[name]))
-        left.plot(off["fcr"], off["effect"], "o", markerfacecolor="white", color=colour[name])
-        if data["site"].nunique() <= MANY_SITES:
-            cross(left, part, "fcr", "effect", colour[name])
-    _against_fcr(left, "exact FCR of the feature", "effect: change of the logit difference")
+    asked = data[(data["compared"] != "other") & data["fcr"].notna()]
+    told = list(dict.fromkeys(asked["feature"]))
+    many = data["site"].nunique() > MANY_SITES
+    across = 1 if len(told) <= 2 else 2
+    rows = -(-len(told) // across)
+    drawn = new_figure(WIDTH, max(2.2 * rows + 0.4, 0.15 * len(sites) + 0.8))
+    grid = drawn.add_gridspec(rows, across + 1)
+    ranks = _ranks_by_kind(study, asked)
+    axes: list[Axes] = []
+    for i, name in enumerate(told):
+        ax = drawn.add_subplot(grid[i // across, i % across], sharey=axes[0] if axes else None)
+        part = asked[asked["feature"] == name]
+        # Few sites are all named on the right.
+        against(ax, part, colour[name], NAMED if many else 0)
+        if not many:
+            cross(ax, part, "fcr", "effect", colour[name])
+        own = ranks[ranks["feature"] == name].to_dict("records")
+        ax.set_title("\n".join(_ranked(name + row["kind"], row) for row in own), fontsize=7)
+        ax.set_xlabel(f"exact FCR of the {name}")
+        ax.set_ylabel("effect of the site (logits)" if i % across == 0 else "")
+        axes.append(ax)
+    right = drawn.add_subplot(grid[:, -1])
     for i, name in enumerate(names):
         part = data[(data["feature"] == name) & data["site"].isin(sites)]
         y = part["site"].map(sites.index) + 0.7 * ((i + 0.5) / len(names) - 0.5)
@@ -55,10 +93,51 @@ def causes(study: Study) -> Drawing:
     right.set_yticks(range(len(sites)), sites, fontsize=6)
     right.set_ylim(len(sites) - 0.4, -0.6)
     right.set_xlabel("effect of the site alone (logits)")
-    drawn.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=6)
-    drawn.legend(*right.get_legend_handles_labels(), loc="outside upper right", ncols=3, fontsize=6)
-    panel_letters([left, right])
+    handles = right.get_legend_handles_labels()[0]
+    handles += [key(GROUP_TITLE[g], GREY, GROUP_MARKER[g]) for g in dict.fromkeys(asked["group"])]
+    drawn.legend(handles=handles, loc="outside upper center", ncols=len(handles))
+    panel_letters([*axes, right])
     return drawn, data
+
+
+def _ranks_by_kind(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlations over sites with a path to the answer, as `check_causes` found them; by kind where sites are many."""
+    if rows["site"].nunique() <= MANY_SITES:
+        found = study.table("causes_rank.csv", "check_causes").assign(kind="")
+    else:
+        settings = study.config.fcr.confidence, study.config.seed
+        kinds = {f", {GROUP_TITLE[str(group)]}": part for group, part in rows.groupby("group")}
+        found = pd.concat([rank_agreement(part, *settings).assign(kind=kind) for kind, part in kinds.items()])
+    return found[found["sites"] == "path"]
+
+
+def against(ax: Axes, rows: pd.DataFrame, colour: str, most: int = NAMED) -> None:
+    """Exact FCR of a feature against the effect of another one: a marker a kind of site, hollow without a path, the furthest named.
+
+    Args:
+        rows: a row a site: site, group, path, fcr, effect.
+        most: sites of each kind that are named.
+    """
+    ax.axhline(0, color=GREY, linewidth=0.6)
+    size = 2.6 if len(rows) > MANY_SITES else 4
+    for (group, path), part in rows.groupby(["group", "path"]):
+        style: dict[str, Any] = {
+            "markersize": size,
+            "alpha": 0.7,
+            "markerfacecolor": colour if path else "white",
+        }
+        ax.plot(part["fcr"], part["effect"], GROUP_MARKER[str(group)], color=colour, **style)
+    far = rows["effect"].abs().rank() + rows["fcr"].rank()
+    named = rows[far.groupby(rows["group"]).rank(ascending=False, method="first") <= most].sort_values(
+        "effect"
+    )
+    room = float(rows["effect"].max() - rows["effect"].min()) or 1.0
+    places = spread([float(one) for one in named["effect"]], 0.07 * room)
+    for row, y in zip(named.itertuples(), places, strict=True):
+        side = -1 if row.fcr > 0.5 else 1
+        style = {"textcoords": "offset points", "fontsize": 5.5, "va": "center"}
+        ax.annotate(row.site, (row.fcr, y), xytext=(4 * side, 0), ha="right" if side < 0 else "left", **style)
+    share_axis(ax, "x")
 
 
 def _against_fcr(ax: Axes, x: str, y: str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from inversescope.figures.panels import error_bars, panel_letters, share_axis
+from inversescope.figures.panels import error_bars, key, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, Page, figure, table
 from inversescope.figures.save import as_written, markdown_table
 from inversescope.figures.style import BLACK, BLUE, GREEN, GREY, ORANGE, PINK, SKY, WIDTH, new_figure
@@ -98,15 +98,14 @@ def _marks(ax: Axes, x: pd.Series, y: pd.Series, few: pd.Series, colour: str, la
 
 @figure("distances", "plot_cases", title="Three distances at equal shares of the prior")
 def distances(study: CaseStudy) -> Drawing:
-    """FCR under each distance, overlap of the balls, spread of their sizes, and refusal judged anew, at each site."""
+    """FCR under each distance, overlap of the balls, and spread of their sizes, at each site."""
     data = as_written(study.table("distances.csv", "compare_distances"))
     features = study.features
     order = [site for site in study.order if site in set(data["site"])]
     place = {site: x for x, site in enumerate(order)}
     panels = {(feature, "fcr"): f"{feature} FCR" for feature in features}
     panels |= {(features[0], "overlap"): "overlap with cosine", (features[0], "spread"): "SD of log10 share"}
-    panels |= {(features[0], f"refusal_{name}"): f"refusal, {name}" for name in study.shown}
-    drawn = new_figure(WIDTH, 1.35 * len(panels) + 0.7)
+    drawn = new_figure(WIDTH, 1.6 * len(panels) + 0.7)
     axes = drawn.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for ax, ((feature, column), title) in zip(axes, panels.items(), strict=True):
         for i, (name, (colour, marker)) in enumerate(DISTANCE_STYLE.items()):
@@ -115,16 +114,23 @@ def distances(study: CaseStudy) -> Drawing:
             ax.plot(x, part[column], marker, color=colour, label=name.replace("_", " "))
             if column == "fcr":
                 error_bars(ax, x, part["fcr"], part["ci_low"], part["ci_high"], colour)
+                error_bars(
+                    ax, x + 0.07, part["fcr_matched"], part["matched_low"], part["matched_high"], colour
+                )
                 ax.plot(x + 0.07, part["fcr_matched"], marker, color=colour, markerfacecolor="white")
         if column == "fcr":
             ax.axhline(float(part["chance"].iloc[0]), color=GREY, linestyle=":", linewidth=0.9)
-        if column != "spread":
-            share_axis(ax)
+        if column == "spread":
+            ax.set_ylim(bottom=0)
+        else:
+            share_axis(ax, pad=0.06)
         ax.set_ylabel(title)
     axes[-1].set_xticks(range(len(order)), order, rotation=30, ha="right")
-    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    handles = axes[0].get_legend_handles_labels()[0]
+    handles.append(key("balls of equal size", GREY, "o", markerfacecolor="white"))
+    drawn.legend(handles=handles, loc="outside upper center", ncols=4)
     panel_letters(axes)
-    return drawn, data
+    return drawn, data.drop(columns=data.filter(like="refusal_").columns)
 
 
 @figure(
@@ -135,9 +141,9 @@ def completeness(study: CaseStudy) -> Drawing:
     points = study.completeness(".parquet")
     points = points[points["variant"].isin(study.shown)]
     variants = list(dict.fromkeys(points["variant"]))
-    rows = (len(variants) + 2) // 3
-    drawn = new_figure(WIDTH, 2.3 + 1.9 * rows)
-    grid = drawn.add_gridspec(rows + 1, 3)
+    rows = len(variants) // 3 + 1
+    drawn = new_figure(WIDTH, 0.6 + 2.1 * rows)
+    grid = drawn.add_gridspec(rows, 3)
     shown: list[pd.DataFrame] = []
     axes: list[Axes] = []
     for i, name in enumerate(variants):
@@ -147,21 +153,19 @@ def completeness(study: CaseStudy) -> Drawing:
         part = as_written(points[points["variant"] == name])
         thinned = part.iloc[:: max(1, len(part) // 3000)]
         style: dict[str, Any] = {"markersize": 1.5, "alpha": 0.4, "rasterized": True}
-        for inside, colour, label in (
-            (False, GREY, "outside the ball"),
-            (True, study.colour(name), "inside"),
-        ):
+        for inside, colour in ((False, GREY), (True, study.colour(name))):
             one = thinned[thinned["inside"] == inside]
-            ax.plot(one["distance"], one["log_q"], ".", color=colour, label=label, **style)
+            ax.plot(one["distance"], one["log_q"], ".", color=colour, **style)
         ax.set_title(name)
         ax.set_xlabel("true distance")
         ax.set_ylabel("log q (nats)" if i % 3 == 0 else "")
         shown.append(thinned.assign(panel="points"))
     low, high = np.quantile(points["log_q"], [0.005, 1.0])
     axes[0].set_ylim(low - 2, high + 2)
-    axes.append(drawn.add_subplot(grid[-1, :]))
+    axes.append(drawn.add_subplot(grid[len(variants) // 3, len(variants) % 3]))
     shown.append(_recall(axes[-1], study, variants[0]).assign(panel="recall"))
     panel_letters(axes)
+    drawn.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return drawn, pd.concat(shown, ignore_index=True)
 
 
@@ -173,16 +177,13 @@ def _recall(ax: Axes, study: CaseStudy, first: str) -> pd.DataFrame:
     )
     others = [name for name in dict.fromkeys(means["variant"]) if name not in study.shown]
     colours = dict(zip(others, (SKY, PINK, ORANGE), strict=False))
-    for name, part in means.groupby("variant", sort=False):
+    for (name, part), marker in zip(means.groupby("variant", sort=False), "os^Dvx", strict=False):
         colour = colours.get(str(name), study.colour(str(name)))
-        ax.plot(part["draws"], part["recall"], "o-", color=colour, label=name)
+        style: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "linewidth": 0.8}
+        ax.plot(part["draws"], part["recall"], color=colour, label=name, **style)
     part = means[means["variant"] == first]
     ax.plot(part["draws"], part["ideal"], "--", color=BLACK, label="draws from P(x; z)")
-    ax.set_xscale("log")
-    share_axis(ax)
-    ax.set_xlabel("draws")
-    ax.set_ylabel("expected recall of the preimage")
-    ax.legend(loc="upper left", ncols=2)
+    ax.set(xscale="log", yscale="log", xlabel="draws", ylabel="expected recall of the preimage")
     return means
 
 
