@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from inversescope.context import Context
 from inversescope.errors import InputError
 from inversescope.figures.headline import Row, headline_page, number, with_interval
-from inversescope.figures.panels import error_bars, panel_letters, share_axis, spread
+from inversescope.figures.panels import error_bars, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, Page, draw, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table
 from inversescope.figures.study import EXACT_RATES, Study
 from inversescope.figures.style import BLACK, BLUE, GREY, ORANGE, WIDTH, new_figure
 from inversescope.figures.tables import CERTAIN, best_heads
 from inversescope.studies.cases.agreement import rank_agreement
+from inversescope.studies.cases.effects import against
 
-#: Heads of each feature that are shown, and heads of each scatter that are named.
-SHOWN, NAMED = 5, 4
+#: Heads of each feature that are shown.
+SHOWN = 5
 COLOURS = (BLUE, ORANGE)
 _EFFECT = ("effect", "effect_low", "effect_high", "share")
 
@@ -122,7 +123,9 @@ def heads(study: HeadStudy) -> Drawing:
     ranks = study.agreement().set_index("feature")
     for i, (feature, colour) in enumerate(zip(asked, COLOURS, strict=False)):
         ax = drawn.add_subplot(grid[i, -1])
-        _against(ax, both[both["feature"] == feature], feature, colour)
+        against(ax, both[both["feature"] == feature].assign(group="heads"), colour)
+        ax.set_xlabel(f"exact FCR of the {feature}")
+        ax.set_ylabel(f"effect of another {feature} (logits)")
         rank = ranks.loc[feature]
         ax.set_title(f"ρ = {interval(rank['spearman'], rank['low'], rank['high'], '.2f')}", fontsize=7)
         axes.append(ax)
@@ -146,25 +149,6 @@ def _rates(ax: Axes, best: pd.DataFrame, features: list[str]) -> None:
     ax.set_ylim(float(best["at"].max()) + 0.7, -0.7)
     share_axis(ax, "x")
     ax.set_xlabel("exact FCR")
-
-
-def _against(ax: Axes, rows: pd.DataFrame, feature: str, colour: str) -> None:
-    """Exact FCR of a feature against the effect of another one, a point a head; the furthest ones named."""
-    ax.axhline(0, color=GREY, linewidth=0.6)
-    ax.plot(rows["fcr"], rows["effect"], "o", color=colour, markersize=2.6, alpha=0.7, markeredgewidth=0)
-    size = rows["effect"].abs().rank() + rows["fcr"].rank()
-    named = rows.loc[size.nlargest(NAMED).index].sort_values("effect")
-    room = float(rows["effect"].max() - rows["effect"].min()) or 1.0
-    for row, y in zip(
-        named.itertuples(), spread([float(one) for one in named["effect"]], 0.07 * room), strict=True
-    ):
-        ax.annotate(
-            row.site, (row.fcr, y), xytext=(3, 0), textcoords="offset points", fontsize=5.5, va="center"
-        )
-    share_axis(ax, "x")
-    ax.set_xlim(-0.03, 1.16)
-    ax.set_xlabel(f"exact FCR of the {feature}")
-    ax.set_ylabel(f"effect of another {feature} (logits)")
 
 
 @table("heads", "plot_heads", title="Heads that tell each feature, beside their effects")

@@ -78,7 +78,7 @@ def scatter(study: IoiStudy) -> Drawing:
         errors = [f"{GROUP_TITLE[str(group)]}: {error:.3f}" for group, error in by_group.items()]
         text = "mean |FCR − exact|\n" + "\n".join(errors)
         ax.text(0.98, 0.03, text, transform=ax.transAxes, ha="right", va="bottom", fontsize=6.5)
-        ax.set_title(f"{study.at_bandwidth(variant)}, {estimator}")
+        ax.set_title(f"{variant}, {estimator}, {study.config.headline_of(variant).label}")
         ax.set_xlabel("exact FCR" if i == len(estimators) - 1 else "")
         ax.set_ylabel("estimated FCR" if j == 0 else "")
     panel_letters(axes.flat)
@@ -90,90 +90,86 @@ def scatter(study: IoiStudy) -> Drawing:
 
 
 def _diagonal(ax: Axes, rows: pd.DataFrame, features: list[str]) -> None:
-    """Points with the intervals of both rates; groups of sites by marker, features by colour."""
+    """Points with the intervals of both rates, of many sites without; groups of sites by marker, features by colour."""
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, zorder=1)
     many = rows["site"].nunique() > MANY_SITES
-    size = (
-        {"markersize": 2.2, "markeredgewidth": 0.2} if many else {"markersize": 4.5, "markeredgewidth": 0.4}
-    )
-    style: dict[str, Any] = {"markeredgecolor": "white", "zorder": 3, **size}
-    for feature in features:
-        colour = FEATURE_COLOUR.get(feature, PINK)
-        for group, part in rows[rows["feature"] == feature].groupby("group", sort=False):
-            x, y = part["exact"], part["fcr"]
-            faint: dict[str, Any] = {"alpha": 0.25 if many else 1.0}
-            error_bars(ax, x, y, part["ci_low"], part["ci_high"], colour, **faint)
-            error_bars(ax, x, y, part["exact_low"], part["exact_high"], colour, which="x", **faint)
-            ax.plot(x, y, GROUP_MARKER[str(group)], color=colour, **style)
+    style: dict[str, Any] = {
+        "s": 5 if many else 18,
+        "linewidth": 0.4,
+        "alpha": 0.6 if many else 1.0,
+        "zorder": 3,
+    }
+    for group, part in rows.groupby("group", sort=False):
+        # One call for both features, site by site: neither covers the other.
+        colours = [FEATURE_COLOUR.get(feature, PINK) for feature in part["feature"]]
+        edge = colours if many else "white"
+        ax.scatter(
+            part["exact"],
+            part["fcr"],
+            marker=GROUP_MARKER[str(group)],
+            color=colours,
+            edgecolor=edge,
+            **style,
+        )
+    for feature in () if many else features:
+        part = rows[rows["feature"] == feature]
+        x, y, colour = part["exact"], part["fcr"], FEATURE_COLOUR.get(feature, PINK)
+        error_bars(ax, x, y, part["ci_low"], part["ci_high"], colour)
+        error_bars(ax, x, y, part["exact_low"], part["exact_high"], colour, which="x")
     share_axis(ax, "x")
     share_axis(ax, "y")
     ax.set_aspect("equal")
 
 
 #: Panels of `refusal`: column, title, columns of its interval.
-REFUSAL_PANELS: dict[str, tuple[str, tuple[str, str] | None]] = {
+REFUSAL_PANELS: dict[str, tuple[str, tuple[str, str]]] = {
     "refusal_rate": ("refused\n(share of draws)", ("ci_low", "ci_high")),
-    "parse_refusal": ("not in the prior\n(share of draws)", None),
-    "fcr_error": ("|FCR − exact|,\ngenerated", None),
+    "parse_refusal": ("not in the prior\n(share of draws)", ("parse_low", "parse_high")),
+    "fcr_error": ("|FCR − exact|,\ngenerated", ("error_low", "error_high")),
     "entropy_gap": ("entropy gap\n(nats)", ("gap_low", "gap_high")),
-    "bits_generated": ("information that\nthe site fixes (bits)", None),
+    "bits_generated": ("information that\nthe site fixes (bits)", ("bits_low", "bits_high")),
 }
 
 
 @figure("refusal", "plot_figures", title="Refusal, FCR error and entropy gap by site")
 def refusal(study: IoiStudy) -> Drawing:
-    """Refusal, FCR error and entropy gap of every site side by side: both variants, with and without mixing."""
+    """Refusal, FCR error and entropy gap of every site, with and without mixing; a column a bandwidth, with its variants."""
     rows = select(study.refusals, "refusal.csv", variant=list(VARIANTS), decoding=[PLAIN, MIXED])
-    rows = full_cache(rows)
+    # `paper` first, and plain decoding.
+    rows = full_cache(rows).sort_values(["variant", "decoding"], ascending=False, kind="stable")
     for variant in VARIANTS:
         select(rows, "refusal.csv", variant=variant, decoding=PLAIN)
-    rows = rows.drop_duplicates(["site", "variant", "decoding"])
-    about = ["site", "group", "layer", "head", "variant", "decoding"]
-    keep = [*about, *REFUSAL_PANELS, "bits", "ci_low", "ci_high", "gap_low", "gap_high", "n_candidates"]
+    rows = rows.drop_duplicates(["site", "variant", "decoding"]).merge(_error_ends(study), how="left")
+    about = ["site", "group", "layer", "head", "variant", "decoding", "bandwidth"]
+    ends = [end for _, bounds in REFUSAL_PANELS.values() for end in bounds]
+    keep = [*about, *REFUSAL_PANELS, "bits", *ends, "n_candidates"]
     rows = rows.reindex(columns=keep).assign(n_sites=1)
     pooled = rows["site"].nunique() > MANY_SITES
     data = as_written(_by_layer(rows) if pooled else rows)
     sites = list(dict.fromkeys(sort_sites(data)["site"]))
-    small = len(sites) <= MANY_SITES
-    series = {
-        (v, d): part
-        for v in VARIANTS
-        for d in (PLAIN, MIXED)
-        if len(part := _of(data, variant=v, decoding=d))
-    }
+    columns: dict[str, list[str]] = {}
+    for variant in VARIANTS:
+        columns.setdefault(study.bandwidth_of(variant), []).append(variant)
     drawn = new_figure(WIDTH, 1.05 * len(REFUSAL_PANELS) + 1.0)
-    axes = drawn.subplots(len(REFUSAL_PANELS), 1, sharex=True)
-    for ax, (metric, (title, bounds)) in zip(axes, REFUSAL_PANELS.items(), strict=True):
-        for k, ((variant, decoding), part) in enumerate(series.items()):
-            x = part["site"].map(sites.index).to_numpy() + (k - (len(series) - 1) / 2) * 0.17
-            colour, plain = study.colour(variant), decoding == PLAIN
-            if bounds:
-                error_bars(ax, x, part[metric], part[bounds[0]], part[bounds[1]], colour)
-            style: dict[str, Any] = {"markersize": 3.2 if small else 2.2, "markeredgewidth": 0.8, "zorder": 3}
-            face = colour if plain else "white"
-            ax.plot(x, part[metric], "o", color=colour, markerfacecolor=face, **style)
-            for _, group in part.groupby("group"):
-                at = group["site"].map(sites.index)
-                ends = (at.min() - 0.45, at.max() + 0.45)
-                line = {"linewidth": 1, "linestyle": "-" if plain else _DASHED, "alpha": 0.7}
-                mean = float(np.average(group[metric], weights=group["n_sites"]))
-                ax.hlines(mean, *ends, color=colour, **line)
-        if metric == "bits_generated":
-            truth = data.drop_duplicates("site")
-            size = 9 if small else 6
-            ax.plot(
-                truth["site"].map(sites.index), truth["bits"], "_", color=BLACK, markersize=size, zorder=2
-            )
-        _refusal_axis(ax, metric, title, data)
-    site_axis(axes[-1], sites)
-    for ax in axes:
-        part_sites(ax, data, sites)
-    panel_letters(axes)
+    axes = drawn.subplots(len(REFUSAL_PANELS), len(columns), sharex=True, sharey="row", squeeze=False)
+    for j, (bandwidth, variants) in enumerate(columns.items()):
+        own = data[data["bandwidth"] == bandwidth]
+        for ax, (metric, (title, _)) in zip(axes[:, j], REFUSAL_PANELS.items(), strict=True):
+            _by_site(ax, study, own, metric, sites)
+            if metric == "bits_generated":
+                truth, size = own.drop_duplicates("site"), max(5, 360 / len(sites) / len(columns))
+                x = truth["site"].map(sites.index)
+                ax.plot(x, truth["bits"], "_", color=BLACK, markersize=size, zorder=2)
+            _refusal_axis(ax, metric, title if j == 0 else "", data)
+            part_sites(ax, data, sites)
+        axes[0, j].set_title(f"{' and '.join(variants)} at {study.config.headline_of(variants[0]).label}")
+        site_axis(axes[-1, j], sites, len(columns))
+    panel_letters(axes.flat)
     handles = []
-    for variant, decoding in series:
+    for variant, decoding in data[["variant", "decoding"]].drop_duplicates().itertuples(index=False):
         colour, plain = study.colour(variant), decoding == PLAIN
         style = {"markersize": 4, "markerfacecolor": colour if plain else "white", "linewidth": 1}
-        name = f"{study.at_bandwidth(variant)}, " + ("plain decoding" if plain else "cache mixing")
+        name = f"{variant}, " + ("plain decoding" if plain else "cache mixing")
         handles.append(key(name, colour, "o", "-" if plain else _DASHED, **style))
     handles.append(key("exact", BLACK, "_", markersize=9))
     handles.append(key("gap within ±0.5", GREEN, line="-", alpha=0.25, linewidth=6))
@@ -182,14 +178,51 @@ def refusal(study: IoiStudy) -> Drawing:
     return drawn, data
 
 
+def _by_site(ax: Axes, study: IoiStudy, data: pd.DataFrame, metric: str, sites: list[str]) -> None:
+    """A metric of each series at each site, with its interval, and means by group as lines."""
+    low, high = REFUSAL_PANELS[metric][1]
+    series = data.groupby(["variant", "decoding"], sort=False)
+    for k, ((variant, decoding), part) in enumerate(series):
+        x = part["site"].map(sites.index).to_numpy() + (k - (len(series) - 1) / 2) * 0.17
+        colour, plain = study.colour(str(variant)), decoding == PLAIN
+        error_bars(ax, x, part[metric], part[low], part[high], colour)
+        style: dict[str, Any] = {"markersize": 3.2 if len(sites) <= MANY_SITES else 2, "markeredgewidth": 0.8}
+        ax.plot(
+            x,
+            part[metric],
+            "o",
+            color=colour,
+            markerfacecolor=colour if plain else "white",
+            zorder=3,
+            **style,
+        )
+        for _, group in part.groupby("group"):
+            at = group["site"].map(sites.index)
+            line: dict[str, Any] = {"linewidth": 1, "linestyle": "-" if plain else _DASHED, "alpha": 0.7}
+            mean = float(np.average(group[metric], weights=group["n_sites"]))
+            ax.hlines(mean, at.min() - 0.45, at.max() + 0.45, color=colour, **line)
+
+
+def _error_ends(study: IoiStudy) -> pd.DataFrame:
+    """Least and greatest |FCR - exact| within the intervals of the differences, as means over the headline features, by site."""
+    rows = study.rates[
+        (study.rates["estimator"] == "generated") & study.rates["feature"].isin(study.features)
+    ]
+    ends = full_cache(rows)[["error_low", "error_high"]]
+    high = ends.abs().max(axis=1)
+    low = ends.abs().min(axis=1).where(ends.prod(axis=1) > 0, 0)
+    keys = ["site", "variant", "decoding"]
+    rows = rows.loc[ends.index, keys].assign(error_low=low, error_high=high)
+    return rows.groupby(keys, sort=False).mean().reset_index()
+
+
 def _by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     """Heads of a layer as one row, `L3H*`: their means, and the lowest and the highest of them as ends of the interval."""
     is_head = rows["group"] == "heads"
-    layers = rows[is_head].groupby(["group", "layer", "variant", "decoding"], sort=False)
+    layers = rows[is_head].groupby(["group", "layer", "variant", "decoding", "bandwidth"], sort=False)
     pooled = layers[[*REFUSAL_PANELS, "bits"]].mean()
-    for metric, (_, bounds) in REFUSAL_PANELS.items():
-        if bounds:
-            pooled[bounds[0]], pooled[bounds[1]] = layers[metric].min(), layers[metric].max()
+    for metric, (_, (low, high)) in REFUSAL_PANELS.items():
+        pooled[low], pooled[high] = layers[metric].min(), layers[metric].max()
     pooled = pooled.join(layers[["n_candidates", "n_sites"]].sum()).reset_index()
     names = "L" + pooled["layer"].astype(int).astype(str) + "H*"
     return pd.concat([pooled.assign(site=names), rows[~is_head]], ignore_index=True)[list(rows.columns)]
