@@ -19,6 +19,7 @@ from inversescope.store import read_table, write_table
 from inversescope.studies.ioi import plot as plots
 from inversescope.studies.ioi import samples
 from inversescope.studies.ioi.accuracy import training
+from inversescope.studies.ioi.bandwidth import _curves
 from inversescope.studies.ioi.distance import fig8_table, smooth
 from inversescope.studies.ioi.heatmaps import fig2
 from inversescope.studies.ioi.shown import IoiStudy
@@ -35,6 +36,20 @@ def test_figure_8_of_generators_that_leave_the_prior():
     exact = pd.DataFrame({"site": ["L0H0"], "distance": [0.1], "n": [9], "agreement": [0.5]})
     table = fig8_table(points, exact)
     assert table["kind"].tolist() == ["exact"] and table["target_id"].isna().all()
+
+
+def test_a_site_all_of_whose_draws_were_refused_has_no_curve():
+    rates = {("L0H0", "heads"): 0.5, ("L0H1", "heads"): np.nan, ("L1.resid_post", "residual"): np.nan}
+    rows = pd.DataFrame(
+        [
+            {"site": site, "group": group, "nominal": nominal, "fcr": rate, "ci_low": rate, "ci_high": rate}
+            for (site, group), rate in rates.items()
+            for nominal in (0.1, 0.2)
+        ]
+    )
+    ax = Figure().subplots()
+    _curves(ax, rows, [site for site, _ in rates])
+    assert [name.get_text() for name in ax.texts] == ["L0H0"]
 
 
 def test_what_a_configuration_lacks_is_known_beforehand():
