@@ -194,7 +194,9 @@ def make_fcr(
                         own["decoding"] = decoding
                         if decoding == "noised":
                             continue
-                        add(own, truth + bias + rng.normal(0, 0.01), 0.03, 0.07 * wide, estimator="generated")
+                        ends = {"error_low": bias - 0.03, "error_high": bias + 0.03}
+                        drawn = truth + bias + rng.normal(0, 0.01)
+                        add(own, drawn, 0.03, 0.07 * wide, estimator="generated", **ends)
                         wrong = 0.06 * wide / epsilon**0.1
                         add(own, truth + bias / 4 + rng.normal(0, 0.006), 0.03, wrong, estimator="reweighted")
                         add(own, chance + 0.02, 0.02, 0.2, estimator="shuffled")

@@ -243,6 +243,11 @@ def test_a_model_of_many_layers_and_heads_is_drawn_whole():
     of = own.loc[np.isclose(own["epsilon"], config.kernel.epsilon), "refusal_rate"]
     found = one[["refusal_rate", "ci_low", "ci_high", "n_sites"]].to_numpy(float)
     np.testing.assert_allclose(found, [[of.mean(), of.min(), of.max(), 3]], rtol=1e-5)
+    # The error of a place in the residual stream has the interval of the differences, without the sign.
+    stream = refused[(refused["group"] == "residual") & (refused["variant"] == "default")]
+    np.testing.assert_allclose(
+        stream[["error_low", "error_high"]].to_numpy(float), [[0.034, 0.094]] * len(stream)
+    )
     lift = ((exact["fcr"] - 0.25) / 0.75).where(exact["head"].notna())
     assert exact.loc[lift.idxmax(), "site"] in set(beside["site"]) and beside["site"].nunique() == 44
 
