@@ -109,7 +109,7 @@ def unwritten(text: str, tables: list[Path]) -> list[str]:
             word = re.compile(rf"\b(?:{'|'.join(names)})\b")
             counted = {at for at in counted if names and word.search(lines[at])} or counted
         for quoted in QUOTED.findall(sentence):
-            slack = {n: 0.5 * 10.0 ** -len(n.partition(".")[2]) + 1e-9 for n in NUMBER.findall(quoted)}
+            slack = {n: 0.5 * 10.0 ** -(len(n.partition(".")[2]) or 3) + 1e-9 for n in NUMBER.findall(quoted)}
             at = [set(where[np.abs(values - float(n)) <= within]) for n, within in slack.items()]
             if not counted.intersection(*at):
                 missing.append(quoted)
