@@ -137,8 +137,7 @@ def task_vectors(study: IclStudy) -> Drawing:
         _patching(line[0], patching)
         _bands(line[0], bands)
         _controls(line[1], patching, CONTROL_STYLE, "none", "without patching")
-        # The state after the first block is little more than the best layer's mean.
-        _controls(line[2], masking, MASKING_STYLE, "query_removed", "the mean alone")
+        _controls(line[2], masking, MASKING_STYLE, "query_removed", "query's part, first layer")
         line[0].set_ylabel(f"{_title(context).replace(' (', chr(10) + '(')}\nrate")
         below.append(line)
         shown = {"patching": patching, "masking": masking, "bands from patching": bands}
