@@ -24,6 +24,7 @@ rule make_browser:
         "logs/make_browser/{task}/{model}.log",
     benchmark:
         "benchmarks/make_browser/{task}/{model}.tsv"
+    priority: ordered(10)
     conda:
         "../envs/environment.yaml"
     threads: 1

@@ -73,6 +73,7 @@ rule plot_causes:
         "logs/plot_causes/{task}/{model}.log",
     benchmark:
         "benchmarks/plot_causes/{task}/{model}.tsv"
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -102,6 +103,7 @@ rule plot_heads:
         "benchmarks/plot_heads/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(IOI),
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -131,6 +133,7 @@ rule plot_answers:
         "benchmarks/plot_answers/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(SPELLED),
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -232,6 +235,7 @@ rule plot_cases:
         "benchmarks/plot_cases/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(PLAN.case_studies),
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1

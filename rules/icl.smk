@@ -51,6 +51,7 @@ rule patch_task_vectors:
         "benchmarks/patch_task_vectors/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(FEW_SHOT),
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -92,6 +93,7 @@ rule label_tasks:
         "benchmarks/label_tasks/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(FEW_SHOT),
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -126,6 +128,7 @@ rule rate_labels:
         "benchmarks/rate_labels/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(FEW_SHOT),
+    priority: ordered(30)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -159,6 +162,7 @@ rule plot_labels:
         "benchmarks/plot_labels/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(FEW_SHOT),
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1
@@ -208,6 +212,7 @@ rule plot_icl:
         "benchmarks/plot_icl/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(FEW_SHOT),
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1

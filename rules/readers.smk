@@ -67,6 +67,7 @@ rule plot_readers:
         "logs/plot_readers/{task}/{model}.log",
     benchmark:
         "benchmarks/plot_readers/{task}/{model}.tsv"
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
     threads: 1
