@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         dashed = [name.replace("_", "-")] if "_" in name else []
         command = commands.add_parser(name, aliases=dashed, help=f"rule {name} of the workflow")
         command.set_defaults(run=_run_stage, stage=name)
-        _add_options(command, (*OF_STAGES, *stage.takes))
+        _add_options(command, (*OF_STAGES, *stage.takes), stage.may_lack)
     for name, (what, takes, run) in COMMANDS.items():
         command = commands.add_parser(name, help=what)
         command.set_defaults(run=run)
@@ -141,9 +141,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_options(command: argparse.ArgumentParser, names: Sequence[str]) -> None:
+def _add_options(
+    command: argparse.ArgumentParser, names: Sequence[str], may_lack: Sequence[str] = ()
+) -> None:
     for name in names:
         about = dict(OPTIONS[name])
+        if name in may_lack:
+            about |= {"required": False, "default": []}
         flag = about.pop("flag", f"--{name}")
         if flag.startswith("-"):
             about["dest"] = name

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 
 class Stage(NamedTuple):
-    """Where a stage is defined, and what its command takes beside --task and --model."""
+    """Where a stage is defined, what its command takes beside --task and --model, and which lists of these may be empty."""
 
     module: str
     takes: tuple[str, ...] = ()
+    may_lack: tuple[str, ...] = ()
 
 
 #: Name of the rule, the command and the function -> its stage.
@@ -53,7 +54,7 @@ STAGES = {
     "check_completeness": Stage("studies.cases.completeness"),
     "collect_study": Stage("studies.variants.stages"),
     "collect_frontier": Stage("studies.variants.stages"),
-    "score_readers": Stage("reader.answers", ("variants", "out")),
+    "score_readers": Stage("reader.answers", ("variants", "out"), ("variants",)),
     "plot_cases": Stage("studies.cases.plot"),
     "plot_causes": Stage("studies.cases.plot"),
     "plot_answers": Stage("studies.cases.plot"),
