@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from project import FILES, MODEL, ROOT, copy_workflow, edit_config, planned, snakemake
 
-from inversescope.cli import STAGES
+from inversescope.cli import STAGES, _parser
 from inversescope.config import Config, ExperimentConfig, load_config
 from inversescope.lineage.planned import Graph, figures, graph
 from inversescope.lineage.records import CONFIG_FILE, configured, read_records
@@ -417,6 +418,15 @@ def test_the_small_configuration_of_all_tasks_is_whole(workflow: Path) -> None:
     assert found["plot_figures"] == found["make_report"] == int("ioi" in shown)
     assert found["plot_ravel"] == int("ravel" in shown)
     assert found["make_studies"] == bool(shown - {"ioi"})
+
+
+def test_commands_of_a_frontier_without_variants_of_the_main_part(workflow: Path) -> None:
+    """All are commands of the package: none lacks an option, as one that names variants where there are none would."""
+    files = [FILES[0], "config/test/smallest_tasks.yaml"]
+    told = snakemake(workflow, "--dry-run", "--printshellcmds", "--configfile", *files, "--", "study")
+    commands = [shlex.split(one) for one in re.findall(r"\binversescope (\w+ --.*)$", told, flags=re.M)]
+    run = {_parser().parse_args(command).stage for command in commands}
+    assert {"score_readers", "plot_frontier", "plot_study"} <= run
 
 
 def test_bandwidths_by_share_are_chosen_before_anything_is_trained_for_them(workflow: Path) -> None:
