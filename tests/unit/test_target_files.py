@@ -489,3 +489,9 @@ def test_what_a_later_stage_would_stumble_over_is_said_before_anything_runs(
     run, culprit = UNFIT[case]
     with pytest.raises(InputError, match=culprit):
         run(tmp_path)
+
+
+def test_an_answer_that_brings_its_space_gets_no_other(tmp_path: Path) -> None:
+    task = prior(tmp_path, [row | {"code": " " + row["code"]} for row in ROWS])
+    assert task.completed([0, 3]) == ["The Peru T0", "In Mali I1"]
+    assert task.answers([0]) == [" T0"]

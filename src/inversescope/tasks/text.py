@@ -232,9 +232,11 @@ class TextTask(Task):
         return [self._answers[number] for number in self.check_index(index).tolist()]
 
     def continuations(self, index: np.ndarray) -> list[str]:
-        """Return what follows each prompt: its answer, after a space between words unless the prompt ends in one."""
+        """Return what follows each prompt: its answer, after a space between words unless there is one."""
         return [
-            f" {answer}" if answer and self.token_unit == "word" and not text[-1].isspace() else answer
+            f" {answer}"
+            if answer and self.token_unit == "word" and not (text[-1].isspace() or answer[0].isspace())
+            else answer
             for text, answer in zip(self.texts(index), self.answers(index), strict=True)
         ]
 
