@@ -27,7 +27,7 @@ for block in blocks(PLAN.experiments):
             "../envs/environment.yaml"
         threads: 1
         resources:
-            mem_mb=memory(3000, 4000) if PLAN.config.hypotheses.proposer is None else memory(3000, 16000),
+            mem_mb=memory(3000, 4000) if PLAN.config.hypotheses.proposer is None else memory(4000, 16000),
             runtime=minutes(10, 60) if PLAN.config.hypotheses.proposer is None else minutes(30, 600),
             gpu=int(PLAN.config.hypotheses.proposer is not None),
         params:
