@@ -457,6 +457,10 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
         ),
         "The weight transformer.wte.weight of tiny holds NaN or infinity as torch.float16",
     ),
+    "divided by nothing": (
+        lambda root: checked(prior(root), letters(), layer_norm_epsilon=-1e3),
+        "Activations of tiny are NaN or infinite as torch.float32",
+    ),
     "kind": (
         lambda root: check_target(
             Target(build_model(ArchitectureConfig(architecture="gpt_neox"), 40, 0), letters(), "neox"),
@@ -475,6 +479,12 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
         "gives 'The Peru ' other tokens with its answer than without",
     ),
 }
+
+
+def test_an_answer_that_brings_its_space_gets_no_other(tmp_path: Path) -> None:
+    task = prior(tmp_path, [row | {"code": " " + row["code"]} for row in ROWS])
+    assert task.completed([0, 3]) == ["The Peru T0", "In Mali I1"]
+    assert task.answers([0]) == [" T0"]
 
 
 def test_answers_that_nobody_asks_for_are_not_looked_at(tmp_path: Path) -> None:

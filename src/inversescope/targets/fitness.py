@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from inversescope.errors import InputError
+from inversescope.errors import InputError, first_line
 from inversescope.sites import Site, expand_sites
 from inversescope.targets.models import Target
 from inversescope.targets.tokenizers import check_single_tokens, encode, token_positions
@@ -126,6 +126,22 @@ def _short(needed: Needed) -> None:
             )
 
 
+def _runs(needed: Needed) -> None:
+    ids = torch.from_numpy(max(needed.ids, key=len).astype(np.int64))[None].to(needed.target.model.device)
+    name, remedy = needed.target.name, "Look at what its config.json says of positions, norms and attention"
+    try:
+        with torch.inference_mode():
+            states = needed.target.body(input_ids=ids, use_cache=False).last_hidden_state
+    except Exception as error:  # whatever a module raises that a configuration does not fit
+        raise InputError(
+            f"{name} cannot be run ({type(error).__name__}: {first_line(error)})", remedy
+        ) from error
+    if not torch.isfinite(states).all():
+        raise InputError(
+            f"Activations of {name} are NaN or infinite as {states.dtype}", f"{remedy}; or use a larger dtype"
+        )
+
+
 def _positions(needed: Needed) -> None:
     for site in dict.fromkeys([*needed.sites, *needed.patched]):
         position = site.position
@@ -160,6 +176,7 @@ CHECKS: tuple[Callable[[Needed], None], ...] = (
     _kept,
     _embedded,
     _short,
+    _runs,
     _positions,
     _answers,
 )
