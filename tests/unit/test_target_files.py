@@ -44,6 +44,11 @@ def gpt2(**changes: Any) -> GPT2Config:
     return GPT2Config(**(sizes | changes), bos_token_id=0, eos_token_id=0)
 
 
+def llama(**changes: Any) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=40, **(sizes | changes))).eval()
+
+
 def words() -> Tokenizer:
     """A tokenizer with a token a character, and an end token."""
     letters = sorted({character for text in TEXTS for character in text} | {"é"})
@@ -124,9 +129,8 @@ def rotated(**factors: list[float]) -> Callable[[Path], None]:
     """A Llama with factors for long texts; its heads are 8 numbers wide."""
 
     def save(folder: Path) -> None:
-        sizes = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
         with quiet():
-            LlamaForCausalLM(LlamaConfig(vocab_size=40, **sizes)).save_pretrained(folder)
+            llama().save_pretrained(folder)
         rope = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, **factors}
         rope |= {"rope_type": "longrope", "factor": 2.0, "original_max_position_embeddings": 8}
         described(folder, rope_parameters=rope | {"rope_theta": 1e4})
@@ -253,16 +257,35 @@ def test_what_is_whole_is_read_as_it_is(tmp_path: Path) -> None:
         saved(tmp_path / "half", model).joinpath("model.safetensors").unlink()
         model.to(torch.bfloat16).save_pretrained(tmp_path / "half", max_shard_size="2kB")
     assert len(hashes_of(tmp_path / "half")) > 4
-    apart = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
+    apart = llama(hidden_size=8)
     described(saved(tmp_path / "tied", apart), tie_word_embeddings=True)
     for name, true in (("base", model), ("half", model), ("tied", apart)):
         state = opened(tmp_path / name).model.state_dict()
         for key, value in true.state_dict().items():
             torch.testing.assert_close(state[key], value.float(), rtol=0, atol=1e-2 if name == "base" else 0)
+
+
+MASK = torch.ones(16, 16).tril()[None, None]
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+@pytest.mark.parametrize(
+    "mask", [{"attn.bias": MASK}, {"attn.bias": MASK, "attn.masked_bias": torch.tensor(-1e4)}]
+)
+def test_masks_that_older_versions_saved_are_left_out(
+    prefix: str, mask: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    file = saved(tmp_path) / "model.safetensors"
+    weights = {name.removeprefix("transformer."): value for name, value in load_file(file).items()}
+    old = {f"h.{layer}.{name}": value.clone() for layer in range(2) for name, value in mask.items()}
+    named = {f"{prefix}{name}": value for name, value in {**weights, **old}.items()}
+    save_file(named, file, metadata={"format": "pt"})
+    state = opened(tmp_path).model.state_dict()
+    for name, value in weights.items():
+        assert torch.equal(state[f"transformer.{name}"], value)
+    save_file(named | {f"{prefix}h.0.attn.scale": torch.ones(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"has no use for the weight {prefix}h.0.attn.scale. Let"):
+        opened(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
@@ -461,6 +484,20 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda root: checked(prior(root), letters(), layer_norm_epsilon=-1e3),
         "Activations of tiny are NaN or infinite as torch.float32",
     ),
+    "turned by nothing": (
+        lambda root: check_target(
+            Target(llama(rope_parameters={"rope_type": "default", "rope_theta": 0.0}), letters(), "tiny"),
+            prior(root),
+            ["L0H0"],
+            [],
+            np.random.default_rng(0),
+        ),
+        "Activations of tiny are NaN or infinite as torch.float32",
+    ),
+    "no width": (
+        lambda root: checked(prior(root), letters(), n_inner=0),
+        r"tiny cannot be run \(RuntimeError: .*\). Look at what its config.json says",
+    ),
     "kind": (
         lambda root: check_target(
             Target(build_model(ArchitectureConfig(architecture="gpt_neox"), 40, 0), letters(), "neox"),
@@ -479,12 +516,6 @@ UNFIT: dict[str, tuple[Callable[[Path], None], str]] = {
         "gives 'The Peru ' other tokens with its answer than without",
     ),
 }
-
-
-def test_an_answer_that_brings_its_space_gets_no_other(tmp_path: Path) -> None:
-    task = prior(tmp_path, [row | {"code": " " + row["code"]} for row in ROWS])
-    assert task.completed([0, 3]) == ["The Peru T0", "In Mali I1"]
-    assert task.answers([0]) == [" T0"]
 
 
 def test_answers_that_nobody_asks_for_are_not_looked_at(tmp_path: Path) -> None:

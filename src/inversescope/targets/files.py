@@ -29,6 +29,8 @@ TOLD = (CONFIG, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
 FLOATS = ("F64", "F32", "F16", "BF16")
 #: How others save weights: what only code can read, or another library.
 FOREIGN = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+#: Ends of names of a GPT-2's causal masks, which older versions of transformers saved; each model makes its own.
+MASKS = (".attn.bias", ".attn.masked_bias")
 _POINTER = b"version https://git-lfs"
 
 
@@ -250,7 +252,8 @@ def check_loaded(path: str, kind: str, info: dict[str, Any]) -> None:
     Raises:
         InputError: some are missing, unexpected or of another shape: transformers would draw them at random, or leave them out.
     """
-    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith(MASKS))
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
         raise InputError(

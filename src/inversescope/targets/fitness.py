@@ -127,8 +127,12 @@ def _short(needed: Needed) -> None:
 
 
 def _runs(needed: Needed) -> None:
-    ids = torch.from_numpy(max(needed.ids, key=len).astype(np.int64))[None].to(needed.target.model.device)
-    name, remedy = needed.target.name, "Look at what its config.json says of positions, norms and attention"
+    model, name = needed.target.model, needed.target.name
+    longest = max((ids for *_, ids in needed.read), key=len)
+    ids = torch.from_numpy(longest.astype(np.int64))[None].to(model.device)
+    remedy = "Look at what its config.json says of positions, norms and attention"
+    own = model.config._attn_implementation
+    model.set_attn_implementation("eager")  # others may turn NaN into zero
     try:
         with torch.inference_mode():
             states = needed.target.body(input_ids=ids, use_cache=False).last_hidden_state
@@ -136,6 +140,8 @@ def _runs(needed: Needed) -> None:
         raise InputError(
             f"{name} cannot be run ({type(error).__name__}: {first_line(error)})", remedy
         ) from error
+    finally:
+        model.set_attn_implementation(own)
     if not torch.isfinite(states).all():
         raise InputError(
             f"Activations of {name} are NaN or infinite as {states.dtype}", f"{remedy}; or use a larger dtype"

@@ -10,7 +10,7 @@ from inversescope.context import Context, echo
 from inversescope.errors import InputError, first_line
 from inversescope.store import atomic_path, checked, fetch, file_hash, read_json, write_table
 from inversescope.streams import stream
-from inversescope.targets.files import CHECKPOINT_CHECKS, check_files
+from inversescope.targets.files import CHECKPOINT_CHECKS, MASKS, check_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -145,7 +145,7 @@ def build_checkpoint(about: Path, weights: Path, vocabulary: int, name: str) -> 
     tensors = {
         (key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"): value.float()
         for key, value in read_weights(weights).items()
-        if not key.endswith((".attn.bias", ".attn.masked_bias"))  # causal masks that older versions saved
+        if not key.endswith(MASKS)
     }
     embedding = tensors.get("transformer.wte.weight")
     if embedding is None:
