@@ -212,6 +212,50 @@ def test_ambiguous_templates_are_left_out_and_listed(two_types: RavelTask) -> No
     assert not any("one" in text for text in two_types.texts(every(two_types)))
 
 
+def two_readings(tables: dict[str, dict[str, Any]]) -> None:
+    """Prompts that are another template's, of the same type and of another; and a template that stands twice in its list."""
+    river, verb = tables["river"], tables["verb"]
+    river["entity_attributes"] |= {"Po Grande": {"Continent": "Europe", "Length": "short"}}
+    river["entity_to_split"] |= {"Po Grande": "train"}
+    river["attribute_to_prompts"]["Continent"] += ["see %s in", "see %s in", "to %s now"]
+    river["attribute_to_prompts"]["Length"] += ["see %s Grande in"]
+    river["prompt_to_split"] |= {"see %s in": "train", "to %s now": "train", "see %s Grande in": "test"}
+    river["attribute_to_prompts"]["Continent"] += ["the %s has"] * 2
+    river["prompt_to_split"] |= {"the %s has": "train"}
+    verb["entity_attributes"] |= {"swim": {"Past": "swam"}}
+    verb["entity_to_split"] |= {"swim": "train"}
+    verb["attribute_to_prompts"]["Past"] += ["to %s Po now"]
+    verb["prompt_to_split"] |= {"to %s Po now": "train"}
+
+
+@pytest.mark.parametrize("verb,left", [("swim in the", True), ("swim", False)])
+def test_templates_whose_prompts_may_be_another_s_are_left_out(tmp_path: Path, verb: str, left: bool) -> None:
+    tables = broken(two_readings)
+    tables["river"]["entity_attributes"] |= {f"{verb} Po": {"Continent": "Asia"}} if left else {}
+    tables["river"]["entity_to_split"] |= {f"{verb} Po": "val"} if left else {}
+    tables["verb"]["entity_attributes"] |= {verb: {"Past": "swam"}}
+    tables["verb"]["entity_to_split"] |= {verb: "train"}
+    manifest = fetch_tables(tmp_path / SOURCE, write(tmp_path / "mirror", tables))
+    same = {"see %s in": ["river:Continent"], "see %s Grande in": ["river:Length"]}
+    others = {"to %s now": ["river:Continent"], "to %s Po now": ["verb:Past"]} if left else {}
+    told = {"of %s, one": ["river:Continent", "river:Length"], **same, **others}
+    assert manifest["ambiguous_templates"] == told
+    task = RavelTask(RavelConfig(source="upstream"), tmp_path)
+    texts = task.texts(every(task))
+    assert len(set(texts)) == task.universe and "the Po has" in texts
+    np.testing.assert_array_equal(task.index(task.slots(every(task))), every(task))
+    found = task.features_of_texts(texts)
+    for feature, codes in task.features_of(every(task)).items():
+        np.testing.assert_array_equal(found[feature], codes)
+
+
+def test_a_value_that_brings_its_space_gets_no_other(tmp_path: Path) -> None:
+    tables = broken(lambda t: t["verb"]["entity_attributes"].update(go={"Past": " went"}))
+    fetch_tables(tmp_path / SOURCE, write(tmp_path / "mirror", tables))
+    task = RavelTask(RavelConfig(source="upstream"), tmp_path)
+    assert task.completed(task.parse(["They go now; yesterday they"])) == ["They go now; yesterday they went"]
+
+
 def test_attribute_is_a_strict_match(two_types: RavelTask) -> None:
     task = two_types
     texts = [
@@ -332,6 +376,16 @@ BAD: dict[str, tuple[Callable[[dict[str, dict[str, Any]]], None], str, str]] = {
         "ravel_river_entity_attributes.json",
         "a value of 'Po' is no string",
     ),
+    "half of a surrogate pair": (
+        lambda t: t["river"]["entity_attributes"]["Po"].update(Length="\ud83d"),
+        "ravel_river_entity_attributes.json",
+        "'\\ud83d' holds the character U+D83D",
+    ),
+    "control character": (
+        lambda t: t["river"]["attribute_to_prompts"]["Length"].append("a\0%s"),
+        "ravel_river_attribute_to_prompts.json",
+        "'a\\x00%s' holds the character U+0000",
+    ),
     "no value at all": (
         lambda t: [values.clear() for values in t["verb"]["entity_attributes"].values()],
         "ravel_verb_attribute_to_prompts.json",
@@ -396,6 +450,8 @@ def test_types_that_are_not_asked_for_are_not_read(tmp_path: Path, mirror: Path)
     assert task.feature_values["type"] == ["verb"]
     with pytest.raises(InputError, match=r"has no entity type 'city'\. of ravel.types it has verb: check"):
         fetch_tables(tmp_path / "out", mirror, types=["verb", "city"])
+    with pytest.raises(InputError, match=r"entity_attributes.json of Verb\. .* or check ravel.types"):
+        fetch_tables(tmp_path / "out", mirror, types=["Verb"])
     with pytest.raises(InputError, match="river_entity_attributes.json is not JSON"):
         fetch_tables(tmp_path / "out", mirror, types=["river"])
 

@@ -13,7 +13,7 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from inversescope.config.tasks import CorpusConfig
 from inversescope.errors import InputError
 from inversescope.store import atomic_path, checked, fetch, write_json
+from inversescope.tasks.corpus import check_text
 from inversescope.tasks.facts_hub import contents_of
 
 SPLITS = ("train", "val", "test")
@@ -33,7 +34,7 @@ PINNED = Path(__file__).parent / "data" / "ravel_upstream.sha256"
 ARCHIVE = "https://github.com/explanare/ravel/raw/e421fc9e132b3613b1d0020f856d539217fb30ca/data.tgz"
 MANIFEST = "manifest.json"
 
-_NAME = re.compile(rf"ravel_(\w+?)_({'|'.join(KINDS)})\.json")
+_NAME = re.compile(rf"ravel_(.+?)_({'|'.join(KINDS)})\.json")
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,8 @@ def read_tables(folder: str | Path, types: Sequence[str] | None = None) -> list[
 
     Raises:
         InputError: there is none or one is missing, a file is missing or broken, a template has no or two `%s`, an entity or
-            template is in two splits, in none, or in one that is unknown, a value is no string, or none is known. The message names
-            file and entry.
+            template is in two splits, in none, or in one that is unknown, a value is no string, or none is known, or a character is
+            no text. The message names file and entry.
     """
     folder = Path(folder)
     names = data_files((path.name for path in folder.glob("ravel_*.json")), types)
@@ -110,9 +111,10 @@ def tables_of(contents: Mapping[str, bytes], where: str, types: Sequence[str] | 
     """The tables that files hold: name -> content, and where they lie; raises what `read_tables` does."""
     kinds = sorted({match[1] for name in contents if (match := _NAME.fullmatch(name))})
     if not kinds:
+        asked = f" of {', '.join(types)}" if types else ""
         raise InputError(
-            f"{where} holds no files ravel_TYPE_entity_attributes.json",
-            "run the rule fetch_ravel, or set ravel.mirror to a folder that holds them",
+            f"{where} holds no files ravel_TYPE_entity_attributes.json{asked}",
+            "run the rule fetch_ravel, set ravel.mirror to a folder that holds them, or check ravel.types",
         )
     if missing := sorted(set(types or ()) - set(kinds)):
         known = f"of ravel.types it has {', '.join(kinds) or 'none'}: check the names"
@@ -131,13 +133,16 @@ def _table_of(contents: Mapping[str, bytes], where: str, kind: str) -> FactTable
     for entity, values in facts.items():
         if not isinstance(values, dict) or any(not isinstance(v, str | None) for v in values.values()):
             raise InputError(f"{at}: a value of '{entity}' is no string", remedy)
+        for text in (entity, *values.values()):
+            check_text(text or "", f"{at}: {text!r}")
     known = {attribute for values in facts.values() for attribute, value in values.items() if value}
     templates = []
     at = paths["attribute_to_prompts"]
     for attribute, texts in prompts.items():
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InputError(f"{at}: '{attribute}' is no list of templates", remedy)
-        for text in texts if attribute in known else ():
+        for text in dict.fromkeys(texts) if attribute in known else ():
+            check_text(text, f"{at}: {text!r}")
             if text.count(SLOT) != 1:
                 raise InputError(
                     f"{at}: template '{text}' of '{attribute}' has {text.count(SLOT)} %s instead of one",
@@ -191,15 +196,40 @@ def _object(content: bytes | None, path: str) -> dict[str, Any]:
 
 
 def ambiguous_templates(tables: Sequence[FactTable]) -> dict[str, list[str]]:
-    """Templates whose text stands for more than one attribute, of one type or of two: text -> `type:attribute`, sorted.
+    """Templates that a prompt does not tell: text -> the `type:attribute` that it stands for, sorted.
 
-    Their label cannot be told from a prompt, so a task leaves them out.
+    They stand for more than one attribute, of one type or of two; or two of them give one prompt, with an entity each ("%s is in"
+    and "%s in", of "Ys" and "Ys is"). A task leaves them out.
     """
     found: dict[str, set[str]] = {}
     for table in tables:
         for template in table.templates:
             found.setdefault(template.text, set()).add(f"{table.kind}:{template.attribute}")
-    return {text: sorted(labels) for text, labels in found.items() if len(labels) > 1}
+    told = [
+        (*template.parts, template.text, table.facts)
+        for table in tables
+        for template in table.templates
+        if len(found[template.text]) == 1
+    ]
+    told.sort(key=lambda one: one[0])
+    alike = {text for number in range(len(told)) for text in _alike(told, number)}
+    return {text: sorted(labels) for text, labels in found.items() if len(labels) > 1 or text in alike}
+
+
+def _alike(told: Sequence[tuple[str, str, str, Mapping[str, Any]]], number: int) -> Iterator[str]:
+    """A template and later ones that give a prompt of its; told: beginnings, in order, ends, texts and entities of all."""
+    before, after, text, entities = told[number]
+    for begin, end, other, others in told[number + 1 :]:
+        if not begin.startswith(before):
+            return  # as do all that follow
+        if not (after.endswith(end) or end.endswith(after)):
+            continue
+        for entity in entities:
+            prompt = before + entity + after
+            fits = prompt.startswith(begin) and prompt.endswith(end)
+            if fits and prompt[len(begin) : len(prompt) - len(end)] in others:
+                yield from (text, other)
+                break
 
 
 def limited(table: FactTable, n_entities: int | None, n_templates: int | None) -> FactTable:

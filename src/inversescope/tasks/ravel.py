@@ -180,12 +180,12 @@ class RavelTask(Task):
         return [self._values[e][self._attribute_names[t]] for t, e in pairs]
 
     def continuations(self, index: np.ndarray) -> list[str]:
-        """Return what follows each prompt: its answer, after a space unless the prompt ends in one or in a quotation mark."""
+        """Return what follows each prompt: its answer, after a space unless there is one, or a quotation mark before it."""
         index = self.check_index(index)
         ends = [self._parts[t][1][-1:] for t in self._template[index].tolist()]
         glued = [end.isspace() or end in _QUOTES for end in ends]
         return [
-            answer if without else f" {answer}"
+            answer if without or answer[:1].isspace() else f" {answer}"
             for answer, without in zip(self.answers(index), glued, strict=True)
         ]
 

@@ -64,7 +64,7 @@ def fetch_ravel(context: Context) -> None:
     for name in manifest.get("ambiguous_entities", []):
         echo(f"fetch_ravel: '{name}' stands for several entities: left out")
     for text, labels in manifest["ambiguous_templates"].items():
-        echo(f"fetch_ravel: template '{text}' stands for {' and '.join(labels)}: left out")
+        echo(f"fetch_ravel: prompts of template '{text}' ({', '.join(labels)}) may be another's: left out")
     unpinned = [name for name, file in manifest["files"].items() if not file["pinned"]]
     if unpinned and config.source == "upstream":
         echo(f"fetch_ravel: no pinned checksum for {', '.join(unpinned)}: taken as they are")
