@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from inversescope.activations.batches import Batch, Batches
-from inversescope.activations.inputs import Inputs
+from inversescope.activations.inputs import BATCH_TOKENS, Inputs
 from inversescope.activations.prefixes import Buffers, PrefixCache
 from inversescope.activations.proof import PREFIXES, prepared, proven
 from inversescope.errors import InputError
@@ -77,7 +77,7 @@ def capture(
     target: Target,
     token_ids: Sequence[np.ndarray] | np.ndarray,
     sites: Sequence[Site],
-    batch_tokens: int = 8192,
+    batch_tokens: int = BATCH_TOKENS,
     progress: Progress = unheard,
     positions: Mapping[str, np.ndarray] | None = None,
     width: int = 0,
@@ -132,7 +132,12 @@ class Passes:
     """
 
     def __init__(
-        self, target: Target, inputs: Inputs, sites: Sequence[Site], batch_tokens: int = 8192, width: int = 0
+        self,
+        target: Target,
+        inputs: Inputs,
+        sites: Sequence[Site],
+        batch_tokens: int = BATCH_TOKENS,
+        width: int = 0,
     ) -> None:
         if not sites:
             raise InputError("No sites to capture", "Name at least one, such as L0H0")

@@ -10,6 +10,9 @@ import numpy as np
 
 from inversescope.errors import InputError
 
+#: Tokens of a forward pass, at most, unless somebody asks for others.
+BATCH_TOKENS = 8192
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from inversescope.activations.inputs import Inputs, groups
+from inversescope.activations.inputs import BATCH_TOKENS, Inputs, groups
 from inversescope.activations.proof import LINEAR, PREFIXES, prepared, proven
 from inversescope.errors import InputError
 from inversescope.sites import HEAD_KINDS, Site
@@ -34,7 +34,6 @@ from inversescope.targets.hooks import Done, entered, hooked, run_body, without_
 from inversescope.targets.models import Target
 
 Progress = Callable[[int, int], None]
-BATCH_TOKENS = 8192  # of a pass, at most
 
 
 @dataclass(frozen=True)

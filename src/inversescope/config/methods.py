@@ -7,7 +7,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
-from inversescope.config.strict import Strict
+from inversescope.config.strict import Pinned, Strict
 from inversescope.config.targets import ArchitectureConfig
 from inversescope.config.tasks import GeneralTextConfig
 from inversescope.errors import InputError
@@ -326,12 +326,10 @@ class FcrConfig(Strict):
     mcmc_evaluations: int = Field(200, ge=0, description="Target evaluations a chain; 0 = no chains.")
 
 
-class ProposerConfig(Strict):
+class ProposerConfig(Pinned):
     """A chat model that proposes label functions, which are then tested as all others are."""
 
-    source: Literal["hub", "local"] = Field("local", description="Where it is.")
     path: str = Field(description="Hub repository or local directory.")
-    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(None, description="'auto' shards over GPUs by accelerate.")
     n_targets: int = Field(3, ge=1, description="Target prompts whose texts it is shown at a site.")
@@ -343,12 +341,6 @@ class ProposerConfig(Strict):
         "else, for instance twice(capital) or after('a', -1) or which(['cat', 'dog'], ['red']).\n\nGrammar:\n{grammar}"
     )
     """What it is asked; {grammar} stands for the grammar."""
-
-    @model_validator(mode="after")
-    def _pinned(self) -> ProposerConfig:
-        if self.source == "hub" and not self.revision:
-            raise ValueError("source: hub needs a pinned 'revision'")
-        return self
 
 
 class HypothesesConfig(Strict):

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.entries import Misplaced
-from inversescope.config.strict import Strict
+from inversescope.config.strict import Pinned, Strict
 from inversescope.config.tasks import TaskName
 
 
@@ -70,24 +70,17 @@ class TargetTraining(Strict):
         return corpus
 
 
-class GemmaScopeConfig(Strict):
+class GemmaScopeConfig(Pinned):
     """Released sparse autoencoders of a model's residual stream: files layer_L/width_W/average_l0_N/params.npz."""
 
     source: Literal["hub", "local"] = Field("hub", description="Where they are.")
     path: str = Field(..., description="Hub repository, or local folder.")
-    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     width: str = Field("16k", pattern=r"^\w+$", description="Width in the files' names.")
     l0: dict[int, int] = Field(..., description="Layer -> average L0 in the file's name.")
 
     def file(self, layer: int) -> str:
         """The file of a layer. Raises `KeyError` if no L0 is named for it."""
         return f"layer_{layer}/width_{self.width}/average_l0_{self.l0[layer]}/params.npz"
-
-    @model_validator(mode="after")
-    def _pinned(self) -> GemmaScopeConfig:
-        if self.source == "hub" and not self.revision:
-            raise ValueError("source: hub needs a pinned 'revision'")
-        return self
 
 
 class VocabularyConfig(Strict):
@@ -236,14 +229,12 @@ class TargetCandidate(NamedTuple):
     seed: int
 
 
-class LabellerConfig(Strict):
+class LabellerConfig(Pinned):
     """A chat model that labels texts (paper, D.3.3: gemma-2-2b-it)."""
 
     model: str | None = None
     """An entry of `models` that an experiment reads; it says all that follows up to device_map."""
-    source: Literal["hub", "local"] = Field("local", description="Where it is.")
     path: str | None = Field(None, description="Hub repository or local directory.")
-    revision: str | None = Field(None, description="Commit of the hub repository; required for source: hub.")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="Of its weights.")
     device_map: str | None = Field(
         None, description="None: one GPU, or the processor. auto: spread over all GPUs of the job."
@@ -262,9 +253,7 @@ class LabellerConfig(Strict):
     """What the model is asked; {labels} stands for the labels."""
 
     @model_validator(mode="after")
-    def _pinned(self) -> LabellerConfig:
+    def _one_model(self) -> LabellerConfig:
         if (self.model is None) == (self.path is None):
             raise ValueError("the labeller has one of 'model' and 'path'")
-        if self.source == "hub" and not self.revision:
-            raise ValueError("source: hub needs a pinned 'revision'")
         return self

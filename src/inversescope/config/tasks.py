@@ -11,7 +11,7 @@ import regex
 from pydantic import Field, field_validator, model_validator
 
 from inversescope.config.entries import Misplaced
-from inversescope.config.strict import Strict
+from inversescope.config.strict import Pinned, Strict
 
 TaskName = Literal[
     "ioi", "ioi_small", "ravel", "icl_translation", "icl_words", "counting", "addition", "text"
@@ -57,10 +57,9 @@ class SmallIOIConfig(IOIConfig):
     n_items: int = Field(4, ge=1, description="Objects that are given.")
 
 
-class CorpusConfig(Strict):
+class CorpusConfig(Pinned):
     """A data set: of the hub at a pinned revision, or local (docs/text.md)."""
 
-    source: Literal["hub", "local"] = Field("local", description="Where it is.")
     path: str = Field(..., min_length=1)
     """Local file or folder inside the project, or owner/name on the hub."""
     revision: str | None = Field(None, pattern="^[0-9a-f]{40}$")
@@ -75,9 +74,7 @@ class CorpusConfig(Strict):
     """Of a local file; if absent, its suffix says: .parquet, .jsonl, .csv, .txt."""
 
     @model_validator(mode="after")
-    def _pinned(self) -> CorpusConfig:
-        if self.source == "hub" and self.revision is None:
-            raise ValueError("source: hub needs a pinned 'revision', the commit of the data set")
+    def _named_on_the_hub(self) -> CorpusConfig:
         # Other names mean something else to `datasets`: one of its own readers, or a folder.
         if self.source == "hub" and not regex.fullmatch(r"[\w-][\w.-]*/[\w.-]+", self.path):
             raise Misplaced(("path",), f"is no owner/name of a data set on the hub: {self.path!r}")

@@ -224,8 +224,7 @@ class KernelPairs(PairSource):
             (epsilon doubled until there is one).
         attend: hand out the neighbours themselves, for attention over them.
         n_condition: neighbours that condition, at most.
-        chunk: steps that share one neighbour search. Where a step reads few of the sites there are more, so that each site is read
-            in a quarter of `chunk` steps on average: a search goes through the whole cache, however few its queries are.
+        chunk: steps that share one neighbour search, at least (`chunked`).
     """
 
     _: KW_ONLY
@@ -243,14 +242,22 @@ class KernelPairs(PairSource):
                 f"a cache of {self.prompts.size} prompts has no neighbours to learn from", "raise n_train"
             )
         self._caches: dict[str, Cache] = {}
-        per_step = min(self.sites_per_step or len(self.activations), len(self.activations))
-        self.chunk = max(self.chunk, -(-self.chunk * len(self.activations) // (4 * per_step)))
         self._chunk_index = -1
         self._steps: list[dict[str, _Drawn]] = []
 
+    @property
+    def chunked(self) -> int:
+        """Steps that share one neighbour search, which goes through the whole cache, however few its queries are.
+
+        Where a step reads few of the sites there are more than `chunk`: each site is read in a quarter of `chunk` steps or more.
+        """
+        sites = len(self.activations)
+        per_step = min(self.sites_per_step or sites, sites)
+        return max(self.chunk, -(-self.chunk * sites // (4 * per_step)))
+
     def batch(self, step: int) -> Batch:
         """Examples of one step."""
-        index, offset = divmod(step, self.chunk)
+        index, offset = divmod(step, self.chunked)
         if index != self._chunk_index:
             self._steps = self._draw_chunk(index)
             self._chunk_index = index
@@ -259,7 +266,7 @@ class KernelPairs(PairSource):
     def _draw_chunk(self, index: int) -> list[dict[str, _Drawn]]:
         """Examples of each of a chunk's steps, by site."""
         rng = np.random.default_rng([self.seed, 102, index])
-        steps = [self.sites_at(index * self.chunk + k) for k in range(self.chunk)]
+        steps = [self.sites_at(step) for step in range(index * self.chunked, (index + 1) * self.chunked)]
         reads = Counter(label for read in steps for label in read)
         # Each site's examples of all these steps are searched for at once, then dealt out.
         sites = {

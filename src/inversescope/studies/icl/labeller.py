@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
+from inversescope.activations.inputs import BATCH_TOKENS
 from inversescope.errors import InputError
 from inversescope.targets.tokenizers import check_chat, encode
 
@@ -63,7 +64,7 @@ class Labeller:
     null: str
     identity: str
     cache: Path | None = None
-    batch_tokens: int = 8192
+    batch_tokens: int = BATCH_TOKENS
     _known: dict[str, str] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
