@@ -382,6 +382,40 @@ def test_exact_values_of_a_prior_that_is_not_uniform(finished: Path) -> None:
             assert row["entropy"] == pytest.approx(-task.log_prior(reference[inside]).mean() + math.log(mass))
 
 
+def test_labels_that_no_reference_prompt_has_are_wrong_answers(finished: Path, tmp_path: Path) -> None:
+    """The reference is draws: a label function may give a target, a cached prompt or a candidate a label that none of them has."""
+    shutil.copytree(finished, tmp_path / "study")
+    root, name = tmp_path / "study", "skeleton(['|'])"
+    write(
+        root,
+        study(
+            finished, delta={"experiments": {"tiny": {"settings": {"fcr": {"features": ["count", name]}}}}}
+        ),
+    )
+    variants = ["paper", "default", "inversionview"]
+    assert run(root, "score_readers", *(option for one in variants for option in ("--variant", one))) == 0
+    answers = read_table(root / "results/counting/tiny/answers.parquet")
+    test, reference = (
+        read_table(root / f"data/counting/prompts/{split}.parquet") for split in ("test", "reference")
+    )
+    missing = test.index[~test["text"].isin(reference["text"])]
+    said = answers[(answers["feature"] == name) & answers["target_id"].isin(missing)]
+    sure = said[said["reader"] == "prompt only"]
+    assert len(sure) and (sure["confidence"] == 1).all() and (sure["right"] == 0).all()
+    assert said["bits"].notna().all() and (said.loc[said["reader"] == "exact", "bits"] < 0.01).all()
+    # What is asked for has every value that examples have, and somebody else's samples may have further ones.
+    where = ["counting", "tiny", "--root", str(root)]
+    assert main(["questions", *where, "--out", str(tmp_path / "asked")]) == 0
+    values = set(read_json(tmp_path / "asked/about.json")["features"][name])
+    prior, examples = (
+        set(read_table(tmp_path / f"asked/{one}.parquet")[f"feature_{name}"]) for one in ("prior", "examples")
+    )
+    assert examples - prior and examples | prior == values
+    rows = [(row, "L1H0@target", text) for row, text in enumerate(test["text"])]
+    write_table(pd.DataFrame(rows, columns=["target_id", "site", "text"]), tmp_path / "copies.parquet")
+    assert main(["score", str(tmp_path / "copies.parquet"), "--task", "counting", "--model", *where[1:]]) == 0
+
+
 def test_vocabulary_of_another_model_is_a_matter_of_configuration(tmp_path: Path) -> None:
     """Other letters, other marks, no begin mark, weights as safetensors."""
     checkpoint(tmp_path / "checkpoint", vocabulary=9, kind="model.safetensors")

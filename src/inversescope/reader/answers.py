@@ -37,8 +37,11 @@ _SAMPLES = ["target_id", "prompt_id", "parsed", "distance", "accepted", "logq", 
 class Truth:
     """Questions of one experiment with their exact answers.
 
+    Where reference prompts are draws, others may have labels that none of these has. The exact answer gives such a label no
+    probability; behind the V - 1 values of a feature all labels that are none of them count as one more.
+
     Attributes:
-        values: feature -> its values.
+        values: feature -> its values; of a label function those that reference and cached prompts have.
         targets: target prompts that the task counts, ascending rows of the test split.
         prior: feature -> (V,) shares of the reference prompts.
     """
@@ -51,11 +54,19 @@ class Truth:
     def of(cls, context: Context) -> Truth:
         """The questions of an experiment: its headline features."""
         task, features = context.task, context.config.fcr.features
-        labels = context.labels_of(context.prompt_ids("reference"))
+        labels, _ = (context.labels_of(context.prompt_ids(split)) for split in ("reference", "train"))
         values = {name: list(task.feature_values[name]) for name in features}
-        counts = {n: np.bincount(labels[n][labels[n] >= 0], minlength=len(values[n])) for n in features}
+        counts = {n: np.bincount(labels[n][labels[n] >= 0], minlength=len(values[n]) + 1) for n in features}
         counted = np.flatnonzero(task.counted(context.prompt_ids("test")))
         return cls(values, counted, {name: count / count.sum() for name, count in counts.items()})
+
+    def size(self, name: str) -> int:
+        """V of a feature."""
+        return len(self.prior[name])
+
+    def codes(self, name: str, labels: np.ndarray) -> np.ndarray:
+        """Labels (n,) of a feature as codes below V; -1 stays."""
+        return np.minimum(labels, len(self.values[name]))
 
 
 def score_readers(context: Context, variants: Sequence[str], out: str = "") -> None:
@@ -104,7 +115,7 @@ def _exact(
         distance_of(kernel.distance).prepare(z),
         context.activations("reference", label),
         reference,
-        {name: len(values) for name, values in truth.values.items()},
+        {name: truth.size(name) for name in truth.values},
         context.headline(label),
         kernel.distance,
         kernel.kind,
@@ -128,7 +139,7 @@ def exact_answers(context: Context, truth: Truth) -> dict[tuple[str, str], np.nd
     found = {}
     for (site, name), rows in table.groupby(["site", "feature"], observed=True):
         values = truth.values[name]
-        shares = np.zeros((len(truth.targets), len(values)))
+        shares = np.zeros((len(truth.targets), truth.size(str(name))))
         row = np.searchsorted(truth.targets, rows["target_id"])
         shares[row, pd.Index(values).get_indexer(rows["value"].astype(str))] = rows["probability"]
         shares[shares.sum(1) == 0] = np.nan
@@ -180,12 +191,12 @@ def control_answers(
     said = {
         ("cache", ""): _told(truth, [(owner, {n: here.train_labels[n][rows] for n in truth.values}, weight)])
     }
-    for name, values in truth.values.items():
-        size, cached = len(values), here.train_labels[name]
+    for name in truth.values:
+        size, cached = truth.size(name), truth.codes(name, here.train_labels[name])
         by_feature = {
             "exact": Answers.stated(exact[name]),
             "prior": Answers.stated(np.broadcast_to(truth.prior[name], exact[name].shape)),
-            "prompt only": Answers.point(here.labels[name][targets], size, CERTAIN),
+            "prompt only": Answers.point(truth.codes(name, here.labels[name][targets]), size, CERTAIN),
             "shuffled activation": Answers.stated(np.roll(exact[name], 1, axis=0)),
             "nearest neighbour": Answers.point(cached[here.nearest[targets]], size, 1.0),
             "linear probe": Answers.stated(probe.shares(cached[:PROBED], z, size)),
@@ -277,9 +288,10 @@ def _told(
         for power in (1, 2)
     )
     samples = np.divide(np.square(total), squares, out=np.zeros(count), where=np.asarray(squares) > 0)
-    for name, values in truth.values.items():
+    for name in truth.values:
         sums = [
-            label_sums(owner, labels[name], weight, count, len(values)) for owner, labels, weight in parts
+            label_sums(owner, truth.codes(name, labels[name]), weight, count, truth.size(name))
+            for owner, labels, weight in parts
         ]
         said[name] = Answers(as_shares(np.sum(sums, 0)), samples)
     return said

@@ -50,9 +50,8 @@ def answers_to(context: Context, path: Path) -> pd.DataFrame:
     """
     truth, targets = Truth.of(context), asked_targets(context)
     frame, exact = read_predictions(path), exact_answers(context, truth)
-    asked = Asked(context.plan.labels, truth.values, len(targets))
-    frame = check_predictions(frame, asked, str(path))
-    said = sampled(context, frame, asked) if "text" in frame else stated(frame, asked)
+    frame = check_predictions(frame, Asked(context.plan.labels, truth.values, len(targets)), str(path))
+    said = sampled(context, frame, truth) if "text" in frame else stated(frame, truth)
     # Answers are in the order of the questions' ids, exact ones in that of the test split.
     row, parts = np.searchsorted(truth.targets, targets), []
     for (label, name), answers in said.items():
@@ -214,24 +213,25 @@ def _one_of(names: list[str], most: int = 12) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------------- answers
-def stated(frame: pd.DataFrame, asked: Asked) -> dict[tuple[str, str], Answers]:
-    """Checked probabilities as answers, (site, feature) -> (n_targets, V)."""
+def stated(frame: pd.DataFrame, truth: Truth) -> dict[tuple[str, str], Answers]:
+    """Checked probabilities as answers, (site, feature) -> (targets, V)."""
     said = {}
     for (label, name), rows in frame.groupby(["site", "feature"], sort=False):
-        shares = np.zeros((asked.n_targets, len(asked.values[name])))
-        value = pd.Index(asked.values[name]).get_indexer(rows["value"])
+        shares = np.zeros((len(truth.targets), truth.size(str(name))))
+        value = pd.Index(truth.values[str(name)]).get_indexer(rows["value"])
         shares[rows["target_id"], value] = rows["probability"]
         said[str(label), str(name)] = Answers.stated(as_shares(shares))
     return said
 
 
-def sampled(context: Context, frame: pd.DataFrame, asked: Asked) -> dict[tuple[str, str], Answers]:
+def sampled(context: Context, frame: pd.DataFrame, truth: Truth) -> dict[tuple[str, str], Answers]:
     """Checked samples as answers to all features; a text that is no prompt of the task says nothing."""
     labels = context.labels_of(context.task.parse(frame["text"].tolist()))
     said = {}
     for label, rows in frame.groupby("site", sort=False):
         target, weight = rows["target_id"].to_numpy(), np.ones(len(rows))
-        for name, values in asked.values.items():
-            count = label_sums(target, labels[name][rows.index], weight, asked.n_targets, len(values))
+        for name in truth.values:
+            codes = truth.codes(name, labels[name][rows.index])
+            count = label_sums(target, codes, weight, len(truth.targets), truth.size(name))
             said[str(label), name] = Answers(as_shares(count), count.sum(1))
     return said

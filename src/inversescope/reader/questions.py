@@ -14,6 +14,7 @@ import pandas as pd
 from inversescope.context import Context, echo
 from inversescope.errors import InputError
 from inversescope.progress import Progress
+from inversescope.reader.answers import Truth
 from inversescope.store import Rows, write_arrays, write_json, write_table
 from inversescope.streams import stream
 
@@ -40,10 +41,9 @@ def write_questions(context: Context, folder: Path, examples: int) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder", "name one that does not exist yet")
-    task, plan, features = context.task, context.plan, context.config.fcr.features
+    plan, values = context.plan, Truth.of(context).values
     targets, progress = asked_targets(context), Progress("questions", len(plan.sites), echo)
     write_table(_told(context, "reference"), folder / "prior.parquet")
-    values = {name: list(task.feature_values[name]) for name in features}
     cached = _told(context, "train", examples) if examples else None
     if cached is not None:
         write_table(cached, folder / "examples.parquet")
@@ -65,7 +65,7 @@ def write_questions(context: Context, folder: Path, examples: int) -> None:
     write_table(pd.DataFrame(rows), folder / "sites.csv")
     # Last, so that a folder with this file is whole.
     write_json(_about(context, len(targets), values), folder / "about.json")
-    echo(f"questions: {len(rows)} sites, {len(targets)} targets, features {', '.join(features)} in {folder}")
+    echo(f"questions: {len(rows)} sites, {len(targets)} targets, features {', '.join(values)} in {folder}")
 
 
 def _told(context: Context, split: str, most: int | None = None) -> pd.DataFrame:
