@@ -141,6 +141,14 @@ def other_prompt() -> object:
     return Asked("Then Zoe and Max met. Zoe left", -1, None)
 
 
+def proposing(study: Path, **settings: int) -> Context:
+    """The study with a chat model that proposes."""
+    plain = context(study)
+    proposer = ProposerConfig(path="somebody/model", n_targets=2, **settings)
+    hypotheses = plain.config.hypotheses.model_copy(update={"proposer": proposer, "n_tested": 400})
+    return replace(plain, config=plain.config.model_copy(update={"hypotheses": hypotheses}))
+
+
 def test_what_a_model_proposes_is_tested_and_marked(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A scripted answer: one function that the grammar's search does not try, one that it does, and one that says nothing."""
     asked = []
@@ -153,13 +161,33 @@ def test_what_a_model_proposes_is_tested_and_marked(study: Path, monkeypatch: py
         )
 
     monkeypatch.setattr("inversescope.reader.find.chat_with", chat)
-    plain = context(study)
-    proposer = ProposerConfig(path="somebody/model", n_targets=2, n_texts=4)
-    hypotheses = plain.config.hypotheses.model_copy(update={"proposer": proposer, "n_tested": 400})
-    told = replace(plain, config=plain.config.model_copy(update={"hypotheses": hypotheses}))
-    alone = _Readers(plain, ["L0H0"])
-    found = _Readers(told, ["L0H0"]).propose("L0H0")
+    alone = _Readers(context(study), ["L0H0"])
+    found = _Readers(proposing(study, n_texts=4), ["L0H0"]).propose("L0H0")
     assert len(asked) == 2 and asked[0] != asked[1]
     marked = found[found["meaning"].str.endswith("(proposed by somebody/model)")]
     assert set(marked["hypothesis"]) == {"compare(twice(capital), once(0, capital))"}
     assert (found["n_tried"] == alone.labels.n_tried + 3).all() and marked["p"].between(0, 1).all()
+    assert (found[["n_lines", "n_read"]] == 6).all(axis=None) and (found["unread"] == "").all()
+
+
+def test_a_model_none_of_whose_lines_is_read_is_told_of(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = "Here they are:\ncolour(2)\nshade(1)\nword\nslot('item')"
+    monkeypatch.setattr("inversescope.reader.find.chat_with", lambda settings: lambda text: answer)
+    found = _Readers(proposing(study, n_texts=4), ["L0H0"]).propose("L0H0")
+    told = capsys.readouterr().err
+    assert "find_hypotheses L0H0: somebody/model wrote 10 lines, of which the grammar reads 0\n" in told
+    faults = [
+        "4 such as 'colour(2)': no label function is called 'colour'",
+        "2 such as 'Here they are:': it has not the form of one",
+        "2 such as 'word': label function 'word' has 0 arguments",
+        "2 such as \"slot('item')\": slots are not told by raw text",
+    ]
+    assert [line.split("not read: ")[1] for line in told.splitlines()[1:]] == faults
+    assert len(found) and (found["n_lines"] == 10).all() and (found["n_read"] == 0).all()
+    assert set(found["unread"]) == {"; ".join(faults)}
+    # Where no target has so many texts near it, there is nothing to ask about.
+    rare = _Readers(proposing(study, n_texts=150), ["L0H0"]).propose("L0H0")
+    assert "was not asked, since no target that chooses has 150 texts near it" in capsys.readouterr().err
+    assert (rare["n_lines"] == 0).all()

@@ -22,7 +22,7 @@ from inversescope.reader.hypotheses import (
     permutation_test,
     propose,
 )
-from inversescope.reader.proposer import chat_with, functions_in, message
+from inversescope.reader.proposer import Said, chat_with, message
 from inversescope.reader.wordings import groupings, telling_words
 from inversescope.tasks import get_task
 from inversescope.tasks.functions import _FUNCTIONS, Corpus, words_of
@@ -217,7 +217,7 @@ def told(hidden: str, purity: float = 1.0, seed: int = 0) -> tuple[LabelTable, n
 )
 def test_what_is_told_is_proposed_first(hidden: str) -> None:
     known, weights, labels = told(hidden)
-    found = propose(known, weights)
+    found = propose(known, {"": weights})
     first = found.iloc[0]
     codes = Corpus(TEXTS).labels(parse_function(first["hypothesis"])).codes
     assert agreement(codes, labels) == pytest.approx(1.0)
@@ -230,7 +230,7 @@ def test_what_is_told_is_proposed_first(hidden: str) -> None:
 
 def test_a_mixture_is_told_at_its_rate_and_the_rest_is_left() -> None:
     known, weights, _ = told("twice(capital)", purity=0.9)
-    first = propose(known, weights, n=3).iloc[0]
+    first = propose(known, {"": weights}, n=3).iloc[0]
     assert first["hypothesis"] == "twice" and "twice(capital)" in first["aliases"] and first["accepted"]
     # A quarter of the texts have the label.
     assert first["ci_low"] < 0.75 == pytest.approx(first["rate"], abs=0.03) and first["n_tested"] == 3
@@ -248,7 +248,7 @@ def test_the_bandwidth_that_suits_a_function_is_found() -> None:
 
 def test_the_same_function_by_other_names_is_shown_once() -> None:
     known, weights, _ = told("after('the')")
-    found = propose(known, weights)
+    found = propose(known, {"": weights})
     first = found.iloc[0]
     names = [first["hypothesis"], *first["aliases"].split("; ")]
     assert {"after('the')", "before('house')", "word(6)"} <= set(names)
@@ -256,20 +256,15 @@ def test_the_same_function_by_other_names_is_shown_once() -> None:
     assert not set(names[1:]) & set(found["hypothesis"])
 
 
-def test_bare_texts_give_the_same() -> None:
-    known, weights, _ = told("after('the')")
-    rng = np.random.default_rng(0)
-    targets = [TEXTS[t] for t in rng.choice(len(TEXTS), 40, replace=False)]
-    assert propose(TEXTS, weights, targets).equals(propose(known, weights))
-
-
 def test_nothing_is_accepted_where_nothing_is_told() -> None:
     known, weights, _ = told("twice(capital)")
     rng = np.random.default_rng(1)
-    found = [propose(known, weights[rng.permutation(len(weights))])["accepted"].any() for _ in range(100)]
+    found = [
+        propose(known, {"": weights[rng.permutation(len(weights))]})["accepted"].any() for _ in range(100)
+    ]
     # 5% of the sites, by the binomial distribution at most 11 in all but one case of a hundred.
     assert sum(found) <= 11
-    assert propose(known, np.zeros_like(weights)).empty
+    assert propose(known, {"": np.zeros_like(weights)}).empty
 
 
 def test_candidates_have_weight_but_no_prior() -> None:
@@ -392,12 +387,24 @@ def test_further_functions_are_labelled_as_the_first_ones_are() -> None:
 
 # ------------------------------------------------------------------------------------------------- what a model proposes
 def test_an_answer_is_read_line_by_line() -> None:
-    answer = "Sure!\n- twice(capital)\n2. `after('a', -1)`\ntwice( capital )\nword(\n* subject\nwhich(['x'], ['y'])"
-    told = [str(one) for one in functions_in(answer)]
-    assert told == ["twice(capital)", "after('a', -1)", "which(['x'], ['y'])"]
+    answer = "Sure!\n- twice(capital)\n\n2. `after('a', -1)`\n```\ntwice( capital )\nword(\n* subject\nobject\nwhich(['x'], ['y'])"
+    said = Said.of([answer, "same(word(0), slot('item'))\nword(-1)"])
+    assert [str(one) for one in said.functions] == [
+        "twice(capital)",
+        "after('a', -1)",
+        "which(['x'], ['y'])",
+        "word(-1)",
+    ]
+    assert (said.n_lines, said.n_read) == (10, 5)
+    # The most frequent fault first; each with its first line.
+    assert said.unread == [
+        "2 such as 'Sure!': it has not the form of one",
+        "2 such as 'subject': no label function is called 'subject'",
+        "1 such as \"same(word(0), slot('item'))\": slots are not told by raw text",
+    ]
     asked = message("Use:\n{grammar}\nNow.", ["one text"], ["another", "third"])
     assert asked.endswith("Now.\n\nGroup A:\none text\n\nGroup B:\nanother\nthird")
-    assert all(f"\n{name}" in f"\n{asked}" for name in KINDS)
+    assert all((f"\n{name}" in f"\n{asked}") == (name != "slot") for name in KINDS)
 
 
 def test_a_chat_model_answers_greedily(tmp_path: Path) -> None:

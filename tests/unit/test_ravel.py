@@ -530,9 +530,10 @@ def test_archive_is_read_without_unpacking(
     assert read_tables(tmp_path / "out") == read_tables(mirror)
 
 
-def test_no_network_ends_in_advice(tmp_path: Path) -> None:
+def test_no_network_ends_in_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facts, "ARCHIVE", "https://127.0.0.1:9/data.tgz")
     with pytest.raises(InputError, match="cannot be fetched.*[Ss]et ravel.mirror"):
-        fetch_tables(tmp_path / "out", None, url="https://127.0.0.1:9/data.tgz")
+        fetch_tables(tmp_path / "out", None)
 
 
 # Upstream's own files

@@ -102,17 +102,21 @@ class Function:
 
 
 def parse_function(text: str) -> Function:
-    """Read a function that gives labels as the grammar writes it. Raises `InputError` if it is none."""
+    """Read a function that gives labels as the grammar writes it. Raises `InputError` if it is none, quoting the text."""
+    try:
+        return read_function(text)
+    except InputError as error:
+        raise InputError(f"{text!r} is no label function: {error.culprit}", error.remedy) from None
+
+
+def read_function(text: str) -> Function:
+    """The same; the message says why, and does not quote the text."""
     try:
         found = _read(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         found = None
-    except InputError as error:
-        raise InputError(f"{text!r} is no label function: {error.culprit}", error.remedy) from None
     if not isinstance(found, Function) or KINDS[found.name].gives == "class":
-        raise InputError(
-            f"{text!r} is no label function", "write one such as twice(capital) or after('a', -1)"
-        )
+        raise InputError("it has not the form of one", "write one such as twice(capital) or after('a', -1)")
     return found
 
 

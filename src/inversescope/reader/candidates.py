@@ -84,4 +84,3 @@ def _listed(corpus: Corpus) -> Iterator[Function]:
             text = corpus.words[number]
             yield from (Function(name, (text, place)) for name in ("after", "before") for place in (0, -1))
             yield Function("has", (text,))
-    yield from (Function("slot", (name,)) for name in corpus.slots)

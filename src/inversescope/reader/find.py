@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from inversescope.config.functions import Function
-from inversescope.config.methods import PLAIN, Bandwidth, ProposerConfig
+from inversescope.config.methods import PLAIN, Bandwidth
 from inversescope.context import Context, echo, need
 from inversescope.fcr.cells import SiteCells
 from inversescope.fcr.estimators import GeneratorDraws, mixture_log_weights, relative_weights
@@ -21,7 +20,7 @@ from inversescope.kernel.kernel import kernel_values, support_radius, truncate_w
 from inversescope.kernel.neighbours import Neighbours
 from inversescope.progress import Progress
 from inversescope.reader.hypotheses import COLUMNS, LabelTable, propose
-from inversescope.reader.proposer import Chat, chat_with, functions_in, message
+from inversescope.reader.proposer import Chat, Said, chat_with, message
 from inversescope.reader.wordings import PROMPTS, groupings
 from inversescope.store import read_table, write_table
 from inversescope.streams import stream
@@ -33,6 +32,7 @@ MOST = 40_000  # prompts of the prior whose labels are held; of more, a random c
 TABLE = [
     *("task", "model", "site", "layer", "head", "estimator", "variant", "epsilon", "share"),
     *COLUMNS,
+    *("n_lines", "n_read", "unread"),
 ]
 
 
@@ -155,8 +155,9 @@ class _Readers:
         drawn = self.drawn[label]
         if drawn is not None:
             weights[headline], mass[headline] = self._combined(label, drawn, distance, epsilons[headline])
+        said = self._said(label, weights[headline])
         found = propose(
-            self._tried(label, keys, weights[headline]),
+            self._tried(keys, said),
             weights,
             mass=mass,
             n=settings.n_tested,
@@ -177,14 +178,17 @@ class _Readers:
             variant=np.where(mixed, self.variant or "", ""),
             epsilon=found["bandwidth"].map(epsilons),
             share=found["bandwidth"].map(share),
+            n_lines=said.n_lines,
+            n_read=said.n_read,
+            unread="; ".join(said.unread),
         )[TABLE]
 
-    def _tried(self, label: str, keys: np.ndarray, weights: np.ndarray) -> LabelTable:
+    def _tried(self, keys: np.ndarray, said: Said) -> LabelTable:
         """The functions that are tried at a site: those of the grammar, and others if the configuration asks for them.
 
         Args:
             keys: (N, ...) activations of the prompts that stand for the prior.
-            weights: (T, N) of the targets at the headline bandwidth.
+            said: what a chat model proposes.
         """
         settings, known = self.context.config.hypotheses, self.labels
         if settings.wordings and keys.ndim == 2:
@@ -192,8 +196,7 @@ class _Readers:
             z = distance_of(self.context.config.kernel.distance).prepare(keys[rows])
             known = known.with_functions(groupings(corpus, z), "wordings that the site treats alike")
         if settings.proposer is not None:
-            said = self._proposed(settings.proposer, label, weights)
-            known = known.with_functions(said, f"proposed by {settings.proposer.path}")
+            known = known.with_functions(said.functions, f"proposed by {settings.proposer.path}")
         return known
 
     @cached_property
@@ -202,17 +205,31 @@ class _Readers:
         assert settings is not None
         return chat_with(settings)
 
-    def _proposed(self, settings: ProposerConfig, label: str, weights: np.ndarray) -> list[Function]:
-        """What a chat model proposes when it is shown samples (T, N) of some targets of the half that chooses, and the prior's."""
-        n, found = min(settings.n_texts, len(self.rows)), dict[Function, None]()
+    def _said(self, label: str, weights: np.ndarray) -> Said:
+        """What a chat model proposes, if one is asked: it is shown texts near some targets of the choosing half, and the prior's.
+
+        Args:
+            weights: (T, N) of the targets at the headline bandwidth.
+        """
+        settings = self.context.config.hypotheses.proposer
+        if settings is None:
+            return Said()
+        n, answers = min(settings.n_texts, len(self.rows)), []
         rng = stream(self.context.config.seed, "find_hypotheses", "proposer", label)
         known = [row for row in weights[0::2] if np.count_nonzero(row) >= n]
         for row in known[: settings.n_targets]:
             alike = np.argsort(-row, kind="stable")[:n]
             others = rng.choice(len(self.rows), n, replace=False)
             shown = (self.context.task.texts(self.index[some]) for some in (alike, others))
-            found |= dict.fromkeys(functions_in(self._chat(message(settings.instruction, *shown))))
-        return list(found)
+            answers.append(self._chat(message(settings.instruction, *shown)))
+        said = Said.of(answers)
+        told = f"wrote {said.n_lines} lines, of which the grammar reads {said.n_read}"
+        if not answers:
+            told = f"was not asked, since no target that chooses has {n} texts near it"
+        echo(f"find_hypotheses {label}: {settings.path} {told}")
+        for fault in said.unread:
+            echo(f"find_hypotheses {label}: not read: {fault}")
+        return said
 
     def _cached(self, distance: np.ndarray, epsilon: float) -> np.ndarray:
         """Kernel values (T, N), float32, of the prior's prompts; candidates have none."""

@@ -79,7 +79,6 @@ class LabelTable:
         texts: N texts that weights speak of: draws of the prior, and samples.
         target_texts: T target prompts.
         prior: (N,) mass of each text as a draw of the prior, 0 for samples; None: all alike.
-        slots: name -> values (N + T,) of texts and targets, where hypotheses may name the task's own columns.
         functions: what is tried; None: all of the grammar.
 
     Attributes:
@@ -99,19 +98,14 @@ class LabelTable:
         texts: Sequence[str],
         target_texts: Sequence[str],
         prior: np.ndarray | None = None,
-        slots: Mapping[str, np.ndarray] | None = None,
         functions: Sequence[Function] | None = None,
     ) -> None:
         n = len(texts)
         mass = np.ones(n) if prior is None else np.asarray(prior, float)
         self.mass = mass / mass.sum()
-        slots = dict(slots or {})
         some = np.unique(np.linspace(0, n - 1, min(n, _SKETCH)).astype(int))
-        picked = np.concatenate([some, np.arange(n, n + len(target_texts))])
-        sketch = Corpus(
-            [*(texts[i] for i in some), *target_texts], {name: v[picked] for name, v in slots.items()}
-        )
-        self._corpora = sketch, Corpus([*texts, *target_texts], slots)
+        sketch = Corpus([*(texts[i] for i in some), *target_texts])
+        self._corpora = sketch, Corpus([*texts, *target_texts])
         self._n_targets, self._seen = len(target_texts), set[bytes]()
         self.n_tried = 0
         self.whose: dict[Function, str] = {}
@@ -253,9 +247,8 @@ class Posterior:
 
 
 def propose(
-    texts: LabelTable | Sequence[str],
-    weights: np.ndarray | Mapping[str, np.ndarray],
-    target_texts: Sequence[str] = (),
+    known: LabelTable,
+    weights: Mapping[str, np.ndarray],
     *,
     mass: Mapping[str, np.ndarray] | None = None,
     n: int = 10,
@@ -266,10 +259,9 @@ def propose(
     """Propose functions that the samples of one site tell about, on half of the targets, and test them on the other half.
 
     Args:
-        texts: N texts, or these with their labels.
-        weights: (T, N) weight of each text in each target's posterior; or such weights by bandwidth, the headline first. A
-            target's own prompt must have none.
-        target_texts: T target prompts, if `texts` are bare.
+        known: N texts and T target prompts with their labels.
+        weights: bandwidth -> (T, N) weight of each text in each target's posterior; the headline first. A target's own prompt must
+            have none.
         mass: bandwidth -> (T,) share of the prior that each posterior is spread over; None: the prior's mass of what has a weight.
         n: hypotheses that are tested, at most.
         level: of the test, for all tested hypotheses of a site together.
@@ -283,9 +275,7 @@ def propose(
         `together`, the share of what is told there that this hypothesis and the accepted ones above explain; `left`, the bits that
         remain; `ess`, the median effective number of texts.
     """
-    known = texts if isinstance(texts, LabelTable) else LabelTable(texts, target_texts)
-    several = weights if isinstance(weights, Mapping) else {"": weights}
-    posteriors = {name: Posterior(one, known.mass, (mass or {}).get(name)) for name, one in several.items()}
+    posteriors = {name: Posterior(one, known.mass, (mass or {}).get(name)) for name, one in weights.items()}
     size = known.own.shape[1]
     choosing, testing = np.arange(0, size, 2), np.arange(1, size, 2)
     scores = np.array([_scores(known, one, choosing) for one in posteriors.values()])

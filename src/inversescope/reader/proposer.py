@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from textwrap import shorten
 
-from inversescope.config.functions import KINDS, Function, parse_function
+from inversescope.config.functions import KINDS, Function, read_function
 from inversescope.config.methods import ProposerConfig
 from inversescope.errors import InputError
 
@@ -13,9 +15,11 @@ Chat = Callable[[str], str]
 
 
 def grammar() -> str:
-    """The functions and classes of the grammar, a line each, as a chat model is told them."""
+    """The functions and classes of the grammar, a line each, as a chat model is told them: those of raw text."""
     lines = []
     for name, kind in KINDS.items():
+        if name == "slot":
+            continue
         takes = [f"[{one}]" if place >= kind.needs else one for place, one in enumerate(kind.takes)]
         written = f"{name}({', '.join(takes)})" if takes else name
         lines.append(f"{written}: {kind.gives}; {kind.means}")
@@ -28,15 +32,50 @@ def message(instruction: str, alike: Sequence[str], others: Sequence[str]) -> st
     return "\n\n".join([instruction.format(grammar=grammar()), *groups])
 
 
-def functions_in(answer: str) -> list[Function]:
-    """Functions that an answer names, each once: lines that the grammar reads, without bullets, numbers and quotes around them."""
-    found: dict[Function, None] = {}
-    for line in answer.splitlines():
-        try:
-            found[parse_function(line.strip().lstrip("-*0123456789. ").strip("`"))] = None
-        except InputError:
-            continue
-    return list(found)
+@dataclass(frozen=True)
+class Said:
+    """What a chat model answered.
+
+    Attributes:
+        functions: those that it names, each once.
+        n_lines: lines with anything in them.
+        n_read: lines that the grammar can read.
+        unread: of the others, those with the same fault: how many there are, and an example.
+    """
+
+    functions: list[Function] = field(default_factory=list)
+    n_lines: int = 0
+    n_read: int = 0
+    unread: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, answers: Sequence[str]) -> Said:
+        """Read answers line by line, without bullets, numbers and quotes around a line."""
+        lines = [
+            line.strip(" \t`").lstrip("-*0123456789. ").strip("`") for line in "\n".join(answers).splitlines()
+        ]
+        lines = [line for line in lines if line]
+        found: list[Function] = []
+        faults: dict[str, list[str]] = {}
+        for line in lines:
+            try:
+                found.append(_of_raw_text(read_function(line)))
+            except InputError as error:
+                told = f"{shorten(line, 60)!r}: {shorten(error.culprit, 90)}"
+                faults.setdefault(error.remedy, []).append(told)
+        groups = sorted(faults.values(), key=len, reverse=True)
+        unread = [f"{len(one)} such as {one[0]}" for one in groups]
+        return cls(list(dict.fromkeys(found)), len(lines), len(found), unread)
+
+
+def _of_raw_text(function: Function) -> Function:
+    """The function itself. Raises `InputError` if it, or one inside of it, looks at slots."""
+    if function.name == "slot":
+        raise InputError("slots are not told by raw text", "leave it out")
+    for argument in function.arguments:
+        if isinstance(argument, Function):
+            _of_raw_text(argument)
+    return function
 
 
 def chat_with(settings: ProposerConfig) -> Chat:

@@ -293,7 +293,6 @@ def fetch_tables(
     destination: Path,
     mirror: Path | None,
     archive_sha256: str | None = None,
-    url: str = ARCHIVE,
     types: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Bring the data set's files to a folder, from a local mirror or upstream's archive, checked by SHA-256.
@@ -312,8 +311,8 @@ def fetch_tables(
     """
     sums = read_sums(PINNED)
     if mirror is None:
-        archive = fetch(url, archive_sha256, key="ravel.mirror")
-        contents = _members(archive, archive_sha256, sums, url, types)
+        archive = fetch(ARCHIVE, archive_sha256, key="ravel.mirror")
+        contents = _members(archive, archive_sha256, sums, types)
     elif not mirror.is_dir():
         raise InputError(f"the mirror {mirror} is no folder", "set ravel.mirror to one, or leave it out")
     else:
@@ -322,12 +321,14 @@ def fetch_tables(
         names = data_files((path.name for path in mirror.iterdir()), types)
         contents = _contents(mirror, names)
     if not contents and types is None:
-        raise InputError(f"{mirror or url} holds no ravel_TYPE_entity_attributes.json", "check ravel.mirror")
+        raise InputError(
+            f"{mirror or ARCHIVE} holds no ravel_TYPE_entity_attributes.json", "check ravel.mirror"
+        )
     for name, content in contents.items():
         checked(content, sums.get(name), mirror / name if mirror else name)
     # Checked where they come from, so that messages name what has to be mended, and nothing half-fetched is left.
-    tables = tables_of(contents, str(mirror or url), types)
-    return _written(destination, contents, sums, tables, {"origin": "local mirror" if mirror else url})
+    tables = tables_of(contents, str(mirror or ARCHIVE), types)
+    return _written(destination, contents, sums, tables, {"origin": "local mirror" if mirror else ARCHIVE})
 
 
 def _written(
@@ -367,7 +368,7 @@ def _written(
 
 
 def _members(
-    archive: bytes, pinned: str | None, sums: dict[str, str], url: str, types: Sequence[str] | None
+    archive: bytes, pinned: str | None, sums: dict[str, str], types: Sequence[str] | None
 ) -> dict[str, bytes]:
     """Data files of upstream's archive by name; nothing is unpacked to disk."""
     digest = hashlib.sha256(archive).hexdigest()
@@ -386,10 +387,10 @@ def _members(
                 assert handle is not None
                 contents[name] = handle.read()
     except tarfile.TarError as error:
-        raise InputError(f"{url} is no archive ({error})", "check the address") from error
+        raise InputError(f"{ARCHIVE} is no archive ({error})", "check the address") from error
     if unknown:
         raise InputError(
-            f"{url} holds {len(unknown)} files without a pinned SHA-256, such as {sorted(unknown)[0]}",
+            f"{ARCHIVE} holds {len(unknown)} files without a pinned SHA-256, such as {sorted(unknown)[0]}",
             f"name the entity types that are wanted in ravel.types, or pin the archive: ravel.archive_sha256: {digest}",
         )
     return contents
