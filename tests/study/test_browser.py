@@ -317,6 +317,14 @@ def test_a_laptop_shows_names_whole(browser: chromium.Page, file: Path) -> None:
     assert browser.run(cut) == []
     for letter in "AB":
         assert browser.run(f"app.panels.{letter}.target.getBoundingClientRect().width") >= 60
+    titles = "app.map.title.getBBox(), room = app.map.svg.viewBox.baseVal.width"
+    for feature in browser.run("app.study.features.map((feature) => feature.name)"):
+        browser.run(
+            f"app.set({{ feature: app.study.features.findIndex((one) => one.name === {json.dumps(feature)}) }})"
+        )
+        assert browser.run(f"(() => {{ const box = {titles}; return box.x + box.width <= room; }})()"), (
+            feature
+        )
 
 
 def test_refused_samples_stay_on_the_page(opened: chromium.Page, context: Context, data: BrowserData) -> None:

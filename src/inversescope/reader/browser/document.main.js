@@ -300,7 +300,7 @@ class App {
     if (!rows.length) return;
     const { state } = this, sites = [...new Set(["A", "B"].filter((letter) => letter === "A" || state.two).map((letter) => this.study.sites[state.panels[letter].site].label))];
     const at = Object.fromEntries(columns.map((name, k) => [name, k])), listed = columns.filter((name) => !["site", "meaning", "accepted"].includes(name));
-    const cell = (value) => (typeof value === "number" ? make("td", { class: "n" }, shown(value, value !== 0 && Math.abs(value) < 0.01 ? 4 : 2)) : make("td", {}, value === null ? "" : String(value)));
+    const cell = (value) => (typeof value === "number" ? make("td", { class: "n" }, shown(value, value !== 0 && Math.abs(value) < 0.01 ? 4 : 2)) : make("td", {}, make("div", {}, value === null ? "" : String(value))));
     const table = (own) => make("table", {}, make("thead", {}, make("tr", {}, listed.map((name, k) => make("th", { class: typeof own[0][at[name]] === "number" ? "n" : null }, name)))),
       make("tbody", {}, own.map((row) => make("tr", { class: row[at.accepted] === false ? "refuted" : null, title: row[at.meaning] ?? null }, listed.map((name) => cell(row[at[name]]))))));
     node.replaceChildren(...sites.map((site) => {

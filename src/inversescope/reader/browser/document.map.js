@@ -79,7 +79,7 @@ class HeatMap {
     const column = (site) => (/^H\d+$/.test(site.column) ? site.column.slice(1) : site.column);
     const longest = Math.max(...plan.columns.map((site) => column(site).length));
     const top = 22 + (longest > 2 ? longest * 5.4 + 4 : 14);
-    const size = { width: Math.max(left + plan.across + 4, 120), height: top + plan.down + 38 };
+    const size = { width: Math.max(left + plan.across + 4, 172), height: top + plan.down + 38 };
     this.svg = make("svg:svg", {
       ...size, viewBox: `0 0 ${size.width} ${size.height}`, "font-family": "system-ui, sans-serif", "font-size": 10, role: "img", fill: "#333",
     });
