@@ -166,6 +166,18 @@ def test_bad_cells_are_named(tmp_path: Path, what: str) -> None:
     assert culprit in str(caught.value), str(caught.value)
 
 
+@pytest.mark.parametrize("stored", [jsonl, table, cells, saved, copied])
+def test_a_path_that_would_be_a_pattern_is_refused(tmp_path: Path, stored: Callable[[Path], str]) -> None:
+    """`datasets` would read what the pattern finds: here the neighbour's corpus."""
+    for name in ("study[2]", "study2"):
+        (tmp_path / name).mkdir()
+        path = stored(tmp_path / name)
+    task = text(path=path)
+    with pytest.raises(InputError, match=r"study\[2\].*takes \*, \? and \[ in a path for a pattern"):
+        TextTask(task, tmp_path / "study[2]")
+    assert TextTask(task, tmp_path / "study2").universe == len(ROWS)
+
+
 def test_tables_that_hold_no_text_are_refused(tmp_path: Path) -> None:
     mixed = [{**FLAT[0], "code": 1}, {**FLAT[1], "code": "x"}]
     repository(tmp_path / "mixed", {"default": {"train": mixed}}, "jsonl")

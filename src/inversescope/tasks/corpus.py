@@ -11,6 +11,7 @@ decided here, strictly.
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import re
 import tempfile
@@ -245,6 +246,11 @@ def _tables(
     places: Mapping[str, str] | None,
 ) -> Iterator[pa.Table]:
     """Batches of rows, of no other columns than are asked for."""
+    if opened is not _hub and glob.has_magic(str(path)):
+        raise InputError(
+            f"{config.named} lies at {path}: `datasets` takes *, ? and [ in a path for a pattern",
+            "rename the file or the folder",
+        )
     with loading(config, None if opened is _hub else path):
         for table in opened(config, path).with_format("arrow").iter(batch_size=BATCH):
             if places is not None:
