@@ -87,9 +87,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "prompts": {
         "type": Path,
         "metavar": "FILE",
-        "help": "no study: prompts to compare with (.txt, .jsonl, .parquet); --model is a folder, a .gguf file or a hub repository",
+        "help": "no study: prompts to compare with (.txt, .jsonl, .csv, .parquet); --model: folder, .gguf file, hub repository",
     },
-    "template": {"help": "the prompt of a row of --prompts: its columns in braces; they are the features"},
+    "template": {"help": "the prompt of a row of --prompts: its columns in braces; they are features"},
+    "features": {
+        "flag": "--feature",
+        "action": "append",
+        "metavar": "NAME[=REGEX]",
+        "help": "with --prompts: a further feature, a column or what a regular expression's group finds; may be repeated",
+    },
     "folder": {"type": Path, "help": "with --prompts: where files are kept for the next time"},
     "hypotheses": {"action": "store_true", "help": "also what the samples share, named without a human"},
     "html": {
@@ -325,6 +331,7 @@ COMMANDS = {
             "model",
             "prompts",
             "template",
+            "features",
             "folder",
             "read_sites",
             "share",

@@ -175,11 +175,28 @@ def test_no_model(tmp_path: Path) -> None:
 def test_the_command_needs_no_study(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "prompts.jsonl"
     rows = iv.templates(TEMPLATE, **SLOTS).rows
+    rows = rows.assign(size=["large" if "cow" in row else "small" for row in rows.to_numpy()])
     file.write_text("".join(json.dumps(row) + "\n" for row in rows.to_dict("records")))
-    options = ("--model", str(model), "--prompts", str(file), "--template", TEMPLATE, "--site", "L1H0")
-    assert main(["read", PROMPT, *options, "--threads", "1", "--json"]) == 0
+    options = (
+        "--model",
+        str(model),
+        "--prompts",
+        str(file),
+        "--template",
+        TEMPLATE,
+        "--site",
+        "L1H0",
+        "--threads",
+        "1",
+    )
+    assert main(["read", PROMPT, *options, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {row["feature"] for row in told["features"]} == set(SLOTS)
+    assert main(["read", PROMPT, *options, "--json", "--feature", "size", "--feature", "o=(o)"]) == 0
+    told = {row["feature"]: row["value"] for row in json.loads(capsys.readouterr().out)["features"]}
+    assert set(told) == {*SLOTS, "size", "o"} and told["size"] == "small"
+    assert main(["read", PROMPT, *options, "--feature", "weight"]) == 2
+    assert "weight" in capsys.readouterr().err
     assert (
         main(
             ["read", PROMPT, "--model", str(model), "--prompts", str(tmp_path / "none.txt"), "--site", "L1H0"]
@@ -204,6 +221,15 @@ def test_rows_with_answers_have_partners(model: Path) -> None:
     reading = iv.Scope(model, prompts).read(
         "Now the cat on the hill sat the dog on the cat", ["L1.resid_post", "L0H0"]
     )
+    # A further key of the rows is a feature; it fills no slot, so nothing is patched.
+    mood = [row | {"mood": "good" if row["thing"] == THINGS[0] else "bad"} for row in rows]
+    further = iv.Scope(
+        model, iv.templates("{time} the {first} on the {thing} sat the {second} on the {who}", rows=mood)
+    )
+    values = further.read("Now the cat on the hill sat the dog on the cat", "L1H0").features.set_index(
+        "feature"
+    )["value"]
+    assert values["mood"] == ("good" if values["thing"] == THINGS[0] else "bad")
     effects = reading.patch("who").set_index("site")
     assert (
         effects["share"]["L1.resid_post"] == pytest.approx(1.0, abs=1e-3)

@@ -48,8 +48,18 @@ def _study(arguments: argparse.Namespace) -> Study:
     if arguments.prompts is not None:
         from inversescope.reader.scope import Scope
 
-        text = {} if arguments.template is None else {"prompt": arguments.template}
-        return Scope(arguments.model, arguments.prompts, folder=arguments.folder, text=text)
+        named = {
+            name: pattern for name, _, pattern in (one.partition("=") for one in arguments.features or ())
+        }
+        text: dict[str, object] = {
+            "features": {name: {"column": name} for name, pattern in named.items() if not pattern}
+        }
+        if arguments.template is not None:
+            text["prompt"] = arguments.template
+        patterns = {name: pattern for name, pattern in named.items() if pattern}
+        return Scope(
+            arguments.model, arguments.prompts, features=patterns, folder=arguments.folder, text=text
+        )
     return open_study(arguments.task, arguments.model, arguments.root, arguments.config)
 
 

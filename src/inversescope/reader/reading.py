@@ -320,10 +320,8 @@ def shown_hypotheses(table: pd.DataFrame) -> pd.DataFrame:
     """Accepted hypotheses as text: what each says of the prompt, its rate at the site, and how much of what is told it explains."""
     table = table[table["accepted"].astype(bool)]
     rows = {"site": table["site"], "hypothesis": table["hypothesis"], "value": table["value"].map(cut)}
-    numbers = {"here": "here", "rate": "rate", "chance": "chance", "explains": "explains", "p": "p"}
-    return pd.DataFrame(
-        rows | {name: table[column].astype(float).map(number) for name, column in numbers.items()}
-    )
+    rows |= {name: table[name].astype(float).map(number) for name in ("here", "rate", "chance", "explains")}
+    return pd.DataFrame(rows | {"p": table["p"].map("{:.2g}".format)})
 
 
 def shown_samples(part: SiteReading) -> pd.DataFrame:

@@ -58,7 +58,7 @@ class Templates:
 
     Attributes:
         template: slots in braces.
-        rows: what stands in them, a row a prompt; perhaps further columns.
+        rows: what stands in them, a row a prompt; further columns are further features.
         answer: the column that should follow each prompt; None: unknown.
     """
 
@@ -86,7 +86,7 @@ def templates(
 
     Args:
         template: slots in braces.
-        rows: instead of values of single slots, what stands in all of them, a mapping a prompt.
+        rows: instead of values of single slots, what stands in all of them, a mapping a prompt. Further keys are features too.
         answer: the slot, or the further key of `rows`, that should follow the prompt; `Reading.patch` needs it.
         n: so many of the prompts, drawn at random; all if absent.
         seed: of this draw.
@@ -95,7 +95,7 @@ def templates(
     Raises:
         InputError: a slot has no values, or values have no slot; there are too many combinations, or fewer than n.
     """
-    named = list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+    named = slots_of(template)
     if rows is None:
         for name in [*slots, *named]:
             if (name in named) != (name in slots):
@@ -127,6 +127,11 @@ def templates(
     return Templates(template, pd.DataFrame(taken), answer)
 
 
+def slots_of(template: str) -> list[str]:
+    """Names in a template's braces, each once."""
+    return list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(template) if name))
+
+
 class Scope(Study):
     """A study of one's own, made as it is asked for: prompts are the prior, and all of them are run at each site that is read.
 
@@ -136,7 +141,7 @@ class Scope(Study):
         model: a folder, a .gguf file, a name or an entry of `models` in the configuration (`smollm2`), or a repository of the hub.
         prompts: `templates(...)`, texts, or a file of prompts (Parquet, JSON lines, or text, one prompt a line).
         features: name -> a regular expression whose group is the label, or a function from a prompt to its label. Slots of
-            templates are features too; texts without any have their first and last word.
+            templates are features too, as are further keys of their rows; texts without any have their first and last word.
         folder: where files are kept, and found again; a temporary one if absent.
         share: bandwidth, as a share of the prompts; if absent 1%, and as much as 20 prompts are.
         revision: commit of the hub's repository; the present one, which is then told, if absent.
@@ -289,8 +294,11 @@ def write_corpus(
         InputError: the file cannot be read, has not the columns of the template, or there are too few prompts.
     """
     template = str(text.get("prompt", prompts.template if isinstance(prompts, Templates) else "{text}"))
+    told: dict[str, Any] = {}
     if isinstance(prompts, Templates):
         frame, text = prompts.rows, {"answer": prompts.answer, **text}
+        further = [name for name in frame.columns if name not in (*slots_of(template), text.get("weight"))]
+        told = {name: {"column": name} for name in further}
     elif isinstance(prompts, str | Path):
         about = validated(
             TextConfig,
@@ -312,7 +320,7 @@ def write_corpus(
             f"there are {len(set(texts))} distinct prompts, too few to read from",
             f"give {LEAST} or more, better thousands",
         )
-    told = dict(text.get("features", {}))
+    told |= text.get("features", {})
     for name, feature in features.items():
         if not callable(feature):
             told[name] = {"pattern": feature}
