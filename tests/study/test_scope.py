@@ -197,6 +197,9 @@ def test_the_command_needs_no_study(model: Path, tmp_path: Path, capsys: pytest.
     assert set(told) == {*SLOTS, "size", "o"} and told["size"] == "small"
     assert main(["read", PROMPT, *options, "--feature", "weight"]) == 2
     assert "weight" in capsys.readouterr().err
+    # Of a study the features are known.
+    assert main(["read", PROMPT, "--model", "any", "--site", "L1H0", "--feature", "size"]) == 2
+    assert "--feature is for prompts of your own" in capsys.readouterr().err
     assert (
         main(
             ["read", PROMPT, "--model", str(model), "--prompts", str(tmp_path / "none.txt"), "--site", "L1H0"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from inversescope.errors import neutral
+from inversescope.errors import InputError, neutral
 from inversescope.reader.reading import (
     SHOWN_SITES,
     Reading,
@@ -45,22 +45,29 @@ def read(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> Study:
-    if arguments.prompts is not None:
-        from inversescope.reader.scope import Scope
+    if arguments.prompts is None:
+        for option, given in (
+            ("template", arguments.template),
+            ("feature", arguments.features),
+            ("folder", arguments.folder),
+        ):
+            if given is not None:
+                raise InputError(
+                    f"--{option} is for prompts of your own", "give their file by --prompts, or leave it out"
+                )
+        return open_study(arguments.task, arguments.model, arguments.root, arguments.config)
+    from inversescope.reader.scope import Scope
 
-        named = {
-            name: pattern for name, _, pattern in (one.partition("=") for one in arguments.features or ())
-        }
-        text: dict[str, object] = {
-            "features": {name: {"column": name} for name, pattern in named.items() if not pattern}
-        }
-        if arguments.template is not None:
-            text["prompt"] = arguments.template
-        patterns = {name: pattern for name, pattern in named.items() if pattern}
-        return Scope(
-            arguments.model, arguments.prompts, features=patterns, folder=arguments.folder, text=text
-        )
-    return open_study(arguments.task, arguments.model, arguments.root, arguments.config)
+    named = dict(one.partition("=")[::2] for one in arguments.features or ())
+    columns = {name: {"column": name} for name, pattern in named.items() if not pattern}
+    template = {} if arguments.template is None else {"prompt": arguments.template}
+    return Scope(
+        arguments.model,
+        arguments.prompts,
+        features={name: pattern for name, pattern in named.items() if pattern},
+        folder=arguments.folder,
+        text={"features": columns, **template},
+    )
 
 
 def show(reading: Reading, console: Console, hypotheses: pd.DataFrame | None = None) -> None:
