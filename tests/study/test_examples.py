@@ -52,7 +52,8 @@ def test_the_first_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ]
     names = run("smollm2.ipynb", words, tmp_path, SITE="L1H0", PLACES=["store", "park"])
     reading = names["reading"]
-    assert isinstance(reading, Reading) and len(reading.features) == 5
+    assert isinstance(reading, Reading)
+    assert set(reading.features["feature"]) == {"first", "second", "place", "giver", "item", "taker"}
     assert set(names["layers"]["site"]) == {"L0.resid_post", "L1.resid_post"}
     assert (tmp_path / "reading.html").stat().st_size > 10_000
 
