@@ -65,12 +65,29 @@ def page_data(reading: Reading) -> BrowserData:
         exact=wide.assign(target_id=0).reindex(
             columns=["site", "target_id", *(f"fcr_{name}" for name in names)]
         ),
-        hypotheses=reading.__dict__.get("hypotheses", pd.DataFrame()),  # if they were asked for
+        hypotheses=_hypotheses(reading),
         chance={name: task.chance(name) for name in names},
         kernel=config.kernel.kind,
         distance=config.kernel.distance,
         unit=task.token_unit,
     )
+
+
+def _hypotheses(reading: Reading) -> pd.DataFrame:
+    """What was proposed at the sites, and what it says of this prompt; nothing if it was not asked for."""
+    columns = [
+        "site",
+        "hypothesis",
+        "meaning",
+        "accepted",
+        "value",
+        "here",
+        "explains",
+        "rate",
+        "chance",
+        "p",
+    ]
+    return reading.hypotheses[columns] if "hypotheses" in reading.__dict__ else pd.DataFrame()
 
 
 def _nearest(reading: Reading, part: SiteReading, texts: Texts) -> Draws:

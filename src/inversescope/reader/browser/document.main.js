@@ -57,7 +57,7 @@ class App {
   }
 
   // ------------------------------------------------------------------------------------------------------------- state
-  /** What is shown at first: the site that tells most of the first feature, by the first two sources. */
+  /** What is shown at first: the site that tells most of the first feature, by the first two sources; of one, the next site too. */
   first() {
     const { study } = this, estimators = this.estimators(), known = study.rates.length;
     let site = 0, best = -Infinity;
@@ -65,11 +65,12 @@ class App {
       const row = study.rate("exact", "", "", study.headline, 0, s) ?? study.rate("cache", "", "", study.headline, 0, s);
       if (row && row.fcr > best && study.reads(0, s)) [site, best] = [s, row.fcr];
     }
-    const other = Math.max(0, study.sources.findIndex((_, o) => o > 0 && study.reads(o, site)));
-    const panel = (source) => ({ site, source, target: 0, epsilon: null });
+    const other = study.sources.findIndex((_, o) => o > 0 && study.reads(o, site));
+    const panel = (site, source) => ({ site, source, target: 0, epsilon: null });
     return {
       feature: 0, estimator: estimators[0], variant: study.sources[0]?.kind === "generated" ? study.sources[0].name : "", bandwidth: study.headline,
-      byQ: false, two: study.sources.length > 1 || study.sites.length > 1, sort: "distance", panels: { A: panel(0), B: panel(other) },
+      byQ: false, two: study.sources.length > 1 || study.sites.length > 1, sort: "distance", 
+      panels: { A: panel(site, 0), B: other > 0 ? panel(site, other) : panel((site + 1) % study.sites.length, 0) },
     };
   }
 
@@ -234,7 +235,7 @@ class App {
     if (state.estimator === LIVE) parts.push(`${shown(this.live(s))} from stored samples`);
     else {
       const row = study.rate(...this.shownKey, state.bandwidth, state.feature, s);
-      parts.push(row ? `${shown(row.fcr)} [${shown(row.ci_low)}, ${shown(row.ci_high)}], ${Number(row.ess.toPrecision(3))} effective samples` : "no rate");
+      parts.push(row ? `${shown(row.fcr)}${Number.isFinite(row.ci_low) ? ` [${shown(row.ci_low)}, ${shown(row.ci_high)}]` : ""}, ${Number(row.ess.toPrecision(3))} effective samples` : "no rate");
       parts.push(`, ε = ${epsilonText(study.epsilonOf(state.bandwidth, s))}`);
     }
     if (Number.isFinite(feature.chance)) parts.push(`, chance ${shown(feature.chance)}`);

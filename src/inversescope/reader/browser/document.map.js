@@ -42,7 +42,7 @@ function epsilonText(value) { return Number.isFinite(value) ? String(Number(valu
 /** A bandwidth of the tables for readers: "share 0.01" is "1% of the prior". */
 function bandwidthText(bandwidth) {
   const [kind, value] = bandwidth.split(" ");
-  return kind === "share" ? `${Number((100 * value).toPrecision(4))}% of the prior` : `ε = ${value}`;
+  return kind === "share" ? `${Number((100 * value).toPrecision(3))}% of the prior` : `ε = ${value}`;
 }
 
 /** Where each site stands: rows are layers, columns heads and kinds; a gap where heads, positions or kinds begin. `room`: pixels. */
