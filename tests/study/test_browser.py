@@ -317,6 +317,10 @@ def test_a_laptop_shows_names_whole(browser: chromium.Page, file: Path) -> None:
     assert browser.run(cut) == []
     for letter in "AB":
         assert browser.run(f"app.panels.{letter}.target.getBoundingClientRect().width") >= 60
+    for width in (500, 800):
+        browser.open(file, width=width, height=720)
+        assert browser.run("document.documentElement.scrollWidth") == width
+    browser.open(file)
     titles = "app.map.title.getBBox(), room = app.map.svg.viewBox.baseVal.width"
     for feature in browser.run("app.study.features.map((feature) => feature.name)"):
         browser.run(

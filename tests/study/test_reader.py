@@ -274,4 +274,5 @@ def test_hypotheses_say_what_they_are_of_the_prompt(opened: Study) -> None:
     )
     assert row["here"] == pytest.approx((labels.codes[1:] == labels.codes[0]).mean())
     assert row["value"] == labels.texts[0]
-    assert len(page_data(reading).hypotheses) == len(table)
+    told = page_data(reading).hypotheses
+    assert len(told) == len(table) and {"hypothesis", "value", "here"} < set(told) and len(told.columns) == 10
