@@ -12,7 +12,7 @@ SHELL := bash
 VENV ?= .venv
 # The first of these that runs: a shim of pyenv may be found, and yet not run.
 PYTHONS := 3.11 3.12 3.13
-PYTHON ?= $(or $(shell for p in $(PYTHONS:%=python%); do $$p -c "" 2>/dev/null && { command -v $$p; break; }; done),python3)
+PYTHON ?= $(or $(shell for p in $(PYTHONS:%=python%) python3 python; do $$p -c "" 2>/dev/null && { command -v $$p; break; }; done),python3)
 CORES ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 # Further configuration files, laid over config/config.yaml in this order: make figures CONFIG=config/paper.yaml
 CONFIG ?=

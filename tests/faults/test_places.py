@@ -66,6 +66,18 @@ def test_a_shim_that_does_not_run_is_passed_over(tmp_path: Path) -> None:
     assert f"with {found}" in done.stdout, done.stderr
 
 
+def test_a_python_that_has_no_other_name_is_found(tmp_path: Path) -> None:
+    """All that make needs is in one folder, and there is no python3."""
+    for name in ("make", "bash", "sh", "env", "nproc", "cat", "cksum", "tr", "mkdir", "test", "rm", "touch"):
+        place = shutil.which(name)
+        assert place is not None
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).symlink_to(place)
+    found = shim(tmp_path / "bin", "python", 'case "$2" in *version*) echo 3.11;; esac')
+    done = make(tmp_path, "--dry-run", path=str(tmp_path / "bin"))
+    assert f"with {found}" in done.stdout, done.stderr
+
+
 def latin(folder: Path) -> dict[str, str]:
     """An ISO-8859-1 locale, made here."""
     made = folder / "en_US.ISO-8859-1"
