@@ -57,7 +57,7 @@ def check_place(root: Path, deployment: Iterable[str] = ()) -> None:
     if PACKAGE != whole / "src/inversescope":
         raise InputError(
             f"the package inversescope is that of {PACKAGE}, and not this project's",
-            f"run make setup in {whole} and use its environment, or there pip install --no-deps --editable .",
+            f"run make setup in {whole} and use its environment, or pip install --no-deps --editable {shlex.quote(str(whole))}",
         )
     for name in WRITTEN:
         place = whole / name if (whole / name).exists() else whole
@@ -71,5 +71,5 @@ def check_place(root: Path, deployment: Iterable[str] = ()) -> None:
     for way in deployment:
         raise InputError(
             f"--sdm {way} is not offered: jobs run in the environment that runs Snakemake",
-            "run make setup, or conda env create --file envs/environment.yaml and pip install --no-deps --editable .",
+            "run make setup; or conda env create --file envs/environment.yaml, then pip install --no-deps --editable . in it",
         )
