@@ -124,8 +124,8 @@ class BackboneConfig(Strict):
 
 #: Studies that compare generators alone: nobody asks what the cache adds.
 ALONE = ("frontier", "baseline")
-#: The study of what the paper says of its training.
-CLAIMS = "claims"
+#: Studies of what one change does, seed by seed: what the paper says of its training, and what cures the error of its rates.
+CHANGES = ("claims", "cures")
 
 
 class VariantConfig(Strict):

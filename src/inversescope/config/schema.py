@@ -15,7 +15,7 @@ from inversescope.config.check import check
 from inversescope.config.entries import Misplaced, merge
 from inversescope.config.methods import (
     ALONE,
-    CLAIMS,
+    CHANGES,
     PLAIN,
     AttributesConfig,
     BackboneConfig,
@@ -216,7 +216,7 @@ class Config(Settings):
         `sweeps`, and no table of its own."""
         variant = self.variant(name)
         study = self.studies.get(variant.study)
-        own_table = variant.study in (*ALONE, CLAIMS)
+        own_table = variant.study in (*ALONE, *CHANGES)
         return study is not None and bool(study.sweeps) and not own_table and not variant.change
 
     def bandwidth_of(self, name: str) -> Bandwidth:

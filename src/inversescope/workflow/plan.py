@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inversescope.config import Config, ExperimentConfig
-from inversescope.config.methods import ALONE, CLAIMS, Bandwidth, ProposerConfig
+from inversescope.config.methods import ALONE, CHANGES, Bandwidth, ProposerConfig
 from inversescope.config.targets import LabellerConfig, ModelConfig
 from inversescope.config.tasks import COPIED
 from inversescope.errors import InputError
@@ -173,8 +173,8 @@ class ExperimentPlan:
 
     @cached_property
     def claims(self) -> list[str]:
-        """Those of them that test what the paper says of its training: they have a table of their own."""
-        return [name for name in self.ablations if self.config.variant(name).study == CLAIMS]
+        """Those of them that change one thing, seed by seed (`CHANGES`): they have a table of their own."""
+        return [name for name in self.ablations if self.config.variant(name).study in CHANGES]
 
     @cached_property
     def variants(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the paper says of its training, tested: no noise, other norm bands, values that start at random; seed by seed."""
+"""One change of `paper` at a time, seed by seed: what the paper says of its training, and what cures the error of its rates."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def changes(claims: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@table("claims", "plot_claims", title="What the paper says of its training")
+@table("claims", "plot_claims", title="Changes of the published method, seed by seed")
 def claims_table(study: Study) -> Page:
     """`changes` of the study."""
     frame = changes(study.table("claims.csv", "collect_study"), study.config.fcr.confidence)
@@ -97,4 +97,4 @@ def claims_table(study: Study) -> Page:
         "Each change of `paper` beside runs of the same seeds that change nothing: means over seeds, and the paired difference "
         "with its Student t interval over seeds. The losses are of the whole generator, so they are the same for all sites."
     )
-    return frame, f"# What the paper says of its training\n\n{about}\n\n{markdown_table(shown)}"
+    return frame, f"# Changes of the published method, seed by seed\n\n{about}\n\n{markdown_table(shown)}"

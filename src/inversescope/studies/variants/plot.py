@@ -41,7 +41,7 @@ def plot_study(context: Context) -> None:
 
 
 def plot_claims(context: Context) -> None:
-    """Write the table of what the paper says of its training; see `registry.draw`. Raises `InputError` without claims.csv."""
+    """Write the table of what one change does, seed by seed; see `registry.draw`. Raises `InputError` without claims.csv."""
     draw("plot_claims", Study(context))
 
 
