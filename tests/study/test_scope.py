@@ -88,6 +88,7 @@ def test_cached_neighbours_are_read_without_training(
 
 def test_all_layers_and_named_positions(scope: Scope) -> None:
     assert scope.read(PROMPT, "L*").sites["site"].tolist() == ["L0.resid_post", "L1.resid_post"]
+    assert scope.read(PROMPT, "L1@animal").sites["site"].tolist() == ["L1.resid_post@animal"]
     # The embedding of a slot's word tells the word, whatever the other slots.
     read = scope.read(PROMPT, "L0.resid_pre@animal", share=0.15)
     assert read.features.set_index("feature")["rate"]["animal"] == 1.0

@@ -200,7 +200,7 @@ class Study:
         """Sites that patterns name and the study reads. Raises `InputError` for one that it does not read."""
         found: dict[Site, None] = {}
         for pattern in patterns:
-            whole = f"{pattern}.resid_post" if re.fullmatch(r"L(\d+|\*)", pattern) else pattern
+            whole = re.sub(r"^(L(\d+|\*))(?=@|$)", r"\1.resid_post", pattern)
             named = self.context.plan.expand([whole])
             read = [one for one in named if self._can_read(one)]
             if not read:
