@@ -226,14 +226,14 @@ def test_rows_with_answers_have_partners(model: Path) -> None:
         "Now the cat on the hill sat the dog on the cat", ["L1.resid_post", "L0H0"]
     )
     # A further key of the rows is a feature; it fills no slot, so nothing is patched.
-    mood = [row | {"mood": "good" if row["thing"] == THINGS[0] else "bad"} for row in rows]
+    more = [row | {"good": row["thing"] == THINGS[0]} for row in rows]
     further = iv.Scope(
-        model, iv.templates("{time} the {first} on the {thing} sat the {second} on the {who}", rows=mood)
+        model, iv.templates("{time} the {first} on the {thing} sat the {second} on the {who}", rows=more)
     )
     values = further.read("Now the cat on the hill sat the dog on the cat", "L1H0").features.set_index(
         "feature"
     )["value"]
-    assert values["mood"] == ("good" if values["thing"] == THINGS[0] else "bad")
+    assert values["good"] == str(values["thing"] == THINGS[0])
     effects = reading.patch("who").set_index("site")
     assert (
         effects["share"]["L1.resid_post"] == pytest.approx(1.0, abs=1e-3)

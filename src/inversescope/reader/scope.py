@@ -296,9 +296,10 @@ def write_corpus(
     template = str(text.get("prompt", prompts.template if isinstance(prompts, Templates) else "{text}"))
     told: dict[str, Any] = {}
     if isinstance(prompts, Templates):
-        frame, text = prompts.rows, {"answer": prompts.answer, **text}
-        further = [name for name in frame.columns if name not in (*slots_of(template), text.get("weight"))]
-        told = {name: {"column": name} for name in further}
+        text = {"answer": prompts.answer, **text}
+        used = *slots_of(template), text.get("weight")
+        further = {name: column.map(str) for name, column in prompts.rows.items() if name not in used}
+        frame, told = prompts.rows.assign(**further), {name: {"column": name} for name in further}
     elif isinstance(prompts, str | Path):
         about = validated(
             TextConfig,
