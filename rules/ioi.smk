@@ -50,6 +50,7 @@ rule draw_exact:
         "benchmarks/draw_exact/{task}/{model}.tsv"
     conda:
         "../envs/environment.yaml"
+    priority: ordered(20)
     threads: 1
     resources:
         mem_mb=memory(2000, 16000),
@@ -86,6 +87,7 @@ rule plot_figures:
         task=one_of(IOI),
     conda:
         "../envs/environment.yaml"
+    priority: ordered(20)
     threads: 1
     resources:
         mem_mb=memory(2000, 8000),

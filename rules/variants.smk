@@ -16,6 +16,7 @@ rule plot_baseline:
         "benchmarks/plot_baseline/{task}/{model}.tsv"
     conda:
         "../envs/environment.yaml"
+    priority: ordered(20)
     threads: 1
     resources:
         mem_mb=memory(1000, 2000),
