@@ -48,9 +48,9 @@ rule draw_exact:
         "logs/draw_exact/{task}/{model}.log",
     benchmark:
         "benchmarks/draw_exact/{task}/{model}.tsv"
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
-    priority: ordered(20)
     threads: 1
     resources:
         mem_mb=memory(2000, 16000),
@@ -85,9 +85,9 @@ rule plot_figures:
         "benchmarks/plot_figures/{task}/{model}.tsv"
     wildcard_constraints:
         task=one_of(IOI),
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
-    priority: ordered(20)
     threads: 1
     resources:
         mem_mb=memory(2000, 8000),

@@ -14,9 +14,9 @@ rule plot_baseline:
         "logs/plot_baseline/{task}/{model}.log",
     benchmark:
         "benchmarks/plot_baseline/{task}/{model}.tsv"
+    priority: ordered(20)
     conda:
         "../envs/environment.yaml"
-    priority: ordered(20)
     threads: 1
     resources:
         mem_mb=memory(1000, 2000),
