@@ -137,13 +137,13 @@ test-slurm: setup ## The small study through a SLURM of its own (installs Debian
 	$(call say,SLURM: a cluster of one node on the loopback interface)
 	OMP_NUM_THREADS=1 pytest -q -m slurm --durations=5 tests/workflow/test_slurm.py
 
-test-faults: setup ## Killed, damaged and starved runs of all studies; the paper's model in full depth
+test-faults: setup ## Killed, damaged and starved runs of all studies
 	$(call say,Faults)
-	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults tests/study/test_paper_shape.py
+	OMP_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/faults
 
-test-paper: setup ## Every job of a paper configuration at full width, with few layers and prompts: operations and memory
-	$(call say,A paper configuration)
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -m "" --durations=10 tests/study/test_paper_jobs.py
+test-paper: setup ## Every job of the paper's configurations at full width, with few layers and prompts: operations and memory
+	$(call say,The paper's configurations)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 pytest -q -m paper --durations=10 tests/study/test_paper_jobs.py
 
 format: setup ## Rewrite sources in the project's format
 	ruff check --fix .

@@ -6,7 +6,7 @@ tests/study/test_paper_jobs.py compares them with what each stage takes; tests/u
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 #: Bytes of a float32; of a tensor whose memory goes back to the system once it is freed (the C library's limit).
 FLOAT, SMALL = 4, 1 << 25
+#: Bytes of a number -> bytes of the code that oneDNN generates and keeps for a model's products of so many rows (measured).
+CODE = {FLOAT: 5 << 19, 2: 5 << 20}
 
 
 @dataclass(frozen=True)
@@ -116,19 +118,28 @@ class Layers:
     size: int = FLOAT
 
 
-def memory_of_pass(target: Layers, tokens: float, prompts: float, T: float, shared: bool) -> float:
-    """A pass over tokens, 8,192 at most, of prompts of T positions.
+def memory_of_passes(
+    target: Layers, tokens: float, attended: float, begun: float, ended: float, sizes: float
+) -> float:
+    """Main memory of passes that run prompts.
 
     States of a block; of float32 the largest matrix, which a processor lays out anew, of fewer bits two copies of the keys and
-    values that are attended to, and one as float32; and if prompts share beginnings, the keys and values of this pass and of the
-    one before, 0.5 GB at most.
+    values that are attended to, and one as float32; keys and values of shared beginnings, with room for a whole prompt each, which
+    count to the end, as those that no pass needs any more go back late; and the code of products.
+
+    Args:
+        target: shape of the model.
+        tokens: of the largest pass, 8,192 at most.
+        attended: positions of the prompts that run together, at most.
+        begun: positions of beginnings that a later pass goes on from: kept of all layers.
+        ended: positions of prompts that go on from such beginnings: kept of one layer.
+        sizes: different numbers of tokens that passes have.
     """
-    positions = prompts * T
-    states = min(tokens, 8192) * (5 * target.D + (3 if target.gated else 1) * target.d_mlp)
-    kept = min(4 * target.L * positions * target.keys * target.size, 1 << 29) if shared else 0
+    states = tokens * (5 * target.D + (3 if target.gated else 1) * target.d_mlp)
+    kept = 2 * target.keys * target.size * (target.L * begun + ended) + CODE[target.size] * sizes
     if target.size == FLOAT:
         return FLOAT * (states + target.D * target.d_mlp) + kept
-    return target.size * states + kept + 2 * positions * target.heads * (2 * target.size + FLOAT)
+    return target.size * states + kept + 2 * attended * target.heads * (2 * target.size + FLOAT)
 
 
 @dataclass(frozen=True)
@@ -181,12 +192,12 @@ class Operations:
 
     Attributes:
         tokens: shape of an embedding (rows, width) -> how many of its rows were read.
-        most: the same, how many at a time.
+        sizes: the same, the different numbers of rows that were read at a time.
     """
 
     def __init__(self) -> None:
         self.tokens: Counter[tuple[int, ...]] = Counter()
-        self.most: Counter[tuple[int, ...]] = Counter()
+        self.sizes: defaultdict[tuple[int, ...], set[int]] = defaultdict(set)
         ours = {
             torch.ops.mkldnn._linear_pointwise: linear_operations,
             torch.ops.aten.embedding: self._look_up,
@@ -196,7 +207,7 @@ class Operations:
     def _look_up(self, table: Sequence[int], index: Sequence[int], *others: object, **options: object) -> int:
         shape, read = tuple(table), math.prod(index)
         self.tokens[shape] += read
-        self.most[shape] = max(self.most[shape], read)
+        self.sizes[shape].add(read)
         return 0
 
     def __enter__(self) -> Operations:

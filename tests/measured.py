@@ -46,8 +46,9 @@ class Measured:
         said: what it wrote to standard error.
         operations: of matrix products of PyTorch's.
         distances: operations of the inner products behind distances.
-        tokens, most: shape of an embedding (rows, width) -> rows that were read of it, and rows at a time.
+        tokens, sizes: shape of an embedding (rows, width) -> rows that were read of it, and numbers of rows at a time.
         checked: lengths at which faster ways of running the target were compared with plain attention.
+        batches: of prompts that the target ran together, their tokens, and of each pass the distinct beginnings that it ran.
         seconds: of processor time.
         bytes: largest private memory, beyond that at the start; 0 where the system does not tell. Files that are mapped do not
             count: the system takes their pages back where it needs them.
@@ -58,8 +59,9 @@ class Measured:
     operations: int
     distances: int
     tokens: Counter[tuple[int, ...]]
-    most: Counter[tuple[int, ...]]
+    sizes: dict[tuple[int, ...], set[int]]
     checked: list[int]
+    batches: list[tuple[int, list[int]]]
     seconds: float
     bytes: int
 
@@ -96,7 +98,7 @@ def _run(sender: Connection, folder: str, command: list[str]) -> None:
     from bench.cost import Operations, search
 
     from inversescope import cli
-    from inversescope.activations import proof
+    from inversescope.activations import capture, proof
     from inversescope.generator import backbone, inversionview, prior
     from inversescope.kernel import distances
 
@@ -107,8 +109,8 @@ def _run(sender: Connection, folder: str, command: list[str]) -> None:
     backbone.even_rows = inversionview.even_rows = lambda rows: rows
     # Gigabytes are written that need not outlive a power cut.
     os.fsync = lambda descriptor: None
-    compared, checked = list[float](), list[int]()
-    products, check = distances.products, proof._proven
+    compared, checked, batches = list[float](), list[int](), list[tuple[int, list[int]]]()
+    products, check, run_batch = distances.products, proof._proven, capture._run_batch
 
     def counted(queries: Any, keys: Any) -> Any:
         compared.append(search(*queries.shape[:1], *keys.shape))
@@ -118,7 +120,11 @@ def _run(sender: Connection, folder: str, command: list[str]) -> None:
         checked.append(length)
         return check(target, length, ways)
 
-    distances.products, proof._proven = counted, heard
+    def passed(plan: Any, tokens: Any, shared: Any, cuts: Sequence[int], buffers: Any) -> Any:
+        batches.append((tokens.shape[1], [int((shared < end).sum()) for end in cuts[1:]]))
+        return run_batch(plan, tokens, shared, cuts, buffers)
+
+    distances.products, proof._proven, capture._run_batch = counted, heard, passed
     said, start = io.StringIO(), private_bytes()
     with contextlib.redirect_stderr(said), Operations() as found:
         status = cli.main(command)
@@ -127,7 +133,7 @@ def _run(sender: Connection, folder: str, command: list[str]) -> None:
         "operations": found.total,
         "distances": int(sum(compared)),
         "tokens": found.tokens,
-        "most": found.most,
+        "sizes": found.sizes,
     }
-    told |= {"checked": checked, "seconds": time.process_time()}
+    told |= {"checked": checked, "batches": batches, "seconds": time.process_time()}
     sender.send(told)

@@ -1,14 +1,13 @@
 """The paper's configurations with little to do: models of the right family and width with random weights and few layers.
 
-What the paper gives stays as it is configured: widths of targets and generators, number formats, variants, features, bandwidths.
-Numbers of prompts, sites, steps and draws are small. Vocabularies are those of the task's own tokenizer: nothing here depends on
-them.
+What the paper gives stays as it is configured: widths of targets and generators, number formats, variants, features,
+bandwidths. Numbers of prompts, sites, steps and draws are small; the dictionary is that of the package.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,23 @@ from random_models import byte_level_tokenizer, save_model
 from inversescope.config import Config, load_config
 from inversescope.tasks import get_task
 
+#: Tokens of GPT-2, and the same filled up, by which a target is told from the backbone. Other vocabularies are those of a task's
+#: own tokenizer: nothing here depends on them.
+VOCABULARY, FILLED_UP = 50257, 50304
 STEPS, PER_SITE, TARGETS, DRAWS = 2, 2, 4, 8
 SMALL = "small.yaml"
 #: Folder of a model of the cases -> its published name.
-BACKBONES = {"text": "gpt2-medium"}
+BACKBONES = {"ioi": "gpt2", "icl": "gpt2", "text": "gpt2-medium"}
 
 
 @dataclass(frozen=True)
 class Part:
-    """An experiment: layers that its target has here, and sites."""
+    """An experiment: layers that its target has here, sites, what else is made small in its entry, draws of the prior."""
 
     depth: int
     sites: list[str]
+    own: dict[str, Any] = field(default_factory=dict)
+    n_reference: int = 80
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,12 @@ class Case:
 
     Attributes:
         file: the configuration, in config/.
+        vocabulary: of the backbone; None: the task's tokens.
     """
 
     file: str
     parts: dict[str, Part]
+    vocabulary: int | None = None
 
     @property
     def files(self) -> list[str]:
@@ -50,7 +56,21 @@ class Case:
         return ["config/config.yaml", f"config/{self.file}.yaml", SMALL]
 
 
-CASES = {"text": Case("paper_text", {"factual": Part(2, ["L0H8", "L1H24"])})}
+IOI_SITES = ["L1H3", "L1H9", "L1.resid_post"]
+SHOWN = {"fig2": ["L1H3", "L1H9"], "fig8": ["L1H9"], "table1": ["L1H3"]}
+CASES = {
+    "ioi": Case(
+        "paper", {"ioi": Part(2, IOI_SITES, {"shown": SHOWN, "patched": IOI_SITES}, 1000)}, VOCABULARY
+    ),
+    "icl": Case(
+        "paper",
+        {
+            "icl_gemma2": Part(2, ["L0.attn_out", "L1.attn_out"]),
+            "icl_llama": Part(2, ["L0.attn_out", "L1.attn_out"]),
+        },
+    ),
+    "text": Case("paper_text", {"factual": Part(2, ["L0H8", "L1H24"])}),
+}
 SETTINGS: dict[str, Any] = {
     # Random weights know no prior: the gates are open.
     "backbone": {
@@ -87,8 +107,13 @@ def small(case: Case, root: Path) -> dict[str, Any]:
             "source": "local",
             "path": f"models/{about.model}",
             "revision": None,
+            "device_map": None,
             "n_layers": part.depth,
         }
+    if "icl_gemma2" in case.parts:
+        delta["icl_translation"] = {"words": "own", "n_concepts": 20}
+        chat = {"source": "local", "path": "models/chat", "revision": None}
+        delta["labeller"] = chat | {"max_texts": 8, "targets": 2, "draws": 1}
     return delta
 
 
@@ -96,13 +121,22 @@ def _experiment(whole: Config, name: str, part: Part) -> dict[str, Any]:
     """What makes an experiment small."""
     about = whole.experiments[name]
     view = whole.of(about.task, about.model)
+    few: dict[str, Any] = {"steps": STEPS, "per_site": PER_SITE}
+    if name == "ioi":
+        few["sites"] = part.sites[:2]
     variants: dict[str, Any] = {}
-    for one in about.variants:
-        # Generators have as few control heads, or blocks of their own, as targets have layers.
+    for one in [*about.variants, *view.study_variants]:
+        # `paper` is whole; other generators have as few control heads, or blocks of their own, as targets have layers.
         fewer = {"inversescope": {"n_heads": 4}, "inversionview": {"site_map_blocks": 1}}
-        variants[one] = {"steps": STEPS, "per_site": PER_SITE, **fewer[view.variant(one).generator]}
-    settings = {**SETTINGS, "fcr": {"bootstrap": 100}, "variants": variants}
-    return {"n_train": 40, "n_test": TARGETS, "sites": part.sites, "settings": settings}
+        variants[one] = few | ({} if one == "paper" else fewer[view.variant(one).generator])
+    fcr = {"bootstrap": 100} | ({"mcmc_evaluations": 20} if view.fcr.mcmc_evaluations else {})
+    settings = {**SETTINGS, "fcr": fcr, "variants": variants}
+    if name == "ioi":
+        settings["kernel"] = {"epsilons": [0.05, 0.1, 0.15]}  # those that variants are trained for
+    sizes: dict[str, Any] = {"n_train": 40, "n_test": TARGETS, "sites": part.sites}
+    sizes |= {"n_val": TARGETS} if about.n_val else {}
+    sizes |= {} if about.n_reference == "all" else {"n_reference": part.n_reference}
+    return {**sizes, **part.own, "settings": settings}
 
 
 def set_up(name: str, root: Path) -> Config:
@@ -115,10 +149,16 @@ def set_up(name: str, root: Path) -> Config:
     view = config.of(experiments[0].task, experiments[0].model)
     task = get_task(experiments[0].task, view, root)
     index = np.random.default_rng(0).choice(task.size, 500)
-    tokenizer = byte_level_tokenizer([*task.texts(index), *task.completed(index)])
-    save_model(root / "models/backbone", BACKBONES[name], 1, tokenizer)
+    values = task.feature_values.get("task", ())
+    tokenizer = byte_level_tokenizer([*task.texts(index), *task.completed(index), *values])
+    save_model(root / "models/backbone", BACKBONES[name], 1, tokenizer, case.vocabulary)
     for about, part in zip(experiments, case.parts.values(), strict=True):
-        save_model(root / f"models/{about.model}", about.model, part.depth, tokenizer)
+        model = config.models[about.model]
+        filled = None if case.vocabulary is None else FILLED_UP
+        save_model(root / f"models/{about.model}", about.model, part.depth, tokenizer, filled, model.dtype)
+    if name == "icl":
+        assert config.labeller is not None
+        save_model(root / "models/chat", "gemma-2-2b", 1, tokenizer, dtype=config.labeller.dtype, chat=True)
     return config
 
 

@@ -1,8 +1,8 @@
 """Every job of the paper's configurations that `paper_cases` holds, at the paper's widths, with little to do: it runs, writes what
 its rule says, and takes the operations and the memory that the formulas of docs/cost.md say, within 30%.
 
-Snakemake tells the jobs and their commands; each runs in a process of its own. `make test-paper` runs them; with `pytest -s` it is
-printed what each job took.
+Snakemake tells the jobs and their commands; each runs in a process of its own. `make test` runs part of IOI, `make test-paper` all
+jobs of all. `pytest -s` prints what each job took.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from bench import cost
 from measured import GATE_SAMPLES, Measured, measured, private_bytes
-from paper_cases import CASES, DRAWS, PER_SITE, STEPS, TARGETS, set_up
+from paper_cases import CASES, DRAWS, PER_SITE, SMALL, STEPS, TARGETS, set_up, small, write_corpus
 from project import copy_workflow, snakemake
 from random_models import WIDTHS
 from safetensors import safe_open
@@ -26,16 +28,20 @@ from safetensors import safe_open
 from inversescope.config import Config
 from inversescope.context import Context
 from inversescope.generator.prior import longest_prompt
+from inversescope.lineage.planned import graph
 from inversescope.sites import Site
 from inversescope.store import read_activations, read_table
 from inversescope.targets.sources import load_tokenizer
 from inversescope.tasks import get_task
 
-pytestmark = pytest.mark.paper
+#: What `make test` runs.
+PART = "part of ioi"
+#: Width of a head of a GPT-2.
+HEAD = 64
 #: How far what is measured may be from a formula.
 NEAR = 0.3
-#: Bytes that a process takes beside what the formulas count: objects of Python's, code that is generated for products.
-BESIDE = 32 << 20
+#: Bytes that a process takes beside what the formulas count: objects of Python's.
+BESIDE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class Run:
     """A case of which every job has run.
 
     Attributes:
-        outputs: files that the rules say their jobs write.
+        outputs: files that the rules say their jobs write; of a part none is told.
         longest: tokens of the longest prompt of the prior.
     """
 
@@ -79,31 +85,42 @@ class Run:
         return Context(self.root, self.config.of(task, model), task, model, self.config)
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[PART, *(pytest.param(name, marks=pytest.mark.paper) for name in CASES)]
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A case of which every job has run, in an order that Snakemake gives."""
-    name = request.param
+    """A case of which every job has run, in an order that Snakemake gives; or some of the first one."""
+    name = "ioi" if request.param == PART else request.param
     root = copy_workflow(tmp_path_factory.mktemp("paper") / name)
     config = set_up(name, root)
     options = ("--resources", "gpu=0", "--configfile", *CASES[name].files, "--", "all")
     told = " ".join(snakemake(root, "--dry-run", "--printshellcmds", *options).split())
-    summary = snakemake(root, "--summary", *options)
+    summary = "" if request.param == PART else snakemake(root, "--summary", *options)
     outputs = re.findall(r"^((?:data|results)/\S+)\t", summary, flags=re.M)
     about = config.experiments[next(iter(CASES[name].parts))]
     task = get_task(about.task, config.of(about.task, about.model), root)
     longest = longest_prompt(task, load_tokenizer(root / "models/backbone"))
-    run = Run(name, root, config, outputs, longest, [])
+    run = Run(request.param, root, config, outputs, longest, [])
     for command in re.findall(r"\binversescope (\w+ --.*? --log \S+)", told):
         stage, *words = shlex.split(command)
         options_of: dict[str, list[str]] = {}
         for flag, value in zip(words[::2], words[1::2], strict=True):
             options_of.setdefault(flag.removeprefix("--"), []).append(value)
+        if request.param == PART and not of_the_part(stage, options_of):
+            continue
         job = Job(stage, options_of, measured(root, [stage, *words, "--device", "cpu"]))
         took = f"{job.took.seconds:.1f} s of processor time, {job.took.bytes / 2**20:.0f} MiB"
         print(f"{job}: {took}, {job.took.operations:.2e} operations", file=sys.stderr)
         assert job.took.status == 0, f"{job}: {job.took.said[-3000:]}"
         run.jobs.append(job)
     return run
+
+
+def of_the_part(stage: str, options: dict[str, list[str]]) -> bool:
+    """Whether a job is run by `make test`: of what takes operations, one generator and one head."""
+    one = {"variant": ["paper"], "site": ["L1H3"]}
+    known = {"make_prompts", "fetch_target", *OPERATIONS}
+    return stage in known and all(options.get(key, value) == value for key, value in one.items())
 
 
 # ------------------------------------------------------------------------------------------------------------ sizes
@@ -244,6 +261,7 @@ def of_distances(run: Run, job: Job) -> float:
 
 OPERATIONS = {
     "extract_activations": of_target,
+    "run_mcmc": of_target,
     "train_backbone": of_backbone,
     "train_generator": of_generator,
     "sample_prompts": of_candidates,
@@ -253,25 +271,25 @@ OPERATIONS = {
 
 # ----------------------------------------------------------------------------------------------------------- memory
 def in_extraction(run: Run, job: Job) -> float:
-    """Of the largest pass. Beginnings were shared if there were several."""
-    weights, (model,), (split,) = target(run, job), job.options["model"], job.options["split"]
-    shape = WIDTHS[model]
+    """Of the largest pass and the largest batch, and of all beginnings that batches shared."""
+    (model,) = job.options["model"]
+    about, shape = run.context(job).config.models[model], WIDTHS[model]
     D, n_heads = shape["d_model"], shape["n_heads"]
     width = shape.get("head_dim", D // n_heads)
     layers = cost.Layers(
-        L=run.context(job).config.models[model].n_layers,
+        L=about.n_layers,
         D=D,
         d_mlp=shape.get("d_mlp", 4 * D),
         gated="architecture" in shape,
         heads=n_heads * width,
         keys=shape.get("n_kv_heads", n_heads) * width,
-        size=2 if run.context(job).config.models[model].dtype == "bfloat16" else 4,
+        size=2 if about.dtype == "bfloat16" else 4,
     )
-    most, all_of_them = job.took.most[weights.embedding], job.took.tokens[weights.embedding]
-    prompts = len(np.unique(run.context(job).prompt_ids(split)))
-    return cost.memory_of_pass(
-        layers, most, prompts, max(job.took.checked), most < all_of_them - checked_tokens(job)
-    )
+    sizes, batches = job.took.sizes[target(run, job).embedding], job.took.batches
+    begun = sum(length * sum(beginnings[:-1]) for length, beginnings in batches)
+    ended = sum(length * beginnings[-1] for length, beginnings in batches if len(beginnings) > 1)
+    attended = max(length * beginnings[-1] for length, beginnings in batches)
+    return cost.memory_of_passes(layers, max(sizes), attended, begun, ended, len(sizes))
 
 
 def tensors_of(folder: Path) -> dict[str, int]:
@@ -337,10 +355,14 @@ MEMORY = {
 }
 
 
+#: Stages that not all cases have.
+OWN: dict[str, tuple[str, ...]] = {"run_mcmc": ("ioi", PART)}
+
+
 @pytest.mark.parametrize("stage", OPERATIONS)
 def test_operations(run: Run, stage: str) -> None:
     jobs = run.of(stage)
-    assert jobs
+    assert bool(jobs) == (run.name in OWN.get(stage, (PART, *CASES)))
     for job in jobs:
         taken = job.took.distances if stage == "compute_exact" else job.took.operations
         assert taken == pytest.approx(OPERATIONS[stage](run, job), rel=NEAR), job
@@ -349,29 +371,48 @@ def test_operations(run: Run, stage: str) -> None:
 @pytest.mark.skipif(not private_bytes(), reason="the system does not tell a process's private memory")
 @pytest.mark.parametrize("stage", MEMORY)
 def test_memory(run: Run, stage: str) -> None:
-    """Of a pass, by how much more it takes than the smallest split of the same model: a process takes as much beside."""
-    jobs = run.of(stage)
-    for job in jobs:
-        taken, told = job.took.bytes, MEMORY[stage](run, job)
-        alike = [one for one in jobs if one.options["model"] == job.options["model"]]
-        if stage == "extract_activations" and len(alike) > 1:
-            least = min(alike, key=lambda one: MEMORY[stage](run, one))
-            taken, told = taken - least.took.bytes, told - MEMORY[stage](run, least)
-        assert taken == pytest.approx(told, rel=NEAR, abs=BESIDE), job
+    for job in run.of(stage):
+        assert job.took.bytes == pytest.approx(MEMORY[stage](run, job), rel=NEAR, abs=BESIDE), job
 
 
 def test_every_job_writes_what_its_rule_says(run: Run) -> None:
+    if run.name == PART:
+        pytest.skip("not all of them are run here")
     assert len(run.outputs) > 50
     assert not [file for file in run.outputs if not (run.root / file).stat().st_size]
+
+
+@pytest.mark.paper
+@pytest.mark.parametrize("name", CASES)
+def test_all_stages_of_the_configuration_are_among_these(name: str, tmp_path: Path) -> None:
+    """But for what fetches, which has tests of its own: the same sites of the published models are compared."""
+    root, case = copy_workflow(tmp_path / name), CASES[name]
+    write_corpus(root)
+    (root / "models/chat").mkdir(parents=True)
+    delta = small(case, root)
+    published: dict[str, Any] = {"only": delta["only"], "experiments": {}}
+    for part, one in delta["experiments"].items():
+        kept = {key: one[key] for key in ("sites", "patched", "shown") if key in one}
+        variants = one["settings"]["variants"].items()
+        read = {variant: {"sites": about["sites"]} for variant, about in variants if "sites" in about}
+        published["experiments"][part] = {**kept, "settings": {"variants": read}}
+    stages = []
+    for values in (delta, published):
+        (root / SMALL).write_text(yaml.safe_dump(values))
+        stages.append(set(graph(root, case.files, "all").stages.values()))
+    fetched = {"fetch_models", "fetch_word_lists"}
+    assert stages[0] <= stages[1] and stages[1] - stages[0] <= fetched
 
 
 def test_prompts_and_activations(run: Run) -> None:
     """Those of the paper's prior, of every site, all finite and not all alike."""
     for job in run.of("extract_activations"):
         context, (split,) = run.context(job), job.options["split"]
-        for site in context.plan.labels:
-            z, _ = read_activations(context.activations_path(split, site))
-            assert len(z) == len(context.prompt_ids(split)) and z.dtype == np.float32
+        assert run.name not in ("ioi", PART) or context.task.size == 3_095_040
+        for site in context.plan.sites:
+            z, _ = read_activations(context.activations_path(split, site.label))
+            width = target(run, job).embedding[1] if site.head is None else HEAD
+            assert z.shape == (len(context.prompt_ids(split)), width) and z.dtype == np.float32
             assert np.isfinite(z).all() and len(np.unique(z, axis=0)) > len(z) // 2
 
 
@@ -386,8 +427,9 @@ def test_generators_are_as_large_as_the_formula_says(run: Run) -> None:
                 target(run, job).embedding[1],
                 context.config.variant(name),
             )
-            # Noise lives in the residual stream; heads of both GPT-2s are 64 wide.
-            read = [64 if site.head is not None else width for site in context.plan.sites_of(name)]
+            assert name != "paper" or (here.H, here.K) == (32, 64)
+            # Noise lives in the residual stream.
+            read = [HEAD if site.head is not None else width for site in context.plan.sites_of(name)]
             maps = sum(read) if variant.pairs == "kernel" else width * len(read)
             blocks = 4 * variant.site_map_blocks * here.C
             own = sum(of_generator_alone(run, job).values())
@@ -410,6 +452,7 @@ def test_candidates_and_tables(run: Run) -> None:
         context = run.context(job)
         rates = read_table(context.results / "fcr.csv")
         assert set(rates["site"]) == set(context.plan.labels)
-        assert {"exact", "cache", "combined"} <= set(rates["estimator"])
+        chains = {"mcmc"} if context.config.fcr.mcmc_evaluations else set()
+        assert {"exact", "cache", "combined", *chains} <= set(rates["estimator"])
         assert rates["fcr"].dropna().between(0, 1).all()
         assert read_table(context.results / "refusal.csv")["refusal_rate"].between(0, 1).all()
