@@ -124,7 +124,7 @@ class BackboneConfig(Strict):
 
 #: Studies that compare generators alone: nobody asks what the cache adds.
 ALONE = ("frontier", "baseline")
-#: Studies of what one change does, seed by seed: what the paper says of its training, and what cures the error of its rates.
+#: Studies of what one change does, seed by seed: what the paper says of its training, and what lowers the error of its rates.
 CHANGES = ("claims", "cures")
 
 

@@ -1,4 +1,4 @@
-"""One change of `paper` at a time, seed by seed: what the paper says of its training, and what cures the error of its rates."""
+"""One change of `paper` at a time, seed by seed: what the paper says of its training, and what lowers the error of its rates."""
 
 from __future__ import annotations
 
