@@ -18,6 +18,7 @@ from inversescope.kernel.distances import distance_of
 from inversescope.reader.answers import SHRINKAGE, LinearProbe
 from inversescope.reader.predictions import Asked, check_predictions, read_predictions, to_the_same
 from inversescope.reader.score import ALL, BINS, CERTAIN, Answers, judged, reliability, scores
+from inversescope.reader.shown import shared
 
 VALUES = 5
 
@@ -156,6 +157,13 @@ def test_only_who_answers_all_questions_is_compared() -> None:
     asked = full[(full["feature"] == "a") & (full["site"] == "L0H0")]
     same = to_the_same(others, asked)
     assert set(same["reader"]) == {"full", "half"} and len(same) == 2 * len(asked)
+
+
+def test_a_bandwidth_without_any_answer_is_told() -> None:
+    rng = np.random.default_rng(3)
+    nothing = answered(rng, rng.random(100), rng.random(100), "prior").iloc[:0]
+    with pytest.raises(InputError, match=r"within the bandwidth.*wider"):
+        shared(nothing)
 
 
 def test_the_linear_probe_is_discriminant_analysis() -> None:

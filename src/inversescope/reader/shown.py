@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from inversescope.context import Context, need
+from inversescope.errors import InputError
 from inversescope.figures.panels import error_bars, light_grid, log_axis, panel_letters, share_axis
 from inversescope.figures.registry import Drawing, Page, draw, figure, table
 from inversescope.figures.save import as_written, interval, markdown_table, save_figure, save_table
@@ -145,7 +146,16 @@ def _read(study: Study, group: str) -> pd.DataFrame:
 
 
 def shared(answers: pd.DataFrame) -> pd.DataFrame:
-    """Answers to the questions that all readers answer."""
+    """Answers to the questions that all readers answer.
+
+    Raises:
+        InputError: there is no answer at all.
+    """
+    if answers.empty:
+        raise InputError(
+            "No question has an exact answer: no target prompt has a reference prompt within the bandwidth",
+            "choose a wider one: kernel.epsilon, or kernel.share",
+        )
     keys = ["site", "feature", "target_id"]
     readers = answers.drop_duplicates(READER).shape[0]
     once = answers.drop_duplicates([*READER, *keys])
