@@ -527,6 +527,34 @@ def test_targets_lie_within_the_radius_and_weigh_by_the_kernel(
         np.testing.assert_allclose(batch.target_weight[i, 1 : 1 + n], kernel_values(d, 0.1, kind), rtol=1e-3)
 
 
+@pytest.mark.parametrize("limit", [256, 4], ids=["all", "a few"])
+def test_neighbours_that_condition_hold_the_share_of_the_posterior_that_sampling_tells(
+    limit: int, searches: list[dict[str, Any]]
+) -> None:
+    """Of a prior twice as large as the cache half of each ball is cached: so half of the target lies on what conditions."""
+    prompts = toy_prompts()
+    z = toy_activations(prompts)
+    size = 2 * prompts.size
+    source = KernelPairs(
+        {"s": z}, prompts, epsilon=0.4, per_site=96, prior_size=size, seed=5, chunk=1, n_condition=limit
+    )
+    shares = []
+    for step in range(40):
+        searches.clear()
+        batch = source.batch(step)
+        assert batch.targets is not None and batch.target_weight is not None
+        found, told = (search["found"] for search in searches)
+        for i in np.flatnonzero(found.counts):
+            first = 1 + int(found.counts.max())
+            rows = batch.targets[i, first : first + told.counts[i]]
+            np.testing.assert_array_equal(rows, prompts.tokens[told.of(i)])
+            weight = batch.target_weight[i, 1:]
+            shares.append([weight[: first - 1].sum(), weight[first - 1 :].sum(), told.scanned[i]])
+    of_found, of_told, scanned = np.array(shares).T
+    expected = 0.5 if limit == 256 else scanned.mean() / size
+    assert of_told.sum() / (of_found + of_told).sum() == pytest.approx(expected, abs=0.04)
+
+
 # Order
 
 

@@ -6,8 +6,9 @@ All sources serve the same `Batch`; the generator's architecture does not know w
   is no noise (InversionView as published).
 - `KernelPairs` (ours): a clean cached activation as anchor, and *other* cached prompts within epsilon of it. They are draws from
   P(x; z) itself, on the activations that are asked for later. What conditions (mean embedding, counts) and what is predicted
-  come from disjoint parts of the cache, cut anew for every chunk of steps; the anchor's own prompt is in neither. It enters
-  the target with its own prior weight only: it stands for one prompt of the prior, a cached neighbour for |prior| / n of them.
+  come from disjoint parts of the cache, cut anew for every chunk of steps; the anchor's own prompt is in neither. A neighbour
+  that is predicted stands for many prompts of the prior. The anchor's own prompt, and those that condition, belong to P(x; z)
+  too, but each stands for itself alone (`KernelPairs._targets`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from inversescope.kernel.neighbours import Cache, Neighbours
 
 #: A bandwidth, or a range (low, high) from which each example draws its own, log-uniformly.
 Epsilon = float | tuple[float, float]
-MAX_TARGETS = 128  # neighbours that a soft target averages over, at most
+MAX_TARGETS = 128  # neighbours that are searched for a soft target, at most
+MOST_TOLD = 0.99  # of the prior that neighbours which condition speak for, at most
 KEPT_BYTES = (
     7 << 28
 )  # of searchable copies of activations that are kept; those of further sites are made again
@@ -291,7 +293,7 @@ class KernelPairs(PairSource):
             for name in next(iter(sites.values())).arrays
         }
         members, rows, tokens = drawn["members"], drawn["rows"], self.prompts.tokens
-        width = 1 + int((members[:, 1:] >= 0).sum(1).max())
+        used = np.flatnonzero((members >= 0).any(0))
         near = drawn.get("near")
         if near is not None:
             near = near[:, : max(int((near >= 0).sum(1).max()), 1)]
@@ -300,8 +302,8 @@ class KernelPairs(PairSource):
             path=tokens[rows],
             lengths=self.prompts.lengths[rows],
             weight=drawn["weight"],
-            targets=tokens[np.maximum(members[:, :width], 0)] if self.soft else None,
-            target_weight=drawn["member_weight"][:, :width] if self.soft else None,
+            targets=tokens[np.maximum(members[:, used], 0)] if self.soft else None,
+            target_weight=drawn["member_weight"][:, used] if self.soft else None,
             scalars=drawn["scalars"],
             embedding=drawn.get("embedding"),
             neighbours=None if near is None else tokens[np.maximum(near, 0)],
@@ -348,17 +350,18 @@ class KernelPairs(PairSource):
             epsilon[lonely] *= 2.0
             found = search(MAX_TARGETS, target_span)
         middle = self.log_epsilons.get(label, LOG_EPSILON)
-        members, member_weight, weight = self._targets(found, anchors, epsilon)
+        near = search(self.n_condition, condition_span) if self.embed else None
+        beside = near if self.disjoint else None
+        members, member_weight, weight = self._targets(found, beside, anchors, epsilon, cut / cache.size)
         arrays = {
             "rows": _pick(members, member_weight, rng),
             "members": members,
             "member_weight": member_weight,
             "weight": weight,
-            "floor": self._floor(found, anchors, members, member_weight),
+            "floor": self._floor(found, anchors, epsilon),
             "scalars": bandwidth_scalars(epsilon, middle),
         }
-        if self.embed:
-            near = search(self.n_condition, condition_span)
+        if near is not None:
             arrays["embedding"] = mean_embedding(self.prompts, near)
             arrays["scalars"] = scalar_inputs(near, epsilon, middle)
             if self.attend:
@@ -366,42 +369,70 @@ class KernelPairs(PairSource):
         return _Drawn(self.activations[label][places], arrays)
 
     def _targets(
-        self, found: Neighbours, anchors: np.ndarray, epsilon: np.ndarray
+        self,
+        found: Neighbours,
+        told: Neighbours | None,
+        anchors: np.ndarray,
+        epsilon: np.ndarray,
+        part: float,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Cached rows that each of B anchors' target averages over, -1 = none, and their weights: (B, 1 + MAX_TARGETS) each, the
-        anchor's own prompt first; and each anchor's weight in the loss (B,)."""
-        lonely = found.counts == 0
-        members = np.full((len(anchors), MAX_TARGETS + 1), -1, np.int64)
-        members[:, 1:] = found.table(MAX_TARGETS)
-        member_weight = np.zeros(members.shape, np.float32)
-        owner = np.repeat(np.arange(len(anchors)), found.counts)
-        member_weight[:, 1:][members[:, 1:] >= 0] = kernel_values(found.distance, epsilon[owner], self.kind)
-        weight = np.ones(len(anchors), np.float32)
-        if self.empty == "own":
-            # A neighbour stands for prior_size / scanned prompts of the prior, the anchor's own prompt for one.
-            own = (
-                found.scanned / self.prior_size if self.prior is None else found.scanned * self.prior[anchors]
-            )
-            members[:, 0], member_weight[:, 0] = anchors, own
-            # Without a neighbour the rest of the posterior is unknown: about half a neighbour more is expected.
-            weight[lonely] = (own / (own + 0.5))[lonely]
-        else:
-            members[lonely, 0], member_weight[lonely, 0] = anchors[lonely], 1.0
-            weight[lonely] = 0.0
-        return members, member_weight, weight
+        """Cached rows that each of B anchors' target averages over, -1 = none, and their weights: (B, M) each, the anchor's own
+        prompt first, then those that were found, then those that condition; and each anchor's weight in the loss (B,).
 
-    def _floor(
-        self, found: Neighbours, anchors: np.ndarray, members: np.ndarray, member_weight: np.ndarray
-    ) -> np.ndarray:
+        Each stands for some prompts of the prior. The anchor's own prompt stands for itself. In sampling the whole cache
+        conditions, here a part of it does: those that condition stand for all cached ones. Those that were found stand for all
+        others.
+
+        Args:
+            told: neighbours that condition; None = none do, or they are among those found.
+        """
+        chance = np.broadcast_to(
+            1.0 / self.prior_size if self.prior is None else self.prior, self.prompts.size
+        )
+        # Weight of a prompt of probability 1 that stands for itself, where a neighbour that was found weighs 1.
+        one = found.scanned.astype(float)
+        more = np.ones(len(anchors))
+        if told is not None:
+            more = np.minimum(1.0 / part, self.n_condition / np.maximum(told.counts, 1))
+            one /= 1.0 - np.minimum(more * told.scanned * chance.mean(), MOST_TOLD)
+        own = one * chance[anchors]
+        lonely = found.counts == 0
+        members, weights = [anchors[:, None]], [own[:, None] if self.empty == "own" else lonely[:, None]]
+        rows, value = self._table(found, epsilon, MAX_TARGETS)
+        members, weights = [*members, rows], [*weights, value]
+        if told is not None:
+            rows, value = self._table(told, epsilon, self.n_condition)
+            # Without one that was found the rest is unknown: those told must not pass for all of it.
+            members, weights = (
+                [*members, rows],
+                [*weights, value * (more * one * ~lonely)[:, None] * chance[rows]],
+            )
+        weight = np.concatenate(weights, 1, dtype=np.float32)
+        # Where none was found about half a neighbour more is expected.
+        in_loss = own / (own + 0.5) if self.empty == "own" else 0.0
+        return (
+            np.where(weight > 0, np.concatenate(members, 1), -1),
+            weight,
+            np.where(lonely, in_loss, 1.0).astype(np.float32),
+        )
+
+    def _table(self, near: Neighbours, epsilon: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Neighbours of each query and their kernel values: (Q, width) each, filled up with -1 and 0."""
+        rows = near.table(width)
+        value = np.zeros(rows.shape, np.float32)
+        value[rows >= 0] = kernel_values(near.distance, np.repeat(epsilon, near.counts), self.kind)
+        return rows, value
+
+    def _floor(self, found: Neighbours, anchors: np.ndarray, epsilon: np.ndarray) -> np.ndarray:
         """Bayes floor of the loss (B,) in nats a sequence, the entropy of P(x; z); NaN without a neighbour."""
-        mass = member_weight[:, 1:].sum(1)
+        rows, value = self._table(found, epsilon, MAX_TARGETS)
+        mass = value.sum(1)
         share = mass / np.maximum(found.scanned, 1)
         if self.prior is None:
             floor = np.log(np.maximum(share * self.prior_size + 1.0, 1.0))
         else:
             # What prompts of the ball weigh, on average, over what the ball weighs.
-            surprise = np.where(members[:, 1:] >= 0, -np.log(self.prior)[members[:, 1:]], 0.0)
-            mean = (surprise * member_weight[:, 1:]).sum(1) / np.maximum(mass, 1e-12)
+            mean = (-np.log(self.prior)[rows] * value).sum(1) / np.maximum(mass, 1e-12)
             floor = mean + np.log(share + self.prior[anchors])
         return np.where(found.counts > 0, floor, np.nan)
 
