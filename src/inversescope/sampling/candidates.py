@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MARGINAL_SAMPLES, MARGINAL_ACTIVATIONS = 2, 16
 #: Columns of the table of cached prompts' log q; rows are of the train split.
 LOG_Q = {"target_id": "int32", "row": "int64", "logq": "float64", "epsilon": "float64"}
-DENSE = 256  # targets with more cached neighbours are dense: `combined` needs no log q of them
+DENSE = 100  # targets with more cached neighbours are dense: `combined` needs no log q of them, and gains little by it
 
 
 @dataclass(frozen=True)
