@@ -97,6 +97,11 @@ def search(Q: float, N: float, d: float) -> float:
     return 2 * Q * N * d
 
 
+def train_sae(steps: float, batch: float, d: float, width: float) -> float:
+    """One autoencoder."""
+    return steps * batch * 10 * d * width
+
+
 # ------------------------------------------------------------------------------------------------------ bytes of memory
 @dataclass(frozen=True)
 class Layers:

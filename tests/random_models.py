@@ -26,6 +26,22 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "d_mlp": 9216,
         "head_dim": 256,
     },
+    "gemma-2-9b": {
+        "architecture": "gemma2",
+        "n_heads": 16,
+        "n_kv_heads": 8,
+        "d_model": 3584,
+        "d_mlp": 14336,
+        "head_dim": 256,
+    },
+    "gemma-2-27b": {
+        "architecture": "gemma2",
+        "n_heads": 32,
+        "n_kv_heads": 16,
+        "d_model": 4608,
+        "d_mlp": 36864,
+        "head_dim": 128,
+    },
     "llama-2-7b": {
         "architecture": "llama",
         "n_heads": 32,

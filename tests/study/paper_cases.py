@@ -1,7 +1,8 @@
 """The paper's configurations with little to do: models of the right family and width with random weights and few layers.
 
-What the paper gives stays as it is configured: widths of targets and generators, number formats, variants, features,
-bandwidths. Numbers of prompts, sites, steps and draws are small; the dictionary is that of the package.
+What the paper gives stays as it is configured: widths of targets, generators and autoencoders, number formats, variants, features,
+bandwidths. It gives none for RAVEL: there they are as wide as random weights need. Numbers of prompts, sites, steps and draws are
+small; RAVEL's tables and the dictionary are those of the package.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import yaml
 from random_models import byte_level_tokenizer, save_model
 
 from inversescope.config import Config, load_config
+from inversescope.sites import Site
 from inversescope.tasks import get_task
 
 #: Tokens of GPT-2, and the same filled up, by which a target is told from the backbone. Other vocabularies are those of a task's
@@ -24,7 +26,10 @@ VOCABULARY, FILLED_UP = 50257, 50304
 STEPS, PER_SITE, TARGETS, DRAWS = 2, 2, 4, 8
 SMALL = "small.yaml"
 #: Folder of a model of the cases -> its published name.
-BACKBONES = {"ioi": "gpt2", "icl": "gpt2", "text": "gpt2-medium"}
+BACKBONES = {"ioi": "gpt2", "icl": "gpt2", "ravel": "gpt2", "text": "gpt2-medium"}
+PASSAGE = (
+    "What is written here is general text as a corpus would have it, of no prior at all and for no task."
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,14 @@ CASES = {
             "icl_llama": Part(2, ["L0.attn_out", "L1.attn_out"]),
         },
     ),
+    "ravel": Case(
+        "paper_ravel",
+        {
+            "ravel_2b": Part(2, ["L1.resid_post"], {"representative": [1]}, 160),
+            "ravel_9b": Part(2, ["L1.resid_post"], {"representative": [1]}, 160),
+            "ravel_27b": Part(2, ["L1.resid_post"], {"representative": [1]}, 160),
+        },
+    ),
     "text": Case("paper_text", {"factual": Part(2, ["L0H8", "L1H24"])}),
 }
 SETTINGS: dict[str, Any] = {
@@ -94,6 +107,16 @@ SETTINGS: dict[str, Any] = {
     "hypotheses": {"shares": [0.3]},
     "patching": {"n_partners": 4, "n_pairs": 4, "n_queries": 5, "n_shots": 1},
 }
+GENERAL = {
+    "source": "local",
+    "path": "data/own/general.txt",
+    "revision": None,
+    "configuration": None,
+    "rows": None,
+    "words": 8,
+    "n_passages": 12,
+}
+SAE = {"steps": STEPS, "batch_size": 64, "general": GENERAL}
 
 
 def small(case: Case, root: Path) -> dict[str, Any]:
@@ -103,17 +126,27 @@ def small(case: Case, root: Path) -> dict[str, Any]:
     for name, part in case.parts.items():
         about = whole.experiments[name]
         delta["experiments"][name] = _experiment(whole, name, part)
-        delta["models"][about.model] = {
+        delta["models"][about.model] = model = {
             "source": "local",
             "path": f"models/{about.model}",
             "revision": None,
             "device_map": None,
             "n_layers": part.depth,
         }
+        if whole.models[about.model].gemma_scope:
+            l0 = dict.fromkeys(range(part.depth), 9)
+            model["gemma_scope"] = {"source": "local", "path": "models/scope", "revision": None, "l0": l0}
     if "icl_gemma2" in case.parts:
         delta["icl_translation"] = {"words": "own", "n_concepts": 20}
         chat = {"source": "local", "path": "models/chat", "revision": None}
         delta["labeller"] = chat | {"max_texts": 8, "targets": 2, "draws": 1}
+    if "ravel_2b" in case.parts:
+        delta["ravel"] = {
+            "source": "embedded",
+            "types": ["country", "person"],
+            "n_entities": 12,
+            "n_templates": 6,
+        }
     return delta
 
 
@@ -133,6 +166,11 @@ def _experiment(whole: Config, name: str, part: Part) -> dict[str, Any]:
     settings = {**SETTINGS, "fcr": fcr, "variants": variants}
     if name == "ioi":
         settings["kernel"] = {"epsilons": [0.05, 0.1, 0.15]}  # those that variants are trained for
+    if about.task == "ravel":
+        settings["kernel"] = {"epsilon": 0.55, "epsilons": [0.4, 0.5, 0.55]}
+        settings["sampling"] = SETTINGS["sampling"] | {"decodings": ["mixed"]}
+        settings["sae"] = SAE
+        variants["default"]["eps_range"] = [0.4, 0.6]
     sizes: dict[str, Any] = {"n_train": 40, "n_test": TARGETS, "sites": part.sites}
     sizes |= {"n_val": TARGETS} if about.n_val else {}
     sizes |= {} if about.n_reference == "all" else {"n_reference": part.n_reference}
@@ -142,7 +180,7 @@ def _experiment(whole: Config, name: str, part: Part) -> dict[str, Any]:
 def set_up(name: str, root: Path) -> Config:
     """Write all that the jobs of a case read; returns its configuration."""
     case = CASES[name]
-    write_corpus(root)
+    write_corpora(root)
     (root / SMALL).write_text(yaml.safe_dump(small(case, root), sort_keys=False))
     config = load_config([root / file for file in case.files])
     experiments = [config.experiments[part] for part in case.parts]
@@ -150,20 +188,22 @@ def set_up(name: str, root: Path) -> Config:
     task = get_task(experiments[0].task, view, root)
     index = np.random.default_rng(0).choice(task.size, 500)
     values = task.feature_values.get("task", ())
-    tokenizer = byte_level_tokenizer([*task.texts(index), *task.completed(index), *values])
+    tokenizer = byte_level_tokenizer([*task.texts(index), *task.completed(index), *values, PASSAGE])
     save_model(root / "models/backbone", BACKBONES[name], 1, tokenizer, case.vocabulary)
     for about, part in zip(experiments, case.parts.values(), strict=True):
         model = config.models[about.model]
         filled = None if case.vocabulary is None else FILLED_UP
         save_model(root / f"models/{about.model}", about.model, part.depth, tokenizer, filled, model.dtype)
+        if model.gemma_scope:
+            write_scope(root / "models/scope", 2304, part.sites)
     if name == "icl":
         assert config.labeller is not None
         save_model(root / "models/chat", "gemma-2-2b", 1, tokenizer, dtype=config.labeller.dtype, chat=True)
     return config
 
 
-def write_corpus(root: Path) -> None:
-    """Facts as docs/text.md asks for them."""
+def write_corpora(root: Path) -> None:
+    """Facts as docs/text.md asks for them, and general text."""
     rows = [
         {
             "prompt": f"The {relation} of {subject} is",
@@ -174,6 +214,25 @@ def write_corpus(root: Path) -> None:
         for k, subject in enumerate(f"Name{i}" for i in range(30))
         for relation in ("capital", "language", "colour")
     ]
-    path = root / "data/text/corpus.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    for path, lines in (
+        ("data/text/corpus.jsonl", map(json.dumps, rows)),
+        (str(GENERAL["path"]), [PASSAGE] * 6),
+    ):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text("".join(f"{line}\n" for line in lines))
+
+
+def write_scope(folder: Path, width: int, sites: list[str]) -> None:
+    """Files of random autoencoders at sites, where a release would have them."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "W_enc": (width, 16384),
+        "W_dec": (16384, width),
+        "b_enc": 16384,
+        "b_dec": width,
+        "threshold": 16384,
+    }
+    for site in sites:
+        path = folder / f"layer_{Site.parse(site).layer}/width_16k/average_l0_9/params.npz"
+        path.parent.mkdir(parents=True)
+        np.savez(path, **{key: rng.random(size, np.float32) for key, size in shapes.items()})

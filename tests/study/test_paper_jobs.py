@@ -1,5 +1,5 @@
-"""Every job of the paper's configurations that `paper_cases` holds, at the paper's widths, with little to do: it runs, writes what
-its rule says, and takes the operations and the memory that the formulas of docs/cost.md say, within 30%.
+"""Every job of the paper's configurations, at the paper's widths, with little to do (`paper_cases`): it runs, writes what its rule
+says, and takes the operations and the memory that the formulas of docs/cost.md say, within 30%.
 
 Snakemake tells the jobs and their commands; each runs in a process of its own. `make test` runs part of IOI, `make test-paper` all
 jobs of all. `pytest -s` prints what each job took.
@@ -20,7 +20,7 @@ import pytest
 import yaml
 from bench import cost
 from measured import GATE_SAMPLES, Measured, measured, private_bytes
-from paper_cases import CASES, DRAWS, PER_SITE, SMALL, STEPS, TARGETS, set_up, small, write_corpus
+from paper_cases import CASES, DRAWS, PER_SITE, SMALL, STEPS, TARGETS, set_up, small, write_corpora
 from project import copy_workflow, snakemake
 from random_models import WIDTHS
 from safetensors import safe_open
@@ -259,13 +259,23 @@ def of_distances(run: Run, job: Job) -> float:
     )
 
 
+def of_autoencoders(run: Run, job: Job) -> float:
+    """Training of those that are trained here."""
+    context, D = run.context(job), target(run, job).embedding[1]
+    sae, corpora = context.config.sae, context.plan.trained_corpora
+    runs = len(job.options["site"]) * len(corpora) * len(sae.sparsity)
+    return runs * cost.train_sae(sae.steps, sae.batch_size, D, sae.width)
+
+
 OPERATIONS = {
     "extract_activations": of_target,
+    "collect_positions": of_target,
     "run_mcmc": of_target,
     "train_backbone": of_backbone,
     "train_generator": of_generator,
     "sample_prompts": of_candidates,
     "compute_exact": of_distances,
+    "train_sae": of_autoencoders,
 }
 
 
@@ -356,7 +366,11 @@ MEMORY = {
 
 
 #: Stages that not all cases have.
-OWN: dict[str, tuple[str, ...]] = {"run_mcmc": ("ioi", PART)}
+OWN: dict[str, tuple[str, ...]] = {
+    "run_mcmc": ("ioi", PART),
+    "collect_positions": ("ravel",),
+    "train_sae": ("ravel",),
+}
 
 
 @pytest.mark.parametrize("stage", OPERATIONS)
@@ -387,12 +401,13 @@ def test_every_job_writes_what_its_rule_says(run: Run) -> None:
 def test_all_stages_of_the_configuration_are_among_these(name: str, tmp_path: Path) -> None:
     """But for what fetches, which has tests of its own: the same sites of the published models are compared."""
     root, case = copy_workflow(tmp_path / name), CASES[name]
-    write_corpus(root)
-    (root / "models/chat").mkdir(parents=True)
+    write_corpora(root)
+    for model in ("chat", "scope"):
+        (root / "models" / model).mkdir(parents=True)
     delta = small(case, root)
     published: dict[str, Any] = {"only": delta["only"], "experiments": {}}
     for part, one in delta["experiments"].items():
-        kept = {key: one[key] for key in ("sites", "patched", "shown") if key in one}
+        kept = {key: one[key] for key in ("sites", "patched", "shown", "representative") if key in one}
         variants = one["settings"]["variants"].items()
         read = {variant: {"sites": about["sites"]} for variant, about in variants if "sites" in about}
         published["experiments"][part] = {**kept, "settings": {"variants": read}}
@@ -400,7 +415,7 @@ def test_all_stages_of_the_configuration_are_among_these(name: str, tmp_path: Pa
     for values in (delta, published):
         (root / SMALL).write_text(yaml.safe_dump(values))
         stages.append(set(graph(root, case.files, "all").stages.values()))
-    fetched = {"fetch_models", "fetch_word_lists"}
+    fetched = {"fetch_models", "fetch_word_lists", "fetch_ravel", "fetch_general_text"}
     assert stages[0] <= stages[1] and stages[1] - stages[0] <= fetched
 
 

@@ -18,6 +18,7 @@ from bench.cost import (
     search,
     train_backbone,
     train_generator,
+    train_sae,
     write_candidates,
 )
 
@@ -52,6 +53,8 @@ def expected() -> dict[str, float]:
     R, half = about.n_reference, (sum(range(12)) / 12 + 1) / 12
     sequences = S * paper.per_site
     step = train_generator(sequences, T_M, model, control.P_c, frozen=True)
+    ravel = load_config([ROOT / "config/config.yaml", ROOT / "config/paper_ravel.yaml"])
+    sae = ravel.of("ravel", "gemma-2-2b").sae
     return {
         "`extract_activations`": run_target((N + Q + R) * T, model.P, 1.0),
         "each job that runs the target, at its start": run_target(check_target(24, False), model.P, 1.0),
@@ -66,6 +69,9 @@ def expected() -> dict[str, float]:
         "the same, activations of candidates": run_target(S * Q * M * T, model.P, half),
         "the same, probabilities of cached neighbours": write_candidates(S * Q * DENSE * T, model, control.H),
         "the same, neighbours of the targets": search(Q, N, 64),
+        "`train_sae`, an autoencoder of width W (RAVEL)": train_sae(
+            sae.steps, sae.batch_size, 2304, sae.width
+        ),
         "`run_mcmc`": run_target(S * Q * view.fcr.mcmc_evaluations * T, model.P, half),
     }
 
