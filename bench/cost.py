@@ -55,9 +55,13 @@ class Control:
 
     @property
     def P_c(self) -> int:
-        """Parameters that an activation passes."""
+        """Parameters of the control layers that an activation passes."""
         D, H, K, C = self.on.D, self.H, self.K, self.C
         return self.on.L * (D * H * K + C * H * K + C * H * D)
+
+    def passed(self, d: int, blocks: int = 0) -> int:
+        """All parameters that an activation of d numbers passes: P_m of its site map and the MLP blocks behind it, and P_c."""
+        return d * self.C + 4 * blocks * self.C**2 + self.P_c
 
 
 # ---------------------------------------------------------------------------------------------------------- operations
@@ -78,7 +82,7 @@ def train_backbone(tokens: float, model: Decoder) -> float:
 
 
 def train_generator(sequences: float, T: float, model: Decoder, passed: float, frozen: bool) -> float:
-    """A step on S B sequences of T positions, whose activations pass so many parameters: `Control.P_c`, or `passed_in_blocks`."""
+    """A step on S B sequences of T positions; what an activation passes is `Control.passed`, or `passed_in_blocks`."""
     return sequences * (T * (4 if frozen else 6) * (model.P + model.P_o) + 6 * passed)
 
 

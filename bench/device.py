@@ -170,7 +170,7 @@ def training(model: InverseScope, sequences: int) -> Measured:
 
     train(model, loss, Schedule(STEPS, 1e-4), name="", tokens_per_step=1, echo=lambda line: None)
     took = (times[-1] - times[1]) / (STEPS - 2)
-    operations = train_generator(sequences, TOKENS, MODEL, CONTROL.P_c, frozen=True)
+    operations = train_generator(sequences, TOKENS, MODEL, CONTROL.passed(64), frozen=True)
     return Measured("tokens", sequences * TOKENS / took, operations / took)
 
 

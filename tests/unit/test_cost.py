@@ -52,7 +52,8 @@ def expected() -> dict[str, float]:
     assert isinstance(about.n_reference, int)
     R, half = about.n_reference, (sum(range(12)) / 12 + 1) / 12
     sequences = S * paper.per_site
-    step = train_generator(sequences, T_M, model, control.P_c, frozen=True)
+    passed = control.passed(model.D, paper.site_map_blocks)
+    step = train_generator(sequences, T_M, model, passed, frozen=True)
     ravel = load_config([ROOT / "config/config.yaml", ROOT / "config/paper_ravel.yaml"])
     sae = ravel.of("ravel", "gemma-2-2b").sae
     return {
@@ -60,7 +61,7 @@ def expected() -> dict[str, float]:
         "each job that runs the target, at its start": run_target(check_target(24, False), model.P, 1.0),
         "`train_backbone`": train_backbone(backbone.steps * backbone.batch_size * T_M, model),
         "`train_generator`, a step, backbone frozen": step,
-        "the same, backbone trained too": train_generator(sequences, T_M, model, control.P_c, frozen=False),
+        "the same, backbone trained too": train_generator(sequences, T_M, model, passed, frozen=False),
         "its neighbour search, a step (kernel pairs only)": search(sequences, N, 64),
         "all steps, frozen": paper.steps * step,
         "`compute_exact`, a site": search(Q, R, 64),
@@ -110,8 +111,9 @@ def test_memory_of_the_page() -> None:
 
 def test_parameters_of_the_page() -> None:
     model = Decoder.gpt2(12, 768, 50257)
-    told = dict(re.findall(r"^\| (P[_oc]*)\b.* \| ([\d.]+) M \|$", PAGE, flags=re.M))
-    found = {"P": model.P, "P_o": model.P_o, "P_c": Control(model, 32, 64, 768).P_c}
+    told = dict(re.findall(r"^\| (P[_ocm]*)\b.* \| ([\d.]+) M \|$", PAGE, flags=re.M))
+    control = Control(model, 32, 64, 768)
+    found = {"P": model.P, "P_o": model.P_o, "P_m": control.passed(768) - control.P_c, "P_c": control.P_c}
     assert {name: f"{count / 1e6:.3g}" for name, count in found.items()} == told
 
 
