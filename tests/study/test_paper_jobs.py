@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,25 +89,36 @@ class Run:
 @pytest.fixture(
     scope="module", params=[PART, *(pytest.param(name, marks=pytest.mark.paper) for name in CASES)]
 )
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A case of which every job has run, in an order that Snakemake gives; or some of the first one."""
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """A case of which every job has run, in an order that Snakemake gives; or some of the first one.
+
+    Its folder, gigabytes of models, goes after its tests.
+    """
     name = "ioi" if request.param == PART else request.param
     root = copy_workflow(tmp_path_factory.mktemp("paper") / name)
+    try:
+        yield every_job_run(request.param, name, root)
+    finally:
+        shutil.rmtree(root)
+
+
+def every_job_run(case: str, name: str, root: Path) -> Run:
+    """Run the jobs of a case in a folder."""
     config = set_up(name, root)
     options = ("--resources", "gpu=0", "--configfile", *CASES[name].files, "--", "all")
     told = " ".join(snakemake(root, "--dry-run", "--printshellcmds", *options).split())
-    summary = "" if request.param == PART else snakemake(root, "--summary", *options)
+    summary = "" if case == PART else snakemake(root, "--summary", *options)
     outputs = re.findall(r"^((?:data|results)/\S+)\t", summary, flags=re.M)
     about = config.experiments[next(iter(CASES[name].parts))]
     task = get_task(about.task, config.of(about.task, about.model), root)
     longest = longest_prompt(task, load_tokenizer(root / "models/backbone"))
-    run = Run(request.param, root, config, outputs, longest, [])
+    run = Run(case, root, config, outputs, longest, [])
     for command in re.findall(r"\binversescope (\w+ --.*? --log \S+)", told):
         stage, *words = shlex.split(command)
         options_of: dict[str, list[str]] = {}
         for flag, value in zip(words[::2], words[1::2], strict=True):
             options_of.setdefault(flag.removeprefix("--"), []).append(value)
-        if request.param == PART and not of_the_part(stage, options_of):
+        if case == PART and not of_the_part(stage, options_of):
             continue
         job = Job(stage, options_of, measured(root, [stage, *words, "--device", "cpu"]))
         took = f"{job.took.seconds:.1f} s of processor time, {job.took.bytes / 2**20:.0f} MiB"
